@@ -1,0 +1,3 @@
+"""epochfs mounts an OCI Distribution registry as a directory."""
+
+__version__ = "0.1.0"
