@@ -1,0 +1,159 @@
+"""Options, parsed once into frozen values. Reads no environment: `cli` does, and passes it here.
+
+Sizes are bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from epochfs.errors import InvalidName, UsageError, printable
+from epochfs.names import Repository
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+"""Epoch's own default server."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(text: str) -> int:
+    """Parse `10G`, `512M`, `4096`: bytes, in powers of 1024; raises UsageError."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise UsageError(f"not a size: '{printable(text)}' (write it like 512M or 10G)")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_seconds(text: str) -> float:
+    """Parse `60`, `5m`, `24h`, `500ms` into seconds; raises UsageError."""
+    match = _SECONDS.match(text.strip())
+    if match is None:
+        raise UsageError(f"not a duration: '{printable(text)}' (write it like 60 or 5m)")
+    return float(match[1]) * _UNITS[(match[2] or "").lower()]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryUrl:
+    """Where a registry is: `base` without a trailing slash, and an optional repository prefix."""
+
+    base: str
+    prefix: Repository | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> RegistryUrl:
+        """Parse `http(s)://host[:port][/prefix]` or `host[:port][/prefix]`; raises UsageError.
+
+        Without a scheme it is https, and http on loopback. Empty text is Epoch's default.
+        """
+        text = text.strip() or DEFAULT_URL
+        if "://" not in text:
+            host = urlsplit(f"//{text}").hostname or ""
+            text = f"{'http' if is_loopback(host) else 'https'}://{text}"
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise UsageError(f"not a registry URL: '{printable(text)}' ({error})") from None
+        if parts.username is not None or parts.password is not None:
+            raise UsageError("a registry URL must not hold credentials: use --username")
+        if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+            raise UsageError(f"not a registry URL: '{printable(text)}' (http(s)://host[:port])")
+        name = parts.path.strip("/")
+        try:
+            prefix = Repository.parse(name) if name else None
+        except InvalidName as error:
+            raise UsageError(str(error)) from None
+        shown_host = f"[{host}]" if ":" in host else host
+        return cls(f"{parts.scheme}://{shown_host}{f':{port}' if port else ''}", prefix)
+
+    @property
+    def host(self) -> str:
+        """The host name, in lower case and without brackets."""
+        return urlsplit(self.base).hostname or ""
+
+    def __str__(self) -> str:
+        return f"{self.base}/{self.prefix}" if self.prefix else self.base
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can only be this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOptions:
+    """How to speak to the registry. `tls_verify` None means: unless the registry is loopback."""
+
+    timeout: float = 60.0
+    connect_timeout: float = 10.0
+    retries: int = 4
+    ca_cert: Path | None = None
+    tls_verify: bool | None = None
+    pool_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the user gave to authenticate with; never logged, never shown by `repr`.
+
+    `token` is sent as it is in `Authorization: Bearer`; `token_file` is read for each use.
+    """
+
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListingOptions:
+    """How long and how much of the registry's names and manifests is remembered."""
+
+    metadata_ttl: float = 60.0
+    negative_ttl: float = 5.0
+    stale_if_error: float = 86400.0
+    manifest_limit: int = 4 * 1024 * 1024
+    repositories: tuple[Repository, ...] = ()
+    parallel: int = 16
+
+    @property
+    def kernel_ttl(self) -> float:
+        """How long the kernel may keep an entry: a tenth of the TTL, at most 5 seconds.
+
+        What the kernel keeps is as old as the listing it came from plus this, so a listing is
+        refreshed that much earlier (`listing_ttl`) and the two together stay within the TTL.
+        """
+        return min(self.metadata_ttl / 10, 5.0)
+
+    @property
+    def listing_ttl(self) -> float:
+        """How long a listing is used before the registry is asked again."""
+        return self.metadata_ttl - self.kernel_ttl
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """Where blobs are kept, and how many bytes of them at most."""
+
+    directory: Path
+    size_limit: int = 10 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class BlobOptions:
+    """How blobs are read through: `verify_first` hashes all before serving the first byte."""
+
+    timeout: float = 60.0
+    verify_first: bool = False
+    connections: int = 8

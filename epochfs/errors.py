@@ -1,0 +1,98 @@
+"""Every error epochfs raises on purpose.
+
+::
+
+    EpochfsError
+    ├── UsageError              an option or argument is wrong; nothing was tried
+    ├── InvalidName             text that is no repository, tag, digest or path of the tree
+    ├── NotFound                the registry does not know it (404, *_UNKNOWN)
+    ├── Denied                  401 after authenticating, or 403
+    ├── Unsupported             the registry does not offer the endpoint (405, 501, UNSUPPORTED)
+    ├── Unavailable             refused, reset, unresolvable, or 5xx after the retries
+    ├── DeadlineExceeded        the operation's time limit passed
+    ├── ProtocolViolation       an answer the specification does not allow
+    │   └── ContentMismatch     bytes that do not have the promised digest or size
+    ├── TooLarge                a document over the size limit
+    ├── Vanished                an object disappeared under an open handle
+    ├── ReadOnly                a write to the mount
+    ├── CacheFailure            the local cache cannot be read or written
+    └── MountFailure            the mount point, FUSE, or the daemon failed
+
+This module knows nothing of errno: `operations` holds the one table from here to there.
+A message is one line, says what failed and on what, and never holds a credential.
+"""
+
+from __future__ import annotations
+
+
+class EpochfsError(Exception):
+    """Base of everything epochfs raises on purpose."""
+
+
+class UsageError(EpochfsError):
+    """An option or argument is wrong."""
+
+
+class InvalidName(EpochfsError, ValueError):
+    """Text that is not a well-formed repository, tag, digest or path."""
+
+
+class NotFound(EpochfsError):
+    """The registry does not know the object."""
+
+
+class Denied(EpochfsError):
+    """The registry refuses access with the present credentials."""
+
+
+class Unsupported(EpochfsError):
+    """The registry does not offer this endpoint."""
+
+
+class Unavailable(EpochfsError):
+    """The registry cannot be reached, or keeps failing."""
+
+
+class DeadlineExceeded(EpochfsError):
+    """The operation's time limit passed."""
+
+
+class ProtocolViolation(EpochfsError):
+    """The registry's answer is not one the specification allows."""
+
+
+class ContentMismatch(ProtocolViolation):
+    """Bytes arrived that do not have the promised digest or size."""
+
+
+class TooLarge(EpochfsError):
+    """A document is larger than the configured limit."""
+
+
+class Vanished(EpochfsError):
+    """An object disappeared while a handle to it was open."""
+
+
+class ReadOnly(EpochfsError):
+    """The mount cannot be written to."""
+
+
+class CacheFailure(EpochfsError):
+    """The local cache cannot be read or written."""
+
+
+class MountFailure(EpochfsError):
+    """The mount could not be made, answered or removed."""
+
+
+def fresh(error: EpochfsError) -> EpochfsError:
+    """Return a copy to raise: one exception raised in many threads would mix their tracebacks."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error
+    return copy
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Return hostile text as one safe log fragment: escaped, ASCII, at most `limit` characters."""
+    escaped = str(text)[: limit + 1].encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."

@@ -1,0 +1,140 @@
+"""Names of the registry, parsed once into frozen values and never split again.
+
+A name that comes from a server, a path or a command line is hostile text until one of the
+`parse` methods here has accepted it. Grammar: OCI Distribution specification 1.1, "Pulling
+manifests"; OCI Image specification, descriptor.md, "Digests".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from epochfs.errors import InvalidName, printable
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+MAX_SEGMENT_BYTES = 254
+"""Longest repository segment or tag in bytes: NAME_MAX less the one `_` of an escaped segment."""
+
+MAX_REPOSITORY_BYTES = 2048
+"""Longest repository name in bytes; well under PATH_MAX with the tree's own segments behind it."""
+
+_CONFORMING_SEGMENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
+_CONFORMING_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
+_ENCODED = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "sha512": re.compile(r"[0-9a-f]{128}\Z")}
+
+
+def _checked_segment(text: str, kind: str) -> str:
+    """Return `text` if it can safely be one path segment, or raise InvalidName."""
+    if text in ("", ".", ".."):
+        raise InvalidName(f"{kind} has an empty or relative segment: '{printable(text)}'")
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidName(f"{kind} is not valid Unicode: '{printable(text)}'") from None
+    if len(encoded) > MAX_SEGMENT_BYTES:
+        raise InvalidName(
+            f"{kind} has a segment over {MAX_SEGMENT_BYTES} bytes: '{printable(text)}'"
+        )
+    if "/" in text or not text.isprintable():
+        raise InvalidName(f"{kind} has a slash or control character: '{printable(text)}'")
+    return text
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Repository:
+    """A repository name such as `library/nginx`, of one or more segments.
+
+    `parse` also accepts names outside the specification's grammar, because Epoch does not
+    validate them; what it accepts is always safe as a sequence of path segments.
+    """
+
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Repository:
+        """Parse a name; raises InvalidName for one that could not be a path below the mount."""
+        if not isinstance(text, str) or len(text) > MAX_REPOSITORY_BYTES:
+            raise InvalidName(f"repository name is no text or too long: '{printable(text)}'")
+        for segment in text.split("/"):
+            _checked_segment(segment, "repository")
+        if len(text.encode()) > MAX_REPOSITORY_BYTES:
+            raise InvalidName(f"repository name is too long: '{printable(text)}'")
+        return cls(text)
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The name split at its slashes."""
+        return tuple(self.name.split("/"))
+
+    @property
+    def conforms(self) -> bool:
+        """Whether the name is one the specification's grammar allows."""
+        return all(_CONFORMING_SEGMENT.match(segment) for segment in self.segments)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tag:
+    """A tag: a mutable name for a manifest within a repository."""
+
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Tag:
+        """Parse a tag; raises InvalidName for one that could not be one path segment."""
+        if not isinstance(text, str):
+            raise InvalidName(f"tag is no text: '{printable(text)}'")
+        return cls(_checked_segment(text, "tag"))
+
+    @property
+    def conforms(self) -> bool:
+        """Whether the tag is one the specification's grammar allows."""
+        return _CONFORMING_TAG.match(self.name) is not None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """A content identifier, `algorithm:encoded`, of a registered algorithm (sha256, sha512)."""
+
+    algorithm: str
+    encoded: str
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Parse a digest; raises InvalidName unless algorithm, length and alphabet are right."""
+        if isinstance(text, str):
+            algorithm, _, encoded = text.partition(":")
+            pattern = _ENCODED.get(algorithm)
+            if pattern is not None and pattern.match(encoded):
+                return cls(algorithm, encoded)
+        raise InvalidName(f"not a sha256 or sha512 digest: '{printable(text, 100)}'")
+
+    @classmethod
+    def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
+        """Return the digest of `data`."""
+        return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
+
+    def hasher(self) -> _Hash:
+        """Return a fresh hash object of this digest's algorithm."""
+        return hashlib.new(self.algorithm)
+
+    def matches(self, data: bytes) -> bool:
+        """Whether `data` has this digest."""
+        return Digest.of(data, self.algorithm) == self
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.encoded}"
+
+
+Reference = Tag | Digest
+"""What names a manifest within a repository."""

@@ -1,0 +1,145 @@
+"""Options as users write them, and what follows from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from epochfs.config import (
+    Credentials,
+    ListingOptions,
+    RegistryUrl,
+    is_loopback,
+    parse_seconds,
+    parse_size,
+)
+from epochfs.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("1K", 1024),
+        ("512M", 512 * 2**20),
+        ("10G", 10 * 2**30),
+        ("10g", 10 * 2**30),
+        ("10GiB", 10 * 2**30),
+        ("10GB", 10 * 2**30),
+        ("1.5M", 3 * 2**19),
+        ("2 T", 2**41),
+        (" 7 ", 7),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "1e9", "10 G B", "1..5G", "NaN", "1\nG\n2"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("60", 60),
+        ("1.5", 1.5),
+        ("500ms", 0.5),
+        ("5m", 300),
+        ("24h", 86400),
+        ("1d", 86400),
+    ],
+)
+def test_durations(text: str, expected: float) -> None:
+    assert parse_seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1", "1w", "1h30m", "inf", "nan"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a duration"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "prefix"),
+    [
+        ("", "http://127.0.0.1:8080", None),
+        ("registry.example", "https://registry.example", None),
+        ("registry.example:5000", "https://registry.example:5000", None),
+        ("localhost:5000", "http://localhost:5000", None),
+        ("127.0.0.1", "http://127.0.0.1", None),
+        ("[::1]:5000", "http://[::1]:5000", None),
+        ("https://localhost:5000/", "https://localhost:5000", None),
+        ("http://registry.example", "http://registry.example", None),
+        ("HTTP://Registry.Example/", "http://registry.example", None),
+        ("https://registry.example/team/app/", "https://registry.example", "team/app"),
+        ("ghcr.io/cocoonstack", "https://ghcr.io", "cocoonstack"),
+        ("  ghcr.io  ", "https://ghcr.io", None),
+    ],
+)
+def test_registry_urls(text: str, base: str, prefix: str | None) -> None:
+    url = RegistryUrl.parse(text)
+    assert url.base == base
+    assert (str(url.prefix) if url.prefix else None) == prefix
+    assert str(url) == (f"{base}/{prefix}" if prefix else base)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ftp://registry.example",
+        "file:///etc/passwd",
+        "http://",
+        "http://registry.example:port",
+        "http://registry.example:99999",
+        "http://registry.example/?q=1",
+        "http://registry.example/#x",
+        "http://registry.example/a//b",
+        "http://registry.example/../etc",
+        "http://[::1",
+    ],
+)
+def test_what_is_no_registry_url_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        RegistryUrl.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://me:secret@registry.example", "me:secret@registry.example"]
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError, match="--username") as raised:
+        RegistryUrl.parse(text)
+    assert "secret" not in str(raised.value)
+
+
+def test_the_host_has_no_brackets() -> None:
+    assert RegistryUrl.parse("https://[2001:db8::1]:5000").host == "2001:db8::1"
+
+
+@pytest.mark.parametrize("host", ["localhost", "x.localhost", "127.0.0.1", "127.9.9.9", "::1"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "localhost.example", "notlocalhost", "10.0.0.1", "0.0.0.0", "127.0.0.1.example"]
+)
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_credentials_are_not_shown() -> None:
+    shown = repr(Credentials(username="me", password="secret", token="token"))
+    assert "me" not in shown.replace("Credentials", "").replace("token_file=None", "")
+    assert "secret" not in shown
+
+
+@pytest.mark.parametrize("ttl", [0.0, 1.0, 10.0, 60.0, 3600.0])
+def test_kernel_and_listing_together_stay_within_the_ttl(ttl: float) -> None:
+    options = ListingOptions(metadata_ttl=ttl)
+    assert 0 <= options.kernel_ttl <= 5
+    assert options.kernel_ttl + options.listing_ttl == pytest.approx(ttl)
