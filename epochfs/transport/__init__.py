@@ -1,0 +1,24 @@
+"""HTTP as a registry client needs it: sessions, time limits, retry, redirects, error conversion.
+
+The only importer of requests and urllib3. From the bottom up: `urls` (where a server may send
+us), `watchdog` (time limits), `connections` (what is changed in requests and urllib3), `faults`
+(their exceptions made ours), `retries`, `answers` and `streams` (bodies), `exchange` (all of it).
+"""
+
+from epochfs.transport.answers import Reply, TransportStats
+from epochfs.transport.exchange import Request, Transport
+from epochfs.transport.streams import BlobStream, UploadBody
+from epochfs.transport.urls import Url, next_page
+from epochfs.transport.watchdog import Watch
+
+__all__ = [
+    "BlobStream",
+    "Reply",
+    "Request",
+    "Transport",
+    "TransportStats",
+    "UploadBody",
+    "Url",
+    "Watch",
+    "next_page",
+]

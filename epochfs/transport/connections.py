@@ -1,0 +1,237 @@
+"""Connections under a watch, their pools, and TLS: what epochfs changes in requests and urllib3.
+
+`requests.Session` is not used. It reads the body of a redirect to its end however long that is,
+takes passwords from `.netrc` in place of our Authorization header, keeps cookies, and looks into
+the environment for each request. The layer under it, `HTTPAdapter`, does none of that.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import queue
+import socket
+import ssl
+import threading
+from contextvars import ContextVar
+from functools import cached_property
+from typing import IO, Any
+
+from requests import PreparedRequest, Response
+from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import NameResolutionError, NewConnectionError
+
+from epochfs.config import TransportOptions, is_loopback
+from epochfs.errors import UsageError
+from epochfs.transport.watchdog import Watch
+
+# urllib3 logs whole URLs, and that of a redirected blob may hold a signature.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)
+
+_SEND_BYTES = 256 * 1024
+"""How much of an upload is read and sent at a time."""
+
+_HOSTS = 16
+"""How many hosts (registry, token server, blob storage) idle connections are kept for."""
+
+watch_in_use: ContextVar[Watch] = ContextVar("watch_in_use")
+"""The watch of the operation that this thread is carrying out."""
+
+
+class _HeaderLines:
+    """The lines of an answer's head, and whether they broke off."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.broken_off = False
+        self.close = stream.close
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = self._stream.readline(limit)
+        self.broken_off = self.broken_off or not line
+        return line
+
+
+class _StrictResponse(http.client.HTTPResponse):
+    """An answer whose headers are whole.
+
+    The base class takes the end of the stream for the end of the headers, so that an answer cut
+    off there would be a success without Content-Length, that is with whatever body came.
+    """
+
+    def begin(self) -> None:
+        stream: Any = self.fp
+        lines: Any = _HeaderLines(stream)
+        self.fp = lines
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # otherwise it has been closed
+                self.fp = stream
+        if lines.broken_off:
+            raise http.client.RemoteDisconnected("the headers break off")
+
+
+class _WatchedConnection(HTTPConnection):
+    """A connection whose every step is under the watch of the operation that uses it."""
+
+    response_class = _StrictResponse
+    watch: Watch | None = None
+    live_socket: socket.socket | None = None
+
+    def connect(self) -> None:
+        watch = watch_in_use.get()
+        watch.attach(self)
+        super().connect()
+        self.live_socket = self.sock
+        # While TLS was set up there was no socket to shut down; look now whether time is up.
+        watch.check()
+
+    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base class's
+        watch = watch_in_use.get()
+        watch.attach(self)
+        if self.sock is None:
+            self.connect()
+        # Until here it was the time limit of connecting, too short for sending a large body.
+        self.timeout = watch.timeout
+        super().request(*args, **kwargs)
+
+    def _new_conn(self) -> socket.socket:
+        """Connect to the first address that answers, each tried for the connect timeout."""
+        watch = watch_in_use.get()
+        limit = self.timeout if isinstance(self.timeout, int | float) else watch.timeout
+        try:
+            addresses = _resolve(self._dns_host, self.port, min(limit, watch.remaining()))
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        failure = OSError("the name has no address")
+        for family, kind, protocol, _, address in addresses:
+            watch.check()
+            sock = socket.socket(family, kind, protocol)
+            self.live_socket = sock
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(min(limit, watch.remaining()))
+                sock.connect(address)
+                sock.settimeout(watch.remaining())  # holds for all of a TLS handshake
+            except OSError as error:
+                sock.close()
+                failure = error
+            else:
+                return sock
+        raise NewConnectionError(self, str(failure)) from failure
+
+
+class _WatchedTlsConnection(_WatchedConnection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _WatchedConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedTlsConnection
+
+    def _validate_conn(self, conn: Any) -> None:  # noqa: ANN401 - as the base class's
+        """Connect; without the base class's Python warning where verification is off by choice."""
+        if conn.is_closed:
+            conn.connect()
+
+
+def _resolve(host: str, port: int, seconds: float) -> list[Any]:
+    """Resolve a host as getaddrinfo(3) does, but within a time limit; raises socket.gaierror.
+
+    The C library's resolver can be neither limited nor interrupted, so it gets its own thread.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass
+    answers: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=look_up, name="epochfs-resolver", daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise socket.gaierror(socket.EAI_AGAIN, "name resolution timed out") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+class TlsPolicy:
+    """Which servers must show a certificate that verifies, and against what.
+
+    Trusted are the system's authorities, those requests brings along, and the user's. With
+    neither `ca_cert` nor `tls_verify` given, loopback alone is not verified (design, section 4).
+    """
+
+    def __init__(self, options: TransportOptions) -> None:
+        self._options = options
+        if options.ca_cert is not None:
+            _ = self._verifying  # an unusable file is the user's mistake: say so at once
+
+    def context(self, host: str) -> ssl.SSLContext:
+        """Return the TLS settings for connections to `host`."""
+        verify = self._options.tls_verify
+        if verify is None:
+            verify = self._options.ca_cert is not None or not is_loopback(host)
+        return self._verifying if verify else self._trusting
+
+    @cached_property
+    def _verifying(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+        path = self._options.ca_cert
+        if path is not None:
+            try:
+                context.load_verify_locations(path)
+            except OSError as error:
+                raise UsageError(f"no usable CA certificate in {path}: {error.strerror}") from error
+        return context
+
+    @cached_property
+    def _trusting(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+class Adapter(HTTPAdapter):
+    """requests' adapter with watched connections, our TLS policy, and no cookies."""
+
+    def __init__(self, tls: TlsPolicy, pool_size: int) -> None:
+        self._tls = tls
+        super().__init__(pool_connections=_HOSTS, pool_maxsize=pool_size, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Make the pools' manager, for pools of watched connections."""
+        super().init_poolmanager(*args, blocksize=_SEND_BYTES, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return host and TLS settings, which together choose the pool."""
+        host, _ = super().build_connection_pool_key_attributes(*args, **kwargs)
+        if host["scheme"] == "http":
+            return host, {}
+        return host, {"ssl_context": self._tls.context(host["host"])}
+
+    def cert_verify(self, *args: Any) -> None:  # noqa: ANN401
+        """Do nothing: the pool has its TLS settings already, and reloading them takes 20 ms."""
+
+    def build_response(self, req: PreparedRequest, resp: Any) -> Response:  # noqa: ANN401
+        """Wrap urllib3's answer, without the base class's search for cookies."""
+        response = Response()
+        response.raw = resp
+        return response

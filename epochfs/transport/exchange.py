@@ -1,0 +1,268 @@
+"""One request and all it takes: authentication, redirects, retries, within one time limit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from requests import PreparedRequest
+from requests.structures import CaseInsensitiveDict
+
+from epochfs import __version__
+from epochfs.auth import Authenticator, CredentialStore, TokenRequest
+from epochfs.config import Credentials, TransportOptions
+from epochfs.errors import (
+    Denied,
+    EpochfsError,
+    ProtocolViolation,
+    TooLarge,
+    Unavailable,
+    UsageError,
+    printable,
+)
+from epochfs.transport.answers import Answer, Reply, TransportStats
+from epochfs.transport.connections import Adapter, TlsPolicy, watch_in_use
+from epochfs.transport.faults import (
+    TRANSIENT_STATUSES,
+    Broken,
+    Unreached,
+    converted,
+    error_entries,
+    refusal,
+)
+from epochfs.transport.retries import UNREACHED_DELAY, UNREACHED_SECONDS, backoff, retry_after
+from epochfs.transport.streams import BlobStream, UploadBody
+from epochfs.transport.urls import Origin, Url
+from epochfs.transport.watchdog import Watch, Watchdog
+
+log = logging.getLogger(__name__)
+
+SMALL_BODY = 1024 * 1024
+"""Limit in bytes of bodies whose content is not looked at, or is a token."""
+
+_MAX_REDIRECTS = 5
+_NO_HEADERS: Mapping[str, str] = {}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to be made. `scope` names the access it needs, such as `library/nginx:pull`.
+
+    `repeatable` allows another attempt after the server may have acted on the first.
+    """
+
+    method: str
+    url: Url
+    scope: str = ""
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    body: bytes | UploadBody | None = None
+    repeatable: bool = True
+
+
+class Transport:
+    """Speaks HTTP to one registry, its token server, and where these redirect to.
+
+    Safe under threads. Every error it raises is one of `epochfs.errors`, and holds no credential.
+    """
+
+    def __init__(self, base_url: str, credentials: Credentials, options: TransportOptions) -> None:
+        """`base_url` has no path. Raises UsageError for a URL or CA file that cannot be used."""
+        try:
+            self.base = Url.parse(base_url)
+        except ProtocolViolation:
+            raise UsageError(f"not a registry URL: '{printable(base_url)}'") from None
+        self.stats = TransportStats()
+        self._options = options
+        self._watchdog = Watchdog()
+        self._adapter = Adapter(TlsPolicy(options), options.pool_size)
+        store = CredentialStore(
+            credentials.username, credentials.password, credentials.token, credentials.token_file
+        )
+        self._authenticator = Authenticator(store, self.base.scheme)
+
+    def watch(self) -> Watch:
+        """Start the time limit of an operation that takes several requests."""
+        return self._watchdog.watch(self._options.timeout)
+
+    def fetch(self, request: Request, limit: int = SMALL_BODY, watch: Watch | None = None) -> Reply:
+        """Make a request and read the whole answer, of whatever status, 5xx and 429 excepted.
+
+        Raises TooLarge for a 2xx whose body is over `limit` bytes, Unavailable once another
+        attempt would not help or there is no time for it, and DeadlineExceeded.
+        """
+        if watch is None:
+            with self.watch() as watch:
+                return self.fetch(request, limit, watch)
+
+        def read(answer: Answer) -> Reply:
+            if not answer.ok:
+                return answer.read_error()
+            answer.check_encoding()
+            return answer.read_whole(limit)
+
+        return self._attempts(request, partial(self._authenticated, request, watch), read, watch)
+
+    def open(self, request: Request, start: int, end: int | None) -> BlobStream:
+        """Make a request for the bytes from `start` to `end` of a blob; return the open stream.
+
+        The time limit holds until the headers are there, then anew for each read.
+        Raises what `fetch` does, what `refusal` returns, and what BlobStream raises.
+        """
+        watch = self.watch()
+
+        def stream(answer: Answer) -> BlobStream:
+            if answer.status not in (200, 206):
+                raise self.refusal(answer.read_error())
+            return BlobStream(answer, start, end)
+
+        try:
+            send = partial(self._authenticated, request, watch)
+            result = self._attempts(request, send, stream, watch)
+            watch.suspend()
+        except BaseException:
+            watch.release()
+            raise
+        return result
+
+    def refusal(self, reply: Reply) -> EpochfsError:
+        """Return the error that an answer other than the one hoped for means."""
+        entries = error_entries(reply.body)
+        text = "; ".join(f"{code}: {message}" for code, message in entries)
+        text = self._authenticator.redact(text, reply.authorization)
+        return refusal(reply.what, reply.status, reply.body, printable(text))
+
+    def close(self) -> None:
+        """End every operation under way, with Unavailable, and close the connections."""
+        self._watchdog.close()
+        self._adapter.close()
+
+    def _attempts(
+        self,
+        request: Request,
+        send: Callable[[], Answer],
+        consume: Callable[[Answer], _T],
+        watch: Watch,
+    ) -> _T:
+        """Send until there is an answer that another attempt would not improve on; consume it."""
+        started = time.monotonic()
+        attempt = 0
+        while True:
+            delay = backoff(attempt)
+            error: EpochfsError
+            again = request.repeatable and attempt < self._options.retries
+            try:
+                answer = send()
+                if answer.status not in TRANSIENT_STATUSES:
+                    return _consumed(answer, consume)
+                delay = max(delay, retry_after(answer.headers.get("Retry-After", "")))
+                error = self.refusal(answer.read_error())
+            except Unreached as failure:
+                error, delay = failure, UNREACHED_DELAY
+                again = time.monotonic() + delay < started + UNREACHED_SECONDS
+            except Broken as failure:
+                error = failure
+            if not again or delay > watch.remaining():
+                raise Unavailable(str(error)) from error
+            log.debug("%s; trying again in %.1f s", error, delay)
+            self.stats.count(retries=1)
+            with converted(_described(request, request.url), watch):
+                watch.sleep(delay)
+            attempt += 1
+
+    def _authenticated(self, request: Request, watch: Watch) -> Answer:
+        """Send a request; answer one 401 of the registry's with a fresh token or credentials."""
+        fetch_token = partial(self._fetch_token, watch)
+        sent_at = time.monotonic()
+        before = self._authenticator.header(request.scope, fetch_token, watch.remaining())
+        answer = self._follow(request, self.base.origin, before, watch)
+        if answer.status != 401 or answer.url.origin != self.base.origin:
+            return answer
+        challenge = answer.headers.get("WWW-Authenticate", "")
+        answer.read_error()
+        authorization = self._authenticator.renew(
+            request.scope, challenge, sent_at, fetch_token, watch.remaining()
+        )
+        if authorization == before:
+            return answer
+        return self._follow(request, self.base.origin, authorization, watch)
+
+    def _fetch_token(self, watch: Watch, wanted: TokenRequest) -> bytes:
+        """Return the body of a token server's answer (`auth.Fetch`)."""
+        request = Request("GET", Url.parse(wanted.url))
+        origin = request.url.origin
+        send = partial(self._follow, request, origin, wanted.authorization, watch)
+
+        def read(answer: Answer) -> Reply:
+            return answer.read_whole(SMALL_BODY) if answer.ok else answer.read_error()
+
+        try:
+            reply = self._attempts(request, send, read, watch)
+        except TooLarge as error:
+            raise ProtocolViolation(f"{error}: no token is so large") from None
+        if reply.status in (401, 403):
+            raise Denied(f"{reply.what}: {reply.status}: the token server refuses the credentials")
+        if reply.status != 200:
+            raise ProtocolViolation(f"{reply.what}: {reply.status}: no answer of a token server")
+        return reply.body
+
+    def _follow(self, request: Request, home: Origin, authorization: str, watch: Watch) -> Answer:
+        """Send a request to where redirects lead; `authorization` is shown at `home` only."""
+        url = request.url
+        for _ in range(_MAX_REDIRECTS + 1):
+            if isinstance(request.body, UploadBody) and not request.body.restart():
+                raise Unavailable(f"{_described(request, url)}: the body cannot be sent again")
+            answer = self._send(request, url, authorization if url.origin == home else "", watch)
+            if not answer.location:
+                return answer
+            answer.read_error()
+            url = url.follow(answer.location)
+        raise ProtocolViolation(f"{_described(request, request.url)}: over 5 redirects")
+
+    def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
+        """Send one request to one server and return its answer, whatever that is."""
+        headers: CaseInsensitiveDict[str] = CaseInsensitiveDict(
+            {"User-Agent": f"epochfs/{__version__}", "Accept-Encoding": "identity"}
+        )
+        headers.update(request.headers)
+        if authorization:
+            headers["Authorization"] = authorization
+        body = request.body
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        if isinstance(body, UploadBody):
+            body.watch = watch
+        prepared = PreparedRequest()
+        prepared.method, prepared.url, prepared.headers = request.method, str(url), headers
+        prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
+        what = _described(request, url)
+        self.stats.count(requests=1)
+        token = watch_in_use.set(watch)
+        try:
+            timeout = (self._options.connect_timeout, self._options.timeout)
+            with converted(what, watch):
+                raw = self._adapter.send(prepared, stream=True, timeout=timeout).raw
+        finally:
+            watch_in_use.reset(token)
+        log.debug("%s: %d", what, raw.status)
+        return Answer(raw, what, request.method, url, authorization, watch, self.stats)
+
+
+def _consumed(answer: Answer, consume: Callable[[Answer], _T]) -> _T:
+    """Return what `consume` makes of an answer, which is closed if it fails."""
+    try:
+        return consume(answer)
+    except BaseException:
+        answer.close()
+        raise
+
+
+def _described(request: Request, url: Url) -> str:
+    """Return a request as an error or the log may show it: no query, and no path elsewhere."""
+    if url.origin == request.url.origin:
+        return f"{request.method} {url.site}{printable(url.path)}"
+    return f"{request.method} {url.site} (redirected from {request.url.site})"

@@ -1,0 +1,312 @@
+"""Challenges, credentials, tokens and their cache; no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epochfs import auth
+from epochfs.auth import (
+    Authenticator,
+    Challenge,
+    CredentialStore,
+    TokenRequest,
+    parse_challenges,
+    parse_token,
+)
+from epochfs.errors import DeadlineExceeded, Denied, ProtocolViolation
+
+CHALLENGE = 'Bearer realm="https://auth.example/token",service="example",scope="repository:a:pull"'
+BASIC = f"Basic {base64.b64encode(b'user:secret').decode()}"
+
+
+class TokenServer:
+    """Stands in for the network: answers token requests and remembers them."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers) or [{"token": "t", "expires_in": 300}]
+        self.requests: list[TokenRequest] = []
+
+    def __call__(self, request: TokenRequest) -> bytes:
+        answer = self.answers[min(len(self.requests), len(self.answers) - 1)]
+        self.requests.append(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+
+
+def authenticator(scheme: str = "https", **credentials: object) -> Authenticator:
+    return Authenticator(CredentialStore(**credentials), scheme)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, as a list of one number that the test can change."""
+    now = [1000.0]
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("", []),
+        ("Basic", [("basic", {})]),
+        ('Basic realm="a, b"', [("basic", {"realm": "a, b"})]),
+        (r'Basic realm="say \"hi\""', [("basic", {"realm": 'say "hi"'})]),
+        ("Bearer realm=https://x/,scope=s", [("bearer", {"realm": "https://x/", "scope": "s"})]),
+        ('Bearer realm = "x" , scope="a b"', [("bearer", {"realm": "x", "scope": "a b"})]),
+        ('Negotiate, Basic realm="x"', [("negotiate", {}), ("basic", {"realm": "x"})]),
+        ('Negotiate YWJj==, Basic realm="x"', [("negotiate", {}), ("basic", {"realm": "x"})]),
+        ('Bearer a="x", Basic b="y"', [("bearer", {"a": "x"}), ("basic", {"b": "y"})]),
+        (' , Bearer realm="x",,service="s"', [("bearer", {"realm": "x", "service": "s"})]),
+        ('Bearer realm="x", realm="y"', [("bearer", {"realm": "x"})]),
+        ('Bearer realm="never closed', [("bearer", {})]),
+    ],
+)
+def test_challenges_are_parsed(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
+    assert parse_challenges(header) == [Challenge(*each) for each in expected]
+
+
+@given(st.text(alphabet='Bearer realm="x",=\\ \t~', max_size=200))
+def test_no_challenge_breaks_the_parser(header: str) -> None:
+    parse_challenges(header)
+
+
+def test_a_long_hostile_challenge_is_parsed_in_no_time() -> None:
+    for part in ('a="\\', "a ", "a=", ", ", "a" * 10):
+        parse_challenges("Bearer " + part * 6000)
+
+
+def test_nothing_is_sent_before_a_challenge() -> None:
+    server = TokenServer()
+    assert authenticator(username="user", password="secret").header("a:pull", server, 1) == ""
+    assert server.requests == []
+
+
+def test_a_bearer_challenge_is_answered_with_a_token() -> None:
+    server = TokenServer()
+    bearer = authenticator().renew("a:pull", CHALLENGE, 0, server, 1)
+    assert bearer == "Bearer t"
+    url = urlsplit(server.requests[0].url)
+    assert (url.scheme, url.netloc, url.path) == ("https", "auth.example", "/token")
+    assert parse_qs(url.query) == {
+        "service": ["example"],
+        "scope": ["repository:a:pull"],
+        "client_id": ["epochfs"],
+    }
+    assert server.requests[0].authorization == ""
+
+
+def test_credentials_go_to_the_token_server() -> None:
+    server = TokenServer()
+    authenticator(username="user", password="secret").renew("a:pull", CHALLENGE, 0, server, 1)
+    assert server.requests[0].authorization == BASIC
+    assert "secret" not in server.requests[0].url
+
+
+def test_a_token_is_sent_at_once_with_later_requests_of_the_scope() -> None:
+    server, subject = TokenServer(), authenticator()
+    subject.renew("a:pull", CHALLENGE, 0, server, 1)
+    assert subject.header("a:pull", server, 1) == "Bearer t"
+    assert subject.header("b:pull", server, 1) == ""
+    assert len(server.requests) == 1
+
+
+def test_a_token_is_replaced_before_it_expires(clock: list[float]) -> None:
+    server = TokenServer({"token": "old", "expires_in": 300}, {"token": "new"})
+    subject = authenticator()
+    subject.renew("a:pull", CHALLENGE, 0, server, 1)
+    clock[0] += 280
+    assert subject.header("a:pull", server, 1) == "Bearer old"
+    clock[0] += 15
+    assert subject.header("a:pull", server, 1) == "Bearer new"
+
+
+def test_a_refused_token_is_never_sent_again(clock: list[float]) -> None:
+    server = TokenServer({"token": "old"}, {"token": "new"})
+    subject = authenticator()
+    subject.renew("a:pull", CHALLENGE, clock[0], server, 1)
+    clock[0] += 1
+    assert subject.renew("a:pull", CHALLENGE, clock[0], server, 1) == "Bearer new"
+
+
+def test_threads_refused_at_the_same_time_share_one_token() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    class SlowServer(TokenServer):
+        def __call__(self, request: TokenRequest) -> bytes:
+            entered.set()
+            go_on.wait(5)
+            return super().__call__(request)
+
+    server, subject = SlowServer(), authenticator()
+    results: list[str] = []
+
+    def renew() -> None:
+        results.append(subject.renew("a:pull", CHALLENGE, 0, server, 5))
+
+    threads = [threading.Thread(target=renew) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    entered.wait(5)
+    with pytest.raises(DeadlineExceeded):
+        subject.renew("a:pull", CHALLENGE, 0, server, 0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join(5)
+    assert results == ["Bearer t"] * 8
+    assert len(server.requests) == 1
+
+
+def test_an_empty_token_means_that_none_is_sent() -> None:
+    server, subject = TokenServer({"token": ""}), authenticator(username="user")
+    assert subject.renew("", CHALLENGE, 0, server, 1) == ""
+    assert subject.header("", server, 1) == ""
+    assert len(server.requests) == 1
+
+
+def test_a_token_server_that_refuses_anonymous_users_leaves_them_anonymous() -> None:
+    server, subject = TokenServer(Denied("no")), authenticator()
+    assert subject.renew("", CHALLENGE, 0, server, 1) == ""
+
+
+def test_a_token_server_that_refuses_the_credentials_ends_it() -> None:
+    subject = authenticator(username="user", password="wrong")
+    with pytest.raises(Denied):
+        subject.renew("", CHALLENGE, 0, TokenServer(Denied("no")), 1)
+
+
+def test_a_basic_challenge_is_answered_with_basic_from_then_on() -> None:
+    server, subject = TokenServer(), authenticator(username="user", password="secret")
+    assert subject.renew("a:pull", 'Basic realm="x"', 0, server, 1) == BASIC
+    assert subject.header("b:pull", server, 1) == BASIC
+
+
+@pytest.mark.parametrize("challenge", ['Basic realm="x"', "Negotiate", ""])
+def test_without_an_answer_to_a_challenge_none_is_sent(challenge: str) -> None:
+    assert authenticator().renew("a:pull", challenge, 0, TokenServer(), 1) == ""
+
+
+def test_a_static_token_is_sent_always_and_to_no_token_server() -> None:
+    server, subject = TokenServer(), authenticator(token=" static\n")
+    assert subject.header("", server, 1) == "Bearer static"
+    assert subject.renew("", CHALLENGE, 0, server, 1) == "Bearer static"
+    assert server.requests == []
+
+
+def test_a_token_file_is_read_for_each_use(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    subject = authenticator(token_file=path)
+    assert subject.header("", TokenServer(), 1) == "Bearer first"
+    path.write_text("second\n")
+    assert subject.header("", TokenServer(), 1) == "Bearer second"
+
+
+@pytest.mark.parametrize("content", [None, b"two words", b"\xff\xfe", b"a\nb"])
+def test_an_unusable_token_file_is_denied_and_not_shown(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Denied) as caught:
+        authenticator(token_file=path).header("", TokenServer(), 1)
+    assert "words" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "realm",
+    [
+        "http://auth.example/token",
+        "https://user:pw@auth.example/token",
+        "https://user@auth.example/token",
+        "https://169.254.169.254/token",
+        "https://0xa9fea9fe/token",
+        "https://2852039166/token",
+        "https://[fe80::1]/token",
+        "https://[::ffff:169.254.169.254]/token",
+        "ftp://auth.example/token",
+        "file:///etc/passwd",
+        "//auth.example/token",
+        "/token",
+        "https://[broken/token",
+        "",
+    ],
+)
+def test_no_credential_goes_to_a_doubtful_token_server(realm: str) -> None:
+    server, subject = TokenServer(), authenticator(username="user", password="secret")
+    with pytest.raises(ProtocolViolation) as caught:
+        subject.renew("a:pull", f'Bearer realm="{realm}"', 0, server, 1)
+    assert server.requests == []
+    assert "pw" not in str(caught.value)
+
+
+def test_an_http_registry_may_have_a_token_server_on_http() -> None:
+    subject = authenticator(scheme="http")
+    challenge = 'Bearer realm="http://127.0.0.1:5001/token?x=1"'
+    server = TokenServer()
+    assert subject.renew("a:pull", challenge, 0, server, 1) == "Bearer t"
+    assert server.requests[0].url == "http://127.0.0.1:5001/token?x=1&client_id=epochfs"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"token": "t"}, ("t", 60)),
+        ({"access_token": "t"}, ("t", 60)),
+        ({"token": "", "access_token": "t"}, ("t", 60)),
+        ({"token": "", "access_token": ""}, ("", 60)),
+        ({"token": "t", "expires_in": 300}, ("t", 300)),
+        ({"token": "t", "expires_in": 1}, ("t", 60)),
+        ({"token": "t", "expires_in": -1}, ("t", 60)),
+        ({"token": "t", "expires_in": 10**400}, ("t", 86400)),
+        ({"token": "t", "expires_in": float("nan")}, ("t", 60)),
+        ({"token": "t", "expires_in": "soon"}, ("t", 60)),
+    ],
+)
+def test_token_answers_are_read(answer: object, expected: tuple[str, float]) -> None:
+    assert parse_token(json.dumps(answer).encode()) == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"<html>",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"token": null}',
+        b'{"token": 7}',
+        b'{"token": ["t"]}',
+        b'{"token": "a\\r\\nHost: evil"}',
+        b'{"token": "two words"}',
+        b"[" * 100_000,
+    ],
+)
+def test_bad_token_answers_are_violations(raw: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        parse_token(raw)
+
+
+def test_server_text_is_shown_without_our_credentials() -> None:
+    subject = authenticator(username="user", password="hunter2")
+    basic = subject._store.basic()
+    text = subject.redact(f"you sent {basic} and Bearer abc, hunter2", "Bearer abc")
+    assert text == "you sent Basic *** and Bearer ***, ***"
+
+
+def test_credentials_are_not_in_the_repr() -> None:
+    store = CredentialStore("user", "hunter2", "token")
+    assert "hunter2" not in repr(store)
+    assert "token'" not in repr(store)
+    assert "Basic" not in repr(TokenRequest("https://x/", "Basic abc"))

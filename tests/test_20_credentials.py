@@ -1,0 +1,222 @@
+"""Redirects and authentication: who gets to see what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from scripted import Script, Seen, Step, reply
+from transports import (
+    Serve,
+    get,
+    serving,
+)
+
+from epochfs.config import Credentials
+from epochfs.errors import (
+    Denied,
+    EpochfsError,
+    ProtocolViolation,
+    Unavailable,
+)
+from epochfs.transport import Request
+
+serve = pytest.fixture(serving)
+
+
+# Redirects
+
+
+def redirect(location: str, status: int = 307) -> list[Step]:
+    return [reply(status, Location=location)]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(serve: Serve, status: int) -> None:
+    def script(seen: Seen) -> list[Step]:
+        return [reply(200, b"ok")] if seen.path == "/there" else redirect("/there", status)
+
+    _, transport = serve(script, Credentials(token="secret"))
+    assert get(transport).body == b"ok"
+
+
+def test_the_token_stays_on_the_way_out_and_comes_back(serve: Serve) -> None:
+    away, _ = serve(lambda seen: redirect(f"{home.url}/back"))
+    home, transport = serve(
+        lambda seen: [reply(200, b"ok")] if seen.path == "/back" else redirect(f"{away.url}/out"),
+        Credentials(token="secret"),
+    )
+    assert get(transport).body == b"ok"
+    assert "authorization" not in away.seen[0].headers
+    assert [seen.headers["authorization"] for seen in home.seen] == ["Bearer secret"] * 2
+
+
+def test_a_redirect_loop_is_a_violation(serve: Serve) -> None:
+    server, transport = serve(lambda seen: redirect(seen.path))
+    with pytest.raises(ProtocolViolation):
+        get(transport)
+    assert len(server.seen) == 6
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://u:p@h/"])
+def test_redirects_elsewhere_are_refused(serve: Serve, location: str) -> None:
+    _, transport = serve(lambda _: redirect(location))
+    with pytest.raises(ProtocolViolation):
+        get(transport)
+
+
+def test_a_challenge_from_elsewhere_is_not_answered(serve: Serve) -> None:
+    away, _ = serve(lambda _: [reply(401, WWW_Authenticate='Basic realm="x"')])
+    _, transport = serve(
+        lambda _: redirect(f"{away.url}/out"), Credentials(username="user", password="secret")
+    )
+    assert get(transport).status == 401
+    assert len(away.seen) == 1
+    assert "authorization" not in away.seen[0].headers
+
+
+def test_a_signature_in_a_redirect_is_not_shown(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    away, _ = serve(lambda _: [reply(404)])
+    _, transport = serve(lambda _: redirect(f"{away.url}/secret-path?signature=geheim"))
+    error = transport.refusal(get(transport))
+    assert "geheim" not in caplog.text + str(error)
+    assert "secret-path" not in caplog.text + str(error)
+
+
+def test_a_write_is_redirected_only_where_it_stays_a_write(serve: Serve) -> None:
+    server, transport = serve(lambda seen: redirect("/there", 302))
+    request = Request("PUT", transport.base.at("/v2/x"), body=b"data")
+    assert transport.fetch(request).status == 302
+    server.script = lambda seen: [reply(201)] if seen.path == "/there" else redirect("/there", 307)
+    assert transport.fetch(request).status == 201
+    assert server.asked("/there")[0].body == b"data"
+
+
+# Authentication
+
+
+def guarded(accepted: Callable[[str], bool], token: Script) -> Script:
+    """Answer 401 with a Bearer challenge unless the Authorization is accepted."""
+
+    def script(seen: Seen) -> Iterator[Step]:
+        if seen.path == "/token":
+            yield from token(seen)
+        elif accepted(seen.headers.get("authorization", "")):
+            yield reply(200, b"ok")
+        else:
+            realm = f"http://{seen.headers['host']}/token"
+            yield reply(401, b"{}", WWW_Authenticate=f'Bearer realm="{realm}",service="s"')
+
+    return script
+
+
+def test_a_token_is_fetched_once_and_reused(serve: Serve) -> None:
+    server, transport = serve(
+        guarded(lambda sent: sent == "Bearer t", lambda _: [reply(200, b'{"token": "t"}')])
+    )
+    for _ in range(3):
+        assert get(transport).body == b"ok"
+    assert [seen.path for seen in server.seen] == ["/v2/x", "/token"] + ["/v2/x"] * 3
+
+
+def test_a_token_that_stops_working_is_replaced_once(serve: Serve) -> None:
+    valid = ["t1"]
+    server, transport = serve(
+        guarded(
+            lambda sent: sent == f"Bearer {valid[0]}",
+            lambda _: [reply(200, json.dumps({"token": valid[0]}).encode())],
+        )
+    )
+    get(transport)
+    valid[0] = "t2"
+    assert get(transport).body == b"ok"
+    assert len(server.asked("/token")) == 2
+
+
+@pytest.mark.parametrize(
+    ("token", "error"),
+    [
+        ([reply(200, b'{"token": "wrong"}')], Denied),
+        ([reply(200, b'{"token": ""}')], Denied),
+        ([reply(200, b"nonsense")], ProtocolViolation),
+        ([reply(200, b'"' + b"a" * 2_000_000)], ProtocolViolation),
+        ([reply(404)], ProtocolViolation),
+        ([reply(401)], Denied),
+        ([reply(500)], Unavailable),
+    ],
+)
+def test_a_token_server_that_is_no_help_ends_it_soon(
+    serve: Serve, token: list[Step], error: type[EpochfsError]
+) -> None:
+    server, transport = serve(
+        guarded(lambda _: False, lambda _: token),
+        Credentials(username="user", password="secret"),
+        retries=1,
+        timeout=5.0,
+    )
+    with pytest.raises(error):
+        raise transport.refusal(get(transport))
+    assert len(server.seen) <= 3
+
+
+def test_an_empty_token_replaces_a_stale_one_by_none(serve: Serve) -> None:
+    token = [b'{"token": "t"}']
+    server, transport = serve(
+        guarded(
+            lambda sent: sent == ("Bearer t" if len(token[0]) > 13 else ""),
+            lambda _: [reply(200, token[0])],
+        )
+    )
+    get(transport)
+    token[0] = b'{"token": ""}'
+    assert get(transport).body == b"ok"
+    assert "authorization" not in server.seen[-1].headers
+
+
+def test_a_refused_static_token_is_sent_once(serve: Serve) -> None:
+    server, transport = serve(
+        guarded(lambda _: False, lambda _: [reply(200, b"{}")]), Credentials(token="secret")
+    )
+    with pytest.raises(Denied):
+        raise transport.refusal(get(transport))
+    assert len(server.seen) == 1
+
+
+def test_the_environment_and_netrc_are_left_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    server, transport = serve(lambda _: [reply(200)], Credentials(token="mine"))
+    get(transport)
+    assert server.seen[0].headers["authorization"] == "Bearer mine"
+
+
+def test_cookies_are_not_kept(serve: Serve) -> None:
+    server, transport = serve(lambda _: [reply(200, Set_Cookie="a=b")])
+    get(transport)
+    get(transport)
+    assert "cookie" not in server.seen[1].headers
+
+
+def test_credentials_a_server_sends_back_are_not_shown(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+
+    def script(seen: Seen) -> list[Step]:
+        message = f"you sent {seen.headers['authorization']}"
+        return [reply(403, json.dumps({"errors": [{"code": "C", "message": message}]}).encode())]
+
+    _, transport = serve(script, Credentials(token="geheim"))
+    error = transport.refusal(get(transport))
+    assert "you sent" in str(error)
+    assert "geheim" not in str(error) + caplog.text

@@ -1,0 +1,142 @@
+"""Where a server may send us: parsing, redirects, next pages."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epochfs.errors import ProtocolViolation
+from epochfs.transport import Url, next_page
+
+HERE = Url.parse("https://reg.example/v2/_catalog?n=2")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://h", "http://h/"),
+        ("HTTP://H:80/X", "http://h/X"),
+        ("https://h:5000/a?b=c#d", "https://h:5000/a?b=c"),
+        ("https://h?b", "https://h/?b"),
+        ("http://[::1]:5000/", "http://[::1]:5000/"),
+        ("https://h/a%2Fb?x=%7e&y=a+b", "https://h/a%2Fb?x=%7e&y=a+b"),
+        ("https://h/a b|\xe9", "https://h/a%20b%7C%E9"),
+    ],
+)
+def test_urls_are_parsed_and_put_together_again(text: str, expected: str) -> None:
+    assert str(Url.parse(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "h:5000/x",
+        "/v2/",
+        "file:///etc/passwd",
+        "ftp://h/",
+        "http:///x",
+        "http://user:pw@h/",
+        "http://h@evil/",
+        "http://h\\@evil/",
+        "http://h:port/",
+        "http://h:99999/",
+        "http://h\r\nX: y/",
+        "http://h/\x00",
+        "http://[x",
+        "http://ĥ/",
+    ],
+)
+def test_other_urls_are_refused(text: str) -> None:
+    with pytest.raises(ProtocolViolation) as caught:
+        Url.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("/v2/x?a=b", "https://reg.example/v2/x?a=b"),
+        ("x", "https://reg.example/v2/x"),
+        ("//cdn.example/x", "https://cdn.example/x"),
+        ("https://cdn.example/x?sig=1", "https://cdn.example/x?sig=1"),
+    ],
+)
+def test_locations_are_followed(location: str, expected: str) -> None:
+    assert str(HERE.follow(location)) == expected
+
+
+@pytest.mark.parametrize(
+    "location", ["http://reg.example/x", "file:///x", "javascript:1", "/a\tb", "https://[x/"]
+)
+def test_doubtful_locations_are_refused(location: str) -> None:
+    with pytest.raises(ProtocolViolation):
+        HERE.follow(location)
+
+
+def test_a_refused_url_is_shown_without_its_query() -> None:
+    with pytest.raises(ProtocolViolation) as caught:
+        Url.parse("ftp://h/x?signature=geheim")
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("", None),
+        ('</v2/_catalog?last=b&n=2>; rel="next"', "/v2/_catalog?last=b&n=2"),
+        ("</v2/x>; rel=next", "/v2/x"),
+        ("</v2/x>;REL=NEXT", "/v2/x"),
+        ('</v2/x>; title="a, b; c"; rel="next"', "/v2/x"),
+        ('</v2/a>; rel="first", </v2/b,c>; rel="prev next"', "/v2/b,c"),
+        ('<https://reg.example/v2/x>; rel="next"', "/v2/x"),
+        ('<https://reg.example:443/v2/x>; rel="next"', "/v2/x"),
+        ('</v2/x>; rel="prev"; rel="next"', None),
+        ("</v2/x>", None),
+        ('</evil>; rel="help"', None),
+    ],
+)
+def test_the_next_page(link: str, expected: str | None) -> None:
+    page = next_page(link, HERE)
+    assert (page.target if page else None) == expected
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        '<https://evil.example/v2/x>; rel="next"',
+        '<http://reg.example/v2/x>; rel="next"',
+        '<https://reg.example:444/v2/x>; rel="next"',
+        '<//evil.example/v2/x>; rel="next"',
+        '</api/x>; rel="next"',
+        '</v2/../api/x>; rel="next"',
+        '<file:///v2/x>; rel="next"',
+        "</v2/x",
+        'rel="next"',
+        '</v2/x>; rel="next',
+    ],
+)
+def test_a_doubtful_next_page_is_refused(link: str) -> None:
+    with pytest.raises(ProtocolViolation):
+        next_page(link, HERE)
+
+
+@given(st.text(alphabet='</v2>; rel="next",\\=', max_size=200))
+def test_no_link_breaks_the_parser(link: str) -> None:
+    try:
+        page = next_page(link, HERE)
+    except ProtocolViolation:
+        return
+    assert page is None or page.origin == HERE.origin
+
+
+@pytest.mark.parametrize("part", [";", '; a="\\', "<>", ";a=", "; a ", ",", " "])
+def test_a_long_hostile_link_is_refused_in_no_time(part: str) -> None:
+    started = time.monotonic()
+    with contextlib.suppress(ProtocolViolation):
+        next_page("</v2/x>" + part * (60_000 // len(part)) + "!", HERE)
+    assert time.monotonic() - started < 1
