@@ -1,0 +1,6 @@
+"""The client of a registry: one method per endpoint, listings page by page, blobs pushed."""
+
+from epochfs.client.client import RegistryClient
+from epochfs.transport import BlobStream
+
+__all__ = ["BlobStream", "RegistryClient"]

@@ -1,0 +1,374 @@
+"""`RegistryClient`: one method per endpoint of an OCI Distribution registry.
+
+It carries what Epoch's own `registryclient` has, and takes both Epoch's ways and those of the
+specification ("§" below is a section of the OCI Distribution Specification 1.1).
+
+Names are parsed here before any URL is built from them. What comes back is hashed where a digest
+is known; names in listings are returned as the server sent them, and are not to be trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+from typing import BinaryIO
+from urllib.parse import quote
+
+from epochfs.client.pages import PAGE_LIMIT, names
+from epochfs.client.uploads import BlobUploader
+from epochfs.config import Credentials, RegistryUrl, TransportOptions
+from epochfs.errors import (
+    ContentMismatch,
+    Denied,
+    EpochfsError,
+    InvalidName,
+    NotFound,
+    ProtocolViolation,
+    Unsupported,
+    UsageError,
+    printable,
+)
+from epochfs.manifests import ACCEPT, Descriptor, Document, checked_size, load_json
+from epochfs.names import Digest, Reference, Repository, Tag
+from epochfs.transport import BlobStream, Reply, Request, Transport, TransportStats, Url
+
+log = logging.getLogger(__name__)
+
+MANIFEST_LIMIT = 4 * 1024 * 1024
+"""Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""
+
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w.+!#$&^-]*/[A-Za-z0-9][\w.+!#$&^-]*\Z", re.ASCII)
+_UNTYPED = "application/octet-stream"
+
+
+class RegistryClient:
+    """A client of one registry; safe to use from dozens of threads at once.
+
+    Names may be given parsed or as text; text raises InvalidName if it is malformed. Every method
+    ends within `options.timeout` seconds (`get_blob` until the headers are there, then each read;
+    `put_blob` as long as it makes progress), and besides what it documents raises:
+
+    - NotFound: the registry does not know the repository, tag or digest;
+    - Denied: 403, or 401 with the credentials we have;
+    - Unavailable: unreachable, or failing still after some attempts;
+    - DeadlineExceeded: no answer in time;
+    - Unsupported: the registry does not offer the endpoint;
+    - ProtocolViolation: an answer that the specification does not allow.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "",
+        token: str = "",
+        *,
+        credentials: Credentials | None = None,
+        options: TransportOptions = TransportOptions(),  # noqa: B008 - frozen
+        manifest_limit: int = MANIFEST_LIMIT,
+    ) -> None:
+        """Make a client of the registry at `base_url`; "" is Epoch's default, on loopback.
+
+        `token` is sent as it is, as Bearer, in place of one in `credentials`. `manifest_limit` is
+        in bytes. Raises UsageError for a URL, or a CA file in `options`, that cannot be used.
+        """
+        url = RegistryUrl.parse(base_url)
+        if url.prefix is not None:
+            raise UsageError(f"a registry's URL has no path: '{printable(base_url)}'")
+        given = credentials or Credentials()
+        if token:
+            given = replace(given, token=token)
+        self._base_url = url.base
+        self._manifest_limit = manifest_limit
+        self._transport = Transport(url.base, given, options)
+        self._uploader = BlobUploader(self._transport)
+
+    @property
+    def base_url(self) -> str:
+        """The registry's URL, without a trailing slash."""
+        return self._base_url
+
+    @property
+    def stats(self) -> TransportStats:
+        """Counters of requests, bytes received and retries."""
+        return self._transport.stats
+
+    def ping(self) -> None:
+        """Check that a registry answers, and us (`GET /v2/`, §Determining Support).
+
+        Epoch refuses `/v2/` to everyone without a token, and lets everyone read all the same; so
+        where no credentials were sent, a catalogue that can be read is as good.
+        Raises Denied, Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
+        """
+        reply = self._fetch("GET", "/v2/")
+        if reply.ok:
+            return
+        error = self._transport.refusal(reply)
+        if not isinstance(error, Denied):
+            raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
+        if reply.authorization:
+            raise error
+        if not self._fetch("GET", "/v2/_catalog?n=1", "registry:catalog", limit=PAGE_LIMIT).ok:
+            raise error
+
+    def catalog(self) -> list[str]:
+        """Return the names of all repositories, of all pages, in the server's order and spelling.
+
+        `GET /v2/_catalog` is not in the specification; Docker's registry documents it. Raises
+        Unsupported or Denied where it is not offered.
+        """
+        try:
+            return names(self._transport, "/v2/_catalog", "registry:catalog", "repositories")
+        except NotFound as error:
+            raise Unsupported(f"{error}: the registry has no catalogue") from error
+
+    def list_tags(self, name: Repository | str) -> list[str]:
+        """Return a repository's tags, of all pages, in the server's order and spelling (§Listing
+        Tags). `"tags": null` is an empty list.
+        """
+        repository = _repository(name)
+        return names(self._transport, f"{_path(repository)}/tags/list", _pull(repository), "tags")
+
+    def get_manifest(
+        self, name: Repository | str, reference: Reference | str, limit: int | None = None
+    ) -> Document:
+        """Return a manifest: its exact bytes, media type and digest (§Pulling manifests).
+
+        The bytes are hashed against the reference, if it is a digest, and against the server's
+        Docker-Content-Digest. Raises ContentMismatch if they have another digest, TooLarge if
+        there are more than `limit` of them (in place of the client's own limit).
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        reply = self._manifest_request("GET", repository, wanted, limit)
+        announced = _announced_digest(reply)
+        for digest in (wanted, announced):
+            if isinstance(digest, Digest) and not digest.matches(reply.body):
+                raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
+        named = wanted if isinstance(wanted, Digest) else announced
+        return Document(named or Digest.of(reply.body), _media_type(reply), reply.body)
+
+    def resolve(self, name: Repository | str, reference: Reference | str) -> Descriptor:
+        """Return the descriptor of what a reference names now (`HEAD`, §Pulling manifests).
+
+        Where HEAD is not offered, or its headers do not give digest and size, the manifest is
+        fetched. Raises ContentMismatch if a digest resolves to another one.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        try:
+            reply = self._manifest_request("HEAD", repository, wanted)
+        except Unsupported:
+            return self._resolve_by_get(repository, wanted)
+        digest, size = _announced_digest(reply), _announced_size(reply)
+        if isinstance(wanted, Digest):
+            if digest and digest.algorithm == wanted.algorithm and digest != wanted:
+                raise ContentMismatch(f"{reply.what}: resolves to {digest}")
+            digest = wanted
+        if digest is None or size is None:
+            return self._resolve_by_get(repository, wanted)
+        return Descriptor(_media_type(reply), digest, size)
+
+    def put_manifest(
+        self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
+    ) -> Digest:
+        """Store a manifest under a tag or its digest; return its digest (§Pushing Manifests).
+
+        Raises UsageError, and sends nothing, if `data` is no JSON object, has a `mediaType` other
+        than `content_type`, or not the digest it is to be stored under. Raises ContentMismatch
+        if the server says it stored something else.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        _check_manifest(data, content_type)
+        digest = wanted if isinstance(wanted, Digest) else Digest.of(data)
+        if not digest.matches(data):
+            raise UsageError(f"the manifest to be stored does not have digest {digest}")
+        request = Request(
+            "PUT",
+            self._url(_manifest_path(repository, wanted)),
+            _push(repository),
+            {"Content-Type": content_type},
+            data,
+        )
+        reply = self._accepted(self._transport.fetch(request))
+        stored = _announced_digest(reply)
+        if stored is not None and not stored.matches(data):
+            raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
+        return digest
+
+    def delete_manifest(self, name: Repository | str, reference: Reference | str) -> None:
+        """Delete a tag or a manifest (§Deleting tags, §Deleting Manifests).
+
+        One that is not there counts as deleted. Raises Unsupported where deletion is turned off,
+        or that of tags is not offered.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        path = _manifest_path(repository, wanted)
+        reply = self._fetch("DELETE", path, f"{repository}:delete")
+        if reply.status == 400 and isinstance(wanted, Tag):
+            # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
+            raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
+        try:
+            self._accepted(reply)
+        except NotFound as error:
+            log.debug("%s: nothing to delete", error)
+
+    def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
+        """Return whether the repository has a blob (`HEAD`, §Checking if content exists)."""
+        try:
+            self._blob_head(_repository(name), _digest(digest))
+        except NotFound:
+            return False
+        return True
+
+    def blob_size(self, name: Repository | str, digest: Digest | str) -> int:
+        """Return a blob's size in bytes (`HEAD`); a GET finds it where HEAD does not say."""
+        repository, wanted = _repository(name), _digest(digest)
+        try:
+            size = _announced_size(self._blob_head(repository, wanted))
+        except Unsupported:
+            size = None
+        if size is not None:
+            return size
+        with self.get_blob(repository, wanted, 0, 1) as stream:
+            if stream.total is None:
+                raise ProtocolViolation(f"{wanted} in {repository}: the registry tells no size")
+            return stream.total
+
+    def get_blob(
+        self,
+        name: Repository | str,
+        digest: Digest | str,
+        start: int = 0,
+        end: int | None = None,
+    ) -> BlobStream:
+        """Open a blob for reading, from byte `start` to before byte `end` (§Pulling blobs).
+
+        The caller closes the stream, and looks at its `start`: a server without Range sends all
+        of the blob whatever was asked for. The bytes are not hashed here. Raises
+        ProtocolViolation if the answer is another range, or the range lies outside the blob.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        if start < 0 or (end is not None and end <= start):
+            raise UsageError(f"not a range of bytes: {start} to {end}")
+        headers = {}
+        if start > 0 or end is not None:
+            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        url = self._url(_blob_path(repository, wanted))
+        return self._transport.open(Request("GET", url, _pull(repository), headers), start, end)
+
+    def put_blob(
+        self, name: Repository | str, digest: Digest | str, body: BinaryIO | bytes, size: int
+    ) -> None:
+        """Store a blob: the next `size` bytes of `body`, which have `digest` (§Pushing blobs).
+
+        A body that cannot seek may turn out to be used up when the registry refuses one way of
+        uploading, and the next way cannot be tried; then the refusal is raised. Raises UsageError
+        for a body that is shorter than `size`.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        blob_url = self._url(_blob_path(repository, wanted))
+        uploads_url = self._url(f"{_path(repository)}/blobs/uploads/")
+        self._uploader.put(blob_url, uploads_url, _push(repository), wanted, body, size)
+
+    def close(self) -> None:
+        """End every call under way, with Unavailable, and close the connections."""
+        self._transport.close()
+
+    def _url(self, target: str) -> Url:
+        return self._transport.base.at(target)
+
+    def _fetch(self, method: str, target: str, scope: str = "", limit: int = PAGE_LIMIT) -> Reply:
+        return self._transport.fetch(Request(method, self._url(target), scope), limit)
+
+    def _accepted(self, reply: Reply) -> Reply:
+        """Return a 2xx reply, or raise what its status means."""
+        if not reply.ok:
+            raise self._transport.refusal(reply)
+        return reply
+
+    def _blob_head(self, repository: Repository, digest: Digest) -> Reply:
+        path = _blob_path(repository, digest)
+        return self._accepted(self._fetch("HEAD", path, _pull(repository)))
+
+    def _manifest_request(
+        self, method: str, repository: Repository, reference: Reference, limit: int | None = None
+    ) -> Reply:
+        url = self._url(_manifest_path(repository, reference))
+        request = Request(method, url, _pull(repository), {"Accept": ACCEPT})
+        size = self._manifest_limit if limit is None else limit
+        return self._accepted(self._transport.fetch(request, size))
+
+    def _resolve_by_get(self, repository: Repository, reference: Reference) -> Descriptor:
+        document = self.get_manifest(repository, reference)
+        return Descriptor(document.media_type, document.digest, document.size)
+
+
+def _repository(name: Repository | str) -> Repository:
+    return name if isinstance(name, Repository) else Repository.parse(name)
+
+
+def _digest(digest: Digest | str) -> Digest:
+    return digest if isinstance(digest, Digest) else Digest.parse(digest)
+
+
+def _reference(reference: Reference | str) -> Reference:
+    """Parse a reference: a tag never has a colon, a digest always."""
+    if isinstance(reference, Tag | Digest):
+        return reference
+    return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
+
+
+def _path(repository: Repository) -> str:
+    return f"/v2/{quote(repository.name)}"
+
+
+def _manifest_path(repository: Repository, reference: Reference) -> str:
+    return f"{_path(repository)}/manifests/{quote(str(reference), safe=':')}"
+
+
+def _blob_path(repository: Repository, digest: Digest) -> str:
+    return f"{_path(repository)}/blobs/{digest}"
+
+
+def _pull(repository: Repository) -> str:
+    return f"{repository}:pull"
+
+
+def _push(repository: Repository) -> str:
+    return f"{repository}:push"
+
+
+def _announced_digest(reply: Reply) -> Digest | None:
+    """Return the Docker-Content-Digest, or None for a missing or malformed one."""
+    text = reply.headers.get("Docker-Content-Digest", "")
+    try:
+        return Digest.parse(text)
+    except InvalidName:
+        if text:
+            log.debug("%s: a malformed Docker-Content-Digest: %s", reply.what, printable(text))
+        return None
+
+
+def _announced_size(reply: Reply) -> int | None:
+    """Return the size in bytes that a HEAD's Content-Length gives, or None if it has none."""
+    length = reply.content_length
+    return None if length is None else checked_size(length)
+
+
+def _media_type(reply: Reply) -> str:
+    """Return the Content-Type without parameters."""
+    text = reply.headers.get("Content-Type", "").partition(";")[0].strip()
+    return text if _MEDIA_TYPE.match(text) else _UNTYPED
+
+
+def _check_manifest(data: bytes, content_type: str) -> None:
+    """Raise UsageError unless `data` can be a manifest of the type (§Pushing Manifests)."""
+    if not _MEDIA_TYPE.match(content_type):
+        raise UsageError(f"not a media type: '{printable(content_type)}'")
+    try:
+        document = load_json(data)
+    except EpochfsError as error:
+        raise UsageError(f"the manifest to be stored is {error}") from error
+    if not isinstance(document, dict):
+        raise UsageError("the manifest to be stored is not a JSON object")
+    stated = document.get("mediaType", content_type)
+    if stated != content_type:
+        raise UsageError(f"mediaType is '{printable(stated)}', to be stored as '{content_type}'")

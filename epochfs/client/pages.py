@@ -1,0 +1,74 @@
+"""Listings: all pages of a catalogue or of a repository's tags, within bounds.
+
+OCI Distribution Specification 1.1, "Listing Tags"; RFC 8288 for the `Link` between pages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from epochfs.errors import ProtocolViolation, TooLarge
+from epochfs.manifests import load_json
+from epochfs.transport import Request, Transport, Url, next_page
+
+log = logging.getLogger(__name__)
+
+_PAGE_NAMES = 1000
+"""How many names to ask for at a time: the most that registries commonly allow."""
+
+PAGE_LIMIT = 32 * 1024 * 1024
+"""Limit of one page, in bytes."""
+
+_MOST_PAGES = 10_000
+_MOST_NAMES = 1_000_000
+
+
+def names(transport: Transport, target: str, scope: str, key: str) -> list[str]:
+    """Return the names under `key` in all pages of the listing at `target`, as the server sent
+    them, within one time limit. What is no text is left out, with one warning.
+
+    Raises ProtocolViolation for pages that never end, are too large or are no listing.
+    """
+    what = f"{transport.base.site}{target}"
+    found: list[str] = []
+    left_out = 0
+    for page in _pages(transport, transport.base.at(target), scope):
+        items = page.get(key)
+        if items is None:  # what some registries send for an empty list
+            continue
+        if not isinstance(items, list):
+            raise ProtocolViolation(f"{what}: '{key}' is not a list")
+        texts = [item for item in items if isinstance(item, str)]
+        left_out += len(items) - len(texts)
+        found += texts
+        if len(found) > _MOST_NAMES:
+            raise ProtocolViolation(f"{what}: over {_MOST_NAMES} names")
+    if left_out:
+        log.warning("%s: left out %d names that are no text", what, left_out)
+    return found
+
+
+def _pages(transport: Transport, listing: Url, scope: str) -> Iterator[dict[str, object]]:
+    """Yield the pages of a listing as JSON objects."""
+    with transport.watch() as watch:
+        url: Url | None = listing.with_parameter("n", str(_PAGE_NAMES))
+        seen: set[Url] = set()
+        while url is not None:
+            if url in seen or len(seen) == _MOST_PAGES:
+                raise ProtocolViolation(f"{listing}: the pages never end")
+            seen.add(url)
+            try:
+                reply = transport.fetch(Request("GET", url, scope), PAGE_LIMIT, watch)
+            except TooLarge as error:
+                raise ProtocolViolation(str(error)) from error
+            if reply.status == 400 and len(seen) == 1:
+                url = listing  # it allows fewer names in a page: let it choose
+                continue
+            if not reply.ok:
+                raise transport.refusal(reply)
+            page = load_json(reply.body)
+            if not isinstance(page, dict):
+                raise ProtocolViolation(f"{reply.what}: the listing is not a JSON object")
+            yield page
+            url = next_page(reply.headers.get("Link", ""), reply.url)

@@ -1,0 +1,141 @@
+"""Pushing a blob, in the three ways that registries know.
+
+1. Epoch's own: one PUT to the blob's address.
+2. The specification's, monolithic: POST opens a session, PUT sends all and closes it.
+3. The specification's, chunked: POST, then PATCH with a part at a time, then PUT.
+
+They are tried in this order (OCI Distribution Specification 1.1, "Pushing blobs"). A registry that
+refuses the first is not asked for it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import BinaryIO
+
+from epochfs.errors import EpochfsError, ProtocolViolation, Unavailable
+from epochfs.names import Digest
+from epochfs.transport import Reply, Request, Transport, UploadBody, Url
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 16 * 1024 * 1024
+
+_ANOTHER_WAY = frozenset({400, 404, 405, 411, 413, 415, 416, 501})
+"""Refusals that may be of the way of uploading rather than of the blob."""
+
+_NO_SUCH_WAY = frozenset({404, 405, 501})
+"""Refusals after which the first way is not tried again."""
+
+_OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+class _Refused(Exception):
+    """A way of uploading did not work, but another may; `error` is what to raise if none does."""
+
+    def __init__(self, error: EpochfsError, lasting: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.lasting = lasting
+
+
+class BlobUploader:
+    """Pushes blobs to one registry; safe under threads."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        # Written without a lock: all that a race costs is one more refused request.
+        self._single_put = True
+
+    def put(
+        self,
+        blob_url: Url,
+        uploads_url: Url,
+        scope: str,
+        digest: Digest,
+        body: BinaryIO | bytes,
+        size: int,
+    ) -> None:
+        """Push the next `size` bytes of `body`; the errors are those of `client.put_blob`."""
+        content = UploadBody(body, size)
+        single = partial(self._single, blob_url, scope, content)
+        monolithic = partial(self._monolithic, uploads_url, scope, digest, content)
+        chunked = partial(self._chunked, uploads_url, scope, digest, content)
+        ways: list[Callable[[], None]] = [monolithic, chunked]
+        if self._single_put:
+            # A refused POST uses nothing of a body that cannot be rewound, a refused PUT may.
+            ways.insert(0 if content.rewindable else 1, single)
+        refusals: list[EpochfsError] = []
+        for way in ways:
+            if not content.select(0, size):
+                break
+            try:
+                way()
+            except _Refused as refused:
+                log.debug("%s; trying another way to upload", refused)
+                refusals.append(refused.error)
+                if way is single and refused.lasting:
+                    self._single_put = False
+            else:
+                return
+        raise refusals[0]
+
+    def _single(self, blob_url: Url, scope: str, content: UploadBody) -> None:
+        try:
+            reply = self._send("PUT", blob_url, scope, content)
+        except Unavailable as error:
+            # Docker's registry refuses without reading the body and closes the connection, which
+            # may destroy its answer on the way. Should it really be down, the next way will tell.
+            raise _Refused(error, lasting=False) from error
+        self._check(reply)
+
+    def _monolithic(
+        self, uploads_url: Url, scope: str, digest: Digest, content: UploadBody
+    ) -> None:
+        session = self._open_session(uploads_url, scope)
+        closing = session.with_parameter("digest", str(digest))
+        self._check(self._send("PUT", closing, scope, content))
+
+    def _chunked(self, uploads_url: Url, scope: str, digest: Digest, content: UploadBody) -> None:
+        session = self._open_session(uploads_url, scope)
+        for start in range(0, content.size, _CHUNK_BYTES):
+            content.select(start, _CHUNK_BYTES)
+            span = {"Content-Range": f"{start}-{start + len(content) - 1}"}
+            reply = self._check(self._send("PATCH", session, scope, content, span))
+            session = _location(reply)
+        closing = session.with_parameter("digest", str(digest))
+        self._check(self._send("PUT", closing, scope, b""))
+
+    def _open_session(self, uploads_url: Url, scope: str) -> Url:
+        """Open an upload session and return its address ("Obtain a session ID")."""
+        return _location(self._check(self._send("POST", uploads_url, scope, b"", {})))
+
+    def _send(
+        self,
+        method: str,
+        url: Url,
+        scope: str,
+        body: UploadBody | bytes,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
+        request = Request(method, url, scope, {**_OCTETS, **(headers or {})}, body, False)
+        return self._transport.fetch(request)
+
+    def _check(self, reply: Reply) -> Reply:
+        """Return a 2xx reply; raises _Refused where another way may work."""
+        if reply.ok:
+            return reply
+        error = self._transport.refusal(reply)
+        if reply.status in _ANOTHER_WAY:
+            raise _Refused(error, lasting=reply.status in _NO_SUCH_WAY)
+        raise error
+
+
+def _location(reply: Reply) -> Url:
+    """Return where an upload session continues: relative or absolute, and new after each step."""
+    location = reply.headers.get("Location", "")
+    if not location:
+        raise ProtocolViolation(f"{reply.what}: {reply.status} without a Location")
+    return reply.url.follow(location)

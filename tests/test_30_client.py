@@ -1,0 +1,500 @@
+"""The client's own work: names, paging, digests and sizes.
+
+What registries really answer is in the contract suite; here they answer oddly.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from clients import Connect, connecting
+from scripted import Seen, Step, at_most, reply
+
+from epochfs.client import RegistryClient
+from epochfs.config import Credentials, TransportOptions
+from epochfs.errors import (
+    ContentMismatch,
+    DeadlineExceeded,
+    Denied,
+    InvalidName,
+    NotFound,
+    ProtocolViolation,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+    UsageError,
+)
+from epochfs.manifests import OCI_MANIFEST
+from epochfs.names import Digest, Repository, Tag
+
+RAW = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).encode()
+DIGEST = Digest.of(RAW)
+OTHER = Digest.of(b"other")
+BLOB = bytes(range(256)) * 300
+BLOB_DIGEST = Digest.of(BLOB)
+
+connect = pytest.fixture(connecting)
+
+
+def listing(key: str, names: object, **headers: str) -> list[Step]:
+    return [reply(200, json.dumps({key: names}).encode(), **headers)]
+
+
+def manifest(raw: bytes = RAW, digest: object = DIGEST, **headers: str | None) -> list[Step]:
+    headers = {"Content_Type": OCI_MANIFEST, **headers}
+    if digest is not None:
+        headers["Docker_Content_Digest"] = str(digest)
+    return [reply(200, raw, **headers)]
+
+
+def head(length: object = len(RAW), digest: object = DIGEST) -> list[Step]:
+    return manifest(b"", digest, Content_Length=None if length is None else str(length))
+
+
+# Making a client
+
+
+@pytest.mark.parametrize(
+    ("given", "base_url"),
+    [
+        ("", "http://127.0.0.1:8080"),
+        ("  ", "http://127.0.0.1:8080"),
+        ("https://reg.example/", "https://reg.example"),
+        ("reg.example:5000", "https://reg.example:5000"),
+        ("localhost:5000", "http://localhost:5000"),
+    ],
+)
+def test_the_base_url(given: str, base_url: str) -> None:
+    assert RegistryClient(given).base_url == base_url
+
+
+@pytest.mark.parametrize("url", ["https://reg.example/path", "ftp://x", "http://u:p@h", "http://"])
+def test_a_base_url_that_is_none_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError):
+        RegistryClient(url)
+
+
+def test_the_token_goes_before_other_credentials(connect: Connect) -> None:
+    server, client = connect(
+        lambda _: [reply(200)], token="mine", credentials=Credentials(username="u", password="p")
+    )
+    client.ping()
+    assert server.seen[0].headers["authorization"] == "Bearer mine"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a//b", "a/../b", "/a", "a/", "a\nb", "a\x00"])
+def test_a_bad_name_makes_no_request(connect: Connect, name: str) -> None:
+    server, client = connect(lambda _: [reply(200)])
+    for call in (
+        lambda: client.list_tags(name),
+        lambda: client.get_manifest(name, "latest"),
+        lambda: client.get_blob(name, BLOB_DIGEST),
+        lambda: client.put_blob(name, BLOB_DIGEST, b"", 0),
+    ):
+        with pytest.raises(InvalidName):
+            call()
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("reference", ["", "..", "a/b", "sha256:../../x", "sha256:AB", "md5:00"])
+def test_a_bad_reference_makes_no_request(connect: Connect, reference: str) -> None:
+    server, client = connect(lambda _: [reply(200)])
+    with pytest.raises(InvalidName):
+        client.resolve("a", reference)
+    assert server.seen == []
+
+
+def test_odd_names_are_quoted(connect: Connect) -> None:
+    server, client = connect(lambda _: manifest(digest=None))
+    client.get_manifest("a b/ü?x#y/%41", "t?a#g")
+    assert server.seen[0].target == "/v2/a%20b/%C3%BC%3Fx%23y/%2541/manifests/t%3Fa%23g"
+
+
+# ping
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(404, ProtocolViolation), (403, Denied), (401, Denied), (503, Unavailable)],
+)
+def test_ping_tells_what_is_wrong(connect: Connect, status: int, error: type[Exception]) -> None:
+    _, client = connect(lambda _: [reply(status)])
+    with pytest.raises(error):
+        client.ping()
+
+
+def epoch_with_auth(seen: Seen) -> list[Step]:
+    """Answer as Epoch does: `/v2/` wants a token, everything else is open to readers."""
+    if seen.path == "/v2/":
+        realm = f"http://{seen.headers['host']}/token"
+        return [reply(401, WWW_Authenticate=f'Bearer realm="{realm}"')]
+    return [reply(401)] if seen.path == "/token" else listing("repositories", ["a"])
+
+
+def test_ping_lets_anonymous_readers_of_epoch_pass(connect: Connect) -> None:
+    _, client = connect(epoch_with_auth)
+    client.ping()
+
+
+def test_ping_of_epoch_still_notices_wrong_credentials(connect: Connect) -> None:
+    for credentials in (Credentials(username="u", password="wrong"), Credentials(token="wrong")):
+        _, client = connect(epoch_with_auth, credentials=credentials)
+        with pytest.raises(Denied):
+            client.ping()
+
+
+# Listings
+
+
+def test_all_pages_are_listed(connect: Connect) -> None:
+    def script(seen: Seen) -> list[Step]:
+        if "last=b" in seen.target:
+            return listing("tags", ["c"])
+        return listing("tags", ["a", "b"], Link='</v2/x/tags/list?last=b&n=2>; rel="next"')
+
+    server, client = connect(script)
+    assert client.list_tags("x") == ["a", "b", "c"]
+    assert server.seen[1].target == "/v2/x/tags/list?last=b&n=2"
+
+
+@pytest.mark.parametrize("body", [b'{"tags": null}', b'{"name": "x"}', b'{"tags": []}'])
+def test_no_tags_are_an_empty_list(connect: Connect, body: bytes) -> None:
+    _, client = connect(lambda _: [reply(200, body)])
+    assert client.list_tags("x") == []
+
+
+def test_names_are_returned_as_they_are(connect: Connect) -> None:
+    names = ["..", "/x", "", "a\nb", "\ud800", "a" * 5000]
+    _, client = connect(lambda _: listing("repositories", names))
+    assert client.catalog() == names
+
+
+@pytest.mark.expects_log("left out 2 names")
+def test_what_is_no_text_is_left_out_with_one_warning(connect: Connect) -> None:
+    _, client = connect(lambda _: listing("repositories", ["a", 7, None, "b"]))
+    assert client.catalog() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"7",
+        b"<html>",
+        b'{"tags": 7}',
+        b'{"tags": {"a": "b"}}',
+        b'{"tags": [], "tags": ["x"]}',
+        b'{"tags": NaN}',
+        b"\xef\xbb\xbf{}",
+        b'{"tags": [' + b"[" * 100_000,
+        b'{"tags": ' + b"7" * 10_000 + b"}",
+    ],
+    ids=range(11),
+)
+def test_a_listing_that_is_none_is_a_violation(connect: Connect, body: bytes) -> None:
+    _, client = connect(lambda _: [reply(200, body)])
+    with pytest.raises(ProtocolViolation):
+        client.list_tags("x")
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        '</v2/x/tags/list?n=1000>; rel="next"',
+        '<http://127.0.0.1:9/v2/x>; rel="next"',
+        '<file:///v2/x>; rel="next"',
+        '</api/x>; rel="next"',
+        "<",
+    ],
+)
+def test_a_doubtful_next_page_is_not_asked_for(connect: Connect, link: str) -> None:
+    server, client = connect(lambda _: listing("tags", ["a"], Link=link))
+    with pytest.raises(ProtocolViolation):
+        client.list_tags("x")
+    assert len(server.seen) == 1
+
+
+def test_pages_that_never_end_meet_the_time_limit(connect: Connect) -> None:
+    def script(seen: Seen) -> list[Step]:
+        return listing("tags", ["a"], Link=f'<{seen.path}?last={len(server.seen)}>; rel="next"')
+
+    server, client = connect(script, options=TransportOptions(timeout=0.5))
+    with at_most(1.5), pytest.raises(DeadlineExceeded):
+        client.list_tags("x")
+
+
+def test_pages_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epochfs.client.pages._MOST_PAGES", 3)
+
+    def script(seen: Seen) -> list[Step]:
+        return listing("tags", ["a"], Link=f'<{seen.path}?last={len(server.seen)}>; rel="next"')
+
+    server, client = connect(script)
+    with pytest.raises(ProtocolViolation):
+        client.list_tags("x")
+    assert len(server.seen) == 3
+
+
+def test_names_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epochfs.client.pages._MOST_NAMES", 3)
+    _, client = connect(lambda _: listing("tags", ["a"] * 4))
+    with pytest.raises(ProtocolViolation):
+        client.list_tags("x")
+
+
+def test_a_page_over_its_limit_is_a_violation(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.client.pages.PAGE_LIMIT", 100)
+    _, client = connect(lambda _: listing("tags", ["a"] * 100))
+    with pytest.raises(ProtocolViolation):
+        client.list_tags("x")
+
+
+def test_a_registry_that_allows_fewer_names_a_page_chooses_itself(connect: Connect) -> None:
+    server, client = connect(
+        lambda seen: [reply(400)] if "?" in seen.target else listing("repositories", ["a"])
+    )
+    assert client.catalog() == ["a"]
+    assert len(server.seen) == 2
+
+
+def test_no_catalogue_is_unsupported(connect: Connect) -> None:
+    _, client = connect(lambda _: [reply(404)])
+    with pytest.raises(Unsupported):
+        client.catalog()
+
+
+# Manifests
+
+
+def test_a_manifest_comes_with_digest_and_type(connect: Connect) -> None:
+    server, client = connect(lambda _: manifest(Content_Type=f"{OCI_MANIFEST}; charset=utf-8"))
+    for reference in ("latest", Tag("latest"), DIGEST, str(DIGEST)):
+        document = client.get_manifest(Repository("a/b"), reference)
+        assert (document.raw, document.digest) == (RAW, DIGEST)
+        assert document.media_type == OCI_MANIFEST
+    assert OCI_MANIFEST in server.seen[0].headers["accept"]
+
+
+@pytest.mark.parametrize("announced", [None, "", "nonsense", "sha256:../../x", f"{DIGEST}0"])
+def test_without_a_usable_digest_header_the_bytes_are_hashed(
+    connect: Connect, announced: str | None
+) -> None:
+    _, client = connect(lambda _: manifest(digest=announced))
+    assert client.get_manifest("a", "latest").digest == DIGEST
+
+
+def test_bytes_with_another_digest_than_announced_are_a_mismatch(connect: Connect) -> None:
+    _, client = connect(lambda _: manifest(digest=OTHER))
+    with pytest.raises(ContentMismatch):
+        client.get_manifest("a", "latest")
+
+
+def test_bytes_with_another_digest_than_asked_for_are_a_mismatch(connect: Connect) -> None:
+    _, client = connect(lambda _: manifest(digest=None))
+    with pytest.raises(ContentMismatch):
+        client.get_manifest("a", OTHER)
+
+
+def test_a_sha512_reference_is_checked_beside_a_sha256_header(connect: Connect) -> None:
+    wanted = Digest.of(RAW, "sha512")
+    _, client = connect(lambda _: manifest())
+    assert client.get_manifest("a", wanted).digest == wanted
+
+
+def test_a_manifest_over_the_limit_is_too_large(connect: Connect) -> None:
+    _, client = connect(lambda _: manifest(), manifest_limit=len(RAW) - 1)
+    with pytest.raises(TooLarge):
+        client.get_manifest("a", "latest")
+    assert client.get_manifest("a", "latest", limit=len(RAW)).raw == RAW
+
+
+@pytest.mark.parametrize("content_type", ["", "nonsense", "a/b\xff", "x" * 1000])
+def test_a_manifest_of_no_usable_type_is_octets(connect: Connect, content_type: str) -> None:
+    _, client = connect(lambda _: manifest(Content_Type=content_type))
+    assert client.get_manifest("a", "latest").media_type == "application/octet-stream"
+
+
+# resolve
+
+
+def test_resolve_needs_only_the_head(connect: Connect) -> None:
+    server, client = connect(lambda _: head())
+    descriptor = client.resolve("a", "latest")
+    assert (descriptor.digest, descriptor.size) == (DIGEST, len(RAW))
+    assert descriptor.media_type == OCI_MANIFEST
+    assert [seen.method for seen in server.seen] == ["HEAD"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        head(digest=None),
+        head(digest="sha256:short"),
+        head(length=None),
+        [reply(405)],
+        [reply(501)],
+    ],
+    ids=["no digest", "bad digest", "no length", "405", "501"],
+)
+def test_resolve_asks_again_where_the_head_says_too_little(
+    connect: Connect, answer: list[Step]
+) -> None:
+    server, client = connect(lambda seen: answer if seen.method == "HEAD" else manifest())
+    descriptor = client.resolve("a", "latest")
+    assert (descriptor.digest, descriptor.size) == (DIGEST, len(RAW))
+    assert [seen.method for seen in server.seen] == ["HEAD", "GET"]
+
+
+def test_a_digest_resolves_to_itself_or_not_at_all(connect: Connect) -> None:
+    server, client = connect(lambda _: head(digest=None))
+    assert client.resolve("a", DIGEST).digest == DIGEST
+    server.script = lambda _: head(digest=OTHER)
+    with pytest.raises(ContentMismatch):
+        client.resolve("a", DIGEST)
+
+
+def test_an_unknown_tag_is_not_found(connect: Connect) -> None:
+    _, client = connect(lambda _: [reply(404)])
+    with pytest.raises(NotFound):
+        client.resolve("a", "latest")
+
+
+# Pushing and deleting manifests
+
+
+def test_a_manifest_is_stored(connect: Connect) -> None:
+    server, client = connect(lambda _: [reply(201, Docker_Content_Digest=str(DIGEST))])
+    assert client.put_manifest("a", "latest", RAW, OCI_MANIFEST) == DIGEST
+    assert client.put_manifest("a", DIGEST, RAW, OCI_MANIFEST) == DIGEST
+    assert [(seen.method, seen.path) for seen in server.seen] == [
+        ("PUT", "/v2/a/manifests/latest"),
+        ("PUT", f"/v2/a/manifests/{DIGEST}"),
+    ]
+    assert server.seen[0].body == RAW
+    assert server.seen[0].headers["content-type"] == OCI_MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("reference", "data", "content_type"),
+    [
+        ("latest", RAW, "application/json"),
+        ("latest", RAW, "nonsense"),
+        ("latest", b"{}", "a/b\r\nX: y"),
+        ("latest", b"nonsense", OCI_MANIFEST),
+        ("latest", b"[]", OCI_MANIFEST),
+        ("latest", b'{"mediaType": 7}', OCI_MANIFEST),
+        (OTHER, RAW, OCI_MANIFEST),
+    ],
+)
+def test_a_manifest_that_cannot_be_right_is_not_sent(
+    connect: Connect, reference: Tag | Digest | str, data: bytes, content_type: str
+) -> None:
+    server, client = connect(lambda _: [reply(201)])
+    with pytest.raises(UsageError):
+        client.put_manifest("a", reference, data, content_type)
+    assert server.seen == []
+
+
+def test_a_manifest_stored_as_another_is_a_mismatch(connect: Connect) -> None:
+    _, client = connect(lambda _: [reply(201, Docker_Content_Digest=str(OTHER))])
+    with pytest.raises(ContentMismatch):
+        client.put_manifest("a", "latest", RAW, OCI_MANIFEST)
+
+
+def test_deleting_what_is_not_there_is_done(connect: Connect) -> None:
+    for status in (202, 204, 404):
+        _, client = connect(lambda _, status=status: [reply(status)])
+        client.delete_manifest("a", "latest")
+
+
+@pytest.mark.parametrize("status", [400, 405])
+def test_a_registry_that_deletes_no_tags_does_not_support_it(connect: Connect, status: int) -> None:
+    _, client = connect(lambda _: [reply(status)])
+    with pytest.raises(Unsupported):
+        client.delete_manifest("a", "latest")
+
+
+# Reading blobs
+
+
+def test_blobs_exist_or_not_or_it_is_an_error(connect: Connect) -> None:
+    server, client = connect(lambda _: [reply(200)])
+    assert client.blob_exists("a", BLOB_DIGEST)
+    server.script = lambda _: [reply(404)]
+    assert not client.blob_exists("a", BLOB_DIGEST)
+    server.script = lambda _: [reply(403)]
+    with pytest.raises(Denied):
+        client.blob_exists("a", BLOB_DIGEST)
+
+
+def test_a_blobs_size_is_in_the_head(connect: Connect) -> None:
+    server, client = connect(lambda _: [reply(200, Content_Length="12345678901")])
+    assert client.blob_size("a", BLOB_DIGEST) == 12345678901
+    assert [seen.method for seen in server.seen] == ["HEAD"]
+
+
+@pytest.mark.parametrize("length", ["-1", "1.5", "many", str(2**60), str(2**63)])
+def test_a_size_that_is_none_is_a_violation(connect: Connect, length: str) -> None:
+    _, client = connect(lambda _: [reply(200, Content_Length=length)])
+    with pytest.raises(ProtocolViolation):
+        client.blob_size("a", BLOB_DIGEST)
+    with pytest.raises(ProtocolViolation):
+        client.resolve("a", DIGEST)
+
+
+@pytest.mark.parametrize("ranged", [True, False])
+@pytest.mark.parametrize("status", [200, 405])
+def test_a_get_finds_the_size_where_the_head_does_not_say(
+    connect: Connect, status: int, ranged: bool
+) -> None:
+    def script(seen: Seen) -> list[Step]:
+        if seen.method == "HEAD":
+            return [reply(status, Content_Length=None)]
+        assert seen.headers["range"] == "bytes=0-0"
+        if ranged:
+            return [reply(206, b"x", Content_Range="bytes 0-0/77")]
+        return [reply(200, b"x" * 77)]
+
+    _, client = connect(script)
+    assert client.blob_size("a", BLOB_DIGEST) == 77
+
+
+def test_a_size_nobody_tells_is_a_violation(connect: Connect) -> None:
+    def script(seen: Seen) -> list[Step]:
+        chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+        return [reply(405)] if seen.method == "HEAD" else [chunked]
+
+    _, client = connect(script)
+    with pytest.raises(ProtocolViolation):
+        client.blob_size("a", BLOB_DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [(0, None, None), (5, None, "bytes=5-"), (0, 10, "bytes=0-9"), (5, 6, "bytes=5-5")],
+)
+def test_ranges_are_asked_for_only_where_needed(
+    connect: Connect, start: int, end: int | None, expected: str | None
+) -> None:
+    server, client = connect(lambda _: [reply(200, b"x" * 20)])
+    with client.get_blob("a", BLOB_DIGEST, start, end) as stream:
+        assert (stream.start, stream.total, stream.ranged) == (0, 20, False)
+    assert server.seen[0].headers.get("range") == expected
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1, None), (5, 5), (5, 4), (0, 0)])
+def test_an_empty_range_is_a_usage_error(connect: Connect, start: int, end: int) -> None:
+    server, client = connect(lambda _: [reply(200)])
+    with pytest.raises(UsageError):
+        client.get_blob("a", BLOB_DIGEST, start, end)
+    assert server.seen == []
+
+
+def test_an_unknown_blob_is_not_found(connect: Connect) -> None:
+    _, client = connect(lambda _: [reply(404)])
+    with pytest.raises(NotFound):
+        client.get_blob("a", BLOB_DIGEST)
