@@ -1,0 +1,49 @@
+"""Which endpoint answers a request: paths are matched here, the answers made in the modules below.
+
+A HEAD is answered as the GET would be; the server leaves its body out. Patterns match greedily, so
+a repository name may have any number of segments, `blobs` and `tags` among them.
+"""
+
+from __future__ import annotations
+
+from epochfs.errors import InvalidName
+from epochfs.names import Repository
+from epochfs.registry.behaviour import Behaviour
+from epochfs.registry.blob_endpoints import BlobEndpoints
+from epochfs.registry.manifest_endpoints import ManifestEndpoints
+from epochfs.registry.messages import OciError, Request, Response
+from epochfs.registry.storage import Storage
+
+
+class Endpoints:
+    """All endpoints that a behaviour offers, over one storage."""
+
+    def __init__(self, behaviour: Behaviour, storage: Storage) -> None:
+        self._validates = behaviour.validates
+        self._routes = (
+            *BlobEndpoints(behaviour, storage).routes(),
+            *ManifestEndpoints(behaviour, storage).routes(),
+        )
+
+    def answer(self, request: Request) -> Response:
+        """Answer one request; raises OciError for one that is refused."""
+        method = "GET" if request.method == "HEAD" else request.method
+        for route in self._routes:
+            match = route.pattern.fullmatch(request.path)
+            if match is None:
+                continue
+            endpoint = route.endpoints.get(method)
+            if endpoint is None:
+                raise OciError(405, "UNSUPPORTED", f"{request.method} is not offered here")
+            name, reference = match.groups()
+            if name and self._validates and not _conforms(name):
+                raise OciError(400, "NAME_INVALID", "not a repository name")
+            return endpoint(request, name, reference)
+        raise OciError(404, "UNSUPPORTED", "no such endpoint")
+
+
+def _conforms(name: str) -> bool:
+    try:
+        return Repository.parse(name).conforms
+    except InvalidName:
+        return False

@@ -1,0 +1,178 @@
+"""Manifests, and the listings made of them.
+
+Source: specification, "Pulling manifests", "Pushing manifests", "Content discovery"; `_catalog` is
+Docker's, which the specification only reserves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from epochfs.errors import InvalidName, ProtocolViolation
+from epochfs.manifests import OCI_INDEX, OCI_MANIFEST, Document, Index, load_json
+from epochfs.names import Digest, Tag
+from epochfs.registry.behaviour import Behaviour
+from epochfs.registry.messages import OciError, Request, Response, Route, json_response
+from epochfs.registry.parsing import parse_digest, parse_reference
+from epochfs.registry.storage import Storage
+
+
+class ManifestEndpoints:
+    """Manifests by tag and digest, referrers, tags, and the catalogue."""
+
+    def __init__(self, behaviour: Behaviour, storage: Storage) -> None:
+        self._behaviour = behaviour
+        self._storage = storage
+
+    def routes(self) -> Iterator[Route]:
+        """Yield what the behaviour offers."""
+        yield Route(r"/v2/?()()", GET=self._ping)
+        if self._behaviour.catalog:
+            yield Route(r"/v2/_catalog()()", GET=self._list_repositories)
+        yield Route(r"/v2/(.+)/tags/list()", GET=self._list_tags)
+        if self._behaviour.referrers:
+            yield Route(r"/v2/(.+)/referrers/([^/]+)", GET=self._list_referrers)
+        yield Route(
+            r"/v2/(.+)/manifests/([^/]+)",
+            GET=self._get_manifest,
+            PUT=self._put_manifest,
+            DELETE=self._delete_manifest if self._behaviour.deletes else None,
+        )
+
+    def _ping(self, _request: Request, _name: str, _reference: str) -> Response:
+        return json_response({}).having(Docker_Distribution_API_Version="registry/2.0")
+
+    def _list_repositories(self, request: Request, _name: str, _reference: str) -> Response:
+        page, link = self._page(request, self._storage.repositories())
+        return json_response({"repositories": page}).having(**link)
+
+    def _list_tags(self, request: Request, name: str, _reference: str) -> Response:
+        tags = self._storage.tags(name)
+        if tags is None:
+            raise OciError(404, "NAME_UNKNOWN", "no such repository")
+        page, link = self._page(request, tags)
+        return json_response({"name": name, "tags": page}).having(**link)
+
+    def _page(self, request: Request, names: list[str]) -> tuple[list[str], dict[str, str]]:
+        """Return the page of sorted `names` that was asked for, and the Link to the next one."""
+        if not self._behaviour.paging:
+            return names, {}
+        asked = request.query.get("n", str(self._behaviour.page_size))
+        if not asked.isdecimal():
+            raise OciError(400, "PAGINATION_NUMBER_INVALID", "n is not a number")
+        size = min(int(asked), self._behaviour.page_size)
+        rest = [name for name in names if name > request.query.get("last", "")]
+        page = rest[:size]
+        if not page or len(rest) == len(page):
+            return page, {}
+        query = urlencode({"n": size, "last": page[-1]})
+        return page, {"Link": f'<{quote(request.path)}?{query}>; rel="next"'}
+
+    def _list_referrers(self, request: Request, name: str, reference: str) -> Response:
+        subject = parse_digest(reference, sha512=self._behaviour.sha512)
+        wanted = request.query.get("artifactType", "")
+        descriptors = [
+            descriptor
+            for document in self._storage.manifests(name)
+            if _subject(document) == subject
+            and (descriptor := _referrer(document))
+            and wanted in ("", descriptor["artifactType"])
+        ]
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors}
+        response = json_response(index, OCI_INDEX)
+        return response.having(OCI_Filters_Applied="artifactType") if wanted else response
+
+    def _get_manifest(self, _request: Request, name: str, reference: str) -> Response:
+        document = self._storage.manifest(name, self._reference(reference))
+        if document is None:
+            raise OciError(404, "MANIFEST_UNKNOWN", "no such manifest")
+        return Response(
+            200,
+            {"Content-Type": document.media_type, "Docker-Content-Digest": str(document.digest)},
+            document.raw,
+        )
+
+    def _put_manifest(self, request: Request, name: str, reference: str) -> Response:
+        target = self._reference(reference)
+        tag, algorithm = (target, "sha256") if isinstance(target, str) else ("", target.algorithm)
+        digest = Digest.of(request.body, algorithm)
+        if isinstance(target, Digest) and digest != target:
+            raise OciError(400, "DIGEST_INVALID", "the manifest does not have this digest")
+        document = Document(digest, self._media_type(request), request.body)
+        if self._behaviour.validates:
+            self._check(name, tag, document)
+        self._storage.put_manifest(name, tag, document)
+        location = f"/v2/{quote(name)}/manifests/{digest}"
+        response = Response(201, {"Location": location, "Docker-Content-Digest": str(digest)})
+        subject = _subject(document) if self._behaviour.referrers else None
+        return response.having(OCI_Subject=str(subject)) if subject else response
+
+    def _delete_manifest(self, _request: Request, name: str, reference: str) -> Response:
+        if not self._storage.delete_manifest(name, self._reference(reference)):
+            raise OciError(404, "MANIFEST_UNKNOWN", "no such manifest")
+        return Response(202)
+
+    def _media_type(self, request: Request) -> str:
+        """Return the type a pushed manifest is stored with; raises OciError for a false one."""
+        try:
+            document = load_json(request.body)
+        except ProtocolViolation as error:
+            raise _invalid(str(error)) from None
+        declared = document.get("mediaType") if isinstance(document, dict) else None
+        given = request.headers.get("content-type", "")
+        if not self._behaviour.validates:
+            # Epoch never looks at the Content-Type, so an index without mediaType loses its type.
+            return declared if isinstance(declared, str) else OCI_MANIFEST
+        if not given or declared not in (None, given):
+            raise _invalid("Content-Type is not the manifest's mediaType")
+        return given
+
+    def _check(self, name: str, tag: str, document: Document) -> None:
+        """Raise OciError for a tag out of the grammar, or a reference the repository lacks."""
+        try:
+            if tag and not Tag.parse(tag).conforms:
+                raise _invalid("not a tag")
+            view = document.view
+        except (InvalidName, ProtocolViolation) as error:
+            raise _invalid(str(error)) from None
+        if isinstance(view, Index):
+            for child in view.manifests:
+                if self._storage.manifest(name, child.digest) is None:
+                    raise OciError(400, "MANIFEST_UNKNOWN", f"no manifest {child.digest}")
+            return
+        for blob in (view.config, *view.layers):
+            if blob and self._storage.blob(name, blob.digest) is None:
+                raise OciError(400, "MANIFEST_BLOB_UNKNOWN", f"no blob {blob.digest}")
+
+    def _reference(self, text: str) -> str | Digest:
+        return parse_reference(text, sha512=self._behaviour.sha512)
+
+
+def _invalid(message: str) -> OciError:
+    return OciError(400, "MANIFEST_INVALID", message)
+
+
+def _subject(document: Document) -> Digest | None:
+    """Return the digest of the manifest that a document refers to, if it does."""
+    try:
+        subject = document.view.subject
+    except ProtocolViolation:
+        return None
+    return subject.digest if subject else None
+
+
+def _referrer(document: Document) -> dict[str, Any]:
+    """Return the descriptor of a referrer (specification, "Listing Referrers")."""
+    view = document.view
+    config = None if isinstance(view, Index) else view.config
+    descriptor: dict[str, Any] = {
+        "mediaType": document.media_type,
+        "digest": str(document.digest),
+        "size": document.size,
+        "artifactType": view.artifact_type or (config.media_type if config else ""),
+    }
+    if view.annotations:
+        descriptor["annotations"] = dict(view.annotations)
+    return descriptor

@@ -1,0 +1,106 @@
+"""Content for tests: random blobs, and images and indexes of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.names import Digest
+from epochfs.registry import EmbeddedRegistry
+from epochfs.samples import CONFIG, LAYER, descriptor, encode
+
+
+@dataclass(frozen=True)
+class Content:
+    """A manifest or an index, with the blobs and manifests it refers to."""
+
+    raw: bytes
+    media_type: str
+    blobs: tuple[bytes, ...] = ()
+    children: tuple[Content, ...] = ()
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.raw)
+
+    def every_blob(self) -> Iterator[bytes]:
+        """Yield the blobs of this manifest and of all below it."""
+        yield from self.blobs
+        for child in self.children:
+            yield from child.every_blob()
+
+    def every_manifest(self) -> Iterator[Content]:
+        """Yield what this index refers to, at every level, and then itself."""
+        for child in self.children:
+            yield from child.every_manifest()
+        yield self
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Return `size` bytes that no compression shortens, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+def image(*layers: bytes, architecture: str = "amd64", **fields: object) -> Content:
+    """Return an image of these layers (one small one if there are none)."""
+    layers = layers or (random_bytes(1000),)
+    config = encode(
+        {
+            "architecture": architecture,
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(layer)) for layer in layers]},
+        }
+    )
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(config, CONFIG),
+        "layers": [descriptor(layer, LAYER) for layer in layers],
+        **fields,
+    }
+    return Content(encode(manifest), OCI_MANIFEST, (config, *layers))
+
+
+def index(*children: Content, **fields: object) -> Content:
+    """Return an index of these manifests (of an amd64 and an arm64 image if there are none)."""
+    children = children or (image(architecture="amd64"), image(architecture="arm64"))
+    manifests = [
+        descriptor(child.raw, child.media_type, platform={"os": "linux", "architecture": name})
+        for child, name in zip(children, _architectures(), strict=False)
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests, **fields}
+    return Content(encode(document), OCI_INDEX, (), children)
+
+
+def _architectures() -> Iterator[str]:
+    yield from ("amd64", "arm64", "riscv64", "s390x")
+    number = 0
+    while True:
+        yield f"arch{number}"
+        number += 1
+
+
+def load(registry: EmbeddedRegistry, name: str, tag: str, content: Content) -> None:
+    """Store content in the embedded registry, without HTTP."""
+    for blob in content.every_blob():
+        registry.put_blob(name, blob)
+    for manifest in content.every_manifest():
+        registry.put_manifest(
+            name, tag if manifest is content else "", manifest.raw, manifest.media_type
+        )
+
+
+def write_layout(directory: Path, tag: str, content: Content) -> None:
+    """Write content as an OCI image layout (image-layout.md), for other clients to push."""
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    manifests = (manifest.raw for manifest in content.every_manifest())
+    for data in (*content.every_blob(), *manifests):
+        (blobs / Digest.of(data).encoded).write_bytes(data)
+    name = {"org.opencontainers.image.ref.name": tag}
+    entry = descriptor(content.raw, content.media_type, annotations=name)
+    (directory / "index.json").write_bytes(encode({"schemaVersion": 2, "manifests": [entry]}))
+    (directory / "oci-layout").write_bytes(encode({"imageLayoutVersion": "1.0.0"}))
