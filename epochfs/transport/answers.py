@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib3 import BaseHTTPResponse
 
 from epochfs.errors import ProtocolViolation, TooLarge
+from epochfs.transport.connections import StrictResponse
 from epochfs.transport.faults import Broken, converted
 from epochfs.transport.urls import Url
 from epochfs.transport.watchdog import Watch
@@ -130,6 +131,24 @@ class Answer:
                 self.watch.check()  # the end of the stream may be the watch's own doing
         self._stats.count(bytes_received=len(data))
         return data
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as bytes have arrived; return how many did, 0 at the end.
+
+        A body of known length, as blobs have, is received straight into the buffer: a new piece
+        of memory for every read costs more than the rest of it.
+        """
+        response = getattr(self._raw, "_original_response", None)
+        if not isinstance(response, StrictResponse) or response.chunked:
+            data = self.read(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+        with converted(self.what, self.watch):
+            count = response.read1_into(buffer)
+            if response.isclosed():
+                self._raw.release_conn()
+        self._stats.count(bytes_received=count)
+        return count
 
     def read_whole(self, limit: int) -> Reply:
         """Read the body, of at most `limit` bytes; raises TooLarge beyond. Ends the exchange."""

@@ -55,8 +55,8 @@ class _HeaderLines:
         return line
 
 
-class _StrictResponse(http.client.HTTPResponse):
-    """An answer whose headers are whole.
+class StrictResponse(http.client.HTTPResponse):
+    """An answer whose headers are whole, and whose body can be read into a buffer as it comes.
 
     The base class takes the end of the stream for the end of the headers, so that an answer cut
     off there would be a success without Content-Length, that is with whatever body came.
@@ -74,11 +74,30 @@ class _StrictResponse(http.client.HTTPResponse):
         if lines.broken_off:
             raise http.client.RemoteDisconnected("the headers break off")
 
+    def read1_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as one system call does; return the bytes read, 0 at the end.
+
+        What the base class's `read1` is to `read`, to its `readinto`; not for a chunked body.
+        Raises IncompleteRead for an end before the announced one, as urllib3 does.
+        """
+        if self.fp is None:
+            return 0
+        if self.length is not None:
+            buffer = buffer[: self.length]
+        count = self.fp.readinto1(buffer)
+        if self.length is not None:
+            self.length -= count
+            if not count and self.length:
+                raise http.client.IncompleteRead(b"", self.length)
+        if not count or self.length == 0:
+            self.close()
+        return count
+
 
 class _WatchedConnection(HTTPConnection):
     """A connection whose every step is under the watch of the operation that uses it."""
 
-    response_class = _StrictResponse
+    response_class = StrictResponse
     watch: Watch | None = None
     live_socket: socket.socket | None = None
 

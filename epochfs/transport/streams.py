@@ -59,7 +59,12 @@ class BlobStream:
             raise ProtocolViolation(f"{answer.what}: Content-Length and Content-Range disagree")
 
     def read(self, n: int) -> bytes:
-        """Return 1 to `n` bytes as soon as some arrive; b"" only at the true end.
+        """Return 1 to `n` bytes as `read_into` does; b"" only at the true end."""
+        buffer = bytearray(n)
+        return bytes(buffer[: self.read_into(memoryview(buffer))])
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as bytes have arrived, at least one; return 0 only at the true end.
 
         Raises Unavailable if the stream breaks off: what came so far is right as far as it goes,
         and a new request can resume behind it. Raises DeadlineExceeded if no byte comes within
@@ -71,7 +76,7 @@ class BlobStream:
             self._reading = True
         try:
             self._answer.watch.renew()
-            data = self._answer.read(n)
+            count = self._answer.read_into(buffer)
             self._answer.watch.suspend()
         except EpochfsError as error:
             self.close()
@@ -84,7 +89,7 @@ class BlobStream:
                 closed = self._closed
             if closed:
                 self._end()
-        return self._counted(data)
+        return self._counted(count)
 
     def close(self) -> None:
         """End the stream; a read that is blocked in another thread raises Unavailable."""
@@ -97,15 +102,15 @@ class BlobStream:
                 return
         self._end()
 
-    def _counted(self, data: bytes) -> bytes:
-        self._received += len(data)
+    def _counted(self, count: int) -> int:
+        self._received += count
         if self._expected is not None:
             if self._received > self._expected:
                 raise ProtocolViolation(f"{self._answer.what}: more than the bytes announced")
-            if not data and self._received < self._expected:
+            if not count and self._received < self._expected:
                 received = f"{self._received} of {self._expected} bytes"
                 raise Unavailable(f"{self._answer.what}: the stream ended after {received}")
-        return data
+        return count
 
     def _end(self) -> None:
         self._answer.close()
