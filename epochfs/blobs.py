@@ -1,0 +1,256 @@
+"""Read-through blobs: from the cache where it has them, else from one shared download per digest.
+
+`Blobs.open` answers without a request; the first read starts what is needed. The caller has made
+sure that the repository may see the blob and knows its size (`listings`).
+
+Locks: `Blobs._lock` guards `_downloads` and the reference counts in it; no I/O happens under it.
+What a handle remembers of its reads is changed without a lock: a lost update there only delays the
+guess that its reader is sequential.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+from epochfs.blobcache import BlobCache, read_exactly
+from epochfs.client import BlobStream, RegistryClient
+from epochfs.config import BlobOptions
+from epochfs.downloads import Download
+from epochfs.errors import ContentMismatch
+from epochfs.names import Digest, Repository
+
+log = logging.getLogger(__name__)
+
+LINGER_SECONDS = 5.0
+"""How long a download without readers goes on, in case one comes back."""
+
+LINGER_WHOLE_SECONDS = 30.0
+"""The same on a server without Range, where giving up means to begin again."""
+
+_CLOSE_SECONDS = 3.0
+_SEQUENTIAL_BYTES = 1 << 20
+_SEQUENTIAL_SLACK = 2 << 20
+
+
+class BlobHandle(Protocol):
+    """An open blob of `size` bytes."""
+
+    size: int
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte has been checked against the digest."""
+
+    def fileno(self) -> int:
+        """Return a descriptor of the blob's file, valid while the handle is open and `verified`."""
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
+
+    def close(self) -> None:
+        """Give the handle back; once."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobCounters:
+    """What the read-through has done since the start, for `status.json`."""
+
+    hits: int
+    misses: int
+    downloads: int
+    bytes_present: int
+    connections: int
+
+
+@dataclass(slots=True, eq=False)
+class _Shared:
+    """A download, how many handles read from it, and whether it is over for newcomers."""
+
+    download: Download
+    readers: int = 1
+    ended: bool = False
+
+
+class Blobs:
+    """The blobs of one registry."""
+
+    def __init__(self, client: RegistryClient, cache: BlobCache, options: BlobOptions) -> None:
+        self._client = client
+        self._cache = cache
+        self._options = options
+        self._lock = threading.Lock()
+        self._downloads: dict[tuple[Digest, int], _Shared] = {}
+        self._ended = 0
+        self._hits = 0
+        self._misses = 0
+        self._ranged: bool | None = None
+
+    def open(self, repository: Repository, digest: Digest, size: int) -> BlobHandle:
+        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size."""
+        if size == 0 and not digest.matches(b""):
+            raise ContentMismatch(f"{digest} is not the digest of an empty blob")
+        while True:
+            with self._lock:
+                ended = self._ended
+                shared = self._downloads.get((digest, size))
+                if shared is not None:
+                    shared.readers += 1
+                    self._misses += 1
+                    return _DownloadHandle(self, shared)
+            fd = self._cache.open(digest, size)
+            with self._lock:
+                if fd is not None:
+                    self._hits += 1
+                    return _CachedHandle(fd, size)
+                # Not if one ended since the look into the cache: it may be there now.
+                if ended == self._ended and (digest, size) not in self._downloads:
+                    self._misses += 1
+                    shared = self._begin(repository, digest, size)
+                    self._downloads[digest, size] = shared
+                    return _DownloadHandle(self, shared)
+
+    def cached_percent(self, digest: Digest, size: int) -> int:
+        """Return how much of the blob is here, in percent, rounded down."""
+        with self._lock:
+            shared = self._downloads.get((digest, size))
+        present = shared.download.progress[0] if shared else self._cache.cached_bytes(digest)
+        return 100 if size == 0 else min(100, 100 * present // size)
+
+    def counters(self) -> BlobCounters:
+        """Return what happened since the start, and what is under way."""
+        with self._lock:
+            downloads = [shared.download for shared in self._downloads.values()]
+            hits, misses = self._hits, self._misses
+        progress = [download.progress for download in downloads]
+        return BlobCounters(
+            hits=hits,
+            misses=misses,
+            downloads=len(progress),
+            bytes_present=sum(present for present, _ in progress),
+            connections=sum(connections for _, connections in progress),
+        )
+
+    def close(self) -> None:
+        """Stop all downloads, keeping what they have; no handle may be used any more."""
+        with self._lock:
+            downloads = [shared.download for shared in self._downloads.values()]
+            self._downloads.clear()
+        for download in downloads:
+            download.close()
+        for download in downloads:
+            download.wait_until_idle(_CLOSE_SECONDS)
+
+    def release(self, shared: _Shared) -> None:
+        """Take back one reader of a download."""
+        with self._lock:
+            shared.readers -= 1
+            unused, ended = shared.readers == 0, shared.ended
+        if unused and ended:
+            shared.download.close()
+        elif unused:
+            self._linger(shared)
+
+    def _begin(self, repository: Repository, digest: Digest, size: int) -> _Shared:
+        def source(start: int, end: int | None) -> BlobStream:
+            return self._client.get_blob(repository, digest, start, end)
+
+        def on_end() -> None:
+            self._end(shared)
+
+        download = Download(
+            digest, size, source, self._cache, self._options, on_end, ranged=self._ranged
+        )
+        shared = _Shared(download)
+        return shared
+
+    def _end(self, shared: _Shared) -> None:
+        """Let who opens the blob from now on begin anew: it was kept, failed, or is not wanted."""
+        download = shared.download
+        with self._lock:
+            if shared.ended:
+                return
+            shared.ended = True
+            self._ended += 1
+            self._downloads.pop((download.digest, download.size), None)
+            self._ranged = self._ranged or download.ranged or None
+            unused = shared.readers == 0
+        if unused:
+            download.close()
+
+    def _linger(self, shared: _Shared) -> None:
+        """Let a download without readers go on for a while, to its end if that is near."""
+
+        def expire() -> None:
+            with self._lock:
+                if shared.readers or shared.ended:
+                    return
+            present, connections = shared.download.progress
+            if connections and 2 * present >= shared.download.size:
+                self._linger(shared)
+            else:
+                self._end(shared)
+
+        patience = LINGER_WHOLE_SECONDS if shared.download.ranged is False else LINGER_SECONDS
+        timer = threading.Timer(patience, expire)
+        timer.daemon = True
+        timer.start()
+
+
+class _CachedHandle:
+    """A handle on a complete blob of the cache."""
+
+    verified = True
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.size = size
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        count = max(0, min(len(view), self.size - offset))
+        read_exactly(self._fd, view[:count], offset)
+        return count
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _DownloadHandle:
+    """A handle on a blob that is still arriving, or arrived while the handle was open."""
+
+    def __init__(self, blobs: Blobs, shared: _Shared) -> None:
+        self.size = shared.download.size
+        self._blobs = blobs
+        self._shared = shared
+        self._run_end = 0
+        self._run_bytes = 0
+
+    @property
+    def verified(self) -> bool:
+        return self._shared.download.verified
+
+    def fileno(self) -> int:
+        return self._shared.download.fileno()
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        count = max(0, min(len(view), self.size - offset))
+        if count == 0:
+            return 0
+        # The kernel reads ahead with several requests at once, so neighbours count as sequence.
+        if abs(offset - self._run_end) <= _SEQUENTIAL_SLACK:
+            self._run_end = max(self._run_end, offset + count)
+            self._run_bytes += count
+        else:
+            self._run_end, self._run_bytes = offset + count, count
+        sequential = self._run_bytes > _SEQUENTIAL_BYTES
+        self._shared.download.read_into(view[:count], offset, sequential=sequential)
+        return count
+
+    def close(self) -> None:
+        self._blobs.release(self._shared)

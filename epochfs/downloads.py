@@ -1,0 +1,448 @@
+"""One blob on its way from the registry into the cache, shared by all who read it.
+
+A `Download` owns a staged file and knows which bytes of it are present. Readers wait for the range
+they need. Workers each fetch one claimed range at a time; a verifier hashes the contiguous bytes
+from the start as they arrive, and when the digest matches, the blob is kept.
+
+What to fetch next is `FetchPlan`'s to say. While a blob is fetched whole, the read that would take
+its last byte is held back until the digest has matched. A server that ignores Range is given one
+worker, which streams the whole blob whatever was asked.
+
+Locks: `Download._lock` guards every underscored field; no I/O happens under it, and nothing else is
+locked while it is held. Read without it are `verified`, `_closing`, `_failure` and `_ranged`, which
+change once, and `_readable`, which moves forward until a failure resets it. `_opening` makes one
+worker at a time open and allocate the staged file; no reader takes it; `_lock` comes after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from epochfs.blobcache import BlobCache, StagedBlob, read_exactly
+from epochfs.client import BlobStream
+from epochfs.config import BlobOptions
+from epochfs.errors import (
+    CacheFailure,
+    ContentMismatch,
+    DeadlineExceeded,
+    EpochfsError,
+    NotFound,
+    ProtocolViolation,
+    Unavailable,
+    Vanished,
+    fresh,
+)
+from epochfs.fetchplan import Claim, FetchPlan
+from epochfs.names import Digest
+from epochfs.ranges import RangeSet
+
+log = logging.getLogger(__name__)
+
+_READ_SIZE = 1 << 20
+_BREAKS_WITHOUT_PROGRESS = 4
+_PAUSE_SECONDS = 0.2
+
+Source = Callable[[int, int | None], BlobStream]
+"""Opens a stream of the blob's bytes `[start, end)`; to its end where `end` is None."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A thread that waits for a range, and how its wait ended."""
+
+    start: int
+    stop: int
+    done: threading.Event = field(default_factory=threading.Event)
+    error: EpochfsError | None = None
+
+
+class Download:
+    """One blob on its way into the cache. `read_into` is for any thread; `close` is called once.
+
+    `on_end` is called once, from one of its threads, when no later reader should join: after the
+    blob was kept, or after it failed for good.
+    """
+
+    def __init__(
+        self,
+        digest: Digest,
+        size: int,
+        source: Source,
+        cache: BlobCache,
+        options: BlobOptions,
+        on_end: Callable[[], None],
+        *,
+        ranged: bool | None,
+    ) -> None:
+        self.digest = digest
+        self.size = size
+        self.verified = False
+        self._source = source
+        self._cache = cache
+        self._options = options
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._plan = FetchPlan(size, options.connections, whole=options.verify_first, ranged=ranged)
+        self._staged: StagedBlob | None = None
+        self._readable = 0
+        self._waiters: list[_Waiter] = []
+        self._hashing: _Waiter | None = None
+        self._threads = 0
+        self._breaks = 0
+        self._served = False
+        self._refetched = False
+        self._failure: EpochfsError | None = None
+        self._closing = False
+        self._idle = threading.Event()
+        self._opening = threading.Lock()
+
+    # ---- what readers call -------------------------------------------------------------------
+
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool) -> None:
+        """Fill `view` with the bytes at `offset`, inside the blob, once they may be read.
+
+        `sequential` says that the reader looks set to read on. Raises DeadlineExceeded when the
+        bytes do not arrive in time, or the error that kept them away.
+        """
+        stop = offset + len(view)
+        if stop > self._readable:
+            self._wait(offset, stop, sequential)
+        read_exactly(self.fileno(), view, offset)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the staged file, which exists once anything was read."""
+        assert self._staged is not None
+        return self._staged.fileno()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes present, and connections at work."""
+        with self._lock:
+            return self._plan.present.total, len(self._plan.claims)
+
+    @property
+    def ranged(self) -> bool | None:
+        """Whether the server has proved Range; None while that is not known."""
+        return self._plan.ranged
+
+    def close(self) -> None:
+        """Stop. What is present is kept for a later download once the last thread has ended."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            streams = [claim.stream for claim in self._plan.claims if claim.stream is not None]
+            if self._hashing is not None:
+                self._hashing.done.set()
+            last = self._threads == 0
+            error = Unavailable("the mount is shutting down")
+            self._end_waits(error)
+        for stream in streams:
+            stream.close()
+        if last:
+            self._put_away()
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until a closed download has put everything away; return whether it has."""
+        return self._idle.wait(seconds)
+
+    def _wait(self, start: int, stop: int, sequential: bool) -> None:
+        with self._lock:
+            self._plan.cursor = start
+            self._plan.whole = self._plan.whole or sequential
+            if self._failure is not None:
+                raise fresh(self._failure)
+            if self._may_read(start, stop):
+                self._serve()
+                return
+            waiter = _Waiter(start, stop)
+            self._waiters.append(waiter)
+            self._employ()
+        in_time = waiter.done.wait(self._options.timeout)
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            if waiter.error is not None:
+                raise fresh(waiter.error)
+            if not in_time:
+                raise DeadlineExceeded(
+                    f"bytes {start}-{stop - 1} of {self.digest} did not arrive in time"
+                )
+
+    # ---- bookkeeping, all with the lock held -------------------------------------------------
+
+    def _may_read(self, start: int, stop: int) -> bool:
+        if self.verified:
+            return True
+        if self._options.verify_first or not self._plan.present.covers(start, stop):
+            return False
+        return stop < self.size or not (self._plan.whole or self._plan.complete)
+
+    def _end_waits(self, error: EpochfsError | None = None) -> None:
+        """Wake those whose range may be read now; with an error, wake everybody."""
+        for waiter in list(self._waiters):
+            if error is not None or self._may_read(waiter.start, waiter.stop):
+                waiter.error = error
+                if error is None:
+                    self._serve()
+                self._waiters.remove(waiter)
+                waiter.done.set()
+
+    def _employ(self) -> None:
+        """Start as many workers as there is work for, and the verifier when it has any."""
+        while (claim := self._next_claim()) is not None:
+            self._start(self._work, claim)
+        if self._plan.whole and self._hashing is None and not self._stopped:
+            self._hashing = _Waiter(0, 0)
+            self._start(self._verify, self._hashing)
+
+    def _next_claim(self) -> Claim | None:
+        if self._stopped:
+            return None
+        return self._plan.next_claim((waiter.start, waiter.stop) for waiter in self._waiters)
+
+    @property
+    def _stopped(self) -> bool:
+        return self._closing or self._failure is not None
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        self._threads += 1
+        name = f"{target.__name__.strip('_')} {self.digest.encoded[:8]}"
+        threading.Thread(
+            target=self._run, args=(target, *arguments), name=name, daemon=True
+        ).start()
+
+    # ---- workers -----------------------------------------------------------------------------
+
+    def _run(self, target: Callable[..., None], *arguments: object) -> None:
+        """Run a thread's work; whatever goes wrong, tell the readers, and leave nothing behind."""
+        try:
+            try:
+                target(*arguments)
+            except EpochfsError as error:
+                self._fail(error)
+            except Exception:
+                log.exception("unforeseen failure while fetching %s", self.digest)
+                self._fail(ProtocolViolation("unforeseen failure, see the log"), for_good=True)
+        finally:
+            with self._lock:
+                self._threads -= 1
+                last = self._closing and self._threads == 0
+            if last:
+                self._put_away()
+
+    def _fail(self, error: EpochfsError, *, for_good: bool = False) -> None:
+        """Give the error to all who wait; for good when trying again could not mend it."""
+        if isinstance(error, NotFound):
+            error = Vanished(str(error))
+        for_good = for_good or isinstance(error, Vanished | ProtocolViolation)
+        with self._lock:
+            if self._closing:
+                return
+            if for_good:
+                self._failure = error
+                self._readable = 0
+                if self._hashing is not None:
+                    self._hashing.done.set()
+            self._end_waits(error)
+        log.debug("fetching %s failed: %s", self.digest, error)
+        if for_good:
+            self._on_end()
+
+    def _work(self, claim: Claim) -> None:
+        """Fetch one claimed range after another until there is nothing left to claim."""
+        buffer = memoryview(bytearray(_READ_SIZE))
+        following: Claim | None = claim
+        while following is not None:
+            claim = following
+            try:
+                self._prepare()
+                self._fetch(claim, buffer)
+            except (Unavailable, DeadlineExceeded):
+                with self._lock:
+                    self._plan.window.refused()
+                    if len(self._plan.claims) > 1:
+                        return  # the others will see to it
+                raise
+            finally:
+                with self._lock:
+                    self._plan.claims.remove(claim)
+            with self._lock:
+                following = self._next_claim()
+                self._employ()
+
+    def _prepare(self) -> None:
+        """Open the staged file before the first bytes, and make room once all will come."""
+        with self._opening:
+            if self._staged is None:
+                staged = self._cache.stage(self.digest, self.size)
+                with self._lock:
+                    self._staged = staged
+                    for start, stop in staged.resumed:
+                        self._add(start, stop)
+                    self._end_waits()
+            if self._plan.whole:
+                self._staged.allocate()
+
+    def _fetch(self, claim: Claim, buffer: memoryview) -> None:
+        """Fetch what a claimed range lacks, resuming where the stream breaks."""
+        while (span := self._lacking(claim)) is not None:
+            start, stop = span
+            before = self._plan.present.total
+            with self._source(start, None if self._plan.ranged is False else stop) as stream:
+                position, stop = self._accept(claim, stream, start, stop)
+                try:
+                    while position < stop and not self._closing:
+                        count = stream.read_into(buffer)
+                        position += self._store(position, buffer[:count])
+                except (Unavailable, DeadlineExceeded) as error:
+                    self._pause(error, progressed=self._plan.present.total > before)
+
+    def _lacking(self, claim: Claim) -> tuple[int, int] | None:
+        """Return the first absent part of a claimed range."""
+        with self._lock:
+            if self._stopped:
+                return None
+            return next(self._plan.present.missing(claim.start, claim.stop), None)
+
+    def _accept(self, claim: Claim, stream: BlobStream, start: int, stop: int) -> tuple[int, int]:
+        """Hold a stream's headers against what was asked; return the range to read from it.
+
+        A server without Range sends the whole blob whatever was asked, so the claim grows to it,
+        and everything will be there soon: the download is whole from then on.
+        """
+        if stream.total is not None and stream.total != self.size:
+            raise ContentMismatch(
+                f"{self.digest} has {stream.total} bytes, its descriptor says {self.size}"
+            )
+        with self._lock:
+            claim.stream = stream
+            self._plan.ranged = stream.ranged
+            if not stream.ranged:
+                first = self._plan.take_all(claim)
+                start, stop = (0, self.size) if first else (stop, stop)
+            self._employ()
+        assert self._staged is not None
+        if self._plan.whole:
+            self._staged.allocate()
+        return start, stop
+
+    def _store(self, position: int, data: memoryview) -> int:
+        """Write what of `data` is not present yet, and let the readers know; return its length."""
+        if not data:
+            raise Unavailable(f"the stream of {self.digest} ended early")
+        stop = position + len(data)
+        if stop > self.size:
+            raise ContentMismatch(f"{self.digest} has more than its {self.size} bytes")
+        with self._lock:
+            absent = list(self._plan.present.missing(position, stop))
+        assert self._staged is not None
+        for begin, end in absent:
+            self._staged.write(begin, data[begin - position : end - position])
+        with self._lock:
+            self._plan.window.arrived(len(data))
+            self._add(position, stop)
+            self._end_waits()
+        return len(data)
+
+    def _add(self, start: int, stop: int) -> None:
+        """Take `[start, stop)` as present. The lock is held."""
+        was_whole = self._plan.whole
+        self._plan.add(start, stop)
+        self._publish()
+        if self._plan.whole and not was_whole:
+            self._employ()
+        if self._hashing is not None and self._hashing.stop <= self._plan.prefix:
+            self._hashing.done.set()
+
+    def _serve(self) -> None:
+        """Take note that a reader gets bytes: from now on a mismatch can only be an error."""
+        self._served = True
+        self._publish()
+
+    def _publish(self) -> None:
+        """Let readers take the contiguous bytes without the lock, once any has been served."""
+        if self._served and not self.verified and not self._options.verify_first:
+            self._readable = min(self._plan.prefix, self.size - 1)
+
+    def _pause(self, error: EpochfsError, *, progressed: bool) -> None:
+        """After a broken stream, wait a moment before it is resumed; give up when none helps."""
+        with self._lock:
+            self._breaks = 0 if progressed else self._breaks + 1
+            breaks = self._breaks
+        if breaks > _BREAKS_WITHOUT_PROGRESS:
+            raise error
+        log.debug("the stream of %s broke, resuming: %s", self.digest, error)
+        time.sleep(_PAUSE_SECONDS * breaks)
+
+    # ---- the verifier ------------------------------------------------------------------------
+
+    def _verify(self, turn: _Waiter) -> None:
+        """Hash the blob as it arrives; keep it when its digest matches, refuse it when not."""
+        while not self._hash(turn):
+            if self._stopped:
+                return
+            assert self._staged is not None
+            if not self._start_over():
+                self._staged.discard()
+                raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")
+        with self._lock:
+            self.verified = True
+            self._readable = self.size
+            self._end_waits()
+        assert self._staged is not None
+        try:
+            self._staged.promote()
+        except CacheFailure as error:
+            log.warning("%s was read but cannot be cached: %s", self.digest, error)
+        self._on_end()
+
+    def _hash(self, turn: _Waiter) -> bool:
+        """Return whether the digest matches; False also when the download stops before that."""
+        hasher, position = self.digest.hasher(), 0
+        buffer = memoryview(bytearray(_READ_SIZE))
+        while position < self.size:
+            with self._lock:
+                turn.stop = min(position + _READ_SIZE, self.size)
+                if self._plan.prefix < turn.stop and not self._stopped:
+                    turn.done.clear()
+            turn.done.wait()
+            if self._stopped:
+                return False
+            count = turn.stop - position
+            read_exactly(self.fileno(), buffer[:count], position)
+            hasher.update(buffer[:count])
+            position += count
+        return hasher.hexdigest() == self.digest.encoded
+
+    def _start_over(self) -> bool:
+        """Forget all bytes and fetch them once more, if none has been served; return whether."""
+        with self._lock:
+            if self._served or self._refetched:
+                return False
+            self._refetched = True
+        assert self._staged is not None
+        self._staged.reset()
+        with self._lock:
+            self._plan.present = RangeSet()
+            self._employ()
+        log.warning("the bytes sent for %s have another digest, fetching again", self.digest)
+        return True
+
+    def _put_away(self) -> None:
+        """After the last thread: leave what is present to a later download, and close the file."""
+        try:
+            if self._staged is not None:
+                try:
+                    if not self.verified and self._failure is None:
+                        self._staged.checkpoint(self._plan.present)
+                finally:
+                    self._staged.close()
+        except CacheFailure as error:
+            log.warning("what was fetched of %s is lost: %s", self.digest, error)
+        finally:
+            self._idle.set()

@@ -1,0 +1,114 @@
+"""Which bytes of a blob are present, and which are to be fetched next. Pure; the caller locks.
+
+A blob is fetched **by chunks** while reads look random: each absent aligned chunk by itself. It is
+fetched **whole** once a reader looks sequential, or half of it is present, or it is small: segment
+after segment from where the readers are, over as many connections as the `Window` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from epochfs.ranges import RangeSet
+from epochfs.window import MIB, Window
+
+CHUNK = MIB
+"""What a random read fetches, aligned, in bytes."""
+
+SMALL = 4 * MIB
+"""A blob up to this many bytes is fetched whole, in one request, at its first read."""
+
+
+class Closeable(Protocol):
+    """A stream that another thread may close."""
+
+    def close(self) -> None:
+        """Close it, waking whoever reads from it."""
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A range `[start, stop)` that one worker has undertaken to fetch."""
+
+    start: int
+    stop: int
+    stream: Closeable | None = None
+
+
+class FetchPlan:
+    """The state of one blob's fetching.
+
+    `ranged` is None until the server has shown whether it honours Range. Before it is True, one
+    worker at a time is enough: the first answer tells.
+    """
+
+    def __init__(self, size: int, connections: int, *, whole: bool, ranged: bool | None) -> None:
+        self.size = size
+        self.window = Window(connections)
+        self.whole = whole or size <= SMALL
+        self.ranged = ranged
+        self.present = RangeSet()
+        self.claims: list[Claim] = []
+        self.cursor = 0
+
+    @property
+    def prefix(self) -> int:
+        """How many bytes from the start are present without a gap."""
+        return self.present.end_of_run(0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is present."""
+        return self.prefix >= self.size
+
+    def add(self, start: int, stop: int) -> None:
+        """Take `[start, stop)` as present."""
+        self.present.add(start, stop)
+        if not self.whole and 2 * self.present.total >= self.size:
+            self.whole = True
+
+    def next_claim(self, waiting: Iterable[tuple[int, int]]) -> Claim | None:
+        """Claim the most urgent absent range: one that is waited for, else what a whole lacks."""
+        if self._enough_workers():
+            return None
+        taken = RangeSet(self.present)
+        for claim in self.claims:
+            taken.add(claim.start, claim.stop)
+        spans = list(waiting)
+        if self.whole:
+            spans += [(self.cursor, self.size), (0, self.cursor)]
+        for start, stop in spans:
+            for begin, _ in taken.missing(start, stop):
+                claim = Claim(*self._widen(taken, begin))
+                self.claims.append(claim)
+                return claim
+        return None
+
+    def take_all(self, claim: Claim) -> bool:
+        """Grow a claim to the blob whose server sends all of it; False if another did already."""
+        self.whole = True
+        if any(other is not claim and self._is_all(other) for other in self.claims):
+            return False
+        claim.start, claim.stop = 0, self.size
+        return True
+
+    def _is_all(self, claim: Claim) -> bool:
+        return (claim.start, claim.stop) == (0, self.size)
+
+    def _enough_workers(self) -> bool:
+        if not self.claims:
+            return False
+        if self.ranged is not True:
+            return True
+        return self.whole and len(self.claims) >= self.window.size
+
+    def _widen(self, taken: RangeSet, begin: int) -> tuple[int, int]:
+        """Turn an absent byte into a request worth making: a segment, or an aligned chunk."""
+        if self.whole and (self.ranged or self.size <= SMALL):
+            stop = self.size if self.size <= SMALL else begin + self.window.segment
+            return next(taken.missing(begin, min(stop, self.size)))
+        start = begin - begin % CHUNK
+        stop = min(start + CHUNK, self.size)
+        return next(span for span in taken.missing(start, stop) if span[1] > begin)
