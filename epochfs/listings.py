@@ -1,0 +1,327 @@
+"""What the registry says of its names: catalogue, tags, tag → digest, manifests, blob sizes.
+
+Every answer is remembered in a bounded `TtlCache`; the tree asks here and nowhere else. What a
+server sends as a name is parsed here: what could not be a path is left out, with one log line.
+
+A blob's size is known because a manifest of the same repository named it, or because a HEAD
+answered; that is also the proof that this repository may see the blob, without which the blob
+cache is not consulted.
+
+Locks: `Listings._lock` guards `_armed` and `_known`; no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cachetools import LRUCache
+
+from epochfs.client import RegistryClient
+from epochfs.config import ListingOptions
+from epochfs.errors import (
+    DeadlineExceeded,
+    Denied,
+    EpochfsError,
+    InvalidName,
+    NotFound,
+    ProtocolViolation,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+from epochfs.manifests import Descriptor, Document, Index, Manifest
+from epochfs.names import Digest, Repository, Tag
+from epochfs.taghistory import TagHistory
+from epochfs.ttlcache import CachePolicy, TtlCache
+
+log = logging.getLogger(__name__)
+
+_MANIFEST_BYTES = 32 * 1024 * 1024
+_PARSED_FACTOR = 4
+_MAX_KNOWN_BLOBS = 50_000
+_MAX_INDEX_DEPTH = 4
+_FOREVER = 10 * 365 * 86400.0
+
+_NOT_DISTRIBUTED = (
+    "application/vnd.docker.image.rootfs.foreign.diff.",
+    "application/vnd.oci.image.layer.nondistributable.",
+)
+"""Layers that are fetched from elsewhere; a registry need not have them (image-spec, layer.md)."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+Name = TypeVar("Name", Repository, Tag)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a tag names, and since when as far as this cache has seen, in epoch nanoseconds."""
+
+    digest: Digest
+    since_ns: int
+
+
+class Catalogue:
+    """Repositories as the namespace they form."""
+
+    def __init__(self, repositories: Iterable[Repository], *, complete: bool) -> None:
+        self.complete = complete
+        self._repositories = frozenset(repositories)
+        self._children: dict[tuple[str, ...], set[str]] = {(): set()}
+        for repository in self._repositories:
+            segments = repository.segments
+            for depth, segment in enumerate(segments):
+                self._children.setdefault(segments[:depth], set()).add(segment)
+
+    def __contains__(self, repository: Repository) -> bool:
+        return repository in self._repositories
+
+    def children(self, segments: tuple[str, ...]) -> list[str]:
+        """The next segments of the repositories below a prefix, sorted."""
+        return sorted(self._children.get(segments, ()))
+
+    def is_parent(self, segments: tuple[str, ...]) -> bool:
+        """Whether some repository lies below a prefix."""
+        return segments in self._children
+
+
+class Reachable:
+    """The manifests and blobs that the tags of one repository lead to."""
+
+    def __init__(self) -> None:
+        self.manifests: dict[Digest, None] = {}
+        self.blobs: dict[Digest, None] = {}
+
+
+class Listings:
+    """The registry's names, remembered. Any thread may call anything."""
+
+    def __init__(
+        self, client: RegistryClient, options: ListingOptions, history: TagHistory
+    ) -> None:
+        self._client = client
+        self._options = options
+        self._history = history
+        self._pool = ThreadPoolExecutor(options.parallel, thread_name_prefix="listing")
+        # Apart from the other, so that nobody waits for what was only begun in case of need.
+        self._ahead = ThreadPoolExecutor(options.parallel, thread_name_prefix="resolving")
+        self._lock = threading.Lock()
+        self._armed: set[Repository] = set()
+        self._known: LRUCache[tuple[Repository, Digest], Descriptor] = LRUCache(_MAX_KNOWN_BLOBS)
+        changing = CachePolicy(
+            options.listing_ttl, options.negative_ttl, options.stale_if_error, limit=1_000_000
+        )
+        lasting = CachePolicy(_FOREVER, options.negative_ttl, limit=_MANIFEST_BYTES)
+        self._catalogues = TtlCache("the catalogue", self._fetch_catalogue, changing)
+        self._tags = TtlCache("tags of", self._fetch_tags, changing, size_of=len)
+        self._resolved = TtlCache("tag", self._fetch_resolved, changing)
+        self._heads = TtlCache("blob", self._fetch_head, changing)
+        self._manifests = TtlCache(
+            "manifest",
+            self._fetch_manifest,
+            lasting,
+            size_of=lambda document: _PARSED_FACTOR * document.size,
+        )
+
+    # ---- what the tree asks ------------------------------------------------------------------
+
+    def catalogue(self) -> Catalogue:
+        """The repositories listed; only those of `--repo` where the registry has no catalogue."""
+        return self._catalogues.get(())
+
+    def tags(self, repository: Repository) -> tuple[Tag, ...]:
+        """The repository's tags, sorted."""
+        return self._tags.get(repository)
+
+    def is_repository(self, repository: Repository) -> bool:
+        """Whether the registry has it: listed, or a tags request says so."""
+        if repository in self.catalogue():
+            return True
+        if not repository.conforms:
+            return False
+        try:
+            self.tags(repository)
+        except (NotFound, Unsupported):
+            return False
+        except Denied:
+            # Docker Hub and GHCR deny what does not exist. Only without a catalogue is that a
+            # plain no: where there is one, a denial is worth an error.
+            if self.catalogue().complete:
+                raise
+            return False
+        return True
+
+    def expect_resolves(self, repository: Repository) -> None:
+        """Take note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
+        with self._lock:
+            self._armed.add(repository)
+
+    def resolve(self, repository: Repository, tag: Tag) -> Resolved:
+        """Return what a tag names now; the rest of a listing begins to be resolved with it."""
+        with self._lock:
+            listed = repository in self._armed
+            self._armed.discard(repository)
+        if listed and self._resolved.peek((repository, tag)) is None:
+            self._resolve_all(repository)
+        return self._resolved.get((repository, tag))
+
+    def manifest(self, repository: Repository, digest: Digest) -> Document:
+        """Return a manifest, hashed and parsed; its descriptors are known from then on."""
+        return self._manifests.get((repository, digest))
+
+    def descriptor(self, repository: Repository, digest: Digest) -> Descriptor:
+        """Describe a blob: as a manifest of the repository does, else as a HEAD says."""
+        with self._lock:
+            known = self._known.get((repository, digest))
+        return known if known is not None else self._heads.get((repository, digest))
+
+    def reachable(self, repository: Repository) -> Reachable:
+        """Follow all tags through indexes, in parallel. Raises rather than leave something out.
+
+        What the registry itself no longer has is passed over: a tag deleted meanwhile, an index
+        that lists a platform nobody pushed. So is, with a log line, a manifest that is malformed.
+        """
+        tags = self.tags(repository)
+        resolved = self._each(lambda tag: self._resolved.get((repository, tag)), tags)
+        found = Reachable()
+        level = list(dict.fromkeys(one.digest for one in resolved if one is not None))
+        for _ in range(_MAX_INDEX_DEPTH):
+            level = [digest for digest in level if digest not in found.manifests]
+            documents = self._each(lambda digest: self._tolerated(repository, digest), level)
+            below: dict[Digest, None] = {}
+            for document in documents:
+                if document is not None:
+                    found.manifests[document.digest] = None
+                    below.update(_children(document, found.blobs))
+            level = list(below)
+        return found
+
+    def clear(self) -> None:
+        """Forget what may have changed; manifests cannot."""
+        for cache in (self._catalogues, self._tags, self._resolved, self._heads):
+            cache.clear()
+
+    def close(self) -> None:
+        """Stop the background work."""
+        for pool in (self._pool, self._ahead):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # ---- in parallel -------------------------------------------------------------------------
+
+    def _resolve_all(self, repository: Repository) -> None:
+        """Begin to resolve all tags of a listing, in its order, in the background."""
+        remaining = iter(self.tags(repository))
+        lock = threading.Lock()
+
+        def work() -> None:
+            while True:
+                with lock:
+                    tag = next(remaining, None)
+                if tag is None:
+                    return
+                try:
+                    self._resolved.get((repository, tag))
+                except (Unavailable, DeadlineExceeded):
+                    return  # the registry is away, and each further tag would wait as long
+                except EpochfsError as error:
+                    log.debug("resolving %s of %s ahead: %s", tag, repository, error)
+
+        with contextlib.suppress(RuntimeError):  # the pool is shut down while unmounting
+            for _ in range(self._options.parallel):
+                self._ahead.submit(work)
+
+    def _each(self, ask: Callable[[A], B], items: Iterable[A]) -> list[B | None]:
+        """Ask for all items in parallel, in order; None for one the registry does not have."""
+
+        def tolerant(item: A) -> B | None:
+            try:
+                return ask(item)
+            except NotFound:
+                return None
+
+        return list(self._pool.map(tolerant, items))
+
+    def _tolerated(self, repository: Repository, digest: Digest) -> Document | None:
+        try:
+            document = self.manifest(repository, digest)
+            document.view  # noqa: B018 - parsed here so that a malformed one is known here
+        except (ProtocolViolation, TooLarge) as error:
+            log.warning("left out of %s: manifest %s: %s", repository, digest, error)
+            return None
+        return document
+
+    # ---- what the caches fetch ---------------------------------------------------------------
+
+    def _fetch_catalogue(self, _: tuple[()]) -> Catalogue:
+        listed = self._options.repositories
+        try:
+            texts = self._client.catalog()
+        except (NotFound, Denied, Unsupported) as error:
+            log.debug("the registry has no catalogue for us: %s", error)
+            return Catalogue(listed, complete=False)
+        found = _parse(texts, Repository.parse, "repositories")
+        return Catalogue((*found, *listed), complete=True)
+
+    def _fetch_tags(self, repository: Repository) -> tuple[Tag, ...]:
+        try:
+            texts = self._client.list_tags(repository)
+        except NotFound:
+            # Docker's registry goes on listing a repository whose last tag was deleted.
+            if repository in self.catalogue():
+                return ()
+            raise
+        return _parse(texts, Tag.parse, f"tags of {repository}")
+
+    def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Resolved:
+        repository, tag = key
+        digest = self._client.resolve(repository, tag).digest
+        return Resolved(digest, self._history.since(repository, tag, digest))
+
+    def _fetch_manifest(self, key: tuple[Repository, Digest]) -> Document:
+        repository, digest = key
+        document = self._client.get_manifest(repository, digest, self._options.manifest_limit)
+        with self._lock:
+            for descriptor in _named_blobs(document.view):
+                self._known[repository, descriptor.digest] = descriptor
+        return document
+
+    def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
+        repository, digest = key
+        return Descriptor("", digest, self._client.blob_size(repository, digest))
+
+
+def _parse(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tuple[Name, ...]:
+    """Parse names from the server, sorted; leave out what could not be a path, and log that."""
+    names: set[Name] = set()
+    refused: list[InvalidName] = []
+    for text in texts:
+        try:
+            names.add(parse(text))
+        except InvalidName as error:
+            refused.append(error)
+    if refused:
+        log.warning("left out %d of the %s: %s", len(refused), what, refused[0])
+    return tuple(sorted(names))
+
+
+def _named_blobs(view: Manifest | Index) -> tuple[Descriptor, ...]:
+    if isinstance(view, Index):
+        return ()
+    return view.layers if view.config is None else (view.config, *view.layers)
+
+
+def _children(document: Document, blobs: dict[Digest, None]) -> dict[Digest, None]:
+    """Return the manifests an index names; of a manifest, add the blobs it names to `blobs`."""
+    view = document.view
+    if isinstance(view, Index):
+        return {descriptor.digest: None for descriptor in view.manifests}
+    for descriptor in _named_blobs(view):
+        if not descriptor.media_type.startswith(_NOT_DISTRIBUTED):
+            blobs[descriptor.digest] = None
+    return {}

@@ -1,0 +1,114 @@
+"""Since when each tag has had its present digest, kept on disk so that a remount shows the same.
+
+A tag link's time must change when the tag moves and at no other moment, or incremental backups
+would miss it or copy everything again. The registry does not tell, so the first sight is recorded.
+
+SQLite, with write-ahead logging so that several mounts may share the file. A damaged file is
+replaced: times then begin anew, which costs a backup a second look and nothing else.
+
+Locks: `TagHistory._lock` serialises use of the one connection. The local statements under it take
+microseconds; none waits for the network. A `flock` of the directory lets one process at a time open
+the file: two that make it at once would each find it locked, and take that for damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from epochfs.errors import CacheFailure
+from epochfs.names import Digest, Repository, Tag
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS tag (
+    registry TEXT, repository TEXT, tag TEXT, digest TEXT, since_ns INTEGER,
+    PRIMARY KEY (registry, repository, tag)
+) WITHOUT ROWID
+"""
+
+
+_UPSERT = """
+INSERT INTO tag VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    since_ns = iif(digest = excluded.digest, since_ns, excluded.since_ns), digest = excluded.digest
+RETURNING since_ns
+"""
+"""In one statement, so that of two mounts that see a tag move at once, one tells both the time."""
+
+
+class TagHistory:
+    """The first sights of one registry's tags, in the SQLite file `path`."""
+
+    def __init__(self, path: Path, registry: str, clock: Callable[[], int] = time.time_ns) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._lock = threading.Lock()
+        try:
+            with _alone_in(path.parent):
+                self._connection = _open(path)
+        except (OSError, sqlite3.Error) as error:
+            raise CacheFailure(f"cannot keep the tag history in {path}: {error}") from error
+
+    def since(self, repository: Repository, tag: Tag, digest: Digest) -> int:
+        """Return since when `tag` has `digest`, in nanoseconds of the epoch; now if that is new."""
+        key = (self._registry, repository.name, tag.name)
+        try:
+            with self._lock, self._connection as connection:
+                row = connection.execute(
+                    "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
+                    key,
+                ).fetchone()
+                if row is not None and row[0] == str(digest):
+                    return int(row[1])
+                row = connection.execute(_UPSERT, (*key, str(digest), self._clock())).fetchone()
+                return int(row[0])
+        except sqlite3.Error as error:
+            raise CacheFailure(f"the tag history failed: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Make the directory where it is missing, and keep other processes out of it meanwhile."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the file, or a new one in its place if it is damaged."""
+    try:
+        return _connect(path)
+    except sqlite3.OperationalError:
+        raise  # locked, or a disk that fails: nothing is known to be wrong with the file
+    except sqlite3.DatabaseError as error:
+        log.warning("the tag history %s is damaged and begins anew: %s", path, error)
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.touch(mode=0o600)
+    connection = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute(_SCHEMA)
+    connection.commit()
+    return connection

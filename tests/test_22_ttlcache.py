@@ -1,0 +1,326 @@
+"""The cache in front of the registry: bounded, timed, one fetch at a time, honest about errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epochfs.errors import (
+    CacheFailure,
+    ContentMismatch,
+    DeadlineExceeded,
+    Denied,
+    EpochfsError,
+    NotFound,
+    ProtocolViolation,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+from epochfs.ttlcache import CachePolicy, TtlCache
+
+THREADS = 32
+PATIENCE = 20.0
+POLICY = CachePolicy(ttl=60, negative_ttl=5, stale=100, limit=1000)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Source:
+    """Fetches `<key><number of the fetch>`, or raises `error` while one is set."""
+
+    def __init__(self) -> None:
+        self.fetched: list[str] = []
+        self.error: Exception | None = None
+
+    def __call__(self, key: str) -> str:
+        self.fetched.append(key)
+        if self.error is not None:
+            raise self.error
+        return f"{key}{len(self.fetched)}"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def cache(source: Source, clock: Clock) -> TtlCache[str, str]:
+    return TtlCache("thing", source, POLICY, clock=clock)
+
+
+def small(source: Callable[[str], str], limit: float, **options: object) -> TtlCache[str, str]:
+    return TtlCache("thing", source, CachePolicy(ttl=60, limit=limit), **options)  # type: ignore[arg-type]
+
+
+class TestBounds:
+    def test_the_least_recently_used_goes_first(self, source: Source) -> None:
+        cache = small(source, 2)
+        for key in "abac":
+            cache.get(key)
+        assert cache.peek("a") == "a1"
+        assert cache.peek("b") is None
+        assert cache.peek("c") == "c3"
+
+    def test_sizes_count_where_there_is_a_measure(self, source: Source) -> None:
+        cache = small(source, 5, size_of=len)
+        for key in ("a", "b", "cc"):
+            cache.get(key)
+        assert [cache.peek(key) for key in ("a", "b", "cc")] == [None, "b2", "cc3"]
+
+    def test_what_is_too_large_is_returned_and_displaces_nothing(self, source: Source) -> None:
+        cache = small(source, 5, size_of=len)
+        cache.get("a")
+        assert cache.get("enormous") == "enormous2"
+        assert cache.peek("a") == "a1"
+        assert cache.get("enormous") == "enormous3"
+
+    def test_what_grew_too_large_is_not_served_in_its_older_form(self, clock: Clock) -> None:
+        values = iter(["small", "far too large"])
+        cache = small(lambda _: next(values), 5, size_of=len, clock=clock)
+        cache.get("a")
+        clock.now += 61
+        assert cache.get("a") == "far too large"
+        assert cache.peek("a") is None
+
+    def test_absences_are_bounded_too(self, source: Source) -> None:
+        source.error = NotFound("no such thing")
+        cache = small(source, 10)
+        for number in range(1000):
+            with pytest.raises(NotFound):
+                cache.get(str(number))
+        assert len(cache._store) == 10
+
+
+class TestTime:
+    def test_a_value_is_used_for_its_time_and_no_longer(
+        self, cache: TtlCache[str, str], clock: Clock
+    ) -> None:
+        assert cache.get("a") == "a1"
+        clock.now += 59.9
+        assert cache.get("a") == "a1"
+        clock.now += 0.1
+        assert cache.get("a") == "a2"
+
+    def test_without_any_time_to_live_every_call_fetches(self, source: Source) -> None:
+        cache = TtlCache("thing", source, CachePolicy(ttl=0))
+        assert [cache.get("a"), cache.get("a")] == ["a1", "a2"]
+
+    def test_peeking_fetches_nothing(self, cache: TtlCache[str, str], source: Source) -> None:
+        assert cache.peek("a") is None
+        assert source.fetched == []
+
+    def test_an_old_value_is_not_peeked_at(self, cache: TtlCache[str, str], clock: Clock) -> None:
+        cache.get("a")
+        clock.now += 60
+        assert cache.peek("a") is None
+
+    def test_clearing_forgets(self, cache: TtlCache[str, str]) -> None:
+        cache.get("a")
+        cache.clear()
+        assert cache.get("a") == "a2"
+
+    @given(steps=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 90)), max_size=40))
+    def test_no_value_is_ever_older_than_its_time(self, steps: list[tuple[str, float]]) -> None:
+        clock = Clock()
+        cache = TtlCache("thing", lambda _: clock.now, POLICY, clock=clock)
+        for key, seconds in steps:
+            clock.now += seconds
+            assert clock.now - cache.get(key) < POLICY.ttl
+
+
+class TestErrors:
+    def test_an_absence_is_remembered_for_a_shorter_time(
+        self, cache: TtlCache[str, str], source: Source, clock: Clock
+    ) -> None:
+        source.error = NotFound("no such thing")
+        for seconds in (0, 4.9):
+            clock.now += seconds
+            with pytest.raises(NotFound, match="no such thing"):
+                cache.get("a")
+        assert source.fetched == ["a"]
+        source.error = None
+        clock.now += 0.1
+        assert cache.get("a") == "a2"
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            CacheFailure,
+            ContentMismatch,
+            DeadlineExceeded,
+            Denied,
+            ProtocolViolation,
+            TooLarge,
+            Unavailable,
+            Unsupported,
+        ],
+    )
+    def test_no_other_error_is_ever_remembered(
+        self, cache: TtlCache[str, str], source: Source, kind: type[EpochfsError]
+    ) -> None:
+        source.error = kind("not now")
+        with pytest.raises(kind, match="not now"):
+            cache.get("a")
+        source.error = None
+        assert cache.get("a") == "a2"
+
+    @pytest.mark.parametrize("kind", [Unavailable, DeadlineExceeded])
+    def test_an_old_value_serves_while_the_registry_is_away(
+        self, cache: TtlCache[str, str], source: Source, clock: Clock, kind: type[EpochfsError]
+    ) -> None:
+        cache.get("a")
+        source.error = kind("gone")
+        clock.now += 159.9
+        assert cache.get("a") == "a1"
+
+    def test_an_old_value_serves_no_longer_than_allowed(
+        self, cache: TtlCache[str, str], source: Source, clock: Clock
+    ) -> None:
+        cache.get("a")
+        source.error = Unavailable("gone")
+        for _ in range(31):
+            clock.now += 5
+            cache.get("a")
+        clock.now += 5
+        with pytest.raises(Unavailable):
+            cache.get("a")
+
+    def test_while_an_old_value_serves_the_registry_is_asked_now_and_then(
+        self, cache: TtlCache[str, str], source: Source, clock: Clock
+    ) -> None:
+        cache.get("a")
+        source.error = Unavailable("gone")
+        clock.now += 60
+        for _ in range(10):
+            assert cache.get("a") == "a1"
+        assert len(source.fetched) == 2
+        source.error = None
+        clock.now += 5
+        assert cache.get("a") == "a3"
+
+    @pytest.mark.parametrize("kind", [Denied, NotFound, ProtocolViolation])
+    def test_an_answer_is_never_papered_over_with_an_old_value(
+        self, cache: TtlCache[str, str], source: Source, clock: Clock, kind: type[EpochfsError]
+    ) -> None:
+        cache.get("a")
+        source.error = kind("the registry has spoken")
+        clock.now += 60
+        with pytest.raises(kind):
+            cache.get("a")
+
+    def test_an_old_absence_is_no_value_to_serve(
+        self, cache: TtlCache[str, str], source: Source, clock: Clock
+    ) -> None:
+        source.error = NotFound("no such thing")
+        with pytest.raises(NotFound):
+            cache.get("a")
+        source.error = Unavailable("gone")
+        clock.now += 5
+        with pytest.raises(Unavailable):
+            cache.get("a")
+
+
+class Gate:
+    """A source that holds every fetch until the test lets it go."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.began = threading.Event()
+        self.go = threading.Event()
+        self.fetches = 0
+        self._error = error
+
+    def __call__(self, key: str) -> str:
+        self.fetches += 1
+        self.began.set()
+        assert self.go.wait(PATIENCE)
+        if self._error is not None:
+            raise self._error
+        return f"{key}{self.fetches}"
+
+
+def crowd(cache: TtlCache[str, str], gate: Gate) -> list[str | Exception]:
+    """Let many threads ask for one key at once; return what each of them got."""
+    together = threading.Barrier(THREADS + 1)
+
+    def ask() -> str | Exception:
+        together.wait(PATIENCE)
+        try:
+            return cache.get("a")
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(ask) for _ in range(THREADS)]
+        together.wait(PATIENCE)
+        assert gate.began.wait(PATIENCE)
+        gate.go.set()
+        return [future.result(PATIENCE) for future in futures]
+
+
+class TestThreads:
+    def test_many_who_ask_at_once_share_one_fetch(self) -> None:
+        gate = Gate()
+        assert crowd(TtlCache("thing", gate, POLICY), gate) == ["a1"] * THREADS
+        assert gate.fetches == 1
+
+    def test_those_who_waited_share_the_absence_but_not_the_exception(self) -> None:
+        gate = Gate(NotFound("no such thing"))
+        results = crowd(TtlCache("thing", gate, POLICY), gate)
+        assert {type(result) for result in results} == {NotFound}
+        assert len({id(result) for result in results}) == THREADS
+        assert gate.fetches == 1
+
+    def test_another_key_does_not_wait(self) -> None:
+        gate = Gate()
+        cache = TtlCache("thing", lambda key: gate(key) if key == "slow" else key, POLICY)
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(cache.get, "slow")
+            assert gate.began.wait(PATIENCE)
+            assert cache.get("quick") == "quick"
+            gate.go.set()
+            assert slow.result(PATIENCE) == "slow1"
+
+    def test_who_waits_for_anothers_fetch_does_not_wait_for_ever(self) -> None:
+        gate = Gate()
+        cache = TtlCache("thing", gate, CachePolicy(ttl=60, wait=0.05))
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(cache.get, "a")
+            assert gate.began.wait(PATIENCE)
+            with pytest.raises(DeadlineExceeded, match="thing a did not arrive in time"):
+                cache.get("a")
+            gate.go.set()
+            assert first.result(PATIENCE) == "a1"
+
+    def test_a_bug_in_a_fetch_reaches_its_caller_and_strands_nobody(
+        self, cache: TtlCache[str, str], source: Source
+    ) -> None:
+        gate = Gate(ZeroDivisionError("a bug"))
+        results = crowd(TtlCache("thing", gate, POLICY), gate)
+        kinds = {type(result) for result in results}
+        assert ZeroDivisionError in kinds
+        assert kinds <= {ZeroDivisionError, Unavailable}
+        source.error = ZeroDivisionError("a bug")
+        with pytest.raises(ZeroDivisionError):
+            cache.get("a")
+        source.error = None
+        assert cache.get("a") == "a2"

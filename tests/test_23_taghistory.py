@@ -1,0 +1,177 @@
+"""Since when a tag has its digest: kept over remounts, and changed by a moved tag alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from epochfs.errors import CacheFailure
+from epochfs.names import Digest, Repository, Tag
+from epochfs.taghistory import TagHistory
+
+REGISTRY = "http://127.0.0.1:5000"
+APP, OTHER = Repository("team/app"), Repository("team/other")
+LATEST, STABLE = Tag("latest"), Tag("stable")
+FIRST, SECOND = Digest.of(b"first"), Digest.of(b"second")
+
+_OPEN_AND_ASK = """\
+import sys
+from pathlib import Path
+from epochfs.names import Digest, Repository, Tag
+from epochfs.taghistory import TagHistory
+sys.stdin.readline()
+for number in range(20):
+    history = TagHistory(Path(sys.argv[1]) / str(number) / "tags.sqlite", "registry")
+    print(history.since(Repository("team/app"), Tag("latest"), Digest.of(b"first")))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "tags.sqlite"
+
+
+def ticking(start: int = 1) -> Iterator[int]:
+    return itertools.count(start)
+
+
+def opened(path: Path, start: int = 1, registry: str = REGISTRY) -> TagHistory:
+    """Open a history whose clock begins at `start` and moves on by one at every look."""
+    ticks = ticking(start)
+    return TagHistory(path, registry, lambda: next(ticks))
+
+
+def test_a_first_sight_is_now_and_later_ones_are_the_same(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        assert [history.since(APP, LATEST, FIRST) for _ in range(3)] == [100, 100, 100]
+
+
+def test_tags_repositories_and_registries_are_kept_apart(path: Path) -> None:
+    with closing(opened(path, 1)) as here, closing(opened(path, 10, "http://other")) as there:
+        seen = [
+            here.since(APP, LATEST, FIRST),
+            here.since(APP, STABLE, FIRST),
+            here.since(OTHER, LATEST, FIRST),
+            there.since(APP, LATEST, FIRST),
+        ]
+    assert seen == [1, 2, 3, 10]
+
+
+def test_a_remount_keeps_what_was_seen(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        history.since(APP, LATEST, FIRST)
+    with closing(opened(path, 200)) as history:
+        assert history.since(APP, LATEST, FIRST) == 100
+
+
+def test_a_moved_tag_takes_the_moment_it_was_seen_to_move(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        history.since(APP, LATEST, FIRST)
+        assert history.since(APP, LATEST, SECOND) == 101
+        assert history.since(APP, LATEST, SECOND) == 101
+
+
+def test_a_tag_that_moves_back_has_moved(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        for digest in (FIRST, SECOND):
+            history.since(APP, LATEST, digest)
+        assert history.since(APP, LATEST, FIRST) == 102
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a database at all, but long enough" * 100])
+@pytest.mark.expects_log("is damaged and begins anew")
+def test_a_damaged_file_begins_anew(path: Path, damage: bytes) -> None:
+    with closing(opened(path, 100)) as history:
+        history.since(APP, LATEST, FIRST)
+    path.write_bytes(damage)
+    with closing(opened(path, 200)) as history:
+        assert history.since(APP, LATEST, FIRST) == 200
+    with closing(opened(path, 300)) as history:
+        assert history.since(APP, LATEST, FIRST) == 200
+
+
+@pytest.mark.expects_log("is damaged and begins anew")
+def test_a_file_cut_short_by_a_crash_gives_an_answer_or_a_clear_error(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        for number in range(200):
+            history.since(APP, Tag(f"t{number}"), FIRST)
+    os.truncate(path, path.stat().st_size // 2)
+    with closing(opened(path, 1000)) as history:
+        for number in range(200):
+            assert history.since(APP, Tag(f"t{number}"), FIRST) > 0
+
+
+def test_the_file_is_for_its_owner_alone_whatever_the_umask(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with closing(opened(path)) as history:
+            history.since(APP, LATEST, FIRST)
+            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert set(modes.values()) == {0o600}, modes
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_place_that_cannot_be_written_is_a_cache_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheFailure):
+        opened(tmp_path / "file" / "tags.sqlite")
+
+
+def test_many_threads_see_one_moment(path: Path) -> None:
+    with closing(opened(path)) as history, ThreadPoolExecutor(32) as pool:
+        seen = list(pool.map(lambda _: history.since(APP, LATEST, FIRST), range(320)))
+    assert set(seen) == {1}
+
+
+def test_two_mounts_that_see_a_tag_at_once_agree(path: Path) -> None:
+    other = opened(path, 200)
+    theirs = []
+
+    def clock_of_a_slow_mount() -> int:
+        theirs.append(other.since(APP, LATEST, FIRST))
+        return 100
+
+    with closing(other), closing(TagHistory(path, REGISTRY, clock_of_a_slow_mount)) as slow:
+        ours = slow.since(APP, LATEST, FIRST)
+        assert [ours] == theirs
+        assert other.since(APP, LATEST, FIRST) == ours
+
+
+def test_processes_that_begin_at_once_agree_and_take_nothing_for_damage(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _OPEN_AND_ASK, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=30) for process in processes]
+    assert {errors for _, errors in said} == {""}
+    assert len({output for output, _ in said}) == 1
+
+
+def test_a_history_whose_file_was_removed_goes_on(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        history.since(APP, LATEST, FIRST)
+        shutil.rmtree(path.parent)
+        assert history.since(APP, LATEST, FIRST) >= 100
+        assert history.since(APP, STABLE, FIRST) >= 100
+        assert history.since(APP, STABLE, SECOND) > 100

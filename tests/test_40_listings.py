@@ -1,0 +1,311 @@
+"""What the registry says of its names: which of them are believed, and what asking costs."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import image, index, load, random_bytes
+from stacks import Stack, stack
+
+from epochfs.errors import Denied, NotFound, Unavailable
+from epochfs.names import Digest, Repository, Tag
+from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+
+APP = Repository("team/app")
+LATEST = Tag("latest")
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "/x",
+    "a//b",
+    "a/../b",
+    "nul\0",
+    "line\nbreak",
+    "\x1b[31mred",
+    "\ud800",
+    "a" * 256,
+    "a" * 2**20,
+]
+
+Open = Callable[..., Stack]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """Builds the layers over a registry."""
+    with ExitStack() as closing:
+
+        def build(registry: EmbeddedRegistry, **options: Any) -> Stack:
+            return closing.enter_context(stack(registry.url, tmp_path, **options))
+
+        yield build
+
+
+class Answering(EmbeddedRegistry):
+    """Answers some paths with what a test says, as JSON text or as a status."""
+
+    def __init__(self, answers: dict[str, str | int]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def respond(self, request: Request) -> Response:
+        answer = self.answers.get(request.path)
+        if answer is None:
+            return super().respond(request)
+        if isinstance(answer, int):
+            return Response(answer)
+        return Response(200, {"Content-Type": "application/json"}, answer.encode())
+
+
+class TestNames:
+    @pytest.mark.expects_log(r"left out 12 of the repositories: .*empty or relative segment: ''$")
+    def test_hostile_repositories_are_left_out_and_their_neighbours_listed(
+        self, opened: Open
+    ) -> None:
+        listing = json.dumps({"repositories": ["aaa", *HOSTILE, "zzz/b"]})
+        with Answering({"/v2/_catalog": listing}) as registry:
+            catalogue = opened(registry).listings.catalogue()
+        assert catalogue.children(()) == ["aaa", "zzz"]
+        assert catalogue.children(("zzz",)) == ["b"]
+
+    @pytest.mark.expects_log("left out 11 of the tags of team/app")
+    def test_hostile_tags_are_left_out_and_their_neighbours_listed(self, opened: Open) -> None:
+        tags = [name for name in HOSTILE if name != "/x"]
+        listing = json.dumps({"name": "team/app", "tags": ["zzz", *tags, "aaa"]})
+        with Answering({"/v2/team/app/tags/list": listing}) as registry:
+            assert opened(registry).listings.tags(APP) == (Tag("aaa"), Tag("zzz"))
+
+    @pytest.mark.parametrize("name", [name for name in HOSTILE if name])
+    @pytest.mark.expects_log("left out 1 of the repositories")
+    def test_the_log_line_is_one_escaped_line(
+        self, opened: Open, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        listing = json.dumps({"repositories": [name]})
+        with Answering({"/v2/_catalog": listing}) as registry:
+            opened(registry).listings.catalogue()
+        lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(lines) == 1
+        assert lines[0].isascii()
+        assert lines[0].isprintable()
+        assert len(lines[0]) < 400
+
+    def test_names_that_are_unusual_but_harmless_are_listed(self, opened: Open) -> None:
+        unusual = ["Upper/Case", "with space", "ünïcödé", "_under", "tags", "a" * 254, "-dash", "~"]
+        with EmbeddedRegistry(EPOCH) as registry:
+            for name in unusual:
+                load(registry, name, "a tag", image())
+            listings = opened(registry).listings
+            assert all(Repository(name) in listings.catalogue() for name in unusual)
+            assert listings.tags(Repository("with space")) == (Tag("a tag"),)
+            assert listings.resolve(Repository("ünïcödé"), Tag("a tag")).digest == image().digest
+
+    def test_no_tags_at_all_is_an_empty_listing(self, opened: Open) -> None:
+        with Answering({"/v2/team/app/tags/list": '{"name": "team/app", "tags": null}'}) as one:
+            assert opened(one).listings.tags(APP) == ()
+
+    def test_a_name_listed_twice_is_one(self, opened: Open) -> None:
+        with Answering({"/v2/_catalog": '{"repositories": ["a", "a", "a/b"]}'}) as registry:
+            assert opened(registry).listings.catalogue().children(()) == ["a"]
+
+
+class TestWithoutACatalogue:
+    @pytest.mark.parametrize("status", [401, 403, 404, 405])
+    def test_the_repositories_of_the_command_line_are_listed(
+        self, opened: Open, status: int
+    ) -> None:
+        with Answering({"/v2/_catalog": status}) as registry:
+            load(registry, "team/app", "latest", image())
+            catalogue = opened(registry, repositories=(APP,)).listings.catalogue()
+        assert catalogue.children(()) == ["team"]
+        assert APP in catalogue
+        assert not catalogue.complete
+
+    def test_any_other_repository_opens(self, opened: Open) -> None:
+        with EmbeddedRegistry(Behaviour(catalog=False)) as registry:
+            load(registry, "team/app", "latest", image())
+            listings = opened(registry).listings
+            assert listings.is_repository(APP)
+            assert listings.tags(APP) == (LATEST,)
+            assert not listings.is_repository(Repository("team"))
+
+    def test_a_denied_repository_is_taken_for_an_absent_one(self, opened: Open) -> None:
+        answers: dict[str, str | int] = {"/v2/_catalog": 401, "/v2/team/app/tags/list": 401}
+        with Answering(answers) as registry:
+            assert not opened(registry).listings.is_repository(APP)
+
+    def test_with_a_catalogue_a_denial_is_an_error(self, opened: Open) -> None:
+        with Answering({"/v2/team/app/tags/list": 403}) as registry, pytest.raises(Denied):
+            opened(registry).listings.is_repository(APP)
+
+    def test_a_catalogue_that_fails_is_no_missing_one(self, opened: Open) -> None:
+        with Answering({"/v2/_catalog": 500}) as registry, pytest.raises(Unavailable):
+            opened(registry, repositories=(APP,)).listings.catalogue()
+
+    def test_repositories_of_the_command_line_join_a_catalogue(self, opened: Open) -> None:
+        with EmbeddedRegistry() as registry:
+            load(registry, "library/hello", "latest", image())
+            catalogue = opened(registry, repositories=(APP,)).listings.catalogue()
+        assert catalogue.children(()) == ["library", "team"]
+
+
+def load_tags(registry: EmbeddedRegistry, tags: int) -> None:
+    for number in range(tags):
+        load(registry, "team/app", f"t{number:03}", image(f"layer {number}".encode()))
+    registry.forget_requests()
+
+
+class TestRequests:
+    def test_a_listing_resolves_nothing(self, opened: Open, embedded: EmbeddedRegistry) -> None:
+        load_tags(embedded, 50)
+        filesystem = opened(embedded).filesystem
+        assert len(list(filesystem.readdir("/team/app/tags"))) == 50
+        assert [request.path for request in embedded.requests] == ["/v2/team/app/tags/list"]
+
+    def test_the_first_that_is_resolved_after_a_listing_starts_the_rest(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load_tags(embedded, 50)
+        layers = opened(embedded)
+        list(layers.filesystem.readdir("/team/app/tags"))
+        for number in range(50):
+            layers.filesystem.getattr(f"/team/app/tags/t{number:03}")
+        assert embedded.count("HEAD", "/manifests/t") == 50
+        assert embedded.count() == 51
+
+    def test_the_rest_is_resolved_in_parallel(self, opened: Open) -> None:
+        together = threading.Barrier(8)
+
+        class Waiting(EmbeddedRegistry):
+            def respond(self, request: Request) -> Response:
+                if request.method == "HEAD":
+                    together.wait(20)
+                return super().respond(request)
+
+        with Waiting() as registry:
+            load_tags(registry, 16)
+            layers = opened(registry, parallel=8)
+            list(layers.filesystem.readdir("/team/app/tags"))
+            layers.filesystem.getattr("/team/app/tags/t000")
+
+    def test_one_tag_without_a_listing_is_one_request(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load_tags(embedded, 50)
+        opened(embedded).filesystem.readlink("/team/app/tags/t007")
+        assert [request.path for request in embedded.requests] == ["/v2/team/app/manifests/t007"]
+
+    def test_within_the_time_to_live_nothing_is_asked_again(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load_tags(embedded, 10)
+        filesystem = opened(embedded).filesystem
+
+        def walk(path: str) -> None:
+            for entry in filesystem.readdir(path):
+                below = f"{path.rstrip('/')}/{entry.name}"
+                filesystem.getattr(below)
+                filesystem.xattrs(below)
+                if entry.mode == 0o040000:
+                    walk(below)
+
+        walk("/")
+        embedded.forget_requests()
+        walk("/")
+        assert embedded.count() == 0
+
+    def test_a_manifest_is_fetched_once_for_all_its_tags(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        for tag in ("a", "b", "c"):
+            load(embedded, "team/app", tag, image())
+        layers = opened(embedded)
+        for path in ("manifests", "blobs"):
+            list(layers.filesystem.readdir(f"/team/app/{path}"))
+        assert embedded.count("GET", "/manifests/") == 1
+
+    def test_sizes_come_from_descriptors(self, opened: Open, embedded: EmbeddedRegistry) -> None:
+        content = image(random_bytes(5000))
+        load(embedded, "team/app", "latest", content)
+        layers = opened(embedded)
+        for entry in layers.filesystem.readdir("/team/app/blobs"):
+            assert layers.filesystem.getattr(f"/team/app/blobs/{entry.name}").size > 0
+        assert embedded.count("HEAD", "/blobs/") == 0
+
+    def test_a_blob_that_no_manifest_names_costs_one_head(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load(embedded, "team/app", "latest", image())
+        digest = embedded.put_blob("team/app", b"an orphan")
+        layers = opened(embedded)
+        sizes = [layers.filesystem.getattr(f"/team/app/blobs/{digest}").size for _ in range(3)]
+        assert sizes == [9, 9, 9]
+        assert embedded.count("HEAD", "/blobs/") == 1
+
+    def test_an_unknown_blob_is_asked_for_once_in_a_while(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load(embedded, "team/app", "latest", image())
+        listings = opened(embedded).listings
+        for _ in range(3):
+            with pytest.raises(NotFound):
+                listings.descriptor(APP, Digest.of(b"nobody has this"))
+        assert embedded.count("HEAD", "/blobs/") == 1
+
+
+class TestReachable:
+    def test_indexes_are_followed_to_every_platform(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        shared = random_bytes(100, 1)
+        content = index(
+            image(shared, b"for amd64"), index(image(shared, b"for arm64", architecture="arm64"))
+        )
+        load(embedded, "team/app", "latest", content)
+        reachable = opened(embedded).listings.reachable(APP)
+        assert set(reachable.manifests) == {one.digest for one in content.every_manifest()}
+        assert set(reachable.blobs) == {Digest.of(blob) for blob in content.every_blob()}
+
+    def test_a_chain_of_indexes_is_not_followed_for_ever(self, opened: Open) -> None:
+        with EmbeddedRegistry() as registry:
+            content = image()
+            for _ in range(50):
+                content = index(content)
+            load(registry, "team/app", "latest", content)
+            reachable = opened(registry).listings.reachable(APP)
+        assert 0 < len(reachable.manifests) < 50
+
+    def test_a_platform_that_nobody_pushed_is_passed_over(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        here, absent = image(b"here"), image(b"absent", architecture="arm64")
+        content = index(here, absent)
+        load(embedded, "team/app", "latest", here)
+        embedded.put_manifest("team/app", "latest", content.raw, content.media_type)
+        reachable = opened(embedded).listings.reachable(APP)
+        assert set(reachable.manifests) == {content.digest, here.digest}
+        assert set(reachable.blobs) == {Digest.of(blob) for blob in here.blobs}
+
+    @pytest.mark.expects_log("left out of team/app: manifest sha256:.*: not valid JSON")
+    def test_a_malformed_manifest_is_passed_over_with_a_line(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        good = image()
+        load(embedded, "team/app", "good", good)
+        embedded.put_manifest("team/app", "bad", b"{", good.media_type)
+        assert set(opened(embedded).listings.reachable(APP).manifests) == {good.digest}
+
+    def test_an_outage_in_between_is_an_error_not_a_shorter_list(self, opened: Open) -> None:
+        one, two = image(b"one"), image(b"two")
+        with Answering({f"/v2/team/app/manifests/{two.digest}": 500}) as registry:
+            load(registry, "team/app", "one", one)
+            load(registry, "team/app", "two", two)
+            with pytest.raises(Unavailable):
+                opened(registry, timeout=2).listings.reachable(APP)
