@@ -1,0 +1,171 @@
+"""The nodes of one manifest: its directory, its bytes, and links to what it names."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from epochfs.errors import NotFound
+from epochfs.listings import Listings
+from epochfs.manifests import CREATED, Document, Manifest
+from epochfs.names import Digest, Repository
+from epochfs.node import (
+    CONSTANT_TIME_NS,
+    DIRECTORY,
+    FILE,
+    LINK,
+    Attr,
+    Entries,
+    Node,
+    Xattrs,
+    content_xattrs,
+)
+
+MANIFEST_FILE = "manifest.json"
+
+_MAX_TIME_NS = 2**63 - 1
+_MAX_XATTR_NAME = 255
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _ManifestNode(Node):
+    """A node that belongs to one manifest."""
+
+    repository: Repository
+    digest: Digest
+
+    def document(self, listings: Listings) -> Document:
+        """Return the manifest the node belongs to."""
+        return listings.manifest(self.repository, self.digest)
+
+    def image(self, listings: Listings) -> Manifest:
+        """Return the view of the manifest; raises NotFound for an index."""
+        view = self.document(listings).view
+        if not isinstance(view, Manifest):
+            raise NotFound(f"{self.digest} is an index")
+        return view
+
+    def xattrs(self, listings: Listings) -> Xattrs:
+        document = self.document(listings)
+        values = content_xattrs(self.digest, document.media_type, document.view.artifact_type)
+        for key, value in document.view.annotations.items():
+            name = f"user.oci.annotation.{key}"
+            if name.isprintable() and len(name.encode()) <= _MAX_XATTR_NAME:
+                values[name] = value
+        return values
+
+
+class ManifestDirectory(_ManifestNode):
+    """`<repo>/manifests/<digest>`: the manifest, and links to what it names."""
+
+    __slots__ = ()
+
+    def child(self, name: str) -> Node:
+        if name == MANIFEST_FILE:
+            return ManifestFile(self.repository, self.digest)
+        if name == "config":
+            return ConfigLink(self.repository, self.digest)
+        if name == "layers":
+            return LayersDirectory(self.repository, self.digest)
+        raise NotFound(f"no {name} in a manifest")
+
+    def attr(self, listings: Listings) -> Attr:
+        return Attr(DIRECTORY, time_ns=_created(self.document(listings)))
+
+    def entries(self, listings: Listings) -> Entries:
+        yield MANIFEST_FILE, stat.S_IFREG
+        view = self.document(listings).view
+        if isinstance(view, Manifest):
+            if view.config is not None:
+                yield "config", stat.S_IFLNK
+            yield "layers", stat.S_IFDIR
+
+
+class ManifestFile(_ManifestNode):
+    """`<repo>/manifests/<digest>/manifest.json`: the exact bytes."""
+
+    __slots__ = ()
+
+    def attr(self, listings: Listings) -> Attr:
+        document = self.document(listings)
+        return Attr(FILE, document.size, _created(document))
+
+
+class ConfigLink(_ManifestNode):
+    """`<repo>/manifests/<digest>/config`: a link to the config blob."""
+
+    __slots__ = ()
+
+    def attr(self, listings: Listings) -> Attr:
+        return Attr(LINK, len(self.target(listings)))
+
+    def target(self, listings: Listings) -> str:
+        config = self.image(listings).config
+        if config is None:
+            raise NotFound(f"{self.digest} has no config")
+        return f"../../blobs/{config.digest}"
+
+    def xattrs(self, listings: Listings) -> Xattrs:
+        return {}
+
+
+class LayersDirectory(_ManifestNode):
+    """`<repo>/manifests/<digest>/layers`: links to the layers, numbered from 00."""
+
+    __slots__ = ()
+
+    def child(self, name: str) -> Node:
+        if not (name.isascii() and name.isdecimal() and 2 <= len(name) <= 9):
+            raise NotFound(f"no layer {name}")
+        return LayerLink(self.repository, self.digest, name)
+
+    def attr(self, listings: Listings) -> Attr:
+        self.image(listings)
+        return Attr(DIRECTORY)
+
+    def entries(self, listings: Listings) -> Entries:
+        count = len(self.image(listings).layers)
+        return ((_layer_name(index, count), stat.S_IFLNK) for index in range(count))
+
+    def xattrs(self, listings: Listings) -> Xattrs:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLink(_ManifestNode):
+    """`<repo>/manifests/<digest>/layers/<NN>`: a link to a layer's blob."""
+
+    name: str
+
+    def attr(self, listings: Listings) -> Attr:
+        return Attr(LINK, len(self.target(listings)))
+
+    def target(self, listings: Listings) -> str:
+        layers = self.image(listings).layers
+        index = int(self.name)
+        if index >= len(layers) or _layer_name(index, len(layers)) != self.name:
+            raise NotFound(f"no layer {self.name}")
+        return f"../../../blobs/{layers[index].digest}"
+
+    def xattrs(self, listings: Listings) -> Xattrs:
+        return {}
+
+
+def _layer_name(index: int, count: int) -> str:
+    return str(index).zfill(max(2, len(str(count - 1))))
+
+
+def _created(document: Document) -> int:
+    """Return when an image was made, where it says so in a way that can be a time (RFC 3339)."""
+    text = document.view.annotations.get(CREATED, "")
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return CONSTANT_TIME_NS
+    if moment.tzinfo is None:
+        return CONSTANT_TIME_NS
+    elapsed = moment - _EPOCH
+    time_ns = (elapsed.days * 86400 + elapsed.seconds) * 10**9 + elapsed.microseconds * 1000
+    return time_ns if 0 < time_ns <= _MAX_TIME_NS else CONSTANT_TIME_NS

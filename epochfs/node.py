@@ -1,0 +1,76 @@
+"""What every node of the tree is: the questions it answers, and how it is described by stat(2)."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from epochfs.errors import NotFound
+from epochfs.listings import Listings
+from epochfs.names import Digest
+
+CONSTANT_TIME_NS = 1_000_000_000
+"""1970-01-01T00:00:01Z, the time of what has none: never now, and never 0, which tools mistrust."""
+
+DIRECTORY = stat.S_IFDIR | 0o555
+FILE = stat.S_IFREG | 0o444
+LINK = stat.S_IFLNK | 0o777
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """What stat(2) says of a node, less inode number and owner: `size` bytes, epoch nanoseconds."""
+
+    mode: int
+    size: int = 0
+    time_ns: int = CONSTANT_TIME_NS
+
+
+Entries = Iterable[tuple[str, int]]
+"""Names listed in a directory, each with its file type (an S_IF constant)."""
+
+Xattrs = Mapping[str, str]
+
+
+def inode(path: str) -> int:
+    """Return the inode number of a canonical path: 64 bits, never 0, the same after a remount."""
+    if path == "/":
+        return 1
+    number = int.from_bytes(blake2b(path.encode("utf-8"), digest_size=8).digest(), "big")
+    return number if number > 1 else number + 2
+
+
+class Node:
+    """One place in the tree. The base is a file or link: nothing below it, nothing listed."""
+
+    def child(self, name: str) -> Node:
+        """Return the node that `name` means below this one; raises NotFound where none can be."""
+        raise NotFound(f"no {name} here")
+
+    def attr(self, listings: Listings) -> Attr:
+        """Return the attributes; raises NotFound where the node does not exist."""
+        raise NotImplementedError
+
+    def entries(self, listings: Listings) -> Entries:
+        """Return what is listed in this directory."""
+        raise NotImplementedError
+
+    def target(self, listings: Listings) -> str:
+        """Return where this link points, relative to the directory it is in."""
+        raise NotImplementedError
+
+    def xattrs(self, listings: Listings) -> Xattrs:
+        """Return the extended attributes, without the blob cache's own."""
+        return {}
+
+
+def content_xattrs(digest: Digest, media_type: str, artifact_type: str) -> dict[str, str]:
+    """Return the attributes that all content has, those that are known."""
+    values = {
+        "user.oci.digest": str(digest),
+        "user.oci.mediaType": media_type,
+        "user.oci.artifactType": artifact_type,
+    }
+    return {name: value for name, value in values.items() if value}

@@ -1,0 +1,168 @@
+"""The filesystem without FUSE: lookup, getattr, readdir, readlink, open, read, release.
+
+`operations` puts this behind the kernel; tests call it directly. Every method takes absolute paths
+and raises nothing but `EpochfsError`s. It only reads: there is no method that could write.
+
+Locks: `FileSystem._lock` guards the table of open files; no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from epochfs.blobs import Blobs
+from epochfs.errors import NotFound, Vanished
+from epochfs.listings import Listings
+from epochfs.manifestnodes import ManifestFile
+from epochfs.node import Attr, inode
+from epochfs.nodes import BlobFile, StatusFile
+from epochfs.tree import Tree
+
+CACHED_XATTR = "user.epochfs.cached"
+XATTR_PREFIX = "user."
+
+StatusSource = Callable[[], Mapping[str, object]]
+
+
+class _Readable(Protocol):
+    """What is behind an open file."""
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
+
+    def close(self) -> None:
+        """Give it back; once."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An open file: its `handle`, and how the kernel may cache what it reads.
+
+    `keep_cache`: pages of an earlier open are still right. `direct_io`: cache nothing.
+    """
+
+    handle: int
+    keep_cache: bool = False
+    direct_io: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One name in a directory, with its file type and inode number."""
+
+    name: str
+    mode: int
+    inode: int
+
+
+class FileSystem:
+    """One mounted registry. Any thread may call anything."""
+
+    def __init__(self, tree: Tree, listings: Listings, blobs: Blobs, status: StatusSource) -> None:
+        self._tree = tree
+        self._listings = listings
+        self._blobs = blobs
+        self._status = status
+        self._lock = threading.Lock()
+        self._files: dict[int, _Readable] = {}
+        self._handles = itertools.count(1)
+
+    def getattr(self, path: str) -> Attr:
+        """Return the attributes of a node; raises NotFound."""
+        return self._tree.node(path).attr(self._listings)
+
+    def readdir(self, path: str) -> Iterator[DirectoryEntry]:
+        """Return what is listed in a directory, without `.` and `..`."""
+        entries = list(self._tree.node(path).entries(self._listings))
+        below = path.rstrip("/")
+        return (DirectoryEntry(name, mode, inode(f"{below}/{name}")) for name, mode in entries)
+
+    def readlink(self, path: str) -> str:
+        """Return the target of a link."""
+        return self._tree.node(path).target(self._listings)
+
+    def open(self, path: str) -> OpenFile:
+        """Open a file; the handle is to be released once."""
+        node = self._tree.node(path)
+        if isinstance(node, BlobFile):
+            known = node.descriptor(self._listings)
+            blob = self._blobs.open(node.repository, node.digest, known.size)
+            # Pages read before the digest had matched may be wrong: only then are they kept.
+            return OpenFile(self._add(blob), keep_cache=blob.verified)
+        if isinstance(node, ManifestFile):
+            raw = node.document(self._listings).raw
+            return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
+        if isinstance(node, StatusFile):
+            text = json.dumps(self._status(), indent=2) + "\n"
+            return OpenFile(self._add(_Bytes(text.encode())), direct_io=True)
+        raise NotFound(f"{path} is no file")
+
+    def read_into(self, handle: int, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes of an open file; return that."""
+        file = self._files.get(handle)
+        if file is None:
+            raise Vanished("the file was closed")
+        return file.read_into(view, offset)
+
+    def read(self, handle: int, offset: int, count: int) -> bytes:
+        """Return exactly `min(count, size - offset)` bytes of an open file."""
+        buffer = bytearray(count)
+        return bytes(buffer[: self.read_into(handle, memoryview(buffer), offset)])
+
+    def release(self, handle: int) -> None:
+        """Close an open file."""
+        with self._lock:
+            file = self._files.pop(handle, None)
+        if file is not None:
+            file.close()
+
+    def xattrs(self, path: str) -> Mapping[str, str]:
+        """Return the extended attributes of a node."""
+        node = self._tree.node(path)
+        values = dict(node.xattrs(self._listings))
+        if isinstance(node, BlobFile):
+            size = node.descriptor(self._listings).size
+            values[CACHED_XATTR] = str(self._blobs.cached_percent(node.digest, size))
+        return values
+
+    def xattr(self, path: str, name: str) -> str:
+        """Return one extended attribute; raises NotFound where it is not set, without I/O if
+        the name is of another namespace (the kernel and `ls` ask for security ones all the time).
+        """
+        if not name.startswith(XATTR_PREFIX):
+            raise NotFound(f"no attribute {name}")
+        try:
+            return self.xattrs(path)[name]
+        except KeyError:
+            raise NotFound(f"no attribute {name}") from None
+
+    def _add(self, file: _Readable) -> int:
+        with self._lock:
+            handle = next(self._handles)
+            self._files[handle] = file
+            return handle
+
+    def close(self) -> None:
+        """End all downloads and background work; waiting readers get an error."""
+        self._listings.close()
+        self._blobs.close()
+
+
+class _Bytes:
+    """An open file whose content is in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        piece = self._data[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        pass

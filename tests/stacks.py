@@ -1,0 +1,65 @@
+"""All the layers up to `vfs` in this process, over a registry by its URL."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from epochfs.blobcache import BlobCache
+from epochfs.blobs import Blobs
+from epochfs.client import RegistryClient
+from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
+from epochfs.listings import Listings
+from epochfs.names import Repository
+from epochfs.taghistory import TagHistory
+from epochfs.tree import Tree
+from epochfs.vfs import FileSystem
+
+STATUS = {"version": "under test"}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The layers, each to be called directly."""
+
+    client: RegistryClient
+    listings: Listings
+    blobs: Blobs
+    filesystem: FileSystem
+
+
+@contextlib.contextmanager
+def stack(
+    url: str,
+    directory: Path,
+    *,
+    prefix: str = "",
+    timeout: float = 20.0,
+    retries: int = 1,
+    cache_size: int = 1 << 30,
+    verify_first: bool = False,
+    credentials: Credentials | None = None,
+    **listing: object,
+) -> Iterator[Stack]:
+    """Build the layers over a registry and a cache directory; `listing` are ListingOptions."""
+    with contextlib.ExitStack() as closing:
+        options = ListingOptions(**listing)  # type: ignore[arg-type]
+        transport = TransportOptions(timeout=timeout, connect_timeout=timeout, retries=retries)
+        client = RegistryClient(
+            url,
+            credentials=credentials,
+            options=transport,
+            manifest_limit=options.manifest_limit,
+        )
+        closing.callback(client.close)
+        history = TagHistory(directory / "tags.sqlite", url)
+        closing.callback(history.close)
+        listings = Listings(client, options, history)
+        closing.callback(listings.close)
+        cache = BlobCache(CacheOptions(directory, cache_size))
+        blobs = Blobs(client, cache, BlobOptions(timeout, verify_first=verify_first))
+        closing.callback(blobs.close)
+        tree = Tree(Repository.parse(prefix) if prefix else None)
+        yield Stack(client, listings, blobs, FileSystem(tree, listings, blobs, lambda: STATUS))

@@ -1,0 +1,278 @@
+"""Paths and nodes: every path means one node, every node has one path, whatever the names are."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epochfs.errors import NotFound
+from epochfs.manifestnodes import (
+    ConfigLink,
+    LayerLink,
+    LayersDirectory,
+    ManifestDirectory,
+    ManifestFile,
+)
+from epochfs.names import Digest, Repository, Tag
+from epochfs.node import Node, inode
+from epochfs.nodes import (
+    RESERVED,
+    BlobFile,
+    BlobsDirectory,
+    ControlDirectory,
+    ManifestsDirectory,
+    Namespace,
+    StatusFile,
+    TagLink,
+    TagsDirectory,
+    parsed_segment,
+    shown_segment,
+)
+from epochfs.tree import Tree
+
+TREE = Tree()
+APP = Repository("library/nginx")
+DIGEST = Digest.of(b"content")
+CONTENT = f"sha256:{DIGEST.encoded}"
+
+
+def is_harmless(text: str) -> bool:
+    """Whether text can be one segment of a path (written down here once more, on purpose)."""
+    return (
+        text not in ("", ".", "..")
+        and "/" not in text
+        and text.isprintable()
+        and len(text.encode("utf-8", "surrogatepass")) <= 254
+    )
+
+
+awkward = st.sampled_from(
+    [
+        *RESERVED,
+        *(f"_{word}" for word in RESERVED),
+        "__tags",
+        "_",
+        "__",
+        "config",
+        ".epochfs",
+        "...",
+    ]
+)
+anything = st.text(max_size=20).filter(is_harmless)
+ordinary = st.text(string.ascii_lowercase + "_", min_size=1, max_size=6)
+segments = st.one_of(awkward, ordinary, anything)
+repositories = st.lists(segments, min_size=1, max_size=5).map("/".join).map(Repository)
+digests = st.tuples(st.sampled_from(["sha256", "sha512"]), st.binary(max_size=4)).map(
+    lambda pair: Digest.of(pair[1], pair[0])
+)
+nodes = st.one_of(
+    repositories.map(lambda repository: Namespace(repository.segments)),
+    st.builds(TagsDirectory, repositories),
+    st.builds(ManifestsDirectory, repositories),
+    st.builds(BlobsDirectory, repositories),
+    st.builds(TagLink, repositories, segments.map(Tag)),
+    st.builds(BlobFile, repositories, digests),
+    st.builds(ManifestDirectory, repositories, digests),
+    st.builds(ManifestFile, repositories, digests),
+    st.builds(ConfigLink, repositories, digests),
+    st.builds(LayersDirectory, repositories, digests),
+    st.builds(LayerLink, repositories, digests, st.integers(0, 99).map("{:02}".format)),
+)
+
+
+def shown(segments: tuple[str, ...]) -> str:
+    """Return the path of a repository, after design §1 and not after the code."""
+    reserved = ("tags", "manifests", "blobs", "layout", ".epochfs")
+    return "".join(
+        f"/_{segment}" if segment in reserved or segment.startswith("_") else f"/{segment}"
+        for segment in segments
+    )
+
+
+def path_of(node: Node) -> str:
+    """Return the one path of a node, after design §1 and not after the code."""
+    if isinstance(node, Namespace):
+        return shown(node.segments) or "/"
+    assert not isinstance(node, ControlDirectory | StatusFile)
+    repository = shown(node.repository.segments)  # type: ignore[attr-defined]
+    match node:
+        case TagsDirectory():
+            return f"{repository}/tags"
+        case TagLink():
+            return f"{repository}/tags/{node.tag}"
+        case BlobsDirectory():
+            return f"{repository}/blobs"
+        case BlobFile():
+            return f"{repository}/blobs/{node.digest}"
+        case ManifestsDirectory():
+            return f"{repository}/manifests"
+        case ManifestDirectory():
+            return f"{repository}/manifests/{node.digest}"
+        case ManifestFile():
+            return f"{repository}/manifests/{node.digest}/manifest.json"
+        case ConfigLink():
+            return f"{repository}/manifests/{node.digest}/config"
+        case LayersDirectory():
+            return f"{repository}/manifests/{node.digest}/layers"
+        case LayerLink():
+            return f"{repository}/manifests/{node.digest}/layers/{node.name}"
+    raise AssertionError(node)
+
+
+@given(nodes)
+def test_every_node_is_found_at_its_path(node: Node) -> None:
+    assert TREE.node(path_of(node)) == node
+
+
+@given(
+    st.lists(
+        st.one_of(segments, digests.map(str), st.sampled_from(["layers", "00", "manifest.json"])),
+        max_size=7,
+    )
+)
+def test_what_is_found_at_a_path_has_no_other_path(names: list[str]) -> None:
+    path = "/" + "/".join(names)
+    try:
+        node = TREE.node(path)
+    except NotFound:
+        return
+    if not isinstance(node, ControlDirectory | StatusFile):
+        assert path_of(node) == path
+
+
+@given(
+    st.text(max_size=300), st.sampled_from(["/", "/a/tags/", "/a/blobs/", "/a/manifests/", "/a/"])
+)
+def test_no_path_at_all_does_worse_than_not_being_found(text: str, before: str) -> None:
+    try:
+        node = TREE.node(f"{before}{text}")
+    except NotFound:
+        return
+    assert isinstance(node, Node)
+
+
+@given(segments)
+def test_segments_come_back_from_how_they_are_shown(segment: str) -> None:
+    name = shown_segment(segment)
+    assert parsed_segment(name) == segment
+    assert name not in RESERVED
+    assert len(name.encode()) <= 255
+
+
+@given(nodes, nodes)
+def test_two_nodes_do_not_share_a_path(one: Node, other: Node) -> None:
+    assert (path_of(one) == path_of(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("path", "node"),
+    [
+        ("/", Namespace()),
+        ("/library", Namespace(("library",))),
+        ("/library/nginx", Namespace(("library", "nginx"))),
+        ("/library/nginx/tags", TagsDirectory(APP)),
+        ("/library/nginx/tags/latest", TagLink(APP, Tag("latest"))),
+        ("/library/nginx/manifests", ManifestsDirectory(APP)),
+        (f"/library/nginx/manifests/{CONTENT}", ManifestDirectory(APP, DIGEST)),
+        (f"/library/nginx/manifests/{CONTENT}/manifest.json", ManifestFile(APP, DIGEST)),
+        (f"/library/nginx/manifests/{CONTENT}/config", ConfigLink(APP, DIGEST)),
+        (f"/library/nginx/manifests/{CONTENT}/layers", LayersDirectory(APP, DIGEST)),
+        (f"/library/nginx/manifests/{CONTENT}/layers/00", LayerLink(APP, DIGEST, "00")),
+        ("/library/nginx/blobs", BlobsDirectory(APP)),
+        (f"/library/nginx/blobs/{CONTENT}", BlobFile(APP, DIGEST)),
+        ("/_tags/tags", TagsDirectory(Repository("tags"))),
+        (
+            "/a/_tags/_blobs/_layout/_manifests",
+            Namespace(("a", "tags", "blobs", "layout", "manifests")),
+        ),
+        ("/__tags", Namespace(("_tags",))),
+        ("/_", None),
+        ("/__", Namespace(("_",))),
+        ("/a/tags/tags", TagLink(Repository("a"), Tag("tags"))),
+        ("/a/tags/_x", TagLink(Repository("a"), Tag("_x"))),
+    ],
+)
+def test_every_path_of_the_design_means_what_it_says(path: str, node: Node | None) -> None:
+    if node is None:
+        with pytest.raises(NotFound):
+            TREE.node(path)
+    else:
+        assert TREE.node(path) == node
+
+
+def test_the_control_directory_is_no_repository() -> None:
+    assert isinstance(TREE.node("/.epochfs"), ControlDirectory)
+    assert isinstance(TREE.node("/.epochfs/status.json"), StatusFile)
+    assert TREE.node("/_.epochfs") == Namespace((".epochfs",))
+    with pytest.raises(NotFound):
+        TREE.node("/a/.epochfs")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tags",
+        "/blobs",
+        "/manifests",
+        "/layout",
+        "/a/layout",
+        "/a/_b",
+        "/.",
+        "/..",
+        "/a/../b",
+        "//a",
+        "/a//b",
+        "/a/",
+        "/a\0b",
+        "/a\nb",
+        "/a/\x1b[2J",
+        "/a/\udcff",
+        f"/{'a' * 255}",
+        "/" + "/".join(["a" * 200] * 20),
+        "/a/tags/latest/x",
+        "/a/blobs/latest",
+        "/a/blobs/sha256:abc",
+        f"/a/blobs/sha256:{DIGEST.encoded.upper()}",
+        f"/a/blobs/SHA256:{DIGEST.encoded}",
+        f"/a/blobs/md5:{'0' * 32}",
+        f"/a/blobs/{CONTENT}/x",
+        "/a/manifests/latest",
+        f"/a/manifests/{CONTENT}/other",
+        f"/a/manifests/{CONTENT}/manifest.json/x",
+        f"/a/manifests/{CONTENT}/layers/0",
+        f"/a/manifests/{CONTENT}/layers/x",
+        f"/a/manifests/{CONTENT}/layers/-1",
+        f"/a/manifests/{CONTENT}/layers/\u0660\u0661",
+        f"/a/manifests/{CONTENT}/layers/{'0' * 5000}",
+        "/.epochfs/other",
+        "/.epochfs/status.json/x",
+    ],
+    ids=lambda path: ascii(path[:40]),
+)
+def test_no_other_path_means_anything(path: str) -> None:
+    with pytest.raises(NotFound):
+        TREE.node(path)
+
+
+def test_a_prefix_becomes_the_root() -> None:
+    tree = Tree(Repository("a/tags"))
+    assert tree.node("/") == Namespace(("a", "tags"))
+    assert tree.node("/b/tags/x") == TagLink(Repository("a/tags/b"), Tag("x"))
+    assert tree.node("/tags/x") == TagLink(Repository("a/tags"), Tag("x"))
+    assert isinstance(tree.node("/.epochfs"), ControlDirectory)
+
+
+def test_inode_numbers_are_fixed_for_all_time() -> None:
+    assert inode("/") == 1
+    assert inode("/library/nginx/tags") == 0x509065A5754AD165
+
+
+@given(st.lists(st.text(max_size=30), unique=True, min_size=2, max_size=50))
+def test_inode_numbers_are_distinct_and_fit_the_kernel(texts: list[str]) -> None:
+    paths = [f"/{text}" for text in texts if text.isprintable() and text]
+    numbers = {inode(path) for path in paths}
+    assert len(numbers) == len(set(paths))
+    assert all(1 < number < 2**64 for number in numbers)
