@@ -1,0 +1,88 @@
+"""The command line: options, environment, logging, wiring and exit codes (design §7).
+
+::
+
+    options      options that commands share, and the environment
+    words        `-o`, as mount(8) passes it
+    plan         the values all this becomes
+    mount        the `mount` command
+    serving      the process behind a mount: the wiring of all the layers
+    mountpoint   the directory: may it be mounted on, is it mounted, who uses it, unmount it
+    daemon       the background process and what its parent waits for
+    ending       how a serving process stops: signals, and the deadline for leaving
+    probe        whether a registry can be used
+    system       what FUSE needs of the machine
+    logs         where log lines go and what they look like
+    umount, doctor, demo   the other commands
+
+Subcommands are imported when they are asked for, so that `epochfs --version` is immediate. This
+package is the only one that reads the environment.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one line on stderr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from epochfs import __version__
+from epochfs.errors import EpochfsError, InvalidName, UsageError
+
+_COMMANDS = ("mount", "umount", "doctor", "demo")
+
+
+class _Commands(click.Group):
+    """Imports a subcommand when it is used; takes `URL MOUNTPOINT -o …` as `mount`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(f"epochfs.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and _is_mount_helper_call(args):
+            args = ["mount", *args]
+        return super().resolve_command(ctx, args)
+
+
+def _is_mount_helper_call(args: Sequence[str]) -> bool:
+    """Whether this is how mount(8) calls a file system: `URL MOUNTPOINT [-o WORDS]`."""
+    return len(args) >= 2 and ("-o" in args or any(mark in args[0] for mark in ".:/"))
+
+
+@click.group(cls=_Commands, no_args_is_help=False)
+@click.version_option(__version__, message="epochfs %(version)s")
+def _epochfs() -> None:
+    """Mount an OCI Distribution registry as a directory."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's own) and return its exit code."""
+    try:
+        code = _epochfs.main(arguments, prog_name="epochfs", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "epochfs"
+        message = error.format_message().rstrip(".")
+        return _fail(f"{message} (see '{command} --help')", 2)
+    except (UsageError, InvalidName) as error:
+        return _fail(str(error), 2)
+    except EpochfsError as error:
+        return _fail(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"epochfs: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,96 @@
+"""`epochfs demo`: a registry in memory with a few sample images, mounted by another process."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import click
+
+from epochfs import samples
+from epochfs.cli import ending, mountpoint, system
+from epochfs.errors import MountFailure, printable
+from epochfs.registry import EmbeddedRegistry
+
+_START_SECONDS = 15.0
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@click.command("demo")
+@click.argument("directory", metavar="[MOUNTPOINT]", required=False)
+def command(directory: str | None) -> None:
+    """Mount a small sample registry on MOUNTPOINT (default: a new temporary directory).
+
+    Stays until Ctrl-C, then unmounts and leaves nothing behind.
+    """
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="epochfs-demo-")))
+        path = mountpoint.resolve(directory or scratch / "mnt")
+        if directory is None:
+            path.mkdir()
+        mountpoint.prepare(path)
+        system.require_fuse(allow_other=False)
+        # Held back from here on, and taken by `_stay`: nothing is left half made by a Ctrl-C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        registry = stack.enter_context(EmbeddedRegistry())
+        samples.load(registry)
+        _serve(registry.url, path, scratch / "cache")
+
+
+def _serve(url: str, path: Path, cache: Path) -> None:
+    before = path.stat().st_dev
+    mount = [sys.executable, "-m", "epochfs", "mount", "--foreground", "--log-level", "warning"]
+    # The user's own server, token and certificates are none of the demo's business.
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("EPOCH_")}
+    # In a session of its own, a Ctrl-C reaches it through us alone.
+    child = subprocess.Popen(
+        [*mount, "--cache-dir", str(cache), url, str(path)],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        mountpoint.wait_for_mount(
+            path, before, limit=_START_SECONDS, server_is_alive=lambda: child.poll() is None
+        )
+        _say(url, path)
+        _stay(child)
+    finally:
+        _stop(child, path)
+
+
+def _say(url: str, path: Path) -> None:
+    shown = shlex.quote(str(path))
+    click.echo(f"registry  {url}")
+    click.echo(f"mounted   {path}")
+    click.echo(f"try       ls {shown}/library/hello/tags")
+    click.echo(f"          cat {shown}/library/hello/tags/latest/manifest.json")
+    click.echo("Ctrl-C unmounts it.")
+    sys.stdout.flush()
+
+
+def _stay(child: subprocess.Popen[bytes]) -> None:
+    """Return on a signal, or when somebody has unmounted the mount."""
+    while signal.sigtimedwait(_SIGNALS, 0.2) is None:
+        if child.poll() is not None:
+            if child.returncode != 0:
+                raise MountFailure(f"the mount's process died (exit code {child.returncode})")
+            return
+
+
+def _stop(child: subprocess.Popen[bytes], path: Path) -> None:
+    child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(ending.GRACE + 1)
+    child.kill()
+    child.wait()
+    mountpoint.clear_dead(path)
+    mount = mountpoint.mounted_on(path)
+    if mount is not None and mount.is_ours:
+        raise MountFailure(f"'{printable(path)}' is still mounted: epochfs umount it")

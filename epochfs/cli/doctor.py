@@ -1,0 +1,223 @@
+"""`epochfs doctor`: what works here, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+import platformdirs
+
+from epochfs.cli import probe, system
+from epochfs.cli.options import connection_options, file_option, registry_url
+from epochfs.cli.plan import Connection
+from epochfs.client import RegistryClient
+from epochfs.config import RegistryUrl
+from epochfs.errors import Denied, EpochfsError, InvalidName, NotFound, Unsupported
+from epochfs.manifests import Descriptor, Index, Manifest
+from epochfs.names import Repository
+
+_ENOUGH_SPACE = 1024**3
+_BINDINGS = ("mfusepy", "fusepy")
+_READ_AHEAD = Path("/sys/class/bdi")
+_TRIED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `state` is ok, warn or FAIL, and `note` ends with the cure."""
+
+    state: str
+    subject: str
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.state:<5} {self.subject:<12} {self.note}"
+
+
+class Limited(Exception):
+    """Something works less well than it could; the text says how, and the cure."""
+
+
+Check = tuple[str, Callable[[], str]]
+"""A subject, and what returns a note when all is well, or raises Limited or an EpochfsError."""
+
+
+@click.command("doctor")
+@click.argument("text", metavar="[URL]", required=False)
+@connection_options
+@file_option("--cache-dir", "Where blobs are kept.  [default: ~/.cache/epochfs]")
+def command(text: str | None, connection: Connection, cache_dir: Path | None) -> int:
+    """Check this machine, and the registry at URL (default: EPOCH_SERVER), for what a mount needs.
+
+    Takes the options of `mount` that say how to reach the registry. Exit code 1 if anything FAILs.
+    """
+    rows = _run(_machine_checks(cache_dir or platformdirs.user_cache_path("epochfs")))
+    if text is not None or os.environ.get("EPOCH_SERVER"):
+        rows = itertools.chain(rows, _registry_rows(registry_url(text), connection))
+    failed = False
+    for row in rows:
+        click.echo(str(row))
+        failed |= row.state == "FAIL"
+    return int(failed)
+
+
+def _run(checks: Iterable[Check]) -> Iterator[Row]:
+    for subject, check in checks:
+        try:
+            yield Row("ok", subject, check())
+        except Limited as limit:
+            yield Row("warn", subject, str(limit))
+        except EpochfsError as error:
+            yield Row("FAIL", subject, str(error))
+
+
+# ---- the machine -----------------------------------------------------------------------------
+
+
+def _machine_checks(cache: Path) -> list[Check]:
+    return [
+        ("python", lambda: f"{platform.python_version()}, {sys.executable}"),
+        ("kernel", platform.release),
+        ("/dev/fuse", system.device),
+        ("libfuse", system.library),
+        ("binding", _binding),
+        ("fusermount3", _helper),
+        ("allow-other", _allow_other),
+        ("read-ahead", _read_ahead),
+        ("cache", lambda: _cache(cache)),
+    ]
+
+
+def _binding() -> str:
+    for name in _BINDINGS:
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    raise Unsupported("no FUSE binding for Python: install it (pip install mfusepy)")
+
+
+def _helper() -> str:
+    try:
+        return system.helper()
+    except EpochfsError as error:
+        if os.geteuid() == 0:
+            raise Limited(f"{error}; root mounts without it") from None
+        raise
+
+
+def _allow_other() -> str:
+    try:
+        return system.user_allow_other()
+    except EpochfsError as error:
+        raise Limited(str(error)) from None
+
+
+def _read_ahead() -> str:
+    devices = list(_READ_AHEAD.glob("*/read_ahead_kb"))
+    if devices and all(os.access(device, os.W_OK) for device in devices):
+        return "may be raised to 1024 KiB"
+    raise Limited("may not be raised, so the kernel reads 128 KiB at a time: mount as root")
+
+
+def _cache(directory: Path) -> str:
+    """Look at the nearest directory that exists: nothing is made before a mount needs it."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise Unsupported(
+            f"{directory} cannot be written ({error.strerror}): choose another --cache-dir"
+        ) from None
+    note = f"{directory}, {free / 1024**3:.1f} GiB free"
+    if free < _ENOUGH_SPACE:
+        raise Limited(f"{note}: make room, or choose another --cache-dir")
+    return note
+
+
+# ---- the registry ----------------------------------------------------------------------------
+
+
+def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
+    client = probe.connect(url, connection)
+    try:
+        reached = next(_run([("registry", lambda: _reach(client, connection))]))
+        yield reached
+        if reached.state == "ok":
+            yield from _run(
+                [
+                    ("access", lambda: _access(client, connection)),
+                    ("catalogue", lambda: _catalogue(client)),
+                    ("range", lambda: _range(client, connection)),
+                ]
+            )
+    finally:
+        client.close()
+
+
+def _reach(client: RegistryClient, connection: Connection) -> str:
+    with suppress(Denied):  # an answer all the same; the next row says what it was
+        probe.check(client, connection)
+    return f"{client.base_url} answers"
+
+
+def _access(client: RegistryClient, connection: Connection) -> str:
+    probe.check(client, connection)
+    credentials = connection.credentials
+    if credentials.username:
+        return f"as {credentials.username}"
+    return "with a token" if credentials.token or credentials.token_file else "anonymous"
+
+
+def _catalogue(client: RegistryClient) -> str:
+    try:
+        return f"{len(client.catalog())} repositories"
+    except (Denied, NotFound, Unsupported) as error:
+        raise Limited(f"not offered ({error}): name repositories with --repo") from None
+
+
+def _range(client: RegistryClient, connection: Connection) -> str:
+    """Ask for part of a small blob: only a 206 with the right Content-Range proves it."""
+    found = next(_blobs(client, connection), None)
+    if found is None:
+        raise Limited("not tried, as no blob was found: name a repository with --repo")
+    repository, blob = found
+    with client.get_blob(repository, blob.digest, 1, 2) as stream:
+        ranged = stream.ranged
+    if not ranged:
+        raise Limited("not honoured: every blob comes whole, so a read far into one waits for it")
+    return f"honoured, shown by a blob of {repository}"
+
+
+def _blobs(
+    client: RegistryClient, connection: Connection
+) -> Iterator[tuple[Repository, Descriptor]]:
+    """Yield blobs of some length that the first tags of the first repositories name."""
+    for repository in itertools.islice(_repositories(client, connection), _TRIED):
+        with suppress(NotFound, Denied):
+            for tag in client.list_tags(repository)[:_TRIED]:
+                view = client.get_manifest(repository, tag).view
+                if isinstance(view, Index) and view.manifests:
+                    view = client.get_manifest(repository, view.manifests[0].digest).view
+                if isinstance(view, Manifest):
+                    blobs = (view.config, *view.layers) if view.config else view.layers
+                    yield from ((repository, blob) for blob in blobs if blob.size > 2)
+
+
+def _repositories(client: RegistryClient, connection: Connection) -> Iterator[Repository]:
+    yield from connection.repositories
+    with suppress(Denied, NotFound, Unsupported):
+        for name in client.catalog():
+            with suppress(InvalidName):
+                yield Repository.parse(name)

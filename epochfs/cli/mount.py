@@ -1,0 +1,168 @@
+"""`epochfs mount`: check what can be checked first, then serve in the background, or in front."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import platformdirs
+
+from epochfs.cli import ending, logs, mountpoint, system
+from epochfs.cli.daemon import Daemon, Ready
+from epochfs.cli.options import connection_options, file_option, registry_url, value_option
+from epochfs.cli.plan import Connection, MountPlan
+from epochfs.cli.words import MountCommand, kernel_words
+from epochfs.config import BlobOptions, CacheOptions, ListingOptions, parse_seconds, parse_size
+from epochfs.errors import MountFailure, UsageError, printable
+
+_START_SECONDS = 15.0
+"""What starting may take beyond the registry's own time limit."""
+
+_OWNER = click.IntRange(0, 2**32 - 2)
+
+
+@click.command("mount", cls=MountCommand)
+@click.argument("where", nargs=-1, metavar="[URL] MOUNTPOINT")
+@connection_options
+@file_option("--cache-dir", "Where blobs are kept.  [default: ~/.cache/epochfs]")
+@value_option(
+    "--cache-size",
+    parse=parse_size,
+    metavar="SIZE",
+    default="10G",
+    about="At most so much is kept.",
+)
+@value_option(
+    "--metadata-ttl",
+    parse=parse_seconds,
+    metavar="TIME",
+    default="60",
+    about="Tags and listings are at most so old.",
+)
+@value_option(
+    "--stale-if-error",
+    parse=parse_seconds,
+    metavar="TIME",
+    default="24h",
+    about="The same while the registry is down.",
+)
+@value_option(
+    "--manifest-limit",
+    parse=parse_size,
+    metavar="SIZE",
+    default="4M",
+    about="Larger manifests are refused.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["stream", "full"]),
+    default="stream",
+    show_default=True,
+    help="Hash a blob as it is read, or all of it before its first byte is.",
+)
+@click.option("--allow-other", is_flag=True, help="Let other users see the mount.")
+@click.option("--uid", type=_OWNER, metavar="ID", help="Owner of all files.  [default: you]")
+@click.option("--gid", type=_OWNER, metavar="ID", help="Group of all files.  [default: yours]")
+@click.option(
+    "-o",
+    "words",
+    multiple=True,
+    metavar="OPT,OPT",
+    help="Options as mount(8) passes them; any long option here as NAME=VALUE.",
+)
+@file_option("--log-file", "Append the log here.  [default: none; stderr with -f]")
+@click.option(
+    "--log-level",
+    type=click.Choice(logs.LEVELS),
+    default="info",
+    show_default=True,
+    help="Log from this level up.",
+)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in front until unmounted.")
+def command(
+    where: tuple[str, ...],
+    connection: Connection,
+    cache_dir: Path | None,
+    cache_size: int,
+    metadata_ttl: float,
+    stale_if_error: float,
+    manifest_limit: int,
+    verify: str,
+    allow_other: bool,
+    uid: int | None,
+    gid: int | None,
+    words: tuple[str, ...],
+    log_file: Path | None,
+    log_level: str,
+    foreground: bool,
+) -> None:
+    """Show the registry at URL as the directory MOUNTPOINT.
+
+    URL is http(s)://host[:port], or host[:port] for https (http on loopback); a path behind it
+    shows only the repositories below that prefix. Without URL it is EPOCH_SERVER, or else
+    http://127.0.0.1:8080. Returns once the mount answers.
+    """
+    if not 1 <= len(where) <= 2:
+        raise click.UsageError("give [URL] MOUNTPOINT")
+    url = registry_url(where[0] if len(where) == 2 else None)
+    plan = MountPlan(
+        url=url,
+        path=mountpoint.resolve(where[-1]),
+        connection=connection,
+        cache=CacheOptions(cache_dir or platformdirs.user_cache_path("epochfs"), cache_size),
+        listings=ListingOptions(
+            metadata_ttl=metadata_ttl,
+            stale_if_error=stale_if_error,
+            manifest_limit=manifest_limit,
+            repositories=connection.repositories,
+        ),
+        blobs=BlobOptions(timeout=connection.transport.timeout, verify_first=verify == "full"),
+        uid=os.getuid() if uid is None else uid,
+        gid=os.getgid() if gid is None else gid,
+        allow_other=allow_other,
+        kernel_words=kernel_words(words),
+        foreground=foreground,
+        log_file=log_file,
+    )
+    _refuse_hidden(plan.path, "--cache-dir", plan.cache.directory)
+    _refuse_hidden(plan.path, "--log-file", log_file)
+    mountpoint.prepare(plan.path)
+    system.require_fuse(allow_other=allow_other)
+    logs.configure(log_level, log_file, foreground=foreground)
+    if foreground:
+        _serve(plan, ready=lambda: None)
+    else:
+        _serve_in_background(plan)
+
+
+def _refuse_hidden(path: Path, option: str, file: Path | None) -> None:
+    """Refuse a file of ours under the mount point: using it would wait for ourselves."""
+    if file is not None and file.resolve().is_relative_to(path):
+        raise UsageError(f"{option} must not be under the mount point: '{printable(file)}'")
+
+
+def _serve_in_background(plan: MountPlan) -> None:
+    """Return once a process of its own serves the mount and the mount answers."""
+    before = plan.path.stat().st_dev
+    try:
+        with Daemon(lambda ready: _serve(plan, ready), plan.log_file) as daemon:
+            limit = plan.connection.transport.timeout + _START_SECONDS
+            daemon.wait_until_ready(limit, waiting_for=str(plan.url))
+            mountpoint.wait_for_mount(
+                plan.path, before, limit=_START_SECONDS, server_is_alive=daemon.is_alive
+            )
+    except BaseException as error:
+        mountpoint.clear_dead(plan.path)
+        if isinstance(error, KeyboardInterrupt):
+            raise MountFailure("interrupted: nothing is mounted") from None
+        raise
+
+
+def _serve(plan: MountPlan, ready: Ready) -> None:
+    """Serve in this process, which belongs to the mount from here on."""
+    ending.unmount_on(ending.ending_signals(foreground=plan.foreground), plan.path)
+    # Imported only now: most of epochfs, which cannot be had without libfuse and takes its time.
+    from epochfs.cli import serving
+
+    serving.serve(plan, ready)

@@ -1,0 +1,243 @@
+"""The mount point: may it be mounted on, does it answer, who uses it, unmount it.
+
+What is mounted is read from /proc/self/mountinfo (proc(5)), which never waits for a file system.
+A `stat` of a mount whose server hangs would wait for ever, so those here have a time limit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from epochfs.errors import MountFailure, printable
+
+FILE_SYSTEM_TYPE = "fuse.epochfs"
+"""What /proc/self/mountinfo calls our mounts: `fuse.` and the subtype given to FUSE."""
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_PROC = Path("/proc")
+_POLL = 0.01
+_ANSWER_SECONDS = 5.0
+_T = TypeVar("_T")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo: `source` is the registry's URL where the mount is ours."""
+
+    number: int
+    path: Path
+    file_system: str
+    source: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether epochfs made it."""
+        return self.file_system == FILE_SYSTEM_TYPE
+
+
+def parse_mountinfo(text: str) -> Iterator[Mount]:
+    """Yield the mounts of a mountinfo file in their order: the last one on a path is on top."""
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, tail = before.split(" "), after.split(" ")
+        if separator and len(fields) >= 6 and len(tail) >= 2:
+            yield Mount(int(fields[0]), Path(_unescape(fields[4])), tail[0], _unescape(tail[1]))
+
+
+def _unescape(field: str) -> str:
+    """Undo mountinfo's escapes: space, tab, newline and backslash are written in octal."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+def mounted_on(path: Path) -> Mount | None:
+    """Return the topmost mount whose root is exactly `path`, or None."""
+    text = _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
+    here = [mount for mount in parse_mountinfo(text) if mount.path == path]
+    return here[-1] if here else None
+
+
+def resolve(text: str | Path) -> Path:
+    """Return the absolute path, without links, that mountinfo would show for a directory.
+
+    The last component is looked at only when nothing is mounted there: a dead or hanging mount
+    must stay nameable, so that it can be cleaned up.
+    """
+    try:
+        absolute = Path(text).absolute()
+        path = absolute.parent.resolve() / absolute.name if absolute.name != ".." else absolute
+        return path if mounted_on(path) else path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise MountFailure(f"mount point '{printable(text)}': {printable(error)}") from None
+
+
+def prepare(path: Path) -> None:
+    """Make sure `path` can be mounted on; cleans up a mount that a killed process left there.
+
+    Raises MountFailure, which says what is wrong with it and what to do.
+    """
+    clear_dead(path)
+    mount = mounted_on(path)
+    shown = f"mount point '{printable(path)}'"
+    if mount is not None and mount.is_ours:
+        raise MountFailure(
+            f"{shown} is already mounted: it shows {printable(mount.source)}; "
+            f"unmount that first (epochfs umount {shlex.quote(str(path))}) or choose another"
+        )
+    try:
+        status = path.stat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise MountFailure(f"{shown} is not a directory: choose an empty directory")
+        first = next(path.iterdir(), None)
+    except FileNotFoundError:
+        raise MountFailure(
+            f"{shown} does not exist: create it (mkdir -p {shlex.quote(str(path))})"
+        ) from None
+    except OSError as error:
+        raise MountFailure(f"{shown}: {error.strerror}: choose a directory of yours") from None
+    if first is not None:
+        raise MountFailure(
+            f"{shown} is not empty (it has '{printable(first.name)}'): choose an empty directory"
+        )
+    if not _is_permitted(path, status):
+        raise MountFailure(
+            f"{shown} is not yours: mount on a directory that you own and can write to, or as root"
+        )
+
+
+def _is_permitted(path: Path, status: os.stat_result) -> bool:
+    """Whether fusermount would let this user mount here: writable, and owned where sticky."""
+    if os.geteuid() == 0:
+        return True
+    if status.st_mode & stat.S_ISVTX and status.st_uid != os.geteuid():
+        return False
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def clear_dead(path: Path) -> None:
+    """Unmount what killed epochfs processes left on `path`; a mount that answers is left alone."""
+    while (mount := mounted_on(path)) is not None and mount.is_ours and not _answers(path):
+        problem = unmount(path, lazy=True)
+        if problem and mounted_on(path):
+            raise MountFailure(
+                f"'{printable(path)}' holds a dead mount that cannot be removed: {problem}; "
+                f"try as its owner or as root: umount -l {shlex.quote(str(path))}"
+            )
+
+
+def _answers(path: Path) -> bool:
+    """Whether the mount on `path` has a living server; raises MountFailure if it only hangs.
+
+    Asks for statvfs: the kernel answers a stat from its cache for seconds after a server's death.
+    """
+    try:
+        _within(_ANSWER_SECONDS, path, lambda: os.statvfs(path))
+    except OSError:
+        return False
+    return True
+
+
+def _within(limit: float, path: Path, ask: Callable[[], _T]) -> _T:
+    """Return what `ask` says; raises its OSError, or MountFailure after `limit` seconds."""
+    answers: list[_T] = []
+    errors: list[OSError] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise MountFailure(
+            f"'{printable(path)}' holds a mount that does not answer: stop its process, "
+            f"or unmount it (fusermount3 -uz {shlex.quote(str(path))})"
+        )
+    return answers[0]
+
+
+def wait_for_mount(
+    path: Path, before: int, *, limit: float, server_is_alive: Callable[[], bool]
+) -> None:
+    """Return once `path` is on another device than `before`; MountFailure if that fails."""
+    deadline = time.monotonic() + limit
+    while server_is_alive() and time.monotonic() < deadline:
+        with suppress(OSError):
+            if _within(limit, path, lambda: path.stat().st_dev) != before and _answers(path):
+                return
+        time.sleep(_POLL)
+    reason = "does not answer" if server_is_alive() else "ended at once"
+    raise MountFailure(f"the mount on '{printable(path)}' {reason}: see its log (--log-file)")
+
+
+def unmount(path: Path, *, lazy: bool = False) -> str:
+    """Unmount the topmost mount on `path`; return "" or the problem in the tool's own words.
+
+    `lazy` takes a mount away that is in use, or whose server is dead.
+    """
+    command = _unmount_command(lazy)
+    try:
+        done = subprocess.run(
+            [*command, str(path)],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return printable(error)
+    said = done.stderr.decode("utf-8", "replace").strip() or f"exit code {done.returncode}"
+    return printable(said) if done.returncode else ""
+
+
+def _unmount_command(lazy: bool) -> list[str]:
+    for tool in ("fusermount3", "fusermount"):
+        if shutil.which(tool):
+            return [tool, "-u", *(["-z"] if lazy else [])]
+    return ["umount", *(["-l"] if lazy else [])]
+
+
+def holders(path: Path) -> list[str]:
+    """Return who keeps a mount busy, as `name (pid N)`; only processes this user may look into."""
+    found = []
+    for process in _PROC.iterdir():
+        if process.name.isdigit() and any(_is_below(link, path) for link in _links(process)):
+            with suppress(OSError):
+                name = (process / "comm").read_text(errors="replace").strip()
+                found.append(f"{printable(name, 40)} (pid {process.name})")
+    return found
+
+
+def _links(process: Path) -> Iterator[str]:
+    """Yield what a process has open, works in or runs, without touching those files."""
+    with suppress(OSError):
+        for link in (process / "cwd", process / "root", process / "exe", *_entries(process / "fd")):
+            with suppress(OSError):
+                yield str(link.readlink())
+
+
+def _entries(directory: Path) -> list[Path]:
+    with suppress(OSError):
+        return list(directory.iterdir())
+    return []
+
+
+def _is_below(link: str, path: Path) -> bool:
+    return link == str(path) or link.startswith(f"{path}/")

@@ -1,0 +1,204 @@
+"""Options that commands share, and the values they become, with those of the environment.
+
+Three variables count: EPOCH_SERVER, EPOCH_REGISTRY_TOKEN and EPOCH_CA_CERT, as for Epoch's tools.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from epochfs.cli.plan import Connection
+from epochfs.config import Credentials, RegistryUrl, TransportOptions, parse_seconds
+from epochfs.errors import EpochfsError, MountFailure, UsageError, printable
+from epochfs.names import Repository
+
+_T = TypeVar("_T")
+_Function = Callable[..., _T]
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+MAX_PASSWORD_BYTES = 64 * 1024
+
+
+def value_option(
+    *names: str,
+    parse: Callable[[Any], object],
+    metavar: str,
+    about: str,
+    default: str | None = None,
+    envvar: str | None = None,
+    multiple: bool = False,
+) -> _Decorator:
+    """Return a click option whose text one of our own functions parses.
+
+    The function's EpochfsErrors become errors of that option.
+    """
+
+    def callback(ctx: click.Context, param: click.Parameter, text: object) -> object:
+        try:
+            return None if text is None else parse(text)
+        except EpochfsError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return click.option(
+        *names,
+        callback=callback,
+        metavar=metavar,
+        help=about,
+        default=default,
+        show_default=True,
+        envvar=envvar,
+        show_envvar=True,
+        multiple=multiple,
+    )
+
+
+def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
+    """Return an option for a path that stays true when the daemon leaves this directory.
+
+    Its links are not resolved: a mounted secret is a link that is replaced when the secret changes.
+    """
+    return value_option(name, parse=_absolute, metavar="PATH", about=about, envvar=envvar)
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = parse_seconds(text)
+    if seconds <= 0:
+        raise UsageError("must be more than 0")
+    return seconds
+
+
+def _repositories(texts: tuple[str, ...]) -> tuple[Repository, ...]:
+    return tuple(Repository.parse(text) for text in texts)
+
+
+_CONNECTION_OPTIONS = (
+    value_option(
+        "--timeout",
+        parse=_positive_seconds,
+        metavar="TIME",
+        default="60",
+        about="Every operation ends within this time.",
+    ),
+    value_option(
+        "--repo",
+        "repositories",
+        parse=_repositories,
+        metavar="NAME",
+        multiple=True,
+        about="A repository to list where the registry has no catalogue; may be repeated.",
+    ),
+    click.option("--username", default="", help="User name; needs --password-file."),
+    file_option("--password-file", "File that holds the password."),
+    file_option(
+        "--token-file",
+        "File that holds a bearer token, read for each use. "
+        "Without it, the token in EPOCH_REGISTRY_TOKEN is used.",
+    ),
+    file_option(
+        "--ca-cert",
+        "Certificates to trust (PEM).",
+        envvar="EPOCH_CA_CERT",
+    ),
+    click.option(
+        "--tls-skip-verify",
+        is_flag=True,
+        help="Trust any certificate, as is the default where the registry is on loopback.",
+    ),
+)
+
+
+def connection_options(command: _Function[_T]) -> _Function[_T]:
+    """Give `command` the options that say how to reach a registry, as one `connection`."""
+
+    @functools.wraps(command)
+    def with_connection(
+        *,
+        timeout: float,
+        repositories: tuple[Repository, ...],
+        username: str,
+        password_file: Path | None,
+        token_file: Path | None,
+        ca_cert: Path | None,
+        tls_skip_verify: bool,
+        **others: object,
+    ) -> _T:
+        transport = TransportOptions(
+            timeout=timeout,
+            ca_cert=_readable(ca_cert, "--ca-cert"),
+            tls_verify=False if tls_skip_verify else True if ca_cert else None,
+        )
+        credentials = _credentials(username, password_file, token_file)
+        return command(connection=Connection(transport, credentials, repositories), **others)
+
+    decorated: _Function[_T] = with_connection
+    for option in reversed(_CONNECTION_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def _credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:
+    """Return the credentials of the command line, or else those of the environment.
+
+    The variable is removed, so that no process we start inherits the token.
+    """
+    token = os.environ.pop("EPOCH_REGISTRY_TOKEN", "").strip()
+    if bool(username) != (password_file is not None):
+        raise UsageError("--username and --password-file need each other")
+    if password_file is not None and token_file is not None:
+        raise UsageError("--password-file and --token-file exclude each other")
+    if password_file is not None:
+        return Credentials(username=username, password=_read_password(password_file))
+    if token_file is not None:
+        return Credentials(token_file=_readable(token_file, "--token-file"))
+    return Credentials(token=token)
+
+
+def _read_password(file: Path) -> str:
+    """Return a file's text less one newline at its end; raises MountFailure, without the text."""
+    shown = f"password file '{printable(file)}'"
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(MAX_PASSWORD_BYTES + 1)
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise MountFailure(f"cannot read the {shown}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise MountFailure(f"the {shown} is not UTF-8 text") from None
+    if len(raw) > MAX_PASSWORD_BYTES:
+        raise MountFailure(f"the {shown} is over {MAX_PASSWORD_BYTES} bytes")
+    password = text.removesuffix("\n").removesuffix("\r")
+    if not password:
+        raise MountFailure(f"the {shown} is empty")
+    return password
+
+
+def _readable(file: Path | None, option: str) -> Path | None:
+    """Return `file`; raises MountFailure now rather than at its first use."""
+    try:
+        if file is not None:
+            file.open("rb").close()
+    except OSError as error:
+        raise MountFailure(
+            f"cannot read '{printable(file)}' ({option}): {error.strerror}"
+        ) from None
+    return file
+
+
+def registry_url(text: str | None) -> RegistryUrl:
+    """Parse a URL argument; without one, EPOCH_SERVER, and without that Epoch's default."""
+    if text is not None:
+        return RegistryUrl.parse(text)
+    try:
+        return RegistryUrl.parse(os.environ.get("EPOCH_SERVER", ""))
+    except UsageError as error:
+        raise UsageError(f"EPOCH_SERVER: {error}") from None

@@ -1,0 +1,65 @@
+"""Whether a registry can be used at all: asked before a mount is made, and by `doctor`."""
+
+from __future__ import annotations
+
+from epochfs.cli.plan import Connection
+from epochfs.client import RegistryClient
+from epochfs.config import ListingOptions, RegistryUrl
+from epochfs.errors import (
+    DeadlineExceeded,
+    Denied,
+    EpochfsError,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+
+
+def connect(
+    url: RegistryUrl,
+    connection: Connection,
+    manifest_limit: int = ListingOptions().manifest_limit,
+) -> RegistryClient:
+    """Return a client of `url`; nothing is sent yet. `manifest_limit` is in bytes."""
+    return RegistryClient(
+        url.base,
+        credentials=connection.credentials,
+        options=connection.transport,
+        manifest_limit=manifest_limit,
+    )
+
+
+def check(client: RegistryClient, connection: Connection) -> None:
+    """Return if the registry answers us; else raise the fault, with what to try."""
+    try:
+        _ask(client, connection)
+    except Denied as error:
+        credentials = connection.credentials
+        given = credentials.username or credentials.token or credentials.token_file
+        cure = "check the credentials" if given else "give --username and --password-file"
+        raise Denied(f"registry {client.base_url} denies access: {error}; {cure}") from None
+    except (Unavailable, DeadlineExceeded) as error:
+        raise type(error)(
+            f"registry {client.base_url} cannot be reached: {error}; "
+            "check the URL, and that it is running"
+        ) from None
+    except EpochfsError as error:
+        raise type(error)(
+            f"{client.base_url} does not answer as a registry does: {error}; check the URL"
+        ) from None
+
+
+def _ask(client: RegistryClient, connection: Connection) -> None:
+    try:
+        client.ping()
+    except Denied:
+        # Epoch's /v2/ says 401 where every other GET is anonymous: ask what the mount will ask.
+        try:
+            if connection.repositories:
+                client.list_tags(connection.repositories[0])
+            else:
+                client.catalog()
+            return
+        except (NotFound, Unsupported):
+            pass
+        raise

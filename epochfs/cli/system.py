@@ -1,0 +1,96 @@
+"""What FUSE needs of the machine: the device, the library, and the helper for ordinary users.
+
+Each function returns what it found, for `doctor` to show, or raises MountFailure with the cure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from epochfs.errors import MountFailure
+
+_DEVICE = Path("/dev/fuse")
+_FUSE_CONF = Path("/etc/fuse.conf")
+_LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3", "libfuse.so.2")
+_INSTALL = "install it (Debian, Ubuntu: apt-get install fuse3)"
+
+
+def require_fuse(*, allow_other: bool) -> None:
+    """Raise MountFailure unless this user can mount with FUSE, and choose the library."""
+    device()
+    library()
+    if os.geteuid() != 0:
+        helper()
+    if allow_other:
+        user_allow_other()
+
+
+def device() -> str:
+    """Return /dev/fuse if it can be opened."""
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise MountFailure(
+            f"{_DEVICE} does not exist: load the kernel's module (modprobe fuse), or give the "
+            f"container the device (--device {_DEVICE} --cap-add SYS_ADMIN)"
+        ) from None
+    except OSError as error:
+        raise MountFailure(
+            f"{_DEVICE} cannot be opened ({error.strerror}): run as root, have it made accessible "
+            f"(chmod 666 {_DEVICE}), or give the container --device {_DEVICE} --cap-add SYS_ADMIN"
+        ) from None
+    return str(_DEVICE)
+
+
+def library() -> str:
+    """Choose the newest libfuse and return its name and version.
+
+    The binding left alone takes libfuse 2 where both are installed; it obeys FUSE_LIBRARY_PATH,
+    and so does this where the user has set it.
+    """
+    chosen = os.environ.get("FUSE_LIBRARY_PATH")
+    for name in [chosen] if chosen else _LIBRARIES:
+        try:
+            loaded = ctypes.CDLL(name)
+        except OSError:
+            continue
+        os.environ["FUSE_LIBRARY_PATH"] = name
+        return f"{name}, version {_version(int(loaded.fuse_version()))}"
+    if chosen:
+        raise MountFailure(f"libfuse cannot be loaded from FUSE_LIBRARY_PATH={chosen}: unset it")
+    raise MountFailure(f"libfuse is not installed: {_INSTALL}")
+
+
+def _version(number: int) -> str:
+    """Format libfuse's version number: 29 is 2.9, 317 is 3.17."""
+    return f"{number // 10}.{number % 10}" if number < 100 else f"{number // 100}.{number % 100}"
+
+
+def helper() -> str:
+    """Return the path of fusermount3, by which ordinary users mount and unmount."""
+    path = shutil.which("fusermount3") or shutil.which("fusermount")
+    if path is None:
+        raise MountFailure(f"fusermount3 is not installed: {_INSTALL}")
+    if os.geteuid() != 0 and not Path(path).stat().st_mode & stat.S_ISUID:
+        raise MountFailure(f"{path} is not setuid root: reinstall fuse3, or run as root")
+    return path
+
+
+def user_allow_other() -> str:
+    """Return why --allow-other may be used: root may always, others if fuse.conf allows it."""
+    if os.geteuid() == 0:
+        return "root needs no permission for --allow-other"
+    try:
+        lines = _FUSE_CONF.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    if "user_allow_other" not in (line.strip() for line in lines):
+        raise MountFailure(
+            f"--allow-other is not permitted: have root add the line user_allow_other to "
+            f"{_FUSE_CONF}, or mount as root"
+        )
+    return f"user_allow_other is set in {_FUSE_CONF}"

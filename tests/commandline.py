@@ -1,0 +1,45 @@
+"""The `epochfs` command as users run it: a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from mounts import COMMAND
+
+_OURS = ("EPOCH_SERVER", "EPOCH_REGISTRY_TOKEN", "EPOCH_CA_CERT")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without the variables that epochfs reads, plus `variables`."""
+    kept = {name: value for name, value in os.environ.items() if name not in _OURS}
+    here = str(Path(__file__).parent.parent)
+    return {**kept, "PYTHONPATH": here, **variables}
+
+
+def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
+    """Start `epochfs` with these arguments, in a session of its own."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+        start_new_session=True,
+        # What pytest was started with must not decide: a shell's background jobs ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def run(*arguments: object, timeout: float = 30, **variables: str) -> tuple[int, str, str]:
+    """Run `epochfs` to its end; return its exit code, stdout and stderr."""
+    with start(*arguments, **variables) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, output, errors

@@ -1,0 +1,188 @@
+"""What a mount needs of a registry and of the machine, and how `doctor` shows it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from subjects import PASSWORD, USERNAME
+
+from epochfs import samples
+from epochfs.cli import main, probe, system
+from epochfs.cli.options import registry_url
+from epochfs.cli.plan import Connection
+from epochfs.config import Credentials, TransportOptions
+from epochfs.errors import Denied, MountFailure, ProtocolViolation, Unavailable
+from epochfs.names import Repository
+from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+
+ANONYMOUS = Credentials()
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EPOCH_SERVER", "EPOCH_REGISTRY_TOKEN", "EPOCH_CA_CERT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- is the registry usable? ------------------------------------------------------------------
+
+
+def check(url: str, credentials: Credentials = ANONYMOUS, *names: str) -> None:
+    repositories = tuple(Repository(name) for name in names)
+    connection = Connection(TransportOptions(timeout=5), credentials, repositories)
+    client = probe.connect(registry_url(url), connection)
+    try:
+        probe.check(client, connection)
+    finally:
+        client.close()
+
+
+def test_a_registry_that_answers_is_usable() -> None:
+    with EmbeddedRegistry() as registry:
+        check(registry.url)
+
+
+def test_a_refused_connection_is_told_with_the_url() -> None:
+    with pytest.raises(Unavailable, match=r"^registry http://127\.0\.0\.1:1 cannot be reached: "):
+        check("http://127.0.0.1:1")
+
+
+def test_missing_credentials_are_told_with_the_options() -> None:
+    behaviour = Behaviour(auth="basic")
+    with EmbeddedRegistry(behaviour, username=USERNAME, password=PASSWORD) as registry:
+        with pytest.raises(Denied, match="--username and --password-file"):
+            check(registry.url)
+        with pytest.raises(Denied, match="check the credentials"):
+            check(registry.url, Credentials(USERNAME, "wrong"))
+        check(registry.url, Credentials(USERNAME, PASSWORD))
+
+
+@pytest.mark.parametrize("names", [[], ["library/nginx"]])
+def test_a_denied_ping_is_no_denial_where_all_else_is_open(names: list[str]) -> None:
+    behaviour = replace(EPOCH, auth="basic")
+    with EmbeddedRegistry(behaviour, username=USERNAME, password=PASSWORD) as registry:
+        check(registry.url, ANONYMOUS, *names)
+
+
+def test_a_web_server_that_is_no_registry_is_told() -> None:
+    class Website(EmbeddedRegistry):
+        def respond(self, request: Request) -> Response:
+            return Response(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>")
+
+    with (
+        Website() as website,
+        pytest.raises(Exception, match="does not answer as a registry does") as caught,
+    ):
+        check(website.url)
+    assert not isinstance(caught.value, Denied | Unavailable)
+    assert isinstance(caught.value, ProtocolViolation) or "404" in str(caught.value)
+
+
+# --- doctor -----------------------------------------------------------------------------------
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    """State and note of each subject in doctor's table."""
+    table = {}
+    for line in capsys.readouterr().out.splitlines():
+        state, subject, note = line.split(maxsplit=2)
+        table[subject] = (state, note)
+    return table
+
+
+def test_doctor_looks_at_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--cache-dir", str(tmp_path / "not" / "yet")])
+    table = rows(capsys)
+    assert table["python"] == ("ok", f"{sys.version.split()[0]}, {sys.executable}")
+    assert table["cache"][0] == "ok"
+    assert f"{tmp_path}/not/yet" in table["cache"][1]
+    assert {"kernel", "/dev/fuse", "libfuse", "binding", "fusermount3", "read-ahead"} < set(table)
+    assert "registry" not in table
+    assert not (tmp_path / "not").exists()
+
+
+def test_doctor_looks_at_a_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    with EmbeddedRegistry() as registry:
+        samples.load(registry)
+        main(["doctor", registry.url])
+    table = rows(capsys)
+    assert table["registry"] == ("ok", f"{registry.url} answers")
+    assert table["access"] == ("ok", "anonymous")
+    assert table["catalogue"] == ("ok", "3 repositories")
+    assert table["range"][0] == "ok"
+
+
+def test_doctor_says_what_a_registry_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    with EmbeddedRegistry(Behaviour(ranges=False, catalog=False)) as registry:
+        samples.load(registry)
+        main(["doctor", "--repo", "demo/team/app", registry.url])
+    table = rows(capsys)
+    assert table["catalogue"][0] == "warn"
+    assert "--repo" in table["catalogue"][1]
+    assert table["range"][0] == "warn"
+
+
+def test_doctor_fails_where_the_registry_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "http://127.0.0.1:1"]) == 1
+    table = rows(capsys)
+    assert table["registry"][0] == "FAIL"
+    assert "access" not in table
+
+
+def test_doctor_fails_where_access_is_denied(capsys: pytest.CaptureFixture[str]) -> None:
+    behaviour = Behaviour(auth="basic")
+    with EmbeddedRegistry(behaviour, username=USERNAME, password=PASSWORD) as registry:
+        assert main(["doctor", registry.url]) == 1
+    table = rows(capsys)
+    assert table["registry"][0] == "ok"
+    assert table["access"][0] == "FAIL"
+
+
+# --- what FUSE needs --------------------------------------------------------------------------
+
+
+def test_a_missing_device_is_told_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "_DEVICE", tmp_path / "fuse")
+    with pytest.raises(MountFailure, match=r"does not exist: .*modprobe fuse"):
+        system.device()
+
+
+def test_a_missing_libfuse_is_told_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FUSE_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(system, "_LIBRARIES", ("libfuse-of-nobody.so.9",))
+    with pytest.raises(MountFailure, match="apt-get install fuse3"):
+        system.library()
+
+
+def test_a_library_named_in_the_environment_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSE_LIBRARY_PATH", "/nowhere/libfuse3.so")
+    with pytest.raises(MountFailure, match=r"FUSE_LIBRARY_PATH=/nowhere/libfuse3\.so"):
+        system.library()
+
+
+def test_a_missing_fusermount_is_told_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MountFailure, match="apt-get install fuse3"):
+        system.helper()
+
+
+@pytest.mark.parametrize("text", ["", "#user_allow_other\n"])
+def test_other_users_need_roots_permission(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = tmp_path / "fuse.conf"
+    configuration.write_text(text)
+    monkeypatch.setattr(system, "_FUSE_CONF", configuration)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(MountFailure, match="user_allow_other"):
+        system.user_allow_other()
+    configuration.write_text("mount_max = 7\nuser_allow_other \n")
+    assert "user_allow_other is set" in system.user_allow_other()
