@@ -217,7 +217,7 @@ class StagedBlob:
         self.resumed = _read_map(directory, digest, size) if self._named else RangeSet()
         if os.fstat(self._fd).st_size != size or not self.resumed.total:
             self.resumed = RangeSet()
-            self.reset()
+            self._reset()
 
     def _open(self) -> tuple[int, bool]:
         """Open the staged file: the blob's own, or one without a name while another writes that."""
@@ -243,13 +243,16 @@ class StagedBlob:
         """Return the descriptor of the staged file, valid until `close`."""
         return self._fd
 
-    def reset(self) -> None:
-        """Forget every byte."""
+    def _reset(self) -> None:
+        self.forget()
         with _cache_errors("staging a blob"):
-            self._unlink(_MAP_SUFFIX)
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, self._size)
-            self._allocated = False
+
+    def forget(self) -> None:
+        """Let no later download take any byte here for present."""
+        with _cache_errors("staging a blob"):
+            self._unlink(_MAP_SUFFIX)
 
     def allocate(self) -> None:
         """Make room for the whole blob, on disk and in the cache's limit, before it is written."""

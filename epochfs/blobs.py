@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from epochfs.config import BlobOptions
 from epochfs.downloads import Download
 from epochfs.errors import ContentMismatch
 from epochfs.names import Digest, Repository
+from epochfs.window import Budget
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +70,16 @@ class BlobCounters:
 
 @dataclass(slots=True, eq=False)
 class _Shared:
-    """A download, how many handles read from it, and whether it is over for newcomers."""
+    """A download, how many handles read from it, and whether it is over for newcomers.
+
+    `lingers` while a timer watches it, since a moment at which it had no readers any more.
+    """
 
     download: Download
     readers: int = 1
     ended: bool = False
+    lingers: bool = False
+    unused_since: float = 0.0
 
 
 class Blobs:
@@ -82,6 +89,7 @@ class Blobs:
         self._client = client
         self._cache = cache
         self._options = options
+        self._budget = Budget(options.connections)
         self._lock = threading.Lock()
         self._downloads: dict[tuple[Digest, int], _Shared] = {}
         self._ended = 0
@@ -148,10 +156,13 @@ class Blobs:
         """Take back one reader of a download."""
         with self._lock:
             shared.readers -= 1
+            shared.unused_since = time.monotonic()
             unused, ended = shared.readers == 0, shared.ended
+            to_watch = unused and not ended and not shared.lingers
+            shared.lingers = shared.lingers or to_watch
         if unused and ended:
             shared.download.close()
-        elif unused:
+        elif to_watch:
             self._linger(shared)
 
     def _begin(self, repository: Repository, digest: Digest, size: int) -> _Shared:
@@ -162,7 +173,14 @@ class Blobs:
             self._end(shared)
 
         download = Download(
-            digest, size, source, self._cache, self._options, on_end, ranged=self._ranged
+            digest,
+            size,
+            source,
+            self._cache,
+            self._options,
+            self._budget,
+            on_end,
+            ranged=self._ranged,
         )
         shared = _Shared(download)
         return shared
@@ -187,9 +205,12 @@ class Blobs:
         def expire() -> None:
             with self._lock:
                 if shared.readers or shared.ended:
+                    shared.lingers = False
                     return
+                unused_for = time.monotonic() - shared.unused_since
             present, connections = shared.download.progress
-            if connections and 2 * present >= shared.download.size:
+            near = connections and 2 * present >= shared.download.size
+            if near or unused_for < patience:
                 self._linger(shared)
             else:
                 self._end(shared)

@@ -8,8 +8,8 @@ What to fetch next is `FetchPlan`'s to say. While a blob is fetched whole, the r
 its last byte is held back until the digest has matched. A server that ignores Range is given one
 worker, which streams the whole blob whatever was asked.
 
-Locks: `Download._lock` guards every underscored field; no I/O happens under it, and nothing else is
-locked while it is held. Read without it are `verified`, `_closing`, `_failure` and `_ranged`, which
+Locks: `Download._lock` guards every underscored field; no I/O happens under it, and only `Budget`'s
+lock, a leaf, is taken under it. Read without it are `verified`, `_closing` and `_failure`, which
 change once, and `_readable`, which moves forward until a failure resets it. `_opening` makes one
 worker at a time open and allocate the staged file; no reader takes it; `_lock` comes after it.
 """
@@ -39,6 +39,7 @@ from epochfs.errors import (
 from epochfs.fetchplan import Claim, FetchPlan
 from epochfs.names import Digest
 from epochfs.ranges import RangeSet
+from epochfs.window import Budget
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Download:
         source: Source,
         cache: BlobCache,
         options: BlobOptions,
+        budget: Budget,
         on_end: Callable[[], None],
         *,
         ranged: bool | None,
@@ -86,7 +88,7 @@ class Download:
         self._options = options
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._plan = FetchPlan(size, options.connections, whole=options.verify_first, ranged=ranged)
+        self._plan = FetchPlan(size, budget, whole=options.verify_first, ranged=ranged)
         self._staged: StagedBlob | None = None
         self._readable = 0
         self._waiters: list[_Waiter] = []
@@ -270,7 +272,7 @@ class Download:
                 raise
             finally:
                 with self._lock:
-                    self._plan.claims.remove(claim)
+                    self._plan.release(claim)
             with self._lock:
                 following = self._next_claim()
                 self._employ()
@@ -420,14 +422,16 @@ class Download:
         return hasher.hexdigest() == self.digest.encoded
 
     def _start_over(self) -> bool:
-        """Forget all bytes and fetch them once more, if none has been served; return whether."""
+        """Forget all bytes and fetch them once more, if none has been served; return whether.
+
+        In one step, so that no reader comes upon the bytes that are given up.
+        """
+        assert self._staged is not None
+        self._staged.forget()
         with self._lock:
             if self._served or self._refetched:
                 return False
             self._refetched = True
-        assert self._staged is not None
-        self._staged.reset()
-        with self._lock:
             self._plan.present = RangeSet()
             self._employ()
         log.warning("the bytes sent for %s have another digest, fetching again", self.digest)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from epochfs.ranges import RangeSet
-from epochfs.window import MIB, Window
+from epochfs.window import MIB, Budget, Window
 
 CHUNK = MIB
 """What a random read fetches, aligned, in bytes."""
@@ -44,9 +44,10 @@ class FetchPlan:
     worker at a time is enough: the first answer tells.
     """
 
-    def __init__(self, size: int, connections: int, *, whole: bool, ranged: bool | None) -> None:
+    def __init__(self, size: int, budget: Budget, *, whole: bool, ranged: bool | None) -> None:
         self.size = size
-        self.window = Window(connections)
+        self.window = Window(budget.limit)
+        self._budget = budget
         self.whole = whole or size <= SMALL
         self.ranged = ranged
         self.present = RangeSet()
@@ -83,8 +84,14 @@ class FetchPlan:
             for begin, _ in taken.missing(start, stop):
                 claim = Claim(*self._widen(taken, begin))
                 self.claims.append(claim)
+                self._budget.take()
                 return claim
         return None
+
+    def release(self, claim: Claim) -> None:
+        """End a claim, whether its range was fetched or not."""
+        self.claims.remove(claim)
+        self._budget.give_back()
 
     def take_all(self, claim: Claim) -> bool:
         """Grow a claim to the blob whose server sends all of it; False if another did already."""
@@ -102,13 +109,16 @@ class FetchPlan:
             return False
         if self.ranged is not True:
             return True
-        return self.whole and len(self.claims) >= self.window.size
+        if not self.whole:
+            return False  # a chunk for each reader that waits
+        return len(self.claims) >= self.window.size or not self._budget.spare
 
     def _widen(self, taken: RangeSet, begin: int) -> tuple[int, int]:
         """Turn an absent byte into a request worth making: a segment, or an aligned chunk."""
-        if self.whole and (self.ranged or self.size <= SMALL):
-            stop = self.size if self.size <= SMALL else begin + self.window.segment
-            return next(taken.missing(begin, min(stop, self.size)))
+        if self.size <= SMALL:
+            return next(taken.missing(0, self.size))
+        if self.whole and self.ranged:
+            return next(taken.missing(begin, min(begin + self.window.segment, self.size)))
         start = begin - begin % CHUNK
         stop = min(start + CHUNK, self.size)
         return next(span for span in taken.missing(start, stop) if span[1] > begin)

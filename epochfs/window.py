@@ -2,11 +2,14 @@
 
 More connections help where each is slow (a rate limit, a long round trip) and hurt where the disk
 or the processor is the limit, so the number is found by trying: doubled while that pays, taken back
-when it did not, halved when the registry pushes back. Not safe under threads by itself.
+when it did not, halved when the registry pushes back. `Window` is not safe under threads by itself.
+
+Locks: `Budget._lock` guards its count and is a leaf.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -18,6 +21,34 @@ _TICK_SECONDS = 0.2
 _SEGMENT_SECONDS = 0.25
 _WORTH = 1.2
 _HOLD_SECONDS = 5.0
+
+
+class Budget:
+    """How many connections the downloads of one registry use together.
+
+    Each may have its first whatever the others do; more than that only while `limit` is not used
+    up, so that many readers of many blobs do not each open as many as one alone.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @property
+    def spare(self) -> bool:
+        """Whether another connection may be opened beside a download's first."""
+        return self._used < self.limit
+
+    def take(self) -> None:
+        """Count a connection as used."""
+        with self._lock:
+            self._used += 1
+
+    def give_back(self) -> None:
+        """Count a connection as no longer used."""
+        with self._lock:
+            self._used -= 1
 
 
 class Window:

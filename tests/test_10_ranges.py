@@ -1,5 +1,7 @@
 """RangeSet against the obvious model: a set of integers."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +27,7 @@ def test_agrees_with_a_set_of_integers(ranges, start, stop):
 def test_ranges_are_disjoint_rising_and_never_touch(ranges):
     listed = list(RangeSet(ranges))
     assert all(start < stop for start, stop in listed)
-    assert all(a[1] < b[0] for a, b in zip(listed, listed[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(listed))
 
 
 @given(spans, st.integers(0, 60))
