@@ -1,0 +1,77 @@
+"""What a mount of a registry must look like, worked out from design §1 and from nothing else.
+
+Kept apart from the code on purpose: no name of the package's tree is imported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+from builders import Content
+
+World = Mapping[str, Mapping[str, Content]]
+"""Repositories, their tags, and what these name."""
+
+Tree = dict[str, bytes | str | None]
+"""Each path: a file's bytes, where a link points, or None for a directory."""
+
+_RESERVED = {"tags", "manifests", "blobs", "layout", ".epochfs"}
+_CONSTANT_NS = 10**9
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def shown(repository: str) -> str:
+    """Return the path at which a repository is found."""
+    words = repository.split("/")
+    return "".join(f"/_{w}" if w in _RESERVED or w[0] == "_" else f"/{w}" for w in words)
+
+
+def tree(world: World) -> Tree:
+    """Return everything that is listed."""
+    found: Tree = {"/": None}
+    for repository, tags in world.items():
+        path = shown(repository)
+        found |= dict.fromkeys(_prefixes(path))
+        found |= dict.fromkeys(f"{path}/{name}" for name in ("tags", "manifests", "blobs"))
+        for tag, content in tags.items():
+            found[f"{path}/tags/{tag}"] = f"../manifests/{digest(content.raw)}"
+            for manifest in content.every_manifest():
+                found |= _manifest(path, manifest)
+            found |= {f"{path}/blobs/{digest(blob)}": blob for blob in content.every_blob()}
+    return found
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    words = path.split("/")[1:]
+    for count in range(1, len(words) + 1):
+        yield "/" + "/".join(words[:count])
+
+
+def _manifest(repository: str, manifest: Content) -> Tree:
+    path = f"{repository}/manifests/{digest(manifest.raw)}"
+    found: Tree = {path: None, f"{path}/manifest.json": manifest.raw}
+    document = json.loads(manifest.raw)
+    if "layers" in document:
+        found[f"{path}/config"] = f"../../blobs/{document['config']['digest']}"
+        found[f"{path}/layers"] = None
+        for number, layer in enumerate(document["layers"]):
+            found[f"{path}/layers/{number:02}"] = f"../../../blobs/{layer['digest']}"
+    return found
+
+
+def time_ns(path: str, files: Tree) -> int | None:
+    """Return the time that a path must have; None for a tag, whose time is when it was seen."""
+    words = path.split("/")
+    if len(words) > 2 and words[-2] == "tags":
+        return None
+    raw = files.get(path if words[-1] == "manifest.json" else f"{path}/manifest.json")
+    if not isinstance(raw, bytes):
+        return _CONSTANT_NS
+    made = json.loads(raw).get("annotations", {}).get("org.opencontainers.image.created")
+    return _CONSTANT_NS if made is None else int(datetime.fromisoformat(made).timestamp()) * 10**9
