@@ -1,0 +1,103 @@
+"""What the rows read: blobs of random bytes, and many small repositories, pushed to a registry."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from epochfs.client import RegistryClient
+from epochfs.config import TransportOptions
+from epochfs.manifests import OCI_MANIFEST
+from epochfs.names import Digest
+from epochfs.samples import CONFIG, LAYER, descriptor, encode
+
+MIB = 1 << 20
+
+_THREADS = 16
+_PUSH_SECONDS = 120.0
+"""What a registry may take over one request: hashing 1 GiB, on a busy machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob that a registry has; `file` holds the same bytes."""
+
+    repository: str
+    digest: Digest
+    size: int
+    file: Path
+
+    def url(self, base: str) -> str:
+        """Return its address at a registry with this base URL."""
+        return f"{base}/v2/{self.repository}/blobs/{self.digest}"
+
+
+def push_blob(url: str, repository: str, file: Path, size: int) -> Blob:
+    """Write `size` random bytes to `file`, and push them as a layer of `repository:latest`."""
+    random_file(file, size)
+    with file.open("rb") as stream:
+        digest = Digest("sha256", hashlib.file_digest(stream, "sha256").hexdigest())
+        stream.seek(0)
+        client = _client(url)
+        client.put_blob(repository, digest, stream, size)
+    layer = {"mediaType": LAYER, "digest": str(digest), "size": size}
+    config = _config(str(digest))
+    client.put_blob(repository, Digest.of(config), config, len(config))
+    client.put_manifest(repository, "latest", _manifest(config, layer), OCI_MANIFEST)
+    client.close()
+    return Blob(repository, digest, size, file)
+
+
+def random_file(file: Path, size: int) -> None:
+    """Write `size` bytes that no compression shortens, the same ones for the same name."""
+    source = random.Random(file.name)
+    with file.open("wb") as stream:
+        for start in range(0, size, MIB):
+            stream.write(source.randbytes(min(MIB, size - start)))
+
+
+def push_repositories(url: str, names: Iterable[str], tags: Iterable[str]) -> None:
+    """Push a small image under each of `tags` to each of `names`; no two have the same digest."""
+    client, wanted = _client(url), list(tags)
+    layer = b"a layer that all share"
+    config = _config(str(Digest.of(layer)))
+
+    def push_blobs(name: str) -> None:
+        for blob in (config, layer):
+            client.put_blob(name, Digest.of(blob), blob, len(blob))
+
+    def push_tag(place: tuple[str, str]) -> None:
+        name, tag = place
+        manifest = _manifest(config, descriptor(layer, LAYER), image=f"{name}:{tag}")
+        client.put_manifest(name, tag, manifest, OCI_MANIFEST)
+
+    repositories = list(names)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(push_blobs, repositories))
+        list(pool.map(push_tag, ((name, tag) for name in repositories for tag in wanted)))
+    client.close()
+
+
+def _client(url: str) -> RegistryClient:
+    return RegistryClient(url, options=TransportOptions(timeout=_PUSH_SECONDS))
+
+
+def _config(diff_id: str) -> bytes:
+    filesystem = {"type": "layers", "diff_ids": [diff_id]}
+    return encode({"architecture": "amd64", "os": "linux", "rootfs": filesystem})
+
+
+def _manifest(config: bytes, layer: dict[str, object], image: str = "") -> bytes:
+    return encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": descriptor(config, CONFIG),
+            "layers": [layer],
+            "annotations": {"org.opencontainers.image.ref.name": image},
+        }
+    )

@@ -1,0 +1,134 @@
+"""Rows: listings, tags, and getting a mount at all. Limits, not races: nobody else offers these.
+
+Requests are counted in the registry's own access log.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.benchmark import mounts
+from scripts.benchmark.lab import MANY_REPOSITORIES, MANY_TAGS, TREE_REPOSITORIES, TREE_TAGS, Lab
+from scripts.benchmark.mounts import Mount
+from scripts.benchmark.origins import Registry, Request
+from scripts.benchmark.programs import Failed, timed
+from scripts.benchmark.rows import Samples, at_most, repeat, row
+
+_REGISTRY = "docker-registry"
+_LISTINGS = ("/v2/_catalog", "/v2/app/tags/list")
+_LONG_TTL = ("--metadata-ttl", "10m")
+"""So that no slow machine reaches the end of the TTL between the first time and the second."""
+
+
+@row("ls-root", f"ls, {MANY_REPOSITORIES} repositories, cold", at_most(1, "s"), needs=(_REGISTRY,))
+def _ls_root(lab: Lab) -> Samples:
+    registry = lab.many_repositories
+
+    def ours() -> float:
+        with lab.epochfs(registry.url) as mount:
+            return _timed_listing(mount.path, MANY_REPOSITORIES, "ls")
+
+    return repeat(ours)
+
+
+@row(
+    "ls-tags",
+    f"ls | cat, {MANY_TAGS} tags, cold: beside listings",
+    at_most(0, "requests"),
+    needs=(_REGISTRY,),
+)
+def _ls_tags(lab: Lab) -> Samples:
+    registry = lab.many_tags
+
+    def ours() -> float:
+        with lab.epochfs(registry.url) as mount:
+            asked = _asked_by(registry, "sh", "-c", 'ls "$0" | cat', _tags(mount))
+        return sum(request.path.partition("?")[0] not in _LISTINGS for request in asked)
+
+    return repeat(ours)
+
+
+@row("ls-l-tags", f"ls -l, {MANY_TAGS} tags, cold", at_most(3, "s"), needs=(_REGISTRY,))
+def _ls_l_tags(lab: Lab) -> Samples:
+    registry = lab.many_tags
+
+    def ours() -> float:
+        with lab.epochfs(registry.url) as mount:
+            return _timed_listing(_tags(mount), MANY_TAGS, "ls", "-l")
+
+    return repeat(ours)
+
+
+@row(
+    "ls-l-tags-again",
+    f"ls -l, {MANY_TAGS} tags, again",
+    at_most(0, "requests"),
+    needs=(_REGISTRY,),
+)
+def _ls_l_tags_again(lab: Lab) -> Samples:
+    registry = lab.many_tags
+
+    def ours() -> float:
+        with lab.epochfs(registry.url, *_LONG_TTL) as mount:
+            timed("ls", "-l", _tags(mount))
+            return len(_asked_by(registry, "ls", "-l", _tags(mount)))
+
+    return repeat(ours)
+
+
+@row(
+    "find-again",
+    f"find, {TREE_REPOSITORIES} x {TREE_TAGS} tags, again",
+    at_most(0, "requests"),
+    needs=(_REGISTRY,),
+)
+def _find_again(lab: Lab) -> Samples:
+    registry = lab.tree
+
+    def ours() -> float:
+        with lab.epochfs(registry.url, *_LONG_TTL) as mount:
+            timed("find", mount.path)
+            return len(_asked_by(registry, "find", mount.path))
+
+    return repeat(ours)
+
+
+@row("mount", "epochfs mount until ls answers", at_most(1, "s"), needs=(_REGISTRY,))
+def _mount(lab: Lab) -> Samples:
+    registry = lab.registry
+
+    def ours() -> float:
+        with lab.fresh_directory() as directory:
+            path = directory / "mount"
+            path.mkdir()
+            return mounts.use_once(path, directory / "cache", registry.url)
+
+    return repeat(ours)
+
+
+@row("version", "epochfs --version", at_most(0.3, "s"))
+def _version(lab: Lab) -> Samples:
+    return repeat(lambda: timed("epochfs", "--version"))
+
+
+def _tags(mount: Mount) -> Path:
+    return mount.path / "app" / "tags"
+
+
+def _timed_listing(directory: Path, count: int, *command: str) -> float:
+    """Return the seconds a command takes to list a directory, which must have `count` entries."""
+    seconds = timed(*command, directory)
+    found = sum(1 for _ in directory.iterdir())
+    if found != count:
+        raise Failed(f"{directory.name} has {found} entries in place of {count}")
+    return seconds
+
+
+def _asked_by(registry: Registry, program: str, *arguments: str | Path) -> list[Request]:
+    """Return what the registry was asked while a command ran, and shortly after."""
+    mark = registry.mark()
+    timed(program, *arguments)
+    return registry.requests_since(mark)
+
+
+ROWS = (_ls_root, _ls_tags, _ls_l_tags, _ls_l_tags_again, _find_again, _mount, _version)
