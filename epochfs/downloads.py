@@ -43,7 +43,8 @@ from epochfs.window import Budget
 
 log = logging.getLogger(__name__)
 
-_READ_SIZE = 1 << 20
+_READ_SIZE = 1 << 19
+_HASH_SIZE = 1 << 18
 _BREAKS_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = 0.2
 
@@ -406,10 +407,10 @@ class Download:
     def _hash(self, turn: _Waiter) -> bool:
         """Return whether the digest matches; False also when the download stops before that."""
         hasher, position = self.digest.hasher(), 0
-        buffer = memoryview(bytearray(_READ_SIZE))
+        buffer = memoryview(bytearray(_HASH_SIZE))
         while position < self.size:
             with self._lock:
-                turn.stop = min(position + _READ_SIZE, self.size)
+                turn.stop = min(position + _HASH_SIZE, self.size)
                 if self._plan.prefix < turn.stop and not self._stopped:
                     turn.done.clear()
             turn.done.wait()
