@@ -1,8 +1,9 @@
 """One blob on its way from the registry into the cache, shared by all who read it.
 
 A `Download` owns a staged file and knows which bytes of it are present. Readers wait for the range
-they need. Workers each fetch one claimed range at a time; a verifier hashes the contiguous bytes
-from the start as they arrive, and when the digest matches, the blob is kept.
+they need. Workers each fetch one claimed range at a time and hash what they can of the contiguous
+bytes from the start; the one that finds all bytes present hashes the rest, and when the digest
+matches, the blob is kept.
 
 What to fetch next is `FetchPlan`'s to say. While a blob is fetched whole, the read that would take
 its last byte is held back until the digest has matched. A server that ignores Range is given one
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from epochfs.blobcache import BlobCache, StagedBlob, read_exactly
+from epochfs.buffers import page_aligned
 from epochfs.client import BlobStream
 from epochfs.config import BlobOptions
 from epochfs.errors import (
@@ -39,14 +41,15 @@ from epochfs.errors import (
 from epochfs.fetchplan import Claim, FetchPlan
 from epochfs.names import Digest
 from epochfs.ranges import RangeSet
+from epochfs.verifier import Verifier
 from epochfs.window import Budget
 
 log = logging.getLogger(__name__)
 
 _READ_SIZE = 1 << 19
-_HASH_SIZE = 1 << 18
 _BREAKS_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = 0.2
+_SAVE_SECONDS = 10.0
 
 Source = Callable[[int, int | None], BlobStream]
 """Opens a stream of the blob's bytes `[start, end)`; to its end where `end` is None."""
@@ -93,7 +96,9 @@ class Download:
         self._staged: StagedBlob | None = None
         self._readable = 0
         self._waiters: list[_Waiter] = []
-        self._hashing: _Waiter | None = None
+        self._verifier = Verifier(digest)
+        self._finishing = False
+        self._saved = time.monotonic()
         self._threads = 0
         self._breaks = 0
         self._served = False
@@ -118,8 +123,11 @@ class Download:
 
     def fileno(self) -> int:
         """Return the descriptor of the staged file, which exists once anything was read."""
+        return self._file().fileno()
+
+    def _file(self) -> StagedBlob:
         assert self._staged is not None
-        return self._staged.fileno()
+        return self._staged
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -139,8 +147,6 @@ class Download:
                 return
             self._closing = True
             streams = [claim.stream for claim in self._plan.claims if claim.stream is not None]
-            if self._hashing is not None:
-                self._hashing.done.set()
             last = self._threads == 0
             error = Unavailable("the mount is shutting down")
             self._end_waits(error)
@@ -196,12 +202,11 @@ class Download:
                 waiter.done.set()
 
     def _employ(self) -> None:
-        """Start as many workers as there is work for, and the verifier when it has any."""
+        """Start as many workers as there is work for."""
         while (claim := self._next_claim()) is not None:
-            self._start(self._work, claim)
-        if self._plan.whole and self._hashing is None and not self._stopped:
-            self._hashing = _Waiter(0, 0)
-            self._start(self._verify, self._hashing)
+            self._threads += 1
+            name = f"fetch {self.digest.encoded[:8]}"
+            threading.Thread(target=self._run, args=(claim,), name=name, daemon=True).start()
 
     def _next_claim(self) -> Claim | None:
         if self._stopped:
@@ -212,20 +217,15 @@ class Download:
     def _stopped(self) -> bool:
         return self._closing or self._failure is not None
 
-    def _start(self, target: Callable[..., None], *arguments: object) -> None:
-        self._threads += 1
-        name = f"{target.__name__.strip('_')} {self.digest.encoded[:8]}"
-        threading.Thread(
-            target=self._run, args=(target, *arguments), name=name, daemon=True
-        ).start()
-
     # ---- workers -----------------------------------------------------------------------------
 
-    def _run(self, target: Callable[..., None], *arguments: object) -> None:
-        """Run a thread's work; whatever goes wrong, tell the readers, and leave nothing behind."""
+    def _run(self, claim: Claim) -> None:
+        """Be a worker; whatever goes wrong, tell the readers, and leave nothing behind."""
         try:
             try:
-                target(*arguments)
+                self._work(claim)
+                if self._is_last():
+                    self._finish()
             except EpochfsError as error:
                 self._fail(error)
             except Exception:
@@ -249,8 +249,6 @@ class Download:
             if for_good:
                 self._failure = error
                 self._readable = 0
-                if self._hashing is not None:
-                    self._hashing.done.set()
             self._end_waits(error)
         log.debug("fetching %s failed: %s", self.digest, error)
         if for_good:
@@ -258,7 +256,7 @@ class Download:
 
     def _work(self, claim: Claim) -> None:
         """Fetch one claimed range after another until there is nothing left to claim."""
-        buffer = memoryview(bytearray(_READ_SIZE))
+        buffer = page_aligned(_READ_SIZE)
         following: Claim | None = claim
         while following is not None:
             claim = following
@@ -277,6 +275,13 @@ class Download:
             with self._lock:
                 following = self._next_claim()
                 self._employ()
+
+    def _is_last(self) -> bool:
+        """Whether all bytes are here, and this thread is the first to come upon that."""
+        with self._lock:
+            last = self._plan.complete and not self._finishing and not self._stopped
+            self._finishing = self._finishing or last
+            return last
 
     def _prepare(self) -> None:
         """Open the staged file before the first bytes, and make room once all will come."""
@@ -300,8 +305,10 @@ class Download:
                 position, stop = self._accept(claim, stream, start, stop)
                 try:
                     while position < stop and not self._closing:
-                        count = stream.read_into(buffer)
-                        position += self._store(position, buffer[:count])
+                        data = buffer[: stream.read_into(buffer)]
+                        self._store(position, data)
+                        self._look_after(position, data)
+                        position += len(data)
                 except (Unavailable, DeadlineExceeded) as error:
                     self._pause(error, progressed=self._plan.present.total > before)
 
@@ -329,13 +336,12 @@ class Download:
                 first = self._plan.take_all(claim)
                 start, stop = (0, self.size) if first else (stop, stop)
             self._employ()
-        assert self._staged is not None
         if self._plan.whole:
-            self._staged.allocate()
+            self._file().allocate()
         return start, stop
 
-    def _store(self, position: int, data: memoryview) -> int:
-        """Write what of `data` is not present yet, and let the readers know; return its length."""
+    def _store(self, position: int, data: memoryview) -> None:
+        """Write what of `data` is not present yet, and let the readers know."""
         if not data:
             raise Unavailable(f"the stream of {self.digest} ended early")
         stop = position + len(data)
@@ -343,14 +349,27 @@ class Download:
             raise ContentMismatch(f"{self.digest} has more than its {self.size} bytes")
         with self._lock:
             absent = list(self._plan.present.missing(position, stop))
-        assert self._staged is not None
         for begin, end in absent:
-            self._staged.write(begin, data[begin - position : end - position])
+            self._file().write(begin, data[begin - position : end - position])
         with self._lock:
             self._plan.window.arrived(len(data))
             self._add(position, stop)
             self._end_waits()
-        return len(data)
+
+    def _look_after(self, position: int, data: memoryview) -> None:
+        """After the readers have been served: hash on, and now and then save what is here."""
+        if self._plan.whole:
+            self._verifier.received(position, data, self.fileno(), self._plan.prefix)
+        with self._lock:
+            due = time.monotonic() - self._saved > _SAVE_SECONDS
+            if not due:
+                return
+            self._saved = time.monotonic()
+            present = RangeSet(self._plan.present)
+        try:
+            self._file().checkpoint(present)
+        except CacheFailure as error:
+            log.debug("what is here of %s would not survive a crash: %s", self.digest, error)
 
     def _add(self, start: int, stop: int) -> None:
         """Take `[start, stop)` as present. The lock is held."""
@@ -359,8 +378,6 @@ class Download:
         self._publish()
         if self._plan.whole and not was_whole:
             self._employ()
-        if self._hashing is not None and self._hashing.stop <= self._plan.prefix:
-            self._hashing.done.set()
 
     def _serve(self) -> None:
         """Take note that a reader gets bytes: from now on a mismatch can only be an error."""
@@ -382,57 +399,38 @@ class Download:
         log.debug("the stream of %s broke, resuming: %s", self.digest, error)
         time.sleep(_PAUSE_SECONDS * breaks)
 
-    # ---- the verifier ------------------------------------------------------------------------
+    # ---- the end -----------------------------------------------------------------------------
 
-    def _verify(self, turn: _Waiter) -> None:
-        """Hash the blob as it arrives; keep it when its digest matches, refuse it when not."""
-        while not self._hash(turn):
-            if self._stopped:
+    def _finish(self) -> None:
+        """Once all bytes are here: keep them if the digest matches, refuse them if not."""
+        staged = self._file()
+        if not self._verifier.finish(staged.fileno(), self.size, lambda: self._stopped):
+            if self._stopped or self._start_over():
                 return
-            assert self._staged is not None
-            if not self._start_over():
-                self._staged.discard()
-                raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")
+            staged.discard()
+            raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")
         with self._lock:
             self.verified = True
             self._readable = self.size
             self._end_waits()
-        assert self._staged is not None
         try:
-            self._staged.promote()
+            staged.promote()
         except CacheFailure as error:
             log.warning("%s was read but cannot be cached: %s", self.digest, error)
         self._on_end()
-
-    def _hash(self, turn: _Waiter) -> bool:
-        """Return whether the digest matches; False also when the download stops before that."""
-        hasher, position = self.digest.hasher(), 0
-        buffer = memoryview(bytearray(_HASH_SIZE))
-        while position < self.size:
-            with self._lock:
-                turn.stop = min(position + _HASH_SIZE, self.size)
-                if self._plan.prefix < turn.stop and not self._stopped:
-                    turn.done.clear()
-            turn.done.wait()
-            if self._stopped:
-                return False
-            count = turn.stop - position
-            read_exactly(self.fileno(), buffer[:count], position)
-            hasher.update(buffer[:count])
-            position += count
-        return hasher.hexdigest() == self.digest.encoded
 
     def _start_over(self) -> bool:
         """Forget all bytes and fetch them once more, if none has been served; return whether.
 
         In one step, so that no reader comes upon the bytes that are given up.
         """
-        assert self._staged is not None
-        self._staged.forget()
+        self._file().forget()
+        self._verifier.restart()
         with self._lock:
             if self._served or self._refetched:
                 return False
             self._refetched = True
+            self._finishing = False
             self._plan.present = RangeSet()
             self._employ()
         log.warning("the bytes sent for %s have another digest, fetching again", self.digest)

@@ -1,8 +1,9 @@
 """How many connections feed one download, and how much each asks for at a time.
 
 More connections help where each is slow (a rate limit, a long round trip) and hurt where the disk
-or the processor is the limit, so the number is found by trying: doubled while that pays, taken back
-when it did not, halved when the registry pushes back. `Window` is not safe under threads by itself.
+or the processor is the limit: one that is fast stays alone. Otherwise the number is found by
+trying: doubled while that pays, taken back when it did not, halved when the registry pushes back.
+`Window` is not safe under threads by itself.
 
 Locks: `Budget._lock` guards its count and is a leaf.
 """
@@ -15,8 +16,15 @@ from collections.abc import Callable
 
 MIB = 1 << 20
 SMALLEST_SEGMENT = MIB
-LARGEST_SEGMENT = 32 * MIB
-_FIRST_SIZE = 4
+LARGEST_SEGMENT = 256 * MIB
+_FIRST_SEGMENT = 8 * MIB
+_FIRST_TICK_SECONDS = 0.05
+_SLOW_SIZE = 4
+"""How many to try at once when the first connection proves slow."""
+
+_FAST = 128 * MIB
+"""Bytes a second that show that a connection waits for us, not we for it."""
+
 _TICK_SECONDS = 0.2
 _SEGMENT_SECONDS = 0.25
 _WORTH = 1.2
@@ -55,30 +63,33 @@ class Window:
     """The number of connections in `size`, at most `most`."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.size = min(_FIRST_SIZE, most)
+        self.size = 1
         self._most = most
         self._clock = clock
         self._began = clock()
+        self._tick = _FIRST_TICK_SECONDS
         self._bytes = 0
         self._best_rate = 0.0
         self._best_size = self.size
         self._held_until = 0.0
-        self._segment = 2 * SMALLEST_SEGMENT
+        self._segment = _FIRST_SEGMENT
 
     def arrived(self, count: int) -> None:
         """Take note of `count` bytes, and once a tick of how fast they come."""
         self._bytes += count
         now = self._clock()
         elapsed = now - self._began
-        if elapsed < _TICK_SECONDS:
+        if elapsed < self._tick:
             return
         rate = self._bytes / elapsed
-        self._began, self._bytes = now, 0
+        self._began, self._bytes, self._tick = now, 0, _TICK_SECONDS
         wanted = rate / self.size * _SEGMENT_SECONDS
         self._segment = int(min(max(wanted, SMALLEST_SEGMENT), LARGEST_SEGMENT)) // MIB * MIB
+        if rate / self.size >= _FAST:
+            return
         if rate > self._best_rate * _WORTH:
             self._best_rate, self._best_size = rate, self.size
-            self.size = min(self.size * 2, self._most)
+            self.size = min(max(self.size * 2, _SLOW_SIZE), self._most)
         elif self.size > self._best_size:
             self.size, self._held_until = self._best_size, now + _HOLD_SECONDS
         elif now > self._held_until:

@@ -169,6 +169,17 @@ class TestWhatIsAskedFor:
             assert pread(handle, len(LARGE) - 1, 1) == LARGE[-1:]
         assert client.sent == len(LARGE)
 
+    def test_what_has_arrived_is_on_record_long_before_the_end(
+        self, blobs_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("epochfs.downloads._SAVE_SECONDS", 0.0)
+        gate = Turnstile(8 * MIB)
+        with opened(blobs_of(FakeClient(LARGE, before=gate)), LARGE) as handle:
+            assert pread(handle, 0, 4 * MIB) == LARGE[: 4 * MIB]
+            maps = list((tmp_path / "cache").rglob("*.map"))
+            gate.open()
+        assert len(maps) == 1
+
     def test_a_blob_half_of_which_is_here_is_completed(self, blobs_of: Opener) -> None:
         client = FakeClient(LARGE)
         blobs = blobs_of(client)

@@ -1,0 +1,69 @@
+"""How many connections a download uses: as many as pay, and one where that is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from epochfs.window import LARGEST_SEGMENT, MIB, SMALLEST_SEGMENT, Window
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fed(window: Window, clock: Clock, rate_of_one: float, seconds: float) -> None:
+    """Let each of the window's connections bring so many bytes a second for a while."""
+    for _ in range(round(seconds / 0.01)):
+        clock.now += 0.01
+        window.arrived(int(rate_of_one * window.size * 0.01))
+
+
+def test_a_fast_connection_stays_alone_and_asks_for_much() -> None:
+    clock = Clock()
+    window = Window(8, clock)
+    fed(window, clock, 600 * MIB, 3)
+    assert window.size == 1
+    assert window.segment > 100 * MIB
+
+
+def test_slow_connections_become_as_many_as_are_allowed_within_a_second() -> None:
+    clock = Clock()
+    window = Window(8, clock)
+    fed(window, clock, 20 * MIB, 1)
+    assert window.size == 8
+
+
+def test_connections_that_bring_nothing_more_are_given_up() -> None:
+    clock = Clock()
+    window = Window(8, clock)
+    sizes = []
+    for _ in range(200):
+        clock.now += 0.01
+        window.arrived(int(30 * MIB * 0.01))  # together, however many they are
+        sizes.append(window.size)
+    assert max(sizes) > 1
+    assert sizes[-1] == 1
+
+
+def test_a_refusal_halves_them_and_holds_them_there_for_a_while() -> None:
+    clock = Clock()
+    window = Window(8, clock)
+    fed(window, clock, 20 * MIB, 1)
+    window.refused()
+    fed(window, clock, 20 * MIB, 1)
+    assert window.size == 4
+
+
+def test_a_segment_is_never_absurd() -> None:
+    clock = Clock()
+    window = Window(8, clock)
+    fed(window, clock, 10.0, 1)
+    assert window.segment == SMALLEST_SEGMENT
+    fed(window, clock, 1e12, 1)
+    assert window.segment == LARGEST_SEGMENT
