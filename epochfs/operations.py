@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import itertools
 import logging
 import os
 import threading
@@ -212,12 +213,12 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
     @_translated
     def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         """Names, types and inode numbers of a directory."""
-        entries = [(".", {"st_mode": 0o040555, "st_ino": inode(path)}, 0), ("..", {}, 0)]
-        entries += [
-            (entry.name, {"st_mode": entry.mode, "st_ino": entry.inode}, 0)
-            for entry in self._filesystem.readdir(path)
-        ]
-        return iter(entries)
+        entries = self._filesystem.readdir(path)
+        # One by one: all of a large directory's dictionaries at once would be the peak of memory.
+        return itertools.chain(
+            [(".", {"st_mode": 0o040555, "st_ino": inode(path)}, 0), ("..", {}, 0)],
+            ((entry.name, {"st_mode": entry.mode, "st_ino": entry.inode}, 0) for entry in entries),
+        )
 
     @_translated
     def readlink(self, path: str) -> str:
