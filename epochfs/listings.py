@@ -13,12 +13,14 @@ Locks: `Listings._lock` guards `_armed` and `_known`; no I/O happens under it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from operator import attrgetter
+from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
 
@@ -35,9 +37,11 @@ from epochfs.errors import (
     Unavailable,
     Unsupported,
 )
+from epochfs.lookahead import Lookahead
 from epochfs.manifests import Descriptor, Document, Index, Manifest
 from epochfs.names import Digest, Repository, Tag
 from epochfs.taghistory import TagHistory
+from epochfs.tagtables import Resolved, TagTables
 from epochfs.ttlcache import CachePolicy, TtlCache
 
 log = logging.getLogger(__name__)
@@ -46,6 +50,7 @@ _MANIFEST_BYTES = 32 * 1024 * 1024
 _PARSED_FACTOR = 4
 _MAX_KNOWN_BLOBS = 50_000
 _MAX_INDEX_DEPTH = 4
+_BATCH = 1000
 _FOREVER = 10 * 365 * 86400.0
 
 _NOT_DISTRIBUTED = (
@@ -58,13 +63,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 Name = TypeVar("Name", Repository, Tag)
 
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """What a tag names, and since when as far as this cache has seen, in epoch nanoseconds."""
-
-    digest: Digest
-    since_ns: int
+_segments = attrgetter("segments")
 
 
 class Catalogue:
@@ -73,6 +72,7 @@ class Catalogue:
     def __init__(self, repositories: Iterable[Repository], *, complete: bool) -> None:
         self.complete = complete
         self._repositories = frozenset(repositories)
+        self._in_order = sorted(self._repositories, key=_segments)
         self._children: dict[tuple[str, ...], set[str]] = {(): set()}
         for repository in self._repositories:
             segments = repository.segments
@@ -82,6 +82,13 @@ class Catalogue:
     def __contains__(self, repository: Repository) -> bool:
         return repository in self._repositories
 
+    def following(self, repository: Repository, count: int) -> list[Repository]:
+        """Return the siblings, and what is below them, that a walk comes to next after one."""
+        parent = repository.segments[:-1]
+        place = bisect_left(self._in_order, repository.segments, key=_segments)
+        after = self._in_order[place + 1 : place + 1 + count]
+        return [one for one in after if one.segments[: len(parent)] == parent]
+
     def children(self, segments: tuple[str, ...]) -> list[str]:
         """The next segments of the repositories below a prefix, sorted."""
         return sorted(self._children.get(segments, ()))
@@ -89,6 +96,13 @@ class Catalogue:
     def is_parent(self, segments: tuple[str, ...]) -> bool:
         """Whether some repository lies below a prefix."""
         return segments in self._children
+
+
+class _Each(Protocol):
+    """What `map` does: in this thread, or in several."""
+
+    def __call__(self, ask: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+        """Ask for all items; the answers are in their order."""
 
 
 class Reachable:
@@ -119,8 +133,9 @@ class Listings:
         )
         lasting = CachePolicy(_FOREVER, options.negative_ttl, limit=_MANIFEST_BYTES)
         self._catalogues = TtlCache("the catalogue", self._fetch_catalogue, changing)
-        self._tags = TtlCache("tags of", self._fetch_tags, changing, size_of=len)
-        self._resolved = TtlCache("tag", self._fetch_resolved, changing)
+        self._tags = TtlCache("tags of", self._fetch_tags, changing, size_of=_counted)
+        self._tables = TagTables(changing.limit)
+        self._resolved = TtlCache("tag", self._fetch_resolved, changing, store=self._tables)
         self._heads = TtlCache("blob", self._fetch_head, changing)
         self._manifests = TtlCache(
             "manifest",
@@ -128,6 +143,9 @@ class Listings:
             lasting,
             size_of=lambda document: _PARSED_FACTOR * document.size,
         )
+        depth = options.parallel
+        self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
+        self._reachable_walk = Lookahead(self._ahead, self._following, self._reach_ahead, depth)
 
     # ---- what the tree asks ------------------------------------------------------------------
 
@@ -137,6 +155,7 @@ class Listings:
 
     def tags(self, repository: Repository) -> tuple[Tag, ...]:
         """The repository's tags, sorted."""
+        self._tags_walk.asked(repository)
         return self._tags.get(repository)
 
     def is_repository(self, repository: Repository) -> bool:
@@ -146,7 +165,7 @@ class Listings:
         if not repository.conforms:
             return False
         try:
-            self.tags(repository)
+            self._tags.get(repository)
         except (NotFound, Unsupported):
             return False
         except Denied:
@@ -187,20 +206,8 @@ class Listings:
         What the registry itself no longer has is passed over: a tag deleted meanwhile, an index
         that lists a platform nobody pushed. So is, with a log line, a manifest that is malformed.
         """
-        tags = self.tags(repository)
-        resolved = self._each(lambda tag: self._resolved.get((repository, tag)), tags)
-        found = Reachable()
-        level = list(dict.fromkeys(one.digest for one in resolved if one is not None))
-        for _ in range(_MAX_INDEX_DEPTH):
-            level = [digest for digest in level if digest not in found.manifests]
-            documents = self._each(lambda digest: self._tolerated(repository, digest), level)
-            below: dict[Digest, None] = {}
-            for document in documents:
-                if document is not None:
-                    found.manifests[document.digest] = None
-                    below.update(_children(document, found.blobs))
-            level = list(below)
-        return found
+        self._reachable_walk.asked(repository)
+        return self._follow(repository, self._in_parallel)
 
     def clear(self) -> None:
         """Forget what may have changed; manifests cannot."""
@@ -216,7 +223,7 @@ class Listings:
 
     def _resolve_all(self, repository: Repository) -> None:
         """Begin to resolve all tags of a listing, in its order, in the background."""
-        remaining = iter(self.tags(repository))
+        remaining = iter(self._tags.get(repository))
         lock = threading.Lock()
 
         def work() -> None:
@@ -236,16 +243,41 @@ class Listings:
             for _ in range(self._options.parallel):
                 self._ahead.submit(work)
 
-    def _each(self, ask: Callable[[A], B], items: Iterable[A]) -> list[B | None]:
-        """Ask for all items in parallel, in order; None for one the registry does not have."""
+    def _in_parallel(self, ask: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        """Ask for all items, as `map` does; in batches, since one that waits costs a kilobyte."""
+        remaining = iter(items)
+        while batch := list(itertools.islice(remaining, _BATCH)):
+            yield from self._pool.map(ask, batch)
 
-        def tolerant(item: A) -> B | None:
-            try:
-                return ask(item)
-            except NotFound:
-                return None
+    def _following(self, repository: Repository, count: int) -> list[Repository]:
+        catalogue = self._catalogues.peek(())
+        return catalogue.following(repository, count) if catalogue is not None else []
 
-        return list(self._pool.map(tolerant, items))
+    def _reach_ahead(self, repository: Repository) -> None:
+        """Follow the tags of a repository that nobody waits for yet; one at a time, unless known.
+
+        Many repositories are under way at once, and threads that wait for others of their own
+        pool would wait for ever.
+        """
+        if self._tags.peek(repository) is None:
+            self._follow(repository, map)
+
+    def _follow(self, repository: Repository, each: _Each) -> Reachable:
+        resolved = each(
+            _tolerant(lambda tag: self._resolved.get((repository, tag))), self._tags.get(repository)
+        )
+        found = Reachable()
+        level = list(dict.fromkeys(one.digest for one in resolved if one is not None))
+        for _ in range(_MAX_INDEX_DEPTH):
+            level = [digest for digest in level if digest not in found.manifests]
+            documents = each(_tolerant(lambda digest: self._tolerated(repository, digest)), level)
+            below: dict[Digest, None] = {}
+            for document in documents:
+                if document is not None:
+                    found.manifests[document.digest] = None
+                    below.update(_children(document, found.blobs))
+            level = list(below)
+        return found
 
     def _tolerated(self, repository: Repository, digest: Digest) -> Document | None:
         try:
@@ -276,7 +308,9 @@ class Listings:
             if repository in self.catalogue():
                 return ()
             raise
-        return _parse(texts, Tag.parse, f"tags of {repository}")
+        tags = _parse(texts, Tag.parse, f"tags of {repository}")
+        self._tables.arrange(repository, tags)
+        return tags
 
     def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Resolved:
         repository, tag = key
@@ -294,6 +328,23 @@ class Listings:
     def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
         repository, digest = key
         return Descriptor("", digest, self._client.blob_size(repository, digest))
+
+
+def _tolerant(ask: Callable[[A], B]) -> Callable[[A], B | None]:
+    """Return `ask` with None for what the registry does not have."""
+
+    def asking(item: A) -> B | None:
+        try:
+            return ask(item)
+        except NotFound:
+            return None
+
+    return asking
+
+
+def _counted(tags: tuple[Tag, ...]) -> int:
+    """Return what a listing counts for; one without tags takes its place too."""
+    return 1 + len(tags)
 
 
 def _parse(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tuple[Name, ...]:

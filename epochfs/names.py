@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,8 @@ class Digest:
             algorithm, _, encoded = text.partition(":")
             pattern = _ENCODED.get(algorithm)
             if pattern is not None and pattern.match(encoded):
-                return cls(algorithm, encoded)
+                # The same few texts for all: one of its own would add a quarter to a digest.
+                return cls(sys.intern(algorithm), encoded)
         raise InvalidName(f"not a sha256 or sha512 digest: '{printable(text, 100)}'")
 
     @classmethod

@@ -7,7 +7,8 @@
 - **Stale if error**: when the registry cannot be reached, an older value still serves, up to
   `stale` seconds past its time; the next try is made `negative_ttl` seconds later.
 
-Locks: `TtlCache._lock` guards the store and the flights; no fetch happens under it.
+Locks: `TtlCache._lock` guards the store and the flights; no fetch happens under it. A store with a
+lock of its own is called under this one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
 
@@ -33,6 +34,7 @@ from epochfs.errors import (
 log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
+K_contra = TypeVar("K_contra", bound=Hashable, contravariant=True)
 V = TypeVar("V")
 
 
@@ -48,13 +50,59 @@ class CachePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry(Generic[V]):
+class Entry(Generic[V]):
     """A remembered value, or the NotFound in its place; monotonic times in seconds."""
 
     value: V | None
     error: NotFound | None
     until: float
     stale_until: float
+
+
+class Store(Protocol[K_contra, V]):
+    """Where a cache keeps its entries, bounded; called under the lock of the cache."""
+
+    def get(self, key: K_contra) -> Entry[V] | None:
+        """Return the entry for `key`, which is the most recently used from then on."""
+
+    def put(self, key: K_contra, entry: Entry[V]) -> None:
+        """Keep this entry, in place of any other for `key`."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+
+class LruStore(Generic[K, V]):
+    """Entries up to a sum of sizes of `limit`, the least recently used out first."""
+
+    def __init__(self, limit: float, size_of: Callable[[V], float] | None = None) -> None:
+        def measured(entry: Entry[V]) -> float:
+            return 1 if size_of is None or entry.value is None else size_of(entry.value)
+
+        self._entries: LRUCache[K, Entry[V]] = LRUCache(limit, size_of and measured)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> Entry[V] | None:
+        """Return the entry for `key`, which is the most recently used from then on."""
+        return self._entries.get(key)
+
+    def put(self, key: K, entry: Entry[V]) -> None:
+        """Keep this entry, in place of any other for `key`; not if it alone is over the limit."""
+        self.drop(key)
+        try:
+            self._entries[key] = entry
+        except ValueError:
+            log.debug("%s is too large to remember", printable(key))
+
+    def drop(self, key: K) -> None:
+        """Forget one entry, if it is there."""
+        self._entries.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +115,10 @@ class _Flight(Generic[V]):
 
 
 class TtlCache(Generic[K, V]):
-    """A cache over `fetch`; `name` says in log lines what it holds."""
+    """A cache over `fetch`; `name` says in log lines what it holds.
+
+    Without a `store` it keeps entries by number, or by `size_of` their values.
+    """
 
     def __init__(
         self,
@@ -75,7 +126,8 @@ class TtlCache(Generic[K, V]):
         fetch: Callable[[K], V],
         policy: CachePolicy,
         *,
-        size_of: Callable[[V], float] = lambda _: 1,
+        size_of: Callable[[V], float] | None = None,
+        store: Store[K, V] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
@@ -84,10 +136,7 @@ class TtlCache(Generic[K, V]):
         self._clock = clock
         self._lock = threading.Lock()
         self._flights: dict[K, _Flight[V]] = {}
-        self._store: LRUCache[K, _Entry[V]] = LRUCache(
-            policy.limit,
-            getsizeof=lambda entry: 1 if entry.error else size_of(entry.value),  # type: ignore[arg-type]
-        )
+        self._store = store or LruStore[K, V](policy.limit, size_of)
 
     def get(self, key: K) -> V:
         """Return the value for `key`, remembered or fetched; raises what the fetch raises."""
@@ -116,7 +165,7 @@ class TtlCache(Generic[K, V]):
         with self._lock:
             self._store.clear()
 
-    def _fly(self, key: K, flight: _Flight[V], old: _Entry[V] | None) -> None:
+    def _fly(self, key: K, flight: _Flight[V], old: Entry[V] | None) -> None:
         try:
             flight.value = self._fetch(key)
             self._remember(key, flight.value, None)
@@ -143,20 +192,16 @@ class TtlCache(Generic[K, V]):
     def _remember(self, key: K, value: V | None, error: NotFound | None) -> None:
         now = self._clock()
         until = now + (self._policy.ttl if error is None else self._policy.negative_ttl)
-        self._put(key, _Entry(value, error, until, until + self._policy.stale))
+        self._put(key, Entry(value, error, until, until + self._policy.stale))
 
-    def _keep(self, key: K, old: _Entry[V]) -> None:
+    def _keep(self, key: K, old: Entry[V]) -> None:
         """Use an old value a little longer before the registry is asked again."""
         until = self._clock() + self._policy.negative_ttl
-        self._put(key, _Entry(old.value, None, until, old.stale_until))
+        self._put(key, Entry(old.value, None, until, old.stale_until))
 
-    def _put(self, key: K, entry: _Entry[V]) -> None:
+    def _put(self, key: K, entry: Entry[V]) -> None:
         with self._lock:
-            self._store.pop(key, None)
-            try:
-                self._store[key] = entry
-            except ValueError:
-                log.debug("%s %s is too large to remember", self._name, printable(key))
+            self._store.put(key, entry)
 
 
 def _unwrap(value: V | None, error: EpochfsError | None) -> V:

@@ -32,6 +32,8 @@ RANKS = {
     "verifier": 3,
     "client": 3,
     "registry": 3,
+    "lookahead": 3,
+    "tagtables": 3,
     "listings": 4,
     "downloads": 4,
     "blobs": 4,

@@ -260,6 +260,58 @@ class TestRequests:
         assert embedded.count("HEAD", "/blobs/") == 1
 
 
+def load_repositories(registry: EmbeddedRegistry, repositories: int) -> list[str]:
+    """Put two images into each; return the repositories in a walk's order."""
+    names = [f"team/r{number:03}" for number in range(repositories)]
+    for name in names:
+        for tag in ("a", "b"):
+            load(registry, name, tag, image(f"{name} {tag}".encode()))
+    registry.forget_requests()
+    return names
+
+
+class TestWalks:
+    def test_a_walk_asks_for_each_thing_once(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        names = load_repositories(embedded, 40)
+        layers = opened(embedded, parallel=4)
+        assert layers.listings.catalogue().children(()) == ["team"]
+        for name in names:
+            for directory in ("blobs", "manifests", "tags"):
+                list(layers.filesystem.readdir(f"/{name}/{directory}"))
+        assert embedded.count("GET", "/tags/list") == 40
+        assert embedded.count("HEAD", "/manifests/") == 80
+        assert embedded.count("GET", "/manifests/") == 80
+        assert embedded.count() == 201
+
+    def test_the_next_siblings_are_begun_when_the_second_is_asked_for(self, opened: Open) -> None:
+        third = threading.Event()
+
+        class Watching(EmbeddedRegistry):
+            def respond(self, request: Request) -> Response:
+                if request.path == "/v2/team/r002/tags/list":
+                    third.set()
+                if request.path == "/v2/team/r001/tags/list":
+                    assert third.wait(20)
+                return super().respond(request)
+
+        with Watching() as registry:
+            names = load_repositories(registry, 3)
+            layers = opened(registry)
+            layers.listings.catalogue()
+            for name in names[:2]:
+                list(layers.filesystem.readdir(f"/{name}/tags"))
+        assert registry.count("HEAD") == 0
+
+    def test_one_listing_begins_no_other(self, opened: Open, embedded: EmbeddedRegistry) -> None:
+        names = load_repositories(embedded, 3)
+        layers = opened(embedded)
+        layers.listings.catalogue()
+        list(layers.filesystem.readdir(f"/{names[0]}/tags"))
+        assert embedded.count("GET", "/tags/list") == 1
+
+
 class TestReachable:
     def test_indexes_are_followed_to_every_platform(
         self, opened: Open, embedded: EmbeddedRegistry
