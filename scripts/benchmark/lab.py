@@ -23,6 +23,7 @@ ROUND_TRIP = 0.040
 
 MANY_REPOSITORIES, MANY_TAGS = 1000, 1000
 TREE_REPOSITORIES, TREE_TAGS = 200, 10
+HUGE_TAGS = 200_000
 
 
 class Lab:
@@ -113,6 +114,11 @@ class Lab:
         names = _numbered("app", TREE_REPOSITORIES)
         content.push_repositories(running.url, names, _numbered("v", TREE_TAGS))
         return running
+
+    @cached_property
+    def huge_tags(self) -> str:
+        """The base URL of a registry whose one repository, `app0`, has `HUGE_TAGS`: v0, v1, …"""
+        return self._stack.enter_context(origins.names(self._make("huge"), 1, HUGE_TAGS))
 
     def _start_registry(self, name: str) -> origins.Registry:
         return self._stack.enter_context(origins.registry(self._make(name)))

@@ -5,14 +5,22 @@ Requests are counted in the registry's own access log.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from scripts.benchmark import mounts
-from scripts.benchmark.lab import MANY_REPOSITORIES, MANY_TAGS, TREE_REPOSITORIES, TREE_TAGS, Lab
+from scripts.benchmark.lab import (
+    HUGE_TAGS,
+    MANY_REPOSITORIES,
+    MANY_TAGS,
+    TREE_REPOSITORIES,
+    TREE_TAGS,
+    Lab,
+)
 from scripts.benchmark.mounts import Mount
 from scripts.benchmark.origins import Registry, Request
 from scripts.benchmark.programs import Failed, timed
-from scripts.benchmark.rows import Samples, at_most, repeat, row
+from scripts.benchmark.rows import Sample, Samples, at_most, repeat, row
 
 _REGISTRY = "docker-registry"
 _LISTINGS = ("/v2/_catalog", "/v2/app/tags/list")
@@ -93,6 +101,21 @@ def _find_again(lab: Lab) -> Samples:
     return repeat(ours)
 
 
+@row("tags-memory", f"ls -l, {HUGE_TAGS} tags: beside their names", at_most(400, "B/tag"))
+def _tags_memory(lab: Lab) -> Samples:
+    """All that the process grows by at its peak, libfuse's own node of each link counted in.
+
+    Measured once, whatever the number of runs: it takes minutes, and does not vary.
+    """
+    names = sum(sys.getsizeof(f"v{number}") for number in range(HUGE_TAGS))
+    with lab.epochfs(lab.huge_tags, "--metadata-ttl", "60m") as mount:
+        timed("ls", mount.path)
+        before = mount.peak_memory
+        timed("ls", "-l", mount.path / "app0" / "tags")
+        grown = mount.peak_memory - before
+    yield Sample((grown - names) // HUGE_TAGS)
+
+
 @row("mount", "epochfs mount until ls answers", at_most(1, "s"), needs=(_REGISTRY,))
 def _mount(lab: Lab) -> Samples:
     registry = lab.registry
@@ -131,4 +154,13 @@ def _asked_by(registry: Registry, program: str, *arguments: str | Path) -> list[
     return registry.requests_since(mark)
 
 
-ROWS = (_ls_root, _ls_tags, _ls_l_tags, _ls_l_tags_again, _find_again, _mount, _version)
+ROWS = (
+    _ls_root,
+    _ls_tags,
+    _ls_l_tags,
+    _ls_l_tags_again,
+    _find_again,
+    _tags_memory,
+    _mount,
+    _version,
+)

@@ -174,3 +174,13 @@ def link(directory: Path, target: int, rate: int, round_trip: float) -> Iterator
     with Server(directory / "log", [*module, *numbers]) as server:
         server.wait_for_port(port)
         yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def names(directory: Path, repositories: int, tags: int) -> Iterator[str]:
+    """Run a registry of so many repositories with so many tags each; return its base URL."""
+    port = free_port()
+    module = [sys.executable, "-m", "scripts.benchmark.tagserver"]
+    with Server(directory / "log", [*module, str(port), str(repositories), str(tags)]) as server:
+        server.wait_for_port(port)
+        yield f"http://127.0.0.1:{port}"
