@@ -37,6 +37,7 @@ from epochfs.errors import (
     Vanished,
     printable,
 )
+from epochfs.mountinfo import mounted_on
 from epochfs.node import Attr, inode
 from epochfs.vfs import FileSystem
 
@@ -301,29 +302,16 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         return self.operations.read(shown, view, offset, fip.contents)  # type: ignore[no-any-return]
 
 
-def raise_read_ahead(mountpoint: Path) -> bool:
-    """Let the kernel read ahead in pieces of `MAX_READ`; False where that is not permitted.
+def raise_read_ahead(mountpoint: Path) -> None:
+    """Let the kernel read ahead in pieces of `MAX_READ`, where that is permitted.
 
     Its default of 128 KiB bounds every sequential read. Only root may raise it, and only once the
     mount has answered: the kernel sets the default when it has the answer to FUSE_INIT.
     """
     try:
-        device = _device_of(mountpoint)
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{MAX_READ // 1024}\n")
-    except (OSError, LookupError) as error:
+        mount = mounted_on(mountpoint.absolute())
+        if mount is not None:
+            limit = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
+            limit.write_text(f"{MAX_READ // 1024}\n")
+    except OSError as error:
         log.debug("cannot raise the kernel's read-ahead: %s", error)
-        return False
-    return True
-
-
-def _device_of(mountpoint: Path) -> str:
-    """Return `major:minor` of a mount without touching it, from proc(5)'s mountinfo."""
-    shown = str(mountpoint.absolute())
-    found = ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split(" ")
-        if fields[4].encode().decode("unicode_escape") == shown:
-            found = fields[2]
-    if not found:
-        raise LookupError(f"{mountpoint} is not in mountinfo")
-    return found

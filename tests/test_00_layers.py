@@ -23,6 +23,7 @@ RANKS = {
     "buffers": 1,
     "ranges": 1,
     "window": 1,
+    "mountinfo": 1,
     "manifests": 2,
     "transport": 2,
     "blobcache": 2,

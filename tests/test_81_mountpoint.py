@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from epochfs import mountinfo
 from epochfs.cli import mountpoint
-from epochfs.cli.mountpoint import Mount, parse_mountinfo
 from epochfs.errors import MountFailure
+from epochfs.mountinfo import Mount, parse_mountinfo
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 42 22 0:39 / /mnt/a\040b\011c\134d ro,nosuid - fuse.epochfs http://127.0.0.1:5000 ro,user_id=0
@@ -23,30 +24,35 @@ this line is not one
 def show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
     file = tmp_path / "mountinfo"
     file.write_text(text)
-    monkeypatch.setattr(mountpoint, "_MOUNTINFO", file)
+    monkeypatch.setattr(mountinfo, "_MOUNTINFO", file)
 
 
 def test_mountinfo_is_parsed_with_its_escapes() -> None:
     assert list(parse_mountinfo(MOUNTINFO)) == [
-        Mount(22, Path("/"), "ext4", "/dev/vda"),
-        Mount(42, Path("/mnt/a b\tc\\d"), "fuse.epochfs", "http://127.0.0.1:5000"),
-        Mount(43, Path("/mnt/shared"), "fuse.sshfs", "me@host:/x"),
-        Mount(44, Path("/mnt/shared"), "fuse.epochfs", "https://h/team"),
+        Mount(22, "254:0", Path("/"), "ext4", "/dev/vda"),
+        Mount(42, "0:39", Path("/mnt/a b\tc\\d"), "fuse.epochfs", "http://127.0.0.1:5000"),
+        Mount(43, "0:40", Path("/mnt/shared"), "fuse.sshfs", "me@host:/x"),
+        Mount(44, "0:41", Path("/mnt/shared"), "fuse.epochfs", "https://h/team"),
     ]
 
 
 def test_the_topmost_mount_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     show(monkeypatch, tmp_path, MOUNTINFO)
-    top = mountpoint.mounted_on(Path("/mnt/shared"))
+    top = mountinfo.mounted_on(Path("/mnt/shared"))
     assert top is not None
     assert (top.number, top.is_ours) == (44, True)
-    assert mountpoint.mounted_on(Path("/mnt")) is None
+    assert mountinfo.mounted_on(Path("/mnt")) is None
 
 
 def test_the_real_mountinfo_shows_what_is_mounted() -> None:
-    proc = mountpoint.mounted_on(Path("/proc"))
+    proc = mountinfo.mounted_on(Path("/proc"))
     assert proc is not None
     assert (proc.file_system, proc.is_ours) == ("proc", False)
+
+
+def test_a_path_is_found_in_the_file_system_that_holds_it() -> None:
+    assert mountinfo.file_system_of(Path("/proc/self")) == "proc"
+    assert mountinfo.file_system_of(Path("/sys/kernel")) == "sysfs"
 
 
 def test_a_path_is_resolved_as_mountinfo_shows_it(

@@ -22,7 +22,7 @@ from commandline import environment, run, start
 from mounts import COMMAND, require_fuse
 from subjects import PASSWORD, USERNAME
 
-from epochfs import samples
+from epochfs import mountinfo, samples
 from epochfs.cli import mountpoint
 from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 
@@ -57,7 +57,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 def is_mounted(path: Path) -> bool:
-    return mountpoint.mounted_on(path) is not None
+    return mountinfo.mounted_on(path) is not None
 
 
 def processes_of(path: Path) -> list[int]:
@@ -101,7 +101,7 @@ def one_line(errors: str) -> str:
 def test_mount_returns_when_the_mount_answers(registry: EmbeddedRegistry, directory: Path) -> None:
     mount(registry.url, directory)
     assert json.loads((directory / HELLO).read_text())["schemaVersion"] == 2
-    listed = mountpoint.mounted_on(directory)
+    listed = mountinfo.mounted_on(directory)
     assert listed is not None
     assert (listed.file_system, listed.source) == ("fuse.epochfs", registry.url)
     assert run("umount", directory) == (0, "", "")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from epochfs import samples
+from epochfs import mountinfo, samples
 from epochfs.cli import ending, mountpoint, system
 from epochfs.errors import MountFailure, printable
 from epochfs.registry import EmbeddedRegistry
@@ -91,6 +91,6 @@ def _stop(child: subprocess.Popen[bytes], path: Path) -> None:
     child.kill()
     child.wait()
     mountpoint.clear_dead(path)
-    mount = mountpoint.mounted_on(path)
+    mount = mountinfo.mounted_on(path)
     if mount is not None and mount.is_ours:
         raise MountFailure(f"'{printable(path)}' is still mounted: epochfs umount it")

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from epochfs import mountinfo
 from epochfs.cli import mountpoint
 from epochfs.errors import printable
 
@@ -46,7 +47,7 @@ def unmount_on(signals: AbstractSet[signal.Signals], path: Path) -> None:
 
 def _wait(signals: AbstractSet[signal.Signals], path: Path) -> None:
     received = signal.Signals(signal.sigwait(signals))
-    mount = mountpoint.mounted_on(path)
+    mount = mountinfo.mounted_on(path)
     if mount is None or not mount.is_ours:
         log.info("%s before the mount was made: leaving", received.name)
         _exit(1)

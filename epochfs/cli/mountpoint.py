@@ -1,13 +1,12 @@
 """The mount point: may it be mounted on, does it answer, who uses it, unmount it.
 
-What is mounted is read from /proc/self/mountinfo (proc(5)), which never waits for a file system.
-A `stat` of a mount whose server hangs would wait for ever, so those here have a time limit.
+What is mounted is read from `mountinfo`, which never waits for a file system. A `stat` of a mount
+whose server hangs would wait for ever, so those here have a time limit.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import stat
@@ -16,57 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from epochfs.errors import MountFailure, printable
+from epochfs.mountinfo import mounted_on
 
-FILE_SYSTEM_TYPE = "fuse.epochfs"
-"""What /proc/self/mountinfo calls our mounts: `fuse.` and the subtype given to FUSE."""
-
-_MOUNTINFO = Path("/proc/self/mountinfo")
 _PROC = Path("/proc")
 _POLL = 0.01
 _ANSWER_SECONDS = 5.0
 _T = TypeVar("_T")
-_OCTAL = re.compile(r"\\([0-7]{3})")
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of mountinfo: `source` is the registry's URL where the mount is ours."""
-
-    number: int
-    path: Path
-    file_system: str
-    source: str
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether epochfs made it."""
-        return self.file_system == FILE_SYSTEM_TYPE
-
-
-def parse_mountinfo(text: str) -> Iterator[Mount]:
-    """Yield the mounts of a mountinfo file in their order: the last one on a path is on top."""
-    for line in text.splitlines():
-        before, separator, after = line.partition(" - ")
-        fields, tail = before.split(" "), after.split(" ")
-        if separator and len(fields) >= 6 and len(tail) >= 2:
-            yield Mount(int(fields[0]), Path(_unescape(fields[4])), tail[0], _unescape(tail[1]))
-
-
-def _unescape(field: str) -> str:
-    """Undo mountinfo's escapes: space, tab, newline and backslash are written in octal."""
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
-
-
-def mounted_on(path: Path) -> Mount | None:
-    """Return the topmost mount whose root is exactly `path`, or None."""
-    text = _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
-    here = [mount for mount in parse_mountinfo(text) if mount.path == path]
-    return here[-1] if here else None
 
 
 def resolve(text: str | Path) -> Path:

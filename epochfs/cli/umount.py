@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from epochfs import mountinfo
 from epochfs.cli import mountpoint
 from epochfs.errors import MountFailure, printable
 
@@ -20,7 +21,7 @@ def command(directory: str) -> None:
     """Unmount the registry that is mounted on MOUNTPOINT."""
     path = mountpoint.resolve(directory)
     shown = f"'{printable(path)}'"
-    mount = mountpoint.mounted_on(path)
+    mount = mountinfo.mounted_on(path)
     if mount is None:
         raise MountFailure(f"nothing is mounted on {shown}: see 'findmnt -t fuse.epochfs'")
     if not mount.is_ours:
@@ -30,7 +31,7 @@ def command(directory: str) -> None:
     if problem:
         mountpoint.clear_dead(path)
     deadline = time.monotonic() + _GONE_SECONDS
-    while mountpoint.mounted_on(path) == mount:
+    while mountinfo.mounted_on(path) == mount:
         if problem:
             raise MountFailure(_explain(path, problem, mountpoint.holders(path)))
         if time.monotonic() > deadline:
