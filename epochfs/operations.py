@@ -39,6 +39,7 @@ from epochfs.errors import (
 )
 from epochfs.mountinfo import mounted_on
 from epochfs.node import Attr, inode
+from epochfs.passthrough import Passthrough
 from epochfs.vfs import FileSystem
 
 try:
@@ -50,6 +51,9 @@ log = logging.getLogger(__name__)
 
 MAX_READ = 1 << 20
 """Bytes the kernel asks for at most in one READ, where libfuse lets us say so."""
+
+_CAP_PASSTHROUGH = 1 << 29
+"""FUSE_CAP_PASSTHROUGH of libfuse 3.17's fuse_common.h."""
 
 _MAX_BACKGROUND = 64
 _MAX_THREADS = 128
@@ -97,13 +101,17 @@ def library_version() -> tuple[int, int]:
 
 
 def serve(
-    filesystem: FileSystem, mountpoint: Path, options: FuseOptions, on_ready: Callable[[], None]
+    filesystem: FileSystem,
+    mountpoint: Path,
+    options: FuseOptions,
+    passthrough: Passthrough,
+    on_ready: Callable[[], None],
 ) -> None:
     """Mount and answer the kernel until unmounted; `on_ready` is called once the mount stands.
 
     Raises MountFailure when libfuse cannot mount, after it said why on stderr.
     """
-    adapter = EpochOperations(filesystem, mountpoint, options, on_ready)
+    adapter = EpochOperations(filesystem, mountpoint, options, passthrough, on_ready)
     try:
         _Fuse(adapter, str(mountpoint), raw_fi=True, **_libfuse_options(options))
     except RuntimeError as error:
@@ -176,11 +184,13 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
         filesystem: FileSystem,
         mountpoint: Path,
         options: FuseOptions,
+        passthrough: Passthrough,
         on_ready: Callable[[], None],
     ) -> None:
         self._filesystem = filesystem
         self._mountpoint = mountpoint
         self._options = options
+        self._passthrough = passthrough
         self._on_ready = on_ready
 
     def init_with_config(self, connection: Any, config: Any) -> None:  # noqa: ANN401
@@ -190,7 +200,17 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
                 connection.max_read = MAX_READ
             connection.max_background = _MAX_BACKGROUND
             connection.congestion_threshold = _MAX_BACKGROUND
+            if self._passthrough.possible:
+                self._ask_for_passthrough(connection)
         self.init("/")
+
+    def _ask_for_passthrough(self, connection: Any) -> None:  # noqa: ANN401
+        if not connection.capable_ext & _CAP_PASSTHROUGH:
+            self._passthrough.refuse("this kernel was built without (CONFIG_FUSE_PASSTHROUGH)")
+            return
+        connection.want_ext |= _CAP_PASSTHROUGH
+        connection.max_backing_stack_depth = self._passthrough.stack_depth
+        self._passthrough.start(_session_device())
 
     def init(self, path: str) -> None:
         """Begin to settle. Called by fusepy; the mount answers nothing before this returns."""
@@ -233,8 +253,13 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
             raise ReadOnly(f"{path} cannot be written to")
         file = self._filesystem.open(path)
         fi.fh = file.handle
-        fi.keep_cache = file.keep_cache
         fi.direct_io = file.direct_io
+        number = self._passthrough.open(path, file.handle, file.backing)
+        if number:
+            _set_backing_id(fi, number)
+        else:
+            # The kernel takes no other flag beside a backing file.
+            fi.keep_cache = file.keep_cache
         return 0
 
     @_translated
@@ -245,6 +270,7 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
     @_translated
     def release(self, path: str, fi: Any) -> int:  # noqa: ANN401
         """Close."""
+        self._passthrough.release(fi.fh)
         self._filesystem.release(fi.fh)
         return 0
 
@@ -300,6 +326,25 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
         shown = path.decode("utf-8", "surrogateescape") if path else "an open file"
         return self.operations.read(shown, view, offset, fip.contents)  # type: ignore[no-any-return]
+
+
+def _session_device() -> int:
+    """Return the descriptor of /dev/fuse of the session whose callback this thread is in."""
+    libfuse = binding._libfuse
+    libfuse.fuse_get_session.argtypes = [ctypes.c_void_p]
+    libfuse.fuse_get_session.restype = ctypes.c_void_p
+    libfuse.fuse_session_fd.argtypes = [ctypes.c_void_p]
+    session = libfuse.fuse_get_session(libfuse.fuse_get_context().contents.fuse)
+    return libfuse.fuse_session_fd(session)  # type: ignore[no-any-return]
+
+
+def _set_backing_id(fi: Any, number: int) -> None:  # noqa: ANN401
+    """Set what libfuse 3.17 has in `struct fuse_file_info` behind the 32 bits of `poll_events`.
+
+    To mfusepy 3.1 both are one field of 64 bits.
+    """
+    offset = type(fi).poll_events.offset + ctypes.sizeof(ctypes.c_uint32)
+    ctypes.c_int32.from_buffer(fi, offset).value = number
 
 
 def raise_read_ahead(mountpoint: Path) -> None:

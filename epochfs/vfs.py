@@ -43,12 +43,14 @@ class _Readable(Protocol):
 class OpenFile:
     """An open file: its `handle`, and how the kernel may cache what it reads.
 
-    `keep_cache`: pages of an earlier open are still right. `direct_io`: cache nothing.
+    `keep_cache`: pages of an earlier open are still right. `direct_io`: cache nothing. `backing`: a
+    descriptor of a local file of the same, verified bytes, valid until the handle is released.
     """
 
     handle: int
     keep_cache: bool = False
     direct_io: bool = False
+    backing: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,9 @@ class FileSystem:
             known = node.descriptor(self._listings)
             blob = self._blobs.open(node.repository, node.digest, known.size)
             # Pages read before the digest had matched may be wrong: only then are they kept.
-            return OpenFile(self._add(blob), keep_cache=blob.verified)
+            verified = blob.verified
+            backing = blob.fileno() if verified else None
+            return OpenFile(self._add(blob), keep_cache=verified, backing=backing)
         if isinstance(node, ManifestFile):
             raw = node.document(self._listings).raw
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)

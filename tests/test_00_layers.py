@@ -44,6 +44,7 @@ RANKS = {
     "nodes": 5,
     "tree": 5,
     "vfs": 6,
+    "passthrough": 6,
     "operations": 7,
     "cli": 8,
     "__main__": 9,

@@ -18,6 +18,7 @@ from mounts import Mounts, require_fuse
 from epochfs import errors
 from epochfs.manifests import OCI_MANIFEST
 from epochfs.names import Digest
+from epochfs.passthrough import Passthrough
 from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 
 LARGE = random_bytes(6_000_000, 3)
@@ -84,7 +85,8 @@ def test_what_is_not_foreseen_is_an_io_error_with_a_traceback(
 
     options = operations.FuseOptions("x", 1.0, 0, 0)
     filesystem = SimpleNamespace(getattr=fail)
-    adapter = operations.EpochOperations(filesystem, Path("/x"), options, lambda: None)
+    passthrough = Passthrough(Path("/x"), (2, 9))
+    adapter = operations.EpochOperations(filesystem, Path("/x"), options, passthrough, lambda: None)
     with caplog.at_level(logging.ERROR):
         assert refusal(lambda: adapter.getattr("/x")) == errno.EIO
     assert caplog.records[0].exc_info is not None

@@ -20,6 +20,7 @@ from epochfs.cli.plan import MountPlan
 from epochfs.client import RegistryClient
 from epochfs.errors import CacheFailure, printable
 from epochfs.listings import Listings
+from epochfs.passthrough import Passthrough
 from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
 from epochfs.vfs import FileSystem
@@ -38,8 +39,9 @@ def serve(plan: MountPlan, ready: Ready) -> None:
         )
         closing.callback(client.close)
         probe.check(client, plan.connection)
+        passthrough = Passthrough(plan.cache.directory, operations.library_version())
         try:
-            filesystem = assemble(plan, client, closing)
+            filesystem = assemble(plan, client, passthrough, closing)
         except CacheFailure as error:
             raise CacheFailure(
                 f"the cache '{printable(plan.cache.directory)}' cannot be used: {error}; "
@@ -60,14 +62,19 @@ def serve(plan: MountPlan, ready: Ready) -> None:
         )
         exit_code = 1
         try:
-            operations.serve(filesystem, plan.path, fuse, on_ready=mounted)
+            operations.serve(filesystem, plan.path, fuse, passthrough, on_ready=mounted)
             exit_code = 0
         finally:
             ending.exit_within(ending.GRACE, exit_code)
     log.info("%s is unmounted", printable(plan.path))
 
 
-def assemble(plan: MountPlan, client: RegistryClient, closing: contextlib.ExitStack) -> FileSystem:
+def assemble(
+    plan: MountPlan,
+    client: RegistryClient,
+    passthrough: Passthrough,
+    closing: contextlib.ExitStack,
+) -> FileSystem:
     """Return the filesystem of a plan; `closing` is given what must be closed after it."""
     cache = BlobCache(plan.cache)
     history = TagHistory(plan.cache.directory / "tags.sqlite", plan.url.base)
@@ -89,6 +96,7 @@ def assemble(plan: MountPlan, client: RegistryClient, closing: contextlib.ExitSt
             "bytes_received": client.stats.bytes_received,
             "retries": client.stats.retries,
             "blobs": dataclasses.asdict(blobs.counters()),
+            "passthrough": dataclasses.asdict(passthrough.status()),
         }
 
     return FileSystem(Tree(plan.url.prefix), listings, blobs, status)

@@ -52,22 +52,29 @@ def library() -> str:
     The binding left alone takes libfuse 2 where both are installed; it obeys FUSE_LIBRARY_PATH,
     and so does this where the user has set it.
     """
+    name, (major, minor) = _library()
+    os.environ["FUSE_LIBRARY_PATH"] = name
+    return f"{name}, version {major}.{minor}"
+
+
+def library_version() -> tuple[int, int]:
+    """Return the version of the libfuse that `library` chooses."""
+    return _library()[1]
+
+
+def _library() -> tuple[str, tuple[int, int]]:
     chosen = os.environ.get("FUSE_LIBRARY_PATH")
     for name in [chosen] if chosen else _LIBRARIES:
         try:
             loaded = ctypes.CDLL(name)
         except OSError:
             continue
-        os.environ["FUSE_LIBRARY_PATH"] = name
-        return f"{name}, version {_version(int(loaded.fuse_version()))}"
+        # Its number is 29 for 2.9, and 317 for 3.17.
+        number = int(loaded.fuse_version())
+        return name, divmod(number, 10 if number < 100 else 100)
     if chosen:
         raise MountFailure(f"libfuse cannot be loaded from FUSE_LIBRARY_PATH={chosen}: unset it")
     raise MountFailure(f"libfuse is not installed: {_INSTALL}")
-
-
-def _version(number: int) -> str:
-    """Format libfuse's version number: 29 is 2.9, 317 is 3.17."""
-    return f"{number // 10}.{number % 10}" if number < 100 else f"{number // 100}.{number % 100}"
 
 
 def helper() -> str:
