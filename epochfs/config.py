@@ -17,6 +17,9 @@ from epochfs.names import Repository
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Epoch's own default server."""
 
+MAX_READ = 1 << 20
+"""Bytes the kernel is to ask for in one READ, and to read ahead, where it lets us say so."""
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

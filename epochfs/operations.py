@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from epochfs.config import MAX_READ
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
@@ -48,9 +49,6 @@ except ModuleNotFoundError:
     import fuse as binding
 
 log = logging.getLogger(__name__)
-
-MAX_READ = 1 << 20
-"""Bytes the kernel asks for at most in one READ, where libfuse lets us say so."""
 
 _CAP_PASSTHROUGH = 1 << 29
 """FUSE_CAP_PASSTHROUGH of libfuse 3.17's fuse_common.h."""

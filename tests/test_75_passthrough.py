@@ -359,7 +359,7 @@ def overlay(lower: Path, directory: Path) -> Iterator[Path]:
     try:
         yield merged
     finally:
-        subprocess.run(["umount", merged], check=True)
+        subprocess.run(["umount", "-l", merged], check=True)
 
 
 def test_an_overlayfs_can_be_put_over_the_mount(warm: Mount, tmp_path: Path) -> None:

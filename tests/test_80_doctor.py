@@ -11,7 +11,7 @@ import pytest
 from subjects import PASSWORD, USERNAME
 
 from epochfs import samples
-from epochfs.cli import main, probe, system
+from epochfs.cli import doctor, main, probe, system
 from epochfs.cli.options import registry_url
 from epochfs.cli.plan import Connection
 from epochfs.config import Credentials, TransportOptions
@@ -100,9 +100,59 @@ def test_doctor_looks_at_the_machine(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert table["python"] == ("ok", f"{sys.version.split()[0]}, {sys.executable}")
     assert table["cache"][0] == "ok"
     assert f"{tmp_path}/not/yet" in table["cache"][1]
-    assert {"kernel", "/dev/fuse", "libfuse", "binding", "fusermount3", "read-ahead"} < set(table)
+    subjects = {"kernel", "/dev/fuse", "libfuse", "binding", "fusermount3"}
+    subjects |= {"max-read", "read-ahead", "passthrough"}
+    assert subjects < set(table)
     assert "registry" not in table
     assert not (tmp_path / "not").exists()
+
+
+def test_doctor_tells_how_a_mount_will_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "limit"
+    limit.write_text("256\n")
+    monkeypatch.setattr(doctor, "_MAX_PAGES", limit)
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096)
+    monkeypatch.setattr(system, "library_version", lambda: (3, 14))
+    main(["doctor"])
+    table = rows(capsys)
+    assert table["max-read"] == ("ok", "1024 KiB")
+    assert table["passthrough"][0] == "warn"
+    assert "libfuse 3.14 cannot: install 3.17" in table["passthrough"][1]
+    limit.write_text("32\n")
+    monkeypatch.setattr(system, "library_version", lambda: (3, 17))
+    monkeypatch.setattr(doctor, "obstacle", lambda library: "")
+    main(["doctor"])
+    table = rows(capsys)
+    assert table["max-read"][0] == "warn"
+    assert table["max-read"][1].endswith("sysctl fs.fuse.max_pages_limit=256)")
+    assert table["passthrough"][0] == "ok"
+
+
+def test_doctor_fails_once_for_a_missing_libfuse(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FUSE_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(system, "_LIBRARIES", ("libfuse-of-nobody.so.9",))
+    assert main(["doctor"]) == 1
+    table = rows(capsys)
+    states = {subject: table[subject][0] for subject in ("libfuse", "max-read", "passthrough")}
+    assert states == {"libfuse": "FAIL", "max-read": "warn", "passthrough": "warn"}
+
+
+def test_doctor_tells_who_may_raise_the_read_ahead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_READ_AHEAD", tmp_path)
+    main(["doctor"])
+    cure = "make /sys writable" if os.geteuid() == 0 else "mount as root"
+    note = f"may not be raised, so the kernel reads 128 KiB ahead: {cure}"
+    assert rows(capsys)["read-ahead"] == ("warn", note)
+    (tmp_path / "0:39").mkdir()
+    (tmp_path / "0:39" / "read_ahead_kb").write_text("128\n")
+    main(["doctor"])
+    assert rows(capsys)["read-ahead"] == ("ok", "may be raised to 1024 KiB")
 
 
 def test_doctor_looks_at_a_registry(capsys: pytest.CaptureFixture[str]) -> None:

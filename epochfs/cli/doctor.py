@@ -21,13 +21,22 @@ from epochfs.cli import probe, system
 from epochfs.cli.options import connection_options, file_option, registry_url
 from epochfs.cli.plan import Connection
 from epochfs.client import RegistryClient
-from epochfs.config import RegistryUrl
-from epochfs.errors import Denied, EpochfsError, InvalidName, NotFound, Unsupported
+from epochfs.config import MAX_READ, RegistryUrl
+from epochfs.errors import (
+    Denied,
+    EpochfsError,
+    InvalidName,
+    MountFailure,
+    NotFound,
+    Unsupported,
+)
 from epochfs.manifests import Descriptor, Index, Manifest
 from epochfs.names import Repository
+from epochfs.passthrough import obstacle
 
 _ENOUGH_SPACE = 1024**3
 _BINDINGS = ("mfusepy", "fusepy")
+_MAX_PAGES = Path("/proc/sys/fs/fuse/max_pages_limit")
 _READ_AHEAD = Path("/sys/class/bdi")
 _TRIED = 3
 
@@ -93,7 +102,9 @@ def _machine_checks(cache: Path) -> list[Check]:
         ("binding", _binding),
         ("fusermount3", _helper),
         ("allow-other", _allow_other),
+        ("max-read", _max_read),
         ("read-ahead", _read_ahead),
+        ("passthrough", _passthrough),
         ("cache", lambda: _cache(cache)),
     ]
 
@@ -123,11 +134,46 @@ def _allow_other() -> str:
         raise Limited(str(error)) from None
 
 
+def _max_read() -> str:
+    if _library_version() < (3, 0):
+        raise Limited("128 KiB: install libfuse 3 (Debian, Ubuntu: apt-get install fuse3)")
+    limit = _kernel_max_read()
+    if limit < MAX_READ:
+        pages = MAX_READ // os.sysconf("SC_PAGE_SIZE")
+        raise Limited(f"{limit // 1024} KiB: raise it (sysctl fs.fuse.max_pages_limit={pages})")
+    return f"{MAX_READ // 1024} KiB"
+
+
+def _library_version() -> tuple[int, int]:
+    try:
+        return system.library_version()
+    except MountFailure as error:
+        # The row of libfuse has failed with this already.
+        raise Limited(str(error)) from None
+
+
+def _kernel_max_read() -> int:
+    """Return how many bytes the kernel puts into one READ; settable since Linux 6.13."""
+    try:
+        pages = int(_MAX_PAGES.read_text())
+    except (OSError, ValueError):
+        pages = 256
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _read_ahead() -> str:
     devices = list(_READ_AHEAD.glob("*/read_ahead_kb"))
     if devices and all(os.access(device, os.W_OK) for device in devices):
-        return "may be raised to 1024 KiB"
-    raise Limited("may not be raised, so the kernel reads 128 KiB at a time: mount as root")
+        return f"may be raised to {MAX_READ // 1024} KiB"
+    cure = "make /sys writable" if os.geteuid() == 0 else "mount as root"
+    raise Limited(f"may not be raised, so the kernel reads 128 KiB ahead: {cure}")
+
+
+def _passthrough() -> str:
+    reason = obstacle(_library_version())
+    if reason:
+        raise Limited(f"off, so what is cached is read through epochfs: {reason}")
+    return "the kernel reads what is cached by itself"
 
 
 def _cache(directory: Path) -> str:
