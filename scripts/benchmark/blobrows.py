@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.benchmark import mounts
 from scripts.benchmark.lab import Lab
-from scripts.benchmark.programs import Failed, timed
+from scripts.benchmark.programs import Failed, Missing, timed
 from scripts.benchmark.rows import Sample, Samples, at_most, race, row, speed_at_least, time_at_most
 
 _REGISTRY = "docker-registry"
@@ -67,6 +67,32 @@ def _warm_rclone(lab: Lab) -> Samples:
         yield from race(lambda: ours(our_cache), lambda: theirs(their_cache))
 
 
+@row("warm-passthrough", "1 GiB warm, passthrough", speed_at_least(0.95), "dd", (_REGISTRY,))
+def _warm_passthrough(lab: Lab) -> Samples:
+    """Race against `dd` of the cache's own file; needs libfuse 3.17, see scripts/debian13.
+
+    Held against each other are the rates of reading: the blob's path has been looked up before,
+    which takes a new mount some requests to the registry.
+    """
+    blob, url = lab.big, lab.registry.url
+
+    def ours(cache: Path) -> float:
+        with lab.epochfs(url, cache=cache) as mount:
+            if reason := mount.why_no_passthrough():
+                raise Missing(f"no passthrough: {reason}")
+            mount.blob(blob).stat()
+            return _dd(mount.blob(blob))
+
+    with lab.fresh_directory() as cache:
+        ours(cache)
+        file = mounts.cached(cache, blob)
+        yield from race(lambda: ours(cache), lambda: _dd(file))
+
+
+def _dd(file: Path) -> float:
+    return timed("dd", f"if={file}", "of=/dev/null", "bs=1M")
+
+
 @row("reread", "256 MiB again: READs", at_most(0, "reads"), needs=(_REGISTRY, "strace"))
 def _reread(lab: Lab) -> Samples:
     """Count the reads of the cache's file that the daemon makes while the kernel has all pages.
@@ -92,4 +118,4 @@ def _reads_of_daemon(mount: mounts.Mount, file: Path, scratch: Path) -> int:
     return mounts.reads_counted(log)
 
 
-ROWS = (_cold_curl, _cold_skopeo, _cold_rclone, _warm_rclone, _reread)
+ROWS = (_cold_curl, _cold_skopeo, _cold_rclone, _warm_rclone, _warm_passthrough, _reread)

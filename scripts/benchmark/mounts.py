@@ -29,11 +29,21 @@ class Mount:
         """Return where a blob is."""
         return self.path / blob.repository / "blobs" / str(blob.digest)
 
+    def why_no_passthrough(self) -> str:
+        """Return why the kernel does not read by itself what is cached; empty if it does."""
+        status = json.loads((self.path / ".epochfs" / "status.json").read_text())
+        return str(status["passthrough"]["reason"])
+
     @property
     def peak_memory(self) -> int:
         """The most its process has had resident so far, in bytes (proc(5), VmHWM)."""
         found = _PEAK.search(Path(f"/proc/{self.pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
+
+
+def cached(cache: Path, blob: Blob) -> Path:
+    """Return the file that holds a blob in a cache directory."""
+    return cache / "v1" / "blobs" / blob.digest.algorithm / blob.digest.encoded
 
 
 @contextmanager
