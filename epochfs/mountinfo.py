@@ -56,11 +56,14 @@ def mounted_on(path: Path) -> Mount | None:
 
 
 def file_system_of(path: Path) -> str:
-    """Return the type of the file system that holds `path`; empty where mountinfo has none of it.
+    """Return the type of the file system that holds `path`; empty where that cannot be told.
 
-    Btrfs has none: each of its subvolumes shows files another device than mountinfo does.
+    So it is with Btrfs, whose subvolumes show files another device than mountinfo does.
     """
-    number = path.stat().st_dev
+    try:
+        number = path.stat().st_dev
+    except OSError:
+        return ""
     device = f"{os.major(number)}:{os.minor(number)}"
     return next((mount.file_system for mount in _mounts() if mount.device == device), "")
 

@@ -256,7 +256,7 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
         if number:
             _set_backing_id(fi, number)
         else:
-            # The kernel takes no other flag beside a backing file.
+            # Beside a backing file the kernel refuses it: there are no pages to keep.
             fi.keep_cache = file.keep_cache
         return 0
 

@@ -5,8 +5,8 @@ gives is then read, and mapped, from that file (FUSE_DEV_IOC_BACKING_OPEN in lin
 
 The kernel has an inode open either so or through its cache of pages, never both at a time: an open
 of the other kind fails with EIO (fs/fuse/iomode.c). The first open of an inode therefore decides
-for all others until the last of them is released. A file is told to be released after the kernel is
-done with it, and open before: what is open here is never less than what is open there.
+for all others until the last of them is released. The kernel asks before it opens, and tells of a
+release after it has let go: what is open here is never less than what is open there.
 
 Locks: `Passthrough._lock` guards the table of open inodes; no file and no device is touched under
 it. `_device` is set before the first open, and `_refusal` only tells: both are used without it.

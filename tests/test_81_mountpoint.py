@@ -53,6 +53,7 @@ def test_the_real_mountinfo_shows_what_is_mounted() -> None:
 def test_a_path_is_found_in_the_file_system_that_holds_it() -> None:
     assert mountinfo.file_system_of(Path("/proc/self")) == "proc"
     assert mountinfo.file_system_of(Path("/sys/kernel")) == "sysfs"
+    assert mountinfo.file_system_of(Path("/proc/self/none")) == ""
 
 
 def test_a_path_is_resolved_as_mountinfo_shows_it(
