@@ -75,6 +75,7 @@ def test_the_version_is_printed_at_once() -> None:
         (["mount", "-o", "ro,cache_size", "http://h", "DIR"], "-o cache-size needs a value"),
         (["mount", "-o", "allow_other=1", "http://h", "DIR"], "--allow-other"),
         (["mount", "-o", "help", "http://h", "DIR"], "no such mount option: -o help"),
+        (["mount", "--connections", "0", "http://h", "DIR"], "--connections"),
         (["umount"], "MOUNTPOINT"),
         (["doctor", "a", "b"], "unexpected extra argument"),
     ],
@@ -167,6 +168,7 @@ def test_the_defaults(
     assert plan.connection.credentials == Credentials()
     assert (plan.uid, plan.gid) == (os.getuid(), os.getgid())
     assert not plan.blobs.verify_first
+    assert plan.blobs.connections == 8
     assert not plan.foreground
     assert not plan.allow_other
 
@@ -177,6 +179,7 @@ LONG_OPTIONS = {
     "metadata-ttl": "5m",
     "stale-if-error": "1h",
     "manifest-limit": "64M",
+    "connections": "3",
     "timeout": "10",
     "repo": "library/nginx",
     "verify": "full",
@@ -228,6 +231,7 @@ def test_every_option_may_be_a_word_of_o(
     assert plan.connection.transport == TransportOptions(timeout=10, tls_verify=False)
     assert plan.connection.credentials == Credentials("me", "pass,word")
     assert plan.blobs.timeout == 10
+    assert plan.blobs.connections == 3
     assert plan.blobs.verify_first
     assert (plan.uid, plan.gid) == (7, 8)
     assert plan.allow_other

@@ -6,7 +6,8 @@
     words        `-o`, as mount(8) passes it
     plan         the values all this becomes
     mount        the `mount` command
-    serving      the process behind a mount: the wiring of all the layers
+    serving      the process behind a mount
+    wiring       all the layers up to the filesystem, put together
     mountpoint   the directory: may it be mounted on, is it mounted, who uses it, unmount it
     daemon       the background process and what its parent waits for
     ending       how a serving process stops: signals, and the deadline for leaving

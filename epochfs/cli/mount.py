@@ -6,14 +6,19 @@ import os
 from pathlib import Path
 
 import click
-import platformdirs
 
 from epochfs.cli import ending, logs, mountpoint, system
 from epochfs.cli.daemon import Daemon, Ready
-from epochfs.cli.options import connection_options, file_option, registry_url, value_option
-from epochfs.cli.plan import Connection, MountPlan
+from epochfs.cli.options import (
+    connection_options,
+    fetching_options,
+    file_option,
+    registry_url,
+    value_option,
+)
+from epochfs.cli.plan import Connection, Fetching, MountPlan
 from epochfs.cli.words import MountCommand, kernel_words
-from epochfs.config import BlobOptions, CacheOptions, ListingOptions, parse_seconds, parse_size
+from epochfs.config import BlobOptions, ListingOptions, parse_seconds
 from epochfs.errors import MountFailure, UsageError, printable
 
 _START_SECONDS = 15.0
@@ -25,14 +30,7 @@ _OWNER = click.IntRange(0, 2**32 - 2)
 @click.command("mount", cls=MountCommand)
 @click.argument("where", nargs=-1, metavar="[URL] MOUNTPOINT")
 @connection_options
-@file_option("--cache-dir", "Where blobs are kept.  [default: ~/.cache/epochfs]")
-@value_option(
-    "--cache-size",
-    parse=parse_size,
-    metavar="SIZE",
-    default="10G",
-    about="At most so much is kept.",
-)
+@fetching_options
 @value_option(
     "--metadata-ttl",
     parse=parse_seconds,
@@ -46,13 +44,6 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     metavar="TIME",
     default="24h",
     about="The same while the registry is down.",
-)
-@value_option(
-    "--manifest-limit",
-    parse=parse_size,
-    metavar="SIZE",
-    default="4M",
-    about="Larger manifests are refused.",
 )
 @click.option(
     "--verify",
@@ -83,11 +74,9 @@ _OWNER = click.IntRange(0, 2**32 - 2)
 def command(
     where: tuple[str, ...],
     connection: Connection,
-    cache_dir: Path | None,
-    cache_size: int,
+    fetching: Fetching,
     metadata_ttl: float,
     stale_if_error: float,
-    manifest_limit: int,
     verify: str,
     allow_other: bool,
     uid: int | None,
@@ -110,14 +99,18 @@ def command(
         url=url,
         path=mountpoint.resolve(where[-1]),
         connection=connection,
-        cache=CacheOptions(cache_dir or platformdirs.user_cache_path("epochfs"), cache_size),
+        cache=fetching.cache,
         listings=ListingOptions(
             metadata_ttl=metadata_ttl,
             stale_if_error=stale_if_error,
-            manifest_limit=manifest_limit,
+            manifest_limit=fetching.manifest_limit,
             repositories=connection.repositories,
         ),
-        blobs=BlobOptions(timeout=connection.transport.timeout, verify_first=verify == "full"),
+        blobs=BlobOptions(
+            timeout=connection.transport.timeout,
+            verify_first=verify == "full",
+            connections=fetching.connections,
+        ),
         uid=os.getuid() if uid is None else uid,
         gid=os.getgid() if gid is None else gid,
         allow_other=allow_other,

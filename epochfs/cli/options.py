@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import platformdirs
 
-from epochfs.cli.plan import Connection
-from epochfs.config import Credentials, RegistryUrl, TransportOptions, parse_seconds
+from epochfs.cli.plan import Connection, Fetching
+from epochfs.config import (
+    BlobOptions,
+    CacheOptions,
+    Credentials,
+    RegistryUrl,
+    TransportOptions,
+    parse_seconds,
+    parse_size,
+)
 from epochfs.errors import EpochfsError, MountFailure, UsageError, printable
 from epochfs.names import Repository
 
@@ -140,10 +149,58 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
         credentials = _credentials(username, password_file, token_file)
         return command(connection=Connection(transport, credentials, repositories), **others)
 
-    decorated: _Function[_T] = with_connection
-    for option in reversed(_CONNECTION_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+    return _with_options(with_connection, _CONNECTION_OPTIONS)
+
+
+_FETCHING_OPTIONS = (
+    file_option("--cache-dir", "Where blobs are kept.  [default: ~/.cache/epochfs]"),
+    value_option(
+        "--cache-size",
+        parse=parse_size,
+        metavar="SIZE",
+        default="10G",
+        about="At most so much is kept.",
+    ),
+    click.option(
+        "--connections",
+        type=click.IntRange(1, TransportOptions().pool_size),
+        default=BlobOptions().connections,
+        metavar="N",
+        show_default=True,
+        help="At most so many connections fetch blobs.",
+    ),
+    value_option(
+        "--manifest-limit",
+        parse=parse_size,
+        metavar="SIZE",
+        default="4M",
+        about="Larger manifests are refused.",
+    ),
+)
+
+
+def fetching_options(command: _Function[_T]) -> _Function[_T]:
+    """Give `command` the options of what is kept and how it is fetched, as one `fetching`."""
+
+    @functools.wraps(command)
+    def with_fetching(
+        *,
+        cache_dir: Path | None,
+        cache_size: int,
+        connections: int,
+        manifest_limit: int,
+        **others: object,
+    ) -> _T:
+        cache = CacheOptions(cache_dir or platformdirs.user_cache_path("epochfs"), cache_size)
+        return command(fetching=Fetching(cache, connections, manifest_limit), **others)
+
+    return _with_options(with_fetching, _FETCHING_OPTIONS)
+
+
+def _with_options(command: _Function[_T], options: Sequence[_Decorator]) -> _Function[_T]:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:

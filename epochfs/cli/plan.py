@@ -26,15 +26,30 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
-class MountPlan:
-    """Everything a mount is made from. All paths are absolute; `kernel_words` are for mount(2)."""
+class Fetching:
+    """What is kept of a registry, and how it is fetched; `manifest_limit` is in bytes."""
+
+    cache: CacheOptions
+    connections: int
+    manifest_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystemPlan:
+    """Everything a file system is made from, mounted or not. All paths are absolute."""
 
     url: RegistryUrl
-    path: Path
     connection: Connection
     cache: CacheOptions
     listings: ListingOptions
     blobs: BlobOptions
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan(FileSystemPlan):
+    """Everything a mount is made from; `kernel_words` are for mount(2)."""
+
+    path: Path
     uid: int
     gid: int
     allow_other: bool
