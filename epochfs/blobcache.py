@@ -94,6 +94,13 @@ class BlobCache:
             return None
         return fd
 
+    def is_complete(self, digest: Digest, size: int) -> bool:
+        """Whether the verified blob of `size` bytes is kept; asking does not count as a use."""
+        with contextlib.suppress(OSError), self._directory("blobs", digest.algorithm) as directory:
+            status = os.stat(digest.encoded, dir_fd=directory, follow_symlinks=False)
+            return _is_ours(status) and status.st_size == size
+        return False
+
     def cached_bytes(self, digest: Digest) -> int:
         """Return how many bytes of the blob the last sync left on disk, complete or partial."""
         with contextlib.suppress(OSError), self._directory("blobs", digest.algorithm) as directory:

@@ -122,11 +122,13 @@ class Blobs:
                     return _DownloadHandle(self, shared)
 
     def cached_percent(self, digest: Digest, size: int) -> int:
-        """Return how much of the blob is here, in percent, rounded down."""
+        """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
         with self._lock:
             shared = self._downloads.get((digest, size))
+        if size == 0 or (shared is None and self._cache.is_complete(digest, size)):
+            return 100
         present = shared.download.progress[0] if shared else self._cache.cached_bytes(digest)
-        return 100 if size == 0 else min(100, 100 * present // size)
+        return min(99, 100 * present // size)
 
     def counters(self) -> BlobCounters:
         """Return what happened since the start, and what is under way."""

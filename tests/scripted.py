@@ -143,3 +143,11 @@ def at_most(seconds: float) -> Iterator[None]:
     yield
     took = time.monotonic() - started
     assert took < seconds, f"took {took:.2f} s, at most {seconds} s are allowed"
+
+
+def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait for a condition to hold; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "this took too long"
+        time.sleep(0.01)

@@ -44,6 +44,24 @@ class TestKeeping:
             blob.write(0, memoryview(DATA))
             assert content(cache) is None
 
+    def test_only_a_kept_blob_is_complete(self, cache: BlobCache) -> None:
+        with staged(cache) as blob:
+            blob.write(0, memoryview(DATA))
+            blob.checkpoint(RangeSet([(0, len(DATA))]))
+            assert cache.cached_bytes(DIGEST) == len(DATA)
+            assert not cache.is_complete(DIGEST, len(DATA))
+            blob.promote()
+        assert cache.is_complete(DIGEST, len(DATA))
+        assert not cache.is_complete(DIGEST, len(DATA) + 1)
+
+    def test_asking_whether_a_blob_is_complete_does_not_count_as_a_use(
+        self, cache: BlobCache, directory: Path
+    ) -> None:
+        keep(cache)
+        os.utime(place(directory, "blobs"), (7, 7))
+        assert cache.is_complete(DIGEST, len(DATA))
+        assert place(directory, "blobs").stat().st_mtime == 7
+
     def test_a_discarded_blob_leaves_nothing(self, cache: BlobCache, directory: Path) -> None:
         with staged(cache) as blob:
             blob.write(0, memoryview(DATA))

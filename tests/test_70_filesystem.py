@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from builders import Content, image, load, random_bytes
 from mounts import Mounts
+from scripted import until
 from views import Opener, View, names, read, walk
 
 from epochfs import samples
@@ -210,7 +211,7 @@ class TestAttributes:
         path = blob_path(NGINX, 2)
         assert view.xattr(path, "user.epochfs.cached") == "0"
         read(view, path)
-        assert view.xattr(path, "user.epochfs.cached") == "100"
+        until(lambda: view.xattr(path, "user.epochfs.cached") == "100")  # synced and kept
 
     def test_hostile_annotations_harm_nothing(self, through: Opener) -> None:
         hostile = {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from commandline import environment, run, start
 from mounts import COMMAND, require_fuse
+from scripted import until
 from subjects import PASSWORD, USERNAME
 
 from epochfs import mountinfo, samples
@@ -74,13 +75,6 @@ def server_of(path: Path) -> int:
     """The process that serves a mount."""
     status: dict[str, Any] = json.loads((path / ".epochfs" / "status.json").read_text())
     return int(status["pid"])
-
-
-def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "this took too long"
-        time.sleep(0.01)
 
 
 def mount(url: str, path: Path, *options: str) -> None:
