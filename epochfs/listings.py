@@ -113,6 +113,23 @@ class Reachable:
         self.blobs: dict[Digest, None] = {}
 
 
+def follow(
+    start: Iterable[Digest],
+    fetch: Callable[[Iterable[Digest]], Iterable[Document | None]],
+) -> Reachable:
+    """Follow manifests through indexes; `fetch` returns documents, None for one to pass over."""
+    found = Reachable()
+    level = list(start)
+    for _ in range(_MAX_INDEX_DEPTH):
+        below: dict[Digest, None] = {}
+        for document in fetch(level):
+            if document is not None:
+                found.manifests[document.digest] = None
+                below.update(_children(document, found.blobs))
+        level = [digest for digest in below if digest not in found.manifests]
+    return found
+
+
 class Listings:
     """The registry's names, remembered. Any thread may call anything."""
 
@@ -266,18 +283,12 @@ class Listings:
         resolved = each(
             _tolerant(lambda tag: self._resolved.get((repository, tag))), self._tags.get(repository)
         )
-        found = Reachable()
-        level = list(dict.fromkeys(one.digest for one in resolved if one is not None))
-        for _ in range(_MAX_INDEX_DEPTH):
-            level = [digest for digest in level if digest not in found.manifests]
-            documents = each(_tolerant(lambda digest: self._tolerated(repository, digest)), level)
-            below: dict[Digest, None] = {}
-            for document in documents:
-                if document is not None:
-                    found.manifests[document.digest] = None
-                    below.update(_children(document, found.blobs))
-            level = list(below)
-        return found
+        return follow(
+            dict.fromkeys(one.digest for one in resolved if one is not None),
+            lambda level: each(
+                _tolerant(lambda digest: self._tolerated(repository, digest)), level
+            ),
+        )
 
     def _tolerated(self, repository: Repository, digest: Digest) -> Document | None:
         try:

@@ -45,6 +45,8 @@ RANKS = {
     "tree": 5,
     "vfs": 6,
     "passthrough": 6,
+    "files": 7,
+    "prefetch": 7,
     "operations": 7,
     "cli": 8,
     "__main__": 9,

@@ -20,7 +20,6 @@ from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
 from epochfs.vfs import FileSystem
 
-
 Facts = Callable[[], Mapping[str, object]]
 """What a command knows of itself at a moment, for `status.json`."""
 
