@@ -77,6 +77,11 @@ def test_the_version_is_printed_at_once() -> None:
         (["mount", "-o", "help", "http://h", "DIR"], "no such mount option: -o help"),
         (["mount", "--connections", "0", "http://h", "DIR"], "--connections"),
         (["umount"], "MOUNTPOINT"),
+        (["prefetch"], "MOUNTPOINT|URL"),
+        (["prefetch", "ftp://host"], "not a registry URL: 'ftp://host'"),
+        (["prefetch", "http://h", "a//b"], "empty or relative segment"),
+        (["prefetch", "http://h", "a@sha256:0"], "not a sha256 or sha512 digest"),
+        (["prefetch", "http://h", "a:"], "empty or relative segment"),
         (["doctor", "a", "b"], "unexpected extra argument"),
     ],
 )
@@ -140,7 +145,7 @@ def test_a_reader_of_the_output_that_leaves_is_no_traceback() -> None:
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for name in ("mount", "umount", "doctor", "demo"):
+    for name in ("mount", "umount", "prefetch", "doctor", "demo"):
         assert f"\n  {name} " in listed
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: epochfs {name} ")

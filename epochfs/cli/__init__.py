@@ -14,7 +14,9 @@
     probe        whether a registry can be used
     system       what FUSE needs of the machine
     logs         where log lines go and what they look like
-    umount, doctor, demo   the other commands
+    liveline     the line of a terminal that shows what goes on
+    transfer     what a transfer shows there
+    umount, prefetch, doctor, demo   the other commands
 
 Subcommands are imported when they are asked for, so that `epochfs --version` is immediate. This
 package is the only one that reads the environment.
@@ -32,7 +34,7 @@ import click
 from epochfs import __version__
 from epochfs.errors import EpochfsError, InvalidName, UsageError
 
-_COMMANDS = ("mount", "umount", "doctor", "demo")
+_COMMANDS = ("mount", "umount", "prefetch", "doctor", "demo")
 
 
 class _Commands(click.Group):

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import click
-
+from epochfs.cli.liveline import LiveLine
 from epochfs.errors import EpochfsError, MountFailure, printable
 
 Ready = Callable[[], None]
@@ -82,20 +81,22 @@ class Daemon:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         said = b""
         started = time.monotonic()
-        with _Progress(waiting_for) as progress:
-            while received := self._receive(progress, started, limit):
+        waiting_for = f"waiting for {printable(waiting_for)}"
+        with LiveLine() as line:
+            while received := self._receive(waiting_for, started, limit, line):
                 said += received
         if said == _READY:
             return
         how_it_died = f"the mounting process died ({self._await_exit()}): try again with -f"
         raise MountFailure(said.decode("utf-8", "replace") or how_it_died)
 
-    def _receive(self, progress: _Progress, started: float, limit: float) -> bytes:
+    def _receive(self, waiting_for: str, started: float, limit: float, line: LiveLine) -> bytes:
         while not select.select([self._pipe], [], [], 0.2)[0]:
             passed = time.monotonic() - started
             if passed > limit:
-                raise MountFailure(f"gave up {progress.waiting_for} after {limit:.0f} s")
-            progress.show(passed)
+                raise MountFailure(f"gave up {waiting_for} after {limit:.0f} s")
+            if passed >= _QUIET_SECONDS:
+                line.show(f"epochfs: {waiting_for}, {passed:.0f} s")
         return os.read(self._pipe, 4096)
 
     def is_alive(self) -> bool:
@@ -181,24 +182,3 @@ def _last_words(early: IO[bytes]) -> str:
     said = early.read(64 * 1024).decode("utf-8", "replace").split("\n")
     lines = [line.strip() for line in said if line.strip()]
     return f" ({printable(lines[-1])})" if lines else ""
-
-
-class _Progress:
-    """One line on a terminal's stderr that is rewritten as time passes, and wiped at the end."""
-
-    def __init__(self, waiting_for: str) -> None:
-        self.waiting_for = f"waiting for {printable(waiting_for)}"
-        self._shown = False
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def show(self, seconds: float) -> None:
-        """Say how long it has been, if anybody watches and it has been long."""
-        if seconds >= _QUIET_SECONDS and sys.stderr.isatty():
-            self._shown = True
-            click.echo(f"\repochfs: {self.waiting_for}, {seconds:.0f} s ", nl=False, err=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            click.echo("\r\033[K", nl=False, err=True)

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import NoReturn
 
 from epochfs import mountinfo
 from epochfs.cli import mountpoint
@@ -50,7 +51,7 @@ def _wait(signals: AbstractSet[signal.Signals], path: Path) -> None:
     mount = mountinfo.mounted_on(path)
     if mount is None or not mount.is_ours:
         log.info("%s before the mount was made: leaving", received.name)
-        _exit(1)
+        exit_now(1)
     log.info("%s: unmounting %s", received.name, printable(path))
     exit_within(GRACE, 0)
     problem = mountpoint.unmount(path)
@@ -66,13 +67,14 @@ def exit_within(seconds: float, code: int) -> None:
 
     def cut_off() -> None:
         log.info("readers or downloads were still under way: cut off")
-        _exit(code)
+        exit_now(code)
 
     timer = threading.Timer(seconds, cut_off)
     timer.daemon = True
     timer.start()
 
 
-def _exit(code: int) -> None:
+def exit_now(code: int) -> NoReturn:
+    """End this process, whatever its threads are waiting for."""
     logging.shutdown()
     os._exit(code)
