@@ -17,6 +17,9 @@ from epochfs.window import MIB, Budget, Window
 CHUNK = MIB
 """What a random read fetches, aligned, in bytes."""
 
+SEGMENT_ALONE = 64 * MIB
+"""What a download asks for in one request, in bytes, while others use up the connections."""
+
 SMALL = 4 * MIB
 """A blob up to this many bytes is fetched whole, in one request, at its first read."""
 
@@ -113,12 +116,18 @@ class FetchPlan:
             return False  # a chunk for each reader that waits
         return len(self.claims) >= self.window.size or not self._budget.spare
 
+    @property
+    def _segment(self) -> int:
+        """How much one request asks for: much where no other connection could have taken a part."""
+        alone = not self.claims and not self._budget.spare
+        return max(self.window.segment, SEGMENT_ALONE) if alone else self.window.segment
+
     def _widen(self, taken: RangeSet, begin: int) -> tuple[int, int]:
         """Turn an absent byte into a request worth making: a segment, or an aligned chunk."""
         if self.size <= SMALL:
             return next(taken.missing(0, self.size))
         if self.whole and self.ranged:
-            return next(taken.missing(begin, min(begin + self.window.segment, self.size)))
+            return next(taken.missing(begin, min(begin + self._segment, self.size)))
         start = begin - begin % CHUNK
         stop = min(start + CHUNK, self.size)
         return next(span for span in taken.missing(start, stop) if span[1] > begin)
