@@ -96,13 +96,18 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TransportOptions:
-    """How to speak to the registry. `tls_verify` None means: unless the registry is loopback."""
+    """How to speak to the registry. `tls_verify` None means: unless the registry is loopback.
+
+    `client_cert` is shown to the registry's host only; without `client_key` it holds the key too.
+    """
 
     timeout: float = 60.0
     connect_timeout: float = 10.0
     retries: int = 4
     ca_cert: Path | None = None
     tls_verify: bool | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
     pool_size: int = 32
 
 

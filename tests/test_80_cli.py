@@ -371,3 +371,20 @@ def test_a_file_that_cannot_be_read_is_named_with_its_option(
 ) -> None:
     assert main(["mount", option, str(tmp_path / "none"), "http://h", str(tmp_path)]) == 1
     assert f"cannot read '{tmp_path}/none' ({option}): No such file" in the_line(capsys)
+
+
+# --- TLS --------------------------------------------------------------------------------------
+
+
+def test_a_client_certificate_must_be_usable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for arguments, code, said in (
+        (["--client-key", str(file)], 2, "--client-key needs --client-cert"),
+        (["--client-cert", str(file)], 2, "no usable client certificate"),
+        (["--client-cert", f"{file}x"], 1, "(--client-cert): No such file"),
+    ):
+        assert main(["doctor", *arguments, "https://reg.example"]) == code
+        assert said in capsys.readouterr().err

@@ -118,6 +118,8 @@ _CONNECTION_OPTIONS = (
         "Certificates to trust (PEM).",
         envvar="EPOCH_CA_CERT",
     ),
+    file_option("--client-cert", "Certificate to show to the registry (PEM)."),
+    file_option("--client-key", "Its key, where the file does not hold that too."),
     click.option(
         "--tls-skip-verify",
         is_flag=True,
@@ -138,13 +140,19 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
         password_file: Path | None,
         token_file: Path | None,
         ca_cert: Path | None,
+        client_cert: Path | None,
+        client_key: Path | None,
         tls_skip_verify: bool,
         **others: object,
     ) -> _T:
+        if client_key is not None and client_cert is None:
+            raise UsageError("--client-key needs --client-cert")
         transport = TransportOptions(
             timeout=timeout,
             ca_cert=_readable(ca_cert, "--ca-cert"),
             tls_verify=False if tls_skip_verify else True if ca_cert else None,
+            client_cert=_readable(client_cert, "--client-cert"),
+            client_key=_readable(client_key, "--client-key"),
         )
         credentials = _credentials(username, password_file, token_file)
         return command(connection=Connection(transport, credentials, repositories), **others)

@@ -69,7 +69,7 @@ class RegistryClient:
         """Make a client of the registry at `base_url`; "" is Epoch's default, on loopback.
 
         `token` is sent as it is, as Bearer, in place of one in `credentials`. `manifest_limit` is
-        in bytes. Raises UsageError for a URL, or a CA file in `options`, that cannot be used.
+        in bytes. Raises UsageError for a URL, or a file that `options` names, that cannot be used.
         """
         url = RegistryUrl.parse(base_url)
         if url.prefix is not None:

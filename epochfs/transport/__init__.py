@@ -1,8 +1,9 @@
 """HTTP as a registry client needs it: sessions, time limits, retry, redirects, error conversion.
 
 The only importer of requests and urllib3. From the bottom up: `urls` (where a server may send
-us), `watchdog` (time limits), `connections` (what is changed in requests and urllib3), `faults`
-(their exceptions made ours), `retries`, `answers` and `streams` (bodies), `exchange` (all of it).
+us), `watchdog` (time limits), `tls` (who is trusted), `faults` (foreign exceptions made ours),
+`connections` (what is changed in requests and urllib3), `retries`, `answers` and `streams`
+(bodies), `exchange` (all of it).
 """
 
 from epochfs.transport.answers import Reply, TransportStats

@@ -1,4 +1,4 @@
-"""Connections under a watch, their pools, and TLS: what epochfs changes in requests and urllib3.
+"""Connections under a watch, and their pools: what epochfs changes in requests and urllib3.
 
 `requests.Session` is not used. It reads the body of a redirect to its end however long that is,
 takes passwords from `.netrc` in place of our Authorization header, keeps cookies, and looks into
@@ -14,18 +14,18 @@ import socket
 import ssl
 import threading
 from contextvars import ContextVar
-from functools import cached_property
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from requests.exceptions import SSLError
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import NameResolutionError, NewConnectionError
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 
-from epochfs.config import TransportOptions, is_loopback
-from epochfs.errors import UsageError
+from epochfs.transport.faults import WrongHost, is_wrong_host
+from epochfs.transport.tls import TlsPolicy, names_of
 from epochfs.transport.watchdog import Watch
 
 # urllib3 logs whole URLs, and that of a redirected blob may hold a signature.
@@ -147,6 +147,18 @@ class _WatchedConnection(HTTPConnection):
 class _WatchedTlsConnection(_WatchedConnection, HTTPSConnection):
     """The same over TLS."""
 
+    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base class's
+        """Send a request; raises what the server said last, where it has hung up meanwhile.
+
+        In TLS 1.3 a server refuses a client certificate when the handshake is over for the client.
+        """
+        try:
+            super().request(*args, **kwargs)
+        except (ssl.SSLEOFError, ConnectionError):
+            if self.sock is not None:
+                self.sock.recv(1)
+            raise
+
 
 class _Pool(HTTPConnectionPool):
     ConnectionCls = _WatchedConnection
@@ -188,45 +200,6 @@ def _resolve(host: str, port: int, seconds: float) -> list[Any]:
     return answer
 
 
-class TlsPolicy:
-    """Which servers must show a certificate that verifies, and against what.
-
-    Trusted are the system's authorities, those requests brings along, and the user's. With
-    neither `ca_cert` nor `tls_verify` given, loopback alone is not verified (design, section 4).
-    """
-
-    def __init__(self, options: TransportOptions) -> None:
-        self._options = options
-        if options.ca_cert is not None:
-            _ = self._verifying  # an unusable file is the user's mistake: say so at once
-
-    def context(self, host: str) -> ssl.SSLContext:
-        """Return the TLS settings for connections to `host`."""
-        verify = self._options.tls_verify
-        if verify is None:
-            verify = self._options.ca_cert is not None or not is_loopback(host)
-        return self._verifying if verify else self._trusting
-
-    @cached_property
-    def _verifying(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
-        path = self._options.ca_cert
-        if path is not None:
-            try:
-                context.load_verify_locations(path)
-            except OSError as error:
-                raise UsageError(f"no usable CA certificate in {path}: {error.strerror}") from error
-        return context
-
-    @cached_property
-    def _trusting(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-
-
 class Adapter(HTTPAdapter):
     """requests' adapter with watched connections, our TLS policy, and no cookies."""
 
@@ -248,6 +221,36 @@ class Adapter(HTTPAdapter):
 
     def cert_verify(self, *args: Any) -> None:  # noqa: ANN401
         """Do nothing: the pool has its TLS settings already, and reloading them takes 20 ms."""
+
+    def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
+        """Send a request; raises WrongHost if the certificate is for other hosts than this."""
+        try:
+            return super().send(request, *args, **kwargs)
+        except SSLError as error:
+            if not is_wrong_host(error):
+                raise
+            raise WrongHost(self._certified_hosts(request.url or "")) from error
+
+    def _certified_hosts(self, url: str) -> list[str]:
+        """Return the hosts that a server's certificate is for, if it says so once more.
+
+        OpenSSL does not hand out a certificate that it has refused.
+        """
+        parts = urlsplit(url)
+        connection = _WatchedTlsConnection(
+            parts.hostname or "",
+            parts.port,
+            ssl_context=self._tls.inspecting(),
+            assert_hostname=False,
+        )
+        try:
+            connection.connect()
+            certificate: Any = connection.sock
+            return names_of(certificate.getpeercert())
+        except (OSError, HTTPError):
+            return []
+        finally:
+            connection.close()
 
     def build_response(self, req: PreparedRequest, resp: Any) -> Response:  # noqa: ANN401
         """Wrap urllib3's answer, without the base class's search for cookies."""

@@ -25,7 +25,7 @@ from epochfs.errors import (
     printable,
 )
 from epochfs.transport.answers import Answer, Reply, TransportStats
-from epochfs.transport.connections import Adapter, TlsPolicy, watch_in_use
+from epochfs.transport.connections import Adapter, watch_in_use
 from epochfs.transport.faults import (
     TRANSIENT_STATUSES,
     Broken,
@@ -36,6 +36,7 @@ from epochfs.transport.faults import (
 )
 from epochfs.transport.retries import UNREACHED_DELAY, UNREACHED_SECONDS, backoff, retry_after
 from epochfs.transport.streams import BlobStream, UploadBody
+from epochfs.transport.tls import TlsPolicy
 from epochfs.transport.urls import Origin, Url
 from epochfs.transport.watchdog import Watch, Watchdog
 
@@ -79,7 +80,7 @@ class Transport:
         self.stats = TransportStats()
         self._options = options
         self._watchdog = Watchdog()
-        self._adapter = Adapter(TlsPolicy(options), options.pool_size)
+        self._adapter = Adapter(TlsPolicy(options, self.base.hostname), options.pool_size)
         store = CredentialStore(
             credentials.username, credentials.password, credentials.token, credentials.token_file
         )

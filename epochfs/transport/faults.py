@@ -34,13 +34,24 @@ from epochfs.errors import (
     Unsupported,
     printable,
 )
+from epochfs.transport.tls import WRONG_HOST_CODES
 from epochfs.transport.watchdog import Watch, WatchEnded
 
 TRANSIENT_STATUSES = frozenset({408, 429, *range(500, 600)} - {501})
 """Answers that another attempt may improve on."""
 
+
+class WrongHost(Exception):
+    """A server's certificate verifies, but is for other hosts. Does not leave the package."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__("the certificate is for other hosts")
+        self.names = names
+
+
 _CONVERTED = (
     WatchEnded,
+    WrongHost,
     requests.RequestException,
     HTTPError,
     http.client.HTTPException,
@@ -48,7 +59,15 @@ _CONVERTED = (
     ValueError,
 )
 
-_TLS_CURE = "give its CA with --ca-cert, or use --tls-skip-verify"
+_SKIP = "or trust it unseen with --tls-skip-verify"
+_GIVE_CA = f"give the certificate of its authority with --ca-cert, {_SKIP}"
+_CERTIFICATE_CURES = {
+    9: "check this machine's clock, or have the server's certificate replaced",
+    10: "have the server's certificate renewed, or check this machine's clock",
+    18: f"if it is the right one, give it with --ca-cert, {_SKIP}",
+    23: "it is revoked: have the server's certificate replaced",
+}
+"""What helps, by OpenSSL's code of what is wrong; with most others the authority is unknown."""
 
 
 class Unreached(Unavailable):
@@ -77,19 +96,45 @@ def _convert(error: Exception, what: str, watch: Watch) -> EpochfsError:
     if watch.expired:
         return DeadlineExceeded(f"{what}: no answer within {watch.timeout:g} s")
     for cause in causes:
+        if isinstance(cause, WrongHost):
+            return Unavailable(f"{what}: {_wrong_host(cause.names)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = printable(cause.verify_message)
-            return Unavailable(f"{what}: the certificate does not verify ({reason}): {_TLS_CURE}")
+            cure = _CERTIFICATE_CURES.get(cause.verify_code, _GIVE_CA)
+            return Unavailable(f"{what}: the certificate does not verify ({reason}): {cure}")
         if isinstance(cause, NewConnectionError | NameResolutionError | ConnectTimeoutError):
             return Unreached(f"{what}: {_reason(causes)}")
         if isinstance(cause, TimeoutError):
             return DeadlineExceeded(f"{what}: no answer within the time limit")
         if isinstance(cause, ssl.SSLError) and not _cut_off(cause):
-            reason = printable(cause.reason or "no details")
-            return Unavailable(f"{what}: TLS failed ({reason}): is it http, or: {_TLS_CURE}")
+            return Unavailable(f"{what}: {_tls_failure(cause.reason or '')}")
     if _malformed(causes):
         return ProtocolViolation(f"{what}: the answer is not HTTP")
     return Broken(f"{what}: {_reason(causes)}")
+
+
+def is_wrong_host(error: Exception) -> bool:
+    """Whether a certificate was refused for the hosts it is for, and for nothing else."""
+    return any(
+        isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in WRONG_HOST_CODES
+        for cause in _causes(error)
+    )
+
+
+def _wrong_host(names: list[str]) -> str:
+    shown = printable(", ".join(names)) or "other hosts"
+    return f"the certificate is for {shown}: use such a name in the URL, {_SKIP}"
+
+
+def _tls_failure(reason: str) -> str:
+    """Return what a failed handshake means, and the cure; `reason` is OpenSSL's word for it."""
+    if "CERTIFICATE_REQUIRED" in reason or reason == "SSLV3_ALERT_HANDSHAKE_FAILURE":
+        cure = "the server may want a client certificate: give --client-cert and --client-key"
+    elif "_ALERT_" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+        cure = "the server does not accept the client certificate: check --client-cert"
+    else:
+        cure = "does the server speak https at all? epochfs does not fall back to http"
+    return f"TLS failed ({printable(reason or 'no details')}): {cure}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
