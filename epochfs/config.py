@@ -115,13 +115,16 @@ class TransportOptions:
 class Credentials:
     """What the user gave to authenticate with; never logged, never shown by `repr`.
 
-    `token` is sent as it is in `Authorization: Bearer`; `token_file` is read for each use.
+    `token` is sent as it is in `Authorization: Bearer`; `token_file` is read for each use. Where
+    neither these nor user name and password are given, `auth_files` are searched in turn: files
+    as docker and podman keep them, read again when they change.
     """
 
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
     token_file: Path | None = None
+    auth_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

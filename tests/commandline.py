@@ -9,7 +9,13 @@ from pathlib import Path
 
 from mounts import COMMAND
 
-_OURS = ("EPOCH_SERVER", "EPOCH_REGISTRY_TOKEN", "EPOCH_CA_CERT")
+_OURS = (
+    "EPOCH_SERVER",
+    "EPOCH_REGISTRY_TOKEN",
+    "EPOCH_CA_CERT",
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+)
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
+import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,16 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epochfs import auth
 from epochfs.auth import (
     Authenticator,
     Challenge,
     CredentialStore,
+    Login,
     TokenRequest,
     parse_challenges,
     parse_token,
 )
-from epochfs.errors import DeadlineExceeded, Denied, ProtocolViolation
+from epochfs.config import Credentials
+from epochfs.errors import DeadlineExceeded, Denied, ProtocolViolation, Unsupported
 
 CHALLENGE = 'Bearer realm="https://auth.example/token",service="example",scope="repository:a:pull"'
 BASIC = f"Basic {base64.b64encode(b'user:secret').decode()}"
@@ -43,14 +46,15 @@ class TokenServer:
 
 
 def authenticator(scheme: str = "https", **credentials: object) -> Authenticator:
-    return Authenticator(CredentialStore(**credentials), scheme)  # type: ignore[arg-type]
+    store = CredentialStore(Credentials(**credentials), f"{scheme}://reg.example")  # type: ignore[arg-type]
+    return Authenticator(store, scheme)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic clock, as a list of one number that the test can change."""
     now = [1000.0]
-    monkeypatch.setattr(auth.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
@@ -93,7 +97,7 @@ def test_nothing_is_sent_before_a_challenge() -> None:
 
 def test_a_bearer_challenge_is_answered_with_a_token() -> None:
     server = TokenServer()
-    bearer = authenticator().renew("a:pull", CHALLENGE, 0, server, 1)
+    bearer = authenticator().renew("a:pull", CHALLENGE, "", 0, server, 1)
     assert bearer == "Bearer t"
     url = urlsplit(server.requests[0].url)
     assert (url.scheme, url.netloc, url.path) == ("https", "auth.example", "/token")
@@ -107,14 +111,14 @@ def test_a_bearer_challenge_is_answered_with_a_token() -> None:
 
 def test_credentials_go_to_the_token_server() -> None:
     server = TokenServer()
-    authenticator(username="user", password="secret").renew("a:pull", CHALLENGE, 0, server, 1)
+    authenticator(username="user", password="secret").renew("a:pull", CHALLENGE, "", 0, server, 1)
     assert server.requests[0].authorization == BASIC
     assert "secret" not in server.requests[0].url
 
 
 def test_a_token_is_sent_at_once_with_later_requests_of_the_scope() -> None:
     server, subject = TokenServer(), authenticator()
-    subject.renew("a:pull", CHALLENGE, 0, server, 1)
+    subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
     assert subject.header("a:pull", server, 1) == "Bearer t"
     assert subject.header("b:pull", server, 1) == ""
     assert len(server.requests) == 1
@@ -123,7 +127,7 @@ def test_a_token_is_sent_at_once_with_later_requests_of_the_scope() -> None:
 def test_a_token_is_replaced_before_it_expires(clock: list[float]) -> None:
     server = TokenServer({"token": "old", "expires_in": 300}, {"token": "new"})
     subject = authenticator()
-    subject.renew("a:pull", CHALLENGE, 0, server, 1)
+    subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
     clock[0] += 280
     assert subject.header("a:pull", server, 1) == "Bearer old"
     clock[0] += 15
@@ -133,9 +137,9 @@ def test_a_token_is_replaced_before_it_expires(clock: list[float]) -> None:
 def test_a_refused_token_is_never_sent_again(clock: list[float]) -> None:
     server = TokenServer({"token": "old"}, {"token": "new"})
     subject = authenticator()
-    subject.renew("a:pull", CHALLENGE, clock[0], server, 1)
+    subject.renew("a:pull", CHALLENGE, "", clock[0], server, 1)
     clock[0] += 1
-    assert subject.renew("a:pull", CHALLENGE, clock[0], server, 1) == "Bearer new"
+    assert subject.renew("a:pull", CHALLENGE, "", clock[0], server, 1) == "Bearer new"
 
 
 def test_threads_refused_at_the_same_time_share_one_token() -> None:
@@ -151,14 +155,14 @@ def test_threads_refused_at_the_same_time_share_one_token() -> None:
     results: list[str] = []
 
     def renew() -> None:
-        results.append(subject.renew("a:pull", CHALLENGE, 0, server, 5))
+        results.append(subject.renew("a:pull", CHALLENGE, "", 0, server, 5))
 
     threads = [threading.Thread(target=renew) for _ in range(8)]
     for thread in threads:
         thread.start()
     entered.wait(5)
     with pytest.raises(DeadlineExceeded):
-        subject.renew("a:pull", CHALLENGE, 0, server, 0.05)
+        subject.renew("a:pull", CHALLENGE, "", 0, server, 0.05)
     go_on.set()
     for thread in threads:
         thread.join(5)
@@ -168,37 +172,75 @@ def test_threads_refused_at_the_same_time_share_one_token() -> None:
 
 def test_an_empty_token_means_that_none_is_sent() -> None:
     server, subject = TokenServer({"token": ""}), authenticator(username="user")
-    assert subject.renew("", CHALLENGE, 0, server, 1) == ""
+    assert subject.renew("", CHALLENGE, "", 0, server, 1) == ""
     assert subject.header("", server, 1) == ""
     assert len(server.requests) == 1
 
 
 def test_a_token_server_that_refuses_anonymous_users_leaves_them_anonymous() -> None:
     server, subject = TokenServer(Denied("no")), authenticator()
-    assert subject.renew("", CHALLENGE, 0, server, 1) == ""
+    assert subject.renew("", CHALLENGE, "", 0, server, 1) == ""
 
 
 def test_a_token_server_that_refuses_the_credentials_ends_it() -> None:
-    subject = authenticator(username="user", password="wrong")
+    subject, server = authenticator(username="user", password="wrong"), TokenServer(Denied("no"))
     with pytest.raises(Denied):
-        subject.renew("", CHALLENGE, 0, TokenServer(Denied("no")), 1)
+        subject.renew("", CHALLENGE, "", 0, server, 1)
+    assert len(server.requests) == 1
+
+
+def test_a_token_server_without_get_is_posted_to() -> None:
+    server = TokenServer(Unsupported("404"), {"access_token": "t"})
+    subject = authenticator(username="user", password="pa&ss")
+    assert subject.renew("a:pull", CHALLENGE, "", 0, server, 1) == "Bearer t"
+    posted = server.requests[1]
+    assert posted.url == "https://auth.example/token"
+    assert posted.authorization == ""
+    assert parse_qs(posted.form) == {
+        "grant_type": ["password"],
+        "service": ["example"],
+        "scope": ["repository:a:pull"],
+        "client_id": ["epochfs"],
+        "username": ["user"],
+        "password": ["pa&ss"],
+    }
+
+
+@pytest.mark.parametrize("credentials", [{}, {"username": "user", "password": "secret"}])
+def test_a_token_server_that_is_not_there_is_a_violation(credentials: dict[str, str]) -> None:
+    server = TokenServer(Unsupported("404"))
+    with pytest.raises(ProtocolViolation):
+        authenticator(**credentials).renew("a:pull", CHALLENGE, "", 0, server, 1)
+    assert [bool(request.form) for request in server.requests] == [False, True][
+        : 1 + len(credentials) // 2
+    ]
+
+
+def test_the_expiry_of_tokens_is_told(clock: list[float]) -> None:
+    subject = authenticator()
+    assert subject.token_expiry() is None
+    subject.renew("a:pull", CHALLENGE, "", 0, TokenServer({"token": "t", "expires_in": 300}), 1)
+    clock[0] += 100
+    expiry = subject.token_expiry()
+    assert expiry is not None
+    assert abs(expiry - time.time() - 200) < 5
 
 
 def test_a_basic_challenge_is_answered_with_basic_from_then_on() -> None:
     server, subject = TokenServer(), authenticator(username="user", password="secret")
-    assert subject.renew("a:pull", 'Basic realm="x"', 0, server, 1) == BASIC
+    assert subject.renew("a:pull", 'Basic realm="x"', "", 0, server, 1) == BASIC
     assert subject.header("b:pull", server, 1) == BASIC
 
 
 @pytest.mark.parametrize("challenge", ['Basic realm="x"', "Negotiate", ""])
 def test_without_an_answer_to_a_challenge_none_is_sent(challenge: str) -> None:
-    assert authenticator().renew("a:pull", challenge, 0, TokenServer(), 1) == ""
+    assert authenticator().renew("a:pull", challenge, "", 0, TokenServer(), 1) == ""
 
 
 def test_a_static_token_is_sent_always_and_to_no_token_server() -> None:
     server, subject = TokenServer(), authenticator(token=" static\n")
     assert subject.header("", server, 1) == "Bearer static"
-    assert subject.renew("", CHALLENGE, 0, server, 1) == "Bearer static"
+    assert subject.renew("", CHALLENGE, "", 0, server, 1) == "Bearer static"
     assert server.requests == []
 
 
@@ -245,7 +287,7 @@ def test_an_unusable_token_file_is_denied_and_not_shown(
 def test_no_credential_goes_to_a_doubtful_token_server(realm: str) -> None:
     server, subject = TokenServer(), authenticator(username="user", password="secret")
     with pytest.raises(ProtocolViolation) as caught:
-        subject.renew("a:pull", f'Bearer realm="{realm}"', 0, server, 1)
+        subject.renew("a:pull", f'Bearer realm="{realm}"', "", 0, server, 1)
     assert server.requests == []
     assert "pw" not in str(caught.value)
 
@@ -254,7 +296,7 @@ def test_an_http_registry_may_have_a_token_server_on_http() -> None:
     subject = authenticator(scheme="http")
     challenge = 'Bearer realm="http://127.0.0.1:5001/token?x=1"'
     server = TokenServer()
-    assert subject.renew("a:pull", challenge, 0, server, 1) == "Bearer t"
+    assert subject.renew("a:pull", challenge, "", 0, server, 1) == "Bearer t"
     assert server.requests[0].url == "http://127.0.0.1:5001/token?x=1&client_id=epochfs"
 
 
@@ -300,13 +342,13 @@ def test_bad_token_answers_are_violations(raw: bytes) -> None:
 
 def test_server_text_is_shown_without_our_credentials() -> None:
     subject = authenticator(username="user", password="hunter2")
-    basic = subject._store.basic()
+    basic = subject.renew("", "Basic", "", 0, TokenServer(), 1)
     text = subject.redact(f"you sent {basic} and Bearer abc, hunter2", "Bearer abc")
     assert text == "you sent Basic *** and Bearer ***, ***"
 
 
 def test_credentials_are_not_in_the_repr() -> None:
-    store = CredentialStore("user", "hunter2", "token")
-    assert "hunter2" not in repr(store)
-    assert "token'" not in repr(store)
-    assert "Basic" not in repr(TokenRequest("https://x/", "Basic abc"))
+    login = Login("as given", "user", "hunter2", "refresh")
+    request = TokenRequest("https://x/", "Basic abc", "password=hunter2")
+    shown = f"{login!r} {login} {request!r} {Credentials(password='hunter2', token='refresh')!r}"
+    assert not {"hunter2", "refresh", "abc"} & set(re.split(r"\W+", shown))

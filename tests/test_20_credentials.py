@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from scripted import Script, Seen, Step, reply
@@ -14,14 +16,14 @@ from transports import (
     serving,
 )
 
-from epochfs.config import Credentials
+from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     Denied,
     EpochfsError,
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.transport import Request
+from epochfs.transport import Request, Transport
 
 serve = pytest.fixture(serving)
 
@@ -220,3 +222,87 @@ def test_credentials_a_server_sends_back_are_not_shown(
     error = transport.refusal(get(transport))
     assert "you sent" in str(error)
     assert "geheim" not in str(error) + caplog.text
+
+
+# Token servers of OAuth 2
+
+
+def written(path: Path, entry: dict[str, str], host: str) -> Credentials:
+    path.write_text(json.dumps({"auths": {host: entry}}))
+    return Credentials(auth_files=(path,))
+
+
+def test_an_identity_token_is_posted_for_a_token(serve: Serve, tmp_path: Path) -> None:
+    server, _ = serve(
+        guarded(
+            lambda sent: sent == "Bearer t",
+            lambda seen: [reply(200 if seen.method == "POST" else 404, b'{"access_token": "t"}')],
+        )
+    )
+    file = written(tmp_path / "f", {"identitytoken": "refresh"}, server.host)
+    transport = Transport(server.url, file, TransportOptions())
+    for _ in range(2):
+        assert get(transport).body == b"ok"
+    [posted] = server.asked("/token")
+    assert "authorization" not in posted.headers
+    assert posted.headers["content-type"] == "application/x-www-form-urlencoded"
+    assert parse_qs(posted.body.decode()) == {
+        "grant_type": ["refresh_token"],
+        "refresh_token": ["refresh"],
+        "client_id": ["epochfs"],
+        "service": ["s"],
+    }
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_password_is_posted_where_get_is_not_offered(serve: Serve, status: int) -> None:
+    server, transport = serve(
+        guarded(
+            lambda sent: sent == "Bearer t",
+            lambda seen: [
+                reply(200, b'{"access_token": "t"}') if seen.method == "POST" else reply(status)
+            ],
+        ),
+        Credentials(username="user", password="secret"),
+    )
+    assert get(transport).body == b"ok"
+    assert [seen.method for seen in server.asked("/token")] == ["GET", "POST"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refused_identity_token_is_denied(serve: Serve, tmp_path: Path, status: int) -> None:
+    token = [reply(status, b'{"error": "invalid_grant"}')]
+    server, _ = serve(guarded(lambda _: False, lambda _: token))
+    file = written(tmp_path / "f", {"identitytoken": "refresh"}, server.host)
+    with pytest.raises(Denied):
+        get(Transport(server.url, file, TransportOptions()))
+    assert len(server.seen) == 2
+
+
+def test_a_token_server_cannot_send_the_form_elsewhere(serve: Serve, tmp_path: Path) -> None:
+    away, _ = serve(lambda _: [reply(200, b'{"token": "t"}')])
+    server, _ = serve(guarded(lambda _: False, lambda _: redirect(f"{away.url}/token", 308)))
+    file = written(tmp_path / "f", {"identitytoken": "refresh"}, server.host)
+    with pytest.raises(ProtocolViolation, match="redirects credentials"):
+        get(Transport(server.url, file, TransportOptions()))
+    assert away.seen == []
+
+
+def test_each_repository_has_its_own_credentials(serve: Serve, tmp_path: Path) -> None:
+    def script(seen: Seen) -> list[Step]:
+        if "authorization" not in seen.headers:
+            return [reply(401, WWW_Authenticate='Basic realm="x"')]
+        return [reply(200, seen.headers["authorization"].encode())]
+
+    server, _ = serve(script)
+    file = tmp_path / "f"
+    entries = {
+        f"{server.host}/{name}": {"username": name, "password": "p"} for name in ("one", "two")
+    }
+    file.write_text(json.dumps({"auths": entries}))
+    transport = Transport(server.url, Credentials(auth_files=(file,)), TransportOptions())
+    for name in ("one", "two", "one/deeper"):
+        request = Request("GET", transport.base, f"{name}:pull")
+        pair = b64encode(f"{name.partition('/')[0]}:p".encode()).decode()
+        assert transport.fetch(request).body == f"Basic {pair}".encode()
+    assert transport.fetch(Request("GET", transport.base, "registry:catalog")).status == 401

@@ -15,7 +15,8 @@ from mounts import COMMAND
 
 from epochfs import __version__
 from epochfs.cli import logs, main, mount, system
-from epochfs.cli.options import MAX_PASSWORD_BYTES, registry_url
+from epochfs.cli.credentials import MAX_PASSWORD_BYTES, auth_files
+from epochfs.cli.options import registry_url
 from epochfs.cli.plan import MountPlan
 from epochfs.cli.words import kernel_words, split_words
 from epochfs.config import DEFAULT_URL, Credentials, TransportOptions
@@ -170,7 +171,7 @@ def test_the_defaults(
     assert plan.listings.metadata_ttl == 60
     assert plan.listings.stale_if_error == 86400
     assert plan.connection.transport == TransportOptions()
-    assert plan.connection.credentials == Credentials()
+    assert plan.connection.credentials == Credentials(auth_files=auth_files())
     assert (plan.uid, plan.gid) == (os.getuid(), os.getgid())
     assert not plan.blobs.verify_first
     assert plan.blobs.connections == 8

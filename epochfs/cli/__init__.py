@@ -3,6 +3,7 @@
 ::
 
     options      options that commands share, and the environment
+    credentials  which credentials count, and where other tools keep them
     words        `-o`, as mount(8) passes it
     plan         the values all this becomes
     mount        the `mount` command

@@ -220,10 +220,8 @@ def _reach(client: RegistryClient, connection: Connection) -> str:
 
 def _access(client: RegistryClient, connection: Connection) -> str:
     probe.check(client, connection)
-    credentials = connection.credentials
-    if credentials.username:
-        return f"as {credentials.username}"
-    return "with a token" if credentials.token or credentials.token_file else "anonymous"
+    home = os.environ.get("HOME")
+    return client.account.replace(f"{home}/", "~/") if home else client.account
 
 
 def _catalogue(client: RegistryClient) -> str:

@@ -1,6 +1,7 @@
 """Options that commands share, and the values they become, with those of the environment.
 
-Three variables count: EPOCH_SERVER, EPOCH_REGISTRY_TOKEN and EPOCH_CA_CERT, as for Epoch's tools.
+EPOCH_SERVER, EPOCH_REGISTRY_TOKEN and EPOCH_CA_CERT count, as for Epoch's own tools, and the
+variables that say where other tools keep credentials (`cli.credentials`).
 """
 
 from __future__ import annotations
@@ -14,24 +15,22 @@ from typing import Any, TypeVar
 import click
 import platformdirs
 
+from epochfs.cli.credentials import credentials, readable
 from epochfs.cli.plan import Connection, Fetching
 from epochfs.config import (
     BlobOptions,
     CacheOptions,
-    Credentials,
     RegistryUrl,
     TransportOptions,
     parse_seconds,
     parse_size,
 )
-from epochfs.errors import EpochfsError, MountFailure, UsageError, printable
+from epochfs.errors import EpochfsError, UsageError
 from epochfs.names import Repository
 
 _T = TypeVar("_T")
 _Function = Callable[..., _T]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-MAX_PASSWORD_BYTES = 64 * 1024
 
 
 def value_option(
@@ -106,7 +105,12 @@ _CONNECTION_OPTIONS = (
         multiple=True,
         about="A repository to list where the registry has no catalogue; may be repeated.",
     ),
-    click.option("--username", default="", help="User name; needs --password-file."),
+    click.option(
+        "--username",
+        default="",
+        help="User name; needs --password-file. "
+        "Without it, what docker, podman or skopeo login have kept is used.",
+    ),
     file_option("--password-file", "File that holds the password."),
     file_option(
         "--token-file",
@@ -149,13 +153,13 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
             raise UsageError("--client-key needs --client-cert")
         transport = TransportOptions(
             timeout=timeout,
-            ca_cert=_readable(ca_cert, "--ca-cert"),
+            ca_cert=readable(ca_cert, "--ca-cert"),
             tls_verify=False if tls_skip_verify else True if ca_cert else None,
-            client_cert=_readable(client_cert, "--client-cert"),
-            client_key=_readable(client_key, "--client-key"),
+            client_cert=readable(client_cert, "--client-cert"),
+            client_key=readable(client_key, "--client-key"),
         )
-        credentials = _credentials(username, password_file, token_file)
-        return command(connection=Connection(transport, credentials, repositories), **others)
+        given = credentials(username, password_file, token_file)
+        return command(connection=Connection(transport, given, repositories), **others)
 
     return _with_options(with_connection, _CONNECTION_OPTIONS)
 
@@ -209,54 +213,6 @@ def _with_options(command: _Function[_T], options: Sequence[_Decorator]) -> _Fun
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def _credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:
-    """Return the credentials of the command line, or else those of the environment.
-
-    The variable is removed, so that no process we start inherits the token.
-    """
-    token = os.environ.pop("EPOCH_REGISTRY_TOKEN", "").strip()
-    if bool(username) != (password_file is not None):
-        raise UsageError("--username and --password-file need each other")
-    if password_file is not None and token_file is not None:
-        raise UsageError("--password-file and --token-file exclude each other")
-    if password_file is not None:
-        return Credentials(username=username, password=_read_password(password_file))
-    if token_file is not None:
-        return Credentials(token_file=_readable(token_file, "--token-file"))
-    return Credentials(token=token)
-
-
-def _read_password(file: Path) -> str:
-    """Return a file's text less one newline at its end; raises MountFailure, without the text."""
-    shown = f"password file '{printable(file)}'"
-    try:
-        with file.open("rb") as opened:
-            raw = opened.read(MAX_PASSWORD_BYTES + 1)
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise MountFailure(f"cannot read the {shown}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise MountFailure(f"the {shown} is not UTF-8 text") from None
-    if len(raw) > MAX_PASSWORD_BYTES:
-        raise MountFailure(f"the {shown} is over {MAX_PASSWORD_BYTES} bytes")
-    password = text.removesuffix("\n").removesuffix("\r")
-    if not password:
-        raise MountFailure(f"the {shown} is empty")
-    return password
-
-
-def _readable(file: Path | None, option: str) -> Path | None:
-    """Return `file`; raises MountFailure now rather than at its first use."""
-    try:
-        if file is not None:
-            file.open("rb").close()
-    except OSError as error:
-        raise MountFailure(
-            f"cannot read '{printable(file)}' ({option}): {error.strerror}"
-        ) from None
-    return file
 
 
 def registry_url(text: str | None) -> RegistryUrl:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from epochfs.auth import ANONYMOUS
 from epochfs.cli.plan import Connection
 from epochfs.client import RegistryClient
 from epochfs.config import ListingOptions, RegistryUrl
@@ -34,10 +35,9 @@ def check(client: RegistryClient, connection: Connection) -> None:
     try:
         _ask(client, connection)
     except Denied as error:
-        credentials = connection.credentials
-        given = credentials.username or credentials.token or credentials.token_file
-        cure = "check the credentials" if given else "give --username and --password-file"
-        raise Denied(f"registry {client.base_url} denies access: {error}; {cure}") from None
+        raise Denied(
+            f"registry {client.base_url} denies access: {error}; {_cure(client.account)}"
+        ) from None
     except (Unavailable, DeadlineExceeded) as error:
         raise type(error)(
             f"registry {client.base_url} cannot be reached: {error}; "
@@ -47,6 +47,12 @@ def check(client: RegistryClient, connection: Connection) -> None:
         raise type(error)(
             f"{client.base_url} does not answer as a registry does: {error}; check the URL"
         ) from None
+
+
+def _cure(account: str) -> str:
+    if account == ANONYMOUS:
+        return "give --username and --password-file, or use docker, podman or skopeo login"
+    return f"check the credentials ({account})"
 
 
 def _ask(client: RegistryClient, connection: Connection) -> None:

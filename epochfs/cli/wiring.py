@@ -67,6 +67,7 @@ def _assemble(
             "requests": client.stats.requests,
             "bytes_received": client.stats.bytes_received,
             "retries": client.stats.retries,
+            "token_expires": client.token_expiry,
             "blobs": dataclasses.asdict(blobs.counters()),
             "cache": {"limit": cache.size_limit, "free": _free(plan.cache.directory)},
         }

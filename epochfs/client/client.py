@@ -92,6 +92,16 @@ class RegistryClient:
         """Counters of requests, bytes received and retries."""
         return self._transport.stats
 
+    @property
+    def account(self) -> str:
+        """In whose name requests are made, and where the credentials come from, for people."""
+        return self._transport.account()
+
+    @property
+    def token_expiry(self) -> float | None:
+        """When the last of the tokens in use expires, as Unix time; None without one."""
+        return self._transport.token_expiry()
+
     def ping(self) -> None:
         """Check that a registry answers, and us (`GET /v2/`, §Determining Support).
 

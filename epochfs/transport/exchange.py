@@ -21,6 +21,7 @@ from epochfs.errors import (
     ProtocolViolation,
     TooLarge,
     Unavailable,
+    Unsupported,
     UsageError,
     printable,
 )
@@ -47,6 +48,7 @@ SMALL_BODY = 1024 * 1024
 
 _MAX_REDIRECTS = 5
 _NO_HEADERS: Mapping[str, str] = {}
+_FORM: Mapping[str, str] = {"Content-Type": "application/x-www-form-urlencoded"}
 _T = TypeVar("_T")
 
 
@@ -54,7 +56,8 @@ _T = TypeVar("_T")
 class Request:
     """A request to be made. `scope` names the access it needs, such as `library/nginx:pull`.
 
-    `repeatable` allows another attempt after the server may have acted on the first.
+    `repeatable` allows another attempt after the server may have acted on the first. `confined`
+    says that the body is for this server alone, wherever it redirects to.
     """
 
     method: str
@@ -63,6 +66,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
     body: bytes | UploadBody | None = None
     repeatable: bool = True
+    confined: bool = False
 
 
 class Transport:
@@ -81,9 +85,7 @@ class Transport:
         self._options = options
         self._watchdog = Watchdog()
         self._adapter = Adapter(TlsPolicy(options, self.base.hostname), options.pool_size)
-        store = CredentialStore(
-            credentials.username, credentials.password, credentials.token, credentials.token_file
-        )
+        store = CredentialStore(credentials, base_url)
         self._authenticator = Authenticator(store, self.base.scheme)
 
     def watch(self) -> Watch:
@@ -129,6 +131,14 @@ class Transport:
             watch.release()
             raise
         return result
+
+    def account(self) -> str:
+        """Return in whose name requests are made, and where the credentials come from."""
+        return self._authenticator.describe()
+
+    def token_expiry(self) -> float | None:
+        """Return when the last of the tokens in use expires, as Unix time; None without one."""
+        return self._authenticator.token_expiry()
 
     def refusal(self, reply: Reply) -> EpochfsError:
         """Return the error that an answer other than the one hoped for means."""
@@ -186,7 +196,7 @@ class Transport:
         challenge = answer.headers.get("WWW-Authenticate", "")
         answer.read_error()
         authorization = self._authenticator.renew(
-            request.scope, challenge, sent_at, fetch_token, watch.remaining()
+            request.scope, challenge, before, sent_at, fetch_token, watch.remaining()
         )
         if authorization == before:
             return answer
@@ -194,8 +204,12 @@ class Transport:
 
     def _fetch_token(self, watch: Watch, wanted: TokenRequest) -> bytes:
         """Return the body of a token server's answer (`auth.Fetch`)."""
-        request = Request("GET", Url.parse(wanted.url))
-        origin = request.url.origin
+        url = Url.parse(wanted.url)
+        request = Request("GET", url)
+        if wanted.form:
+            form = wanted.form.encode("ascii")
+            request = Request("POST", url, headers=_FORM, body=form, confined=True)
+        origin = url.origin
         send = partial(self._follow, request, origin, wanted.authorization, watch)
 
         def read(answer: Answer) -> Reply:
@@ -205,8 +219,11 @@ class Transport:
             reply = self._attempts(request, send, read, watch)
         except TooLarge as error:
             raise ProtocolViolation(f"{error}: no token is so large") from None
-        if reply.status in (401, 403):
+        if reply.status in (401, 403) or (wanted.form and reply.status == 400):
+            # 400 is OAuth's own way of refusing credentials (RFC 6749, section 5.2).
             raise Denied(f"{reply.what}: {reply.status}: the token server refuses the credentials")
+        if reply.status in (404, 405):
+            raise Unsupported(f"{reply.what}: {reply.status}")
         if reply.status != 200:
             raise ProtocolViolation(f"{reply.what}: {reply.status}: no answer of a token server")
         return reply.body
@@ -222,6 +239,8 @@ class Transport:
                 return answer
             answer.read_error()
             url = url.follow(answer.location)
+            if request.confined and url.origin != home:
+                raise ProtocolViolation(f"{answer.what}: redirects credentials to {url.site}")
         raise ProtocolViolation(f"{_described(request, request.url)}: over 5 redirects")
 
     def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:

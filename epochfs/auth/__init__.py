@@ -1,0 +1,38 @@
+"""How a request is authenticated: challenges, the user's credentials, tokens and their cache.
+
+From the bottom up: `challenges` (what a registry asks for), `logins` (what the user has), `files`
+(where docker and podman keep it), `helpers` (the programs that keep it for them), `store` (which
+of all these counts), `tokens` (what is asked of a token server), `authenticator` (all of it).
+
+No request is made here. Where a token is needed, the caller's `Fetch` gets it, so that a token
+request has the same time limit, retries and redirect rules as every other. The environment is not
+read here either: `cli` says which files there are.
+
+Rules that keep credentials where they belong:
+
+- A static token goes to the registry as Bearer, and nowhere else.
+- User name and password go to the registry as Basic if it asks for that, else to the token server
+  that the registry names; an identity token goes to the token server only. Neither goes to one on
+  plain http for an https registry, with user information in its URL, or at a link-local address,
+  where clouds serve the machine's own secrets.
+- A helper is told the registry's name, on its stdin. What it says is never shown, not even in part.
+- `Authenticator.redact` takes all of them out of text that a server sent back.
+"""
+
+from epochfs.auth.authenticator import Authenticator
+from epochfs.auth.challenges import Challenge, parse_challenges
+from epochfs.auth.logins import Login
+from epochfs.auth.store import ANONYMOUS, CredentialStore
+from epochfs.auth.tokens import Fetch, TokenRequest, parse_token
+
+__all__ = [
+    "ANONYMOUS",
+    "Authenticator",
+    "Challenge",
+    "CredentialStore",
+    "Fetch",
+    "Login",
+    "TokenRequest",
+    "parse_challenges",
+    "parse_token",
+]

@@ -1,0 +1,106 @@
+"""Which credentials count: those given for this registry, else the first that a file has for it.
+
+Locks: `CredentialStore._lock` guards the secrets that were handed out; nothing is called under it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from urllib.parse import urlsplit
+
+from cachetools import LRUCache
+
+from epochfs.auth.files import AuthFiles, Helper
+from epochfs.auth.helpers import Helpers
+from epochfs.auth.logins import Login
+from epochfs.config import Credentials
+from epochfs.errors import Denied, printable
+
+ANONYMOUS = "anonymous"
+"""What `describe` says where no credentials were used."""
+
+_HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_REMEMBERED = 100
+"""How many of the secrets that were handed out are remembered, to be taken out of texts."""
+
+
+class CredentialStore:
+    """The credentials for one registry, at `base_url`; safe under threads."""
+
+    def __init__(self, credentials: Credentials, base_url: str) -> None:
+        self._given = credentials
+        self._files = AuthFiles(credentials.auth_files)
+        self._helpers = Helpers()
+        self._names = _registry_names(base_url)
+        self._lock = threading.Lock()
+        self._secrets: LRUCache[str, None] = LRUCache(_REMEMBERED)
+        self._last: Login | None = None
+
+    def bearer(self) -> str:
+        """Return the static token, or "" if there is none; raises Denied for an unusable one."""
+        token, file = self._given.token.strip(), self._given.token_file
+        if file is not None:
+            try:
+                token = file.read_text("ascii").strip()
+            except (OSError, UnicodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+                raise Denied(f"cannot read the token file {printable(file)}: {reason}") from None
+        if token and not _HEADER_SAFE.match(token):
+            raise Denied("the registry token holds spaces or characters outside ASCII")
+        return token
+
+    def login(self, repository: str, deadline: float) -> Login | None:
+        """Return the credentials for a repository ("": for the registry itself), or None.
+
+        May run a helper, until `deadline` on the monotonic clock. Raises Denied for a file or a
+        helper that should have the credentials and fails, DeadlineExceeded.
+        """
+        login = self._find(repository, deadline)
+        if login is not None:
+            with self._lock:
+                self._last = login
+                self._secrets.update(dict.fromkeys(login.secrets()))
+        return login
+
+    def after_refusal(self, refused: Login, repository: str, deadline: float) -> Login | None:
+        """Return what to try in place of credentials that were refused, or None; as `login`."""
+        self._helpers.refuse(refused)
+        login = self.login(repository, deadline)
+        return None if login == refused else login
+
+    def secrets(self) -> set[str]:
+        """Return the secrets handed out of late, and those that were given."""
+        with self._lock:
+            return {*self._secrets, self._given.password, self._given.token.strip()} - {""}
+
+    def describe(self) -> str:
+        """Return in whose name requests are made, as far as any had to be."""
+        if self._given.token_file is not None:
+            return f"with the token in {printable(self._given.token_file)}"
+        if self._given.token:
+            return "with a token, as given"
+        with self._lock:
+            return str(self._last) if self._last is not None else ANONYMOUS
+
+    def _find(self, repository: str, deadline: float) -> Login | None:
+        given = self._given
+        if given.username or given.password:
+            return Login("as given", given.username, given.password)
+        for found in self._files.find(self._names, repository):
+            login = self._helpers.login(found, deadline) if isinstance(found, Helper) else found
+            if login is not None:
+                return login
+        return None
+
+
+def _registry_names(base_url: str) -> tuple[str, ...]:
+    """Return what the registry may be called in a file: with the port, if it is the default one."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    default = _DEFAULT_PORTS.get(parts.scheme, 0)
+    port = parts.port or default
+    with_port = f"{host}:{port}"
+    return (host, with_port) if port == default else (with_port,)

@@ -1,0 +1,148 @@
+"""What is asked of a token server, and what it answers.
+
+Sources: the Distribution project's token authentication specification (GET), and its OAuth 2
+one (POST).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlencode, urlsplit
+
+from epochfs.auth.logins import Login
+from epochfs.errors import ProtocolViolation, Unsupported
+
+CLIENT_ID = "epochfs"
+
+SHORTEST_LIFE = 60.0
+"""A token lives this many seconds where the server names fewer or none (token specification)."""
+
+_LONGEST_LIFE = 86400.0
+"""A token is used for no longer than this, in seconds, whatever the server says."""
+
+_EXPIRY_MARGIN = 10.0
+"""A token is replaced this many seconds before it expires, so that it lasts out its request."""
+
+_HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What the token server answers with a token: a GET, or the POST of a form if there is one.
+
+    `authorization` may be empty. The form may hold secrets, as may the header.
+    """
+
+    url: str
+    authorization: str = field(default="", repr=False)
+    form: str = field(default="", repr=False)
+
+
+Fetch = Callable[[TokenRequest], bytes]
+"""Sends a token request and returns the body of its 200; raises Denied for 401 and 403, and
+Unsupported for 404 and 405."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKey:
+    """What a token was issued for, in the words of the challenge, and to whom."""
+
+    realm: str
+    service: str
+    scope: str
+    account: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token and its times on the monotonic clock. An empty value means: send none."""
+
+    value: str = field(repr=False)
+    asked_at: float
+    expires_at: float
+
+    def usable(self, asked_since: float) -> bool:
+        """Whether it was asked for no earlier than that, and is not about to expire."""
+        return self.asked_at >= asked_since and time.monotonic() < self.expires_at - _EXPIRY_MARGIN
+
+
+def ask(key: TokenKey, login: Login | None, fetch: Fetch) -> Token:
+    """Get a token for a login, or for nobody; raises Denied, and ProtocolViolation.
+
+    An identity token is posted. A password goes with a GET, which every token server but those
+    of OAuth 2 alone takes, and is posted to the others.
+    """
+    asked_at = time.monotonic()
+    try:
+        if login is not None and login.identity_token:
+            raw = fetch(_post(key, login))
+        else:
+            raw = _ask_by_get(key, login, fetch)
+    except Unsupported as error:
+        raise ProtocolViolation(f"{error}: no answer of a token server") from None
+    value, lifetime = parse_token(raw)
+    return Token(value, asked_at, asked_at + lifetime)
+
+
+def _ask_by_get(key: TokenKey, login: Login | None, fetch: Fetch) -> bytes:
+    try:
+        return fetch(_get(key, login))
+    except Unsupported:
+        if login is None or not login.password:
+            raise
+        return fetch(_post(key, login))
+
+
+def _get(key: TokenKey, login: Login | None) -> TokenRequest:
+    """Return the request by GET; a challenge's several scopes become several parameters."""
+    query = [("service", key.service)] if key.service else []
+    query += [("scope", scope) for scope in key.scope.split()]
+    query.append(("client_id", CLIENT_ID))
+    if login is not None and login.username:
+        query.append(("account", login.username))
+    parts = urlsplit(key.realm)
+    whole = f"{parts.query}&{urlencode(query)}" if parts.query else urlencode(query)
+    url = parts._replace(query=whole, fragment="").geturl()
+    return TokenRequest(url, login.basic() if login is not None else "")
+
+
+def _post(key: TokenKey, login: Login) -> TokenRequest:
+    """Return the request by POST, where several scopes stay together."""
+    form = {"service": key.service, "scope": key.scope, "client_id": CLIENT_ID}
+    if login.identity_token:
+        form |= {"grant_type": "refresh_token", "refresh_token": login.identity_token}
+    else:
+        form |= {
+            "grant_type": "password",
+            "username": login.username,
+            "password": login.password,
+        }
+    url = urlsplit(key.realm)._replace(fragment="").geturl()
+    return TokenRequest(url, form=urlencode({name: form[name] for name in form if form[name]}))
+
+
+def parse_token(raw: bytes) -> tuple[str, float]:
+    """Return the token in a token server's answer ("" means: send none) and its life in seconds.
+
+    Raises ProtocolViolation for an answer that is no JSON object with a usable token.
+    """
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ProtocolViolation("the token server's answer is not JSON") from None
+    if not isinstance(answer, dict):
+        raise ProtocolViolation("the token server's answer is not a JSON object")
+    value = answer.get("token") or answer.get("access_token")
+    if value is None and "token" in answer:
+        value = answer["token"]
+    if value != "" and not (isinstance(value, str) and _HEADER_SAFE.match(value)):
+        raise ProtocolViolation("the token server's answer holds no usable token")
+    lifetime = answer.get("expires_in")
+    if isinstance(lifetime, bool) or not isinstance(lifetime, int | float):
+        lifetime = SHORTEST_LIFE
+    # In this order, as NaN is not greater than anything.
+    return value, min(max(SHORTEST_LIFE, lifetime), _LONGEST_LIFE)

@@ -1,0 +1,90 @@
+"""Which credentials a command has: its options, the environment, and the files of other tools.
+
+The order is that of skopeo and podman: what is given on the command line, else
+EPOCH_REGISTRY_TOKEN, else the files that containers-auth.json(5) names.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from epochfs.config import Credentials
+from epochfs.errors import MountFailure, UsageError, printable
+
+MAX_PASSWORD_BYTES = 64 * 1024
+
+
+def credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:
+    """Return the credentials of the command line, or else those of the environment.
+
+    The variable is removed, so that no process we start inherits the token.
+    """
+    token = os.environ.pop("EPOCH_REGISTRY_TOKEN", "").strip()
+    if bool(username) != (password_file is not None):
+        raise UsageError("--username and --password-file need each other")
+    if password_file is not None and token_file is not None:
+        raise UsageError("--password-file and --token-file exclude each other")
+    if password_file is not None:
+        return Credentials(username=username, password=_read_password(password_file))
+    if token_file is not None:
+        return Credentials(token_file=readable(token_file, "--token-file"))
+    if token:
+        return Credentials(token=token)
+    return Credentials(auth_files=auth_files())
+
+
+def auth_files() -> tuple[Path, ...]:
+    """Return where `docker login`, `podman login` and `skopeo login` may have kept credentials.
+
+    REGISTRY_AUTH_FILE stands for all the others. DOCKER_CONFIG, which somebody has set on purpose,
+    comes before the places that are the same for everyone. None of them need exist.
+    """
+    if named := os.environ.get("REGISTRY_AUTH_FILE"):
+        return (Path(named).absolute(),)
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        files = [Path(runtime, "containers", "auth.json")]
+    else:
+        files = [Path("/run/containers", str(os.getuid()), "auth.json")]
+    docker = os.environ.get("DOCKER_CONFIG")
+    if docker:
+        files.insert(0, Path(docker, "config.json"))
+    with suppress(RuntimeError):  # nobody's home, as in some containers
+        home = Path.home()
+        configuration = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+        files.append(configuration / "containers" / "auth.json")
+        if not docker:
+            files.append(home / ".docker" / "config.json")
+    return tuple(file.absolute() for file in files)
+
+
+def readable(file: Path | None, option: str) -> Path | None:
+    """Return `file`; raises MountFailure now rather than at its first use."""
+    try:
+        if file is not None:
+            file.open("rb").close()
+    except OSError as error:
+        raise MountFailure(
+            f"cannot read '{printable(file)}' ({option}): {error.strerror}"
+        ) from None
+    return file
+
+
+def _read_password(file: Path) -> str:
+    """Return a file's text less one newline at its end; raises MountFailure, without the text."""
+    shown = f"password file '{printable(file)}'"
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(MAX_PASSWORD_BYTES + 1)
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise MountFailure(f"cannot read the {shown}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise MountFailure(f"the {shown} is not UTF-8 text") from None
+    if len(raw) > MAX_PASSWORD_BYTES:
+        raise MountFailure(f"the {shown} is over {MAX_PASSWORD_BYTES} bytes")
+    password = text.removesuffix("\n").removesuffix("\r")
+    if not password:
+        raise MountFailure(f"the {shown} is empty")
+    return password
