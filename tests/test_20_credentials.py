@@ -14,6 +14,7 @@ from transports import (
     Serve,
     get,
     serving,
+    stream,
 )
 
 from epochfs.config import Credentials, TransportOptions
@@ -306,3 +307,51 @@ def test_each_repository_has_its_own_credentials(serve: Serve, tmp_path: Path) -
         pair = b64encode(f"{name.partition('/')[0]}:p".encode()).decode()
         assert transport.fetch(request).body == f"Basic {pair}".encode()
     assert transport.fetch(Request("GET", transport.base, "registry:catalog")).status == 401
+
+
+# Signed URLs that expire
+
+
+class Storage:
+    """A registry that redirects each read to a URL that is good once, and the storage behind it."""
+
+    def __init__(self, serve: Serve, refusal: int, lasting: int) -> None:
+        self.refusal = refusal
+        self.lasting = lasting
+        self.signed = 0
+        self.storage, _ = serve(self._storage)
+        self.registry, self.transport = serve(self._registry, Credentials(token="secret"))
+
+    def _registry(self, _: Seen) -> list[Step]:
+        self.signed += 1
+        return redirect(f"{self.storage.url}/blob?signature={self.signed}")
+
+    def _storage(self, seen: Seen) -> list[Step]:
+        number = int(seen.target.rpartition("=")[2])
+        good = number >= self.lasting
+        return [reply(200, b"blob") if good else reply(self.refusal, b"<Error>expired</Error>")]
+
+
+@pytest.mark.parametrize("status", [400, 403, 410])
+def test_an_expired_url_is_renewed_once(serve: Serve, status: int) -> None:
+    subject = Storage(serve, status, lasting=2)
+    with stream(subject.transport) as opened:
+        assert opened.read(10) == b"blob"
+    assert len(subject.registry.seen) == len(subject.storage.seen) == 2
+    assert all("authorization" not in seen.headers for seen in subject.storage.seen)
+
+
+def test_a_url_that_is_refused_again_is_denied(serve: Serve) -> None:
+    subject = Storage(serve, 403, lasting=99)
+    with pytest.raises(Denied):
+        stream(subject.transport)
+    assert len(subject.registry.seen) == len(subject.storage.seen) == 2
+
+
+def test_a_refusal_of_the_registry_itself_is_final(serve: Serve) -> None:
+    server, transport = serve(
+        lambda seen: [reply(403)] if seen.path == "/there" else redirect("/there")
+    )
+    with pytest.raises(Denied):
+        stream(transport)
+    assert len(server.seen) == 2

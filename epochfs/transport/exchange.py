@@ -49,6 +49,9 @@ SMALL_BODY = 1024 * 1024
 _MAX_REDIRECTS = 5
 _NO_HEADERS: Mapping[str, str] = {}
 _FORM: Mapping[str, str] = {"Content-Type": "application/x-www-form-urlencoded"}
+_EXPIRED_STATUSES = frozenset({400, 403, 410})
+"""How storage refuses a signed URL whose time is up."""
+
 _T = TypeVar("_T")
 
 
@@ -190,7 +193,7 @@ class Transport:
         fetch_token = partial(self._fetch_token, watch)
         sent_at = time.monotonic()
         before = self._authenticator.header(request.scope, fetch_token, watch.remaining())
-        answer = self._follow(request, self.base.origin, before, watch)
+        answer = self._answered(request, before, watch)
         if answer.status != 401 or answer.url.origin != self.base.origin:
             return answer
         challenge = answer.headers.get("WWW-Authenticate", "")
@@ -200,7 +203,19 @@ class Transport:
         )
         if authorization == before:
             return answer
-        return self._follow(request, self.base.origin, authorization, watch)
+        return self._answered(request, authorization, watch)
+
+    def _answered(self, request: Request, authorization: str, watch: Watch) -> Answer:
+        """Send a request; where the registry redirects a read to a URL that has expired, do so once
+        more: it signs a new one each time.
+        """
+        answer = self._follow(request, self.base.origin, authorization, watch)
+        elsewhere = answer.url.origin != self.base.origin
+        if elsewhere and answer.status in _EXPIRED_STATUSES and request.method in ("GET", "HEAD"):
+            reply = answer.read_error()
+            log.debug("%s: %d: asking the registry for another URL", reply.what, reply.status)
+            answer = self._follow(request, self.base.origin, authorization, watch)
+        return answer
 
     def _fetch_token(self, watch: Watch, wanted: TokenRequest) -> bytes:
         """Return the body of a token server's answer (`auth.Fetch`)."""
