@@ -98,16 +98,16 @@ def is_loopback(host: str) -> bool:
 class TransportOptions:
     """How to speak to the registry. `tls_verify` None means: unless the registry is loopback.
 
-    `client_cert` is shown to the registry's host only; without `client_key` it holds the key too.
+    `client_certs` are shown to the registry's host only. Each is a file, and that of its key if it
+    is not the same.
     """
 
     timeout: float = 60.0
     connect_timeout: float = 10.0
     retries: int = 4
-    ca_cert: Path | None = None
+    ca_certs: tuple[Path, ...] = ()
+    client_certs: tuple[tuple[Path, Path | None], ...] = ()
     tls_verify: bool | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
     pool_size: int = 32
 
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,10 @@ def test_what_is_given_comes_before_all_files(tmp_path: Path) -> None:
     file = write(tmp_path / "f", auths(**{"reg.example": "file:p"}))
     store = CredentialStore(Credentials("given", "p", auth_files=(file,)), "https://reg.example")
     assert store.login("", NOW) == Login("as given", "given", "p")
+    empty = write(tmp_path / "empty", b"")
+    for static in (Credentials(token="t"), Credentials(token_file=empty)):
+        store = CredentialStore(replace(static, auth_files=(file,)), "https://reg.example")
+        assert store.login("", NOW) is None
 
 
 def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_loopback_is_not_verified_unless_asked_for(serve: Serve, authority: trus
 
 
 def test_a_given_authority_is_trusted(serve: Serve, authority: trustme.CA, ca_file: Path) -> None:
-    assert fetch(serve(authority.issue_cert(HERE)), ca_cert=ca_file, tls_verify=True) == b"ok"
-    assert fetch(serve(authority.issue_cert(HERE)), ca_cert=ca_file) == b"ok"
+    assert fetch(serve(authority.issue_cert(HERE)), ca_certs=(ca_file,), tls_verify=True) == b"ok"
+    assert fetch(serve(authority.issue_cert(HERE)), ca_certs=(ca_file,)) == b"ok"
 
 
 def test_an_unknown_authority_is_refused_with_the_option_to_give_it(
@@ -111,7 +111,9 @@ def test_an_unknown_authority_is_refused_with_the_option_to_give_it(
     )
     other = tmp_path / "other.pem"
     trustme.CA(organization_name="Other").cert_pem.write_to_path(other)
-    assert "give the certificate of its authority with --ca-cert" in refused(server, ca_cert=other)
+    assert "give the certificate of its authority with --ca-cert" in refused(
+        server, ca_certs=(other,)
+    )
 
 
 def test_a_self_signed_certificate_is_refused_until_it_is_given(
@@ -122,16 +124,16 @@ def test_a_self_signed_certificate_is_refused_until_it_is_given(
         assert "self-signed" in said.lower()
         assert "if it is the right one, give it with --ca-cert" in said
         url = server.url.replace(HERE, "localhost")
-        assert fetch(server, url, ca_cert=self_signed_file) == b"ok"
+        assert fetch(server, url, ca_certs=(self_signed_file,)) == b"ok"
 
 
 def test_a_certificate_for_other_hosts_is_refused_with_their_names(
     serve: Serve, authority: trustme.CA, ca_file: Path
 ) -> None:
     server = serve(authority.issue_cert("reg.example", "*.other.example", "192.0.2.1"))
-    said = refused(server, ca_cert=ca_file)
+    said = refused(server, ca_certs=(ca_file,))
     assert "the certificate is for reg.example, *.other.example, 192.0.2.1: use such a name" in said
-    said = refused(server, server.url.replace(HERE, "localhost"), ca_cert=ca_file)
+    said = refused(server, server.url.replace(HERE, "localhost"), ca_certs=(ca_file,))
     assert "the certificate is for reg.example" in said
 
 
@@ -147,7 +149,7 @@ def test_an_expired_certificate_is_refused_with_the_clock(
     server = serve(
         authority.issue_cert(HERE, not_after=LONG_AGO + datetime.timedelta(1), not_before=LONG_AGO)
     )
-    said = refused(server, ca_cert=ca_file)
+    said = refused(server, ca_certs=(ca_file,))
     assert "has expired" in said
     assert "have the server's certificate renewed, or check this machine's clock" in said
 
@@ -156,7 +158,7 @@ def test_a_certificate_of_the_future_is_refused_with_the_clock(
     serve: Serve, authority: trustme.CA, ca_file: Path
 ) -> None:
     server = serve(authority.issue_cert(HERE, not_before=LATER))
-    assert "check this machine's clock" in refused(server, ca_cert=ca_file)
+    assert "check this machine's clock" in refused(server, ca_certs=(ca_file,))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate"])
@@ -165,7 +167,7 @@ def test_an_unusable_authority_is_the_users_mistake(tmp_path: Path, content: byt
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=r"ca\.pem"):
-        Transport("https://127.0.0.1:1", ANYONE, TransportOptions(ca_cert=path))
+        Transport("https://127.0.0.1:1", ANYONE, TransportOptions(ca_certs=(path,)))
 
 
 def test_a_redirect_to_another_host_is_verified_as_that_host(
@@ -178,7 +180,7 @@ def test_a_redirect_to_another_host_is_verified_as_that_host(
         ScriptedServer(lambda _: [redirect], context) as registry,
         pytest.raises(Unavailable, match=r"storage\.example"),
     ):
-        fetch(registry, ca_cert=ca_file)
+        fetch(registry, ca_certs=(ca_file,))
     assert storage.seen == []
 
 
@@ -204,10 +206,10 @@ def test_a_client_certificate_is_shown(
 ) -> None:
     server = serve(authority.issue_cert(HERE), clients=authority)
     certificate, key = identity
-    assert fetch(server, ca_cert=ca_file, client_cert=certificate, client_key=key) == b"ok"
+    assert fetch(server, ca_certs=(ca_file,), client_certs=((certificate, key),)) == b"ok"
     both = tmp_path / "both.pem"
     both.write_bytes(certificate.read_bytes() + key.read_bytes())
-    assert fetch(server, client_cert=both) == b"ok"
+    assert fetch(server, client_certs=((both, None),)) == b"ok"
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -227,7 +229,7 @@ def test_a_client_certificate_that_is_not_accepted_is_told(
     server = serve(authority.issue_cert(HERE), clients=trustme.CA())
     assert server.tls is not None
     server.tls.maximum_version = version
-    said = refused(server, client_cert=identity[0], client_key=identity[1])
+    said = refused(server, client_certs=(identity,))
     assert "does not accept the client certificate" in said
 
 
@@ -241,7 +243,7 @@ def test_a_client_certificate_is_shown_to_the_registry_alone(
     context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(context)
     with ScriptedServer(lambda _: [reply(307, Location=url)], context) as registry:
-        options = {"ca_cert": ca_file, "client_cert": identity[0], "client_key": identity[1]}
+        options = {"ca_certs": (ca_file,), "client_certs": (identity,)}
         with pytest.raises(Unavailable, match="redirected from"):
             fetch(registry, **options)
         assert len(registry.seen) > 0
@@ -264,7 +266,7 @@ def test_an_unusable_client_certificate_is_the_users_mistake(
         ((tmp_path / "none", key), "No such file"),
         ((key, key), "client.key"),
     ):
-        options = TransportOptions(client_cert=files[0], client_key=files[1])
+        options = TransportOptions(client_certs=(files,))
         with pytest.raises(UsageError, match=why):
             Transport("https://127.0.0.1:1", ANYONE, options)
 

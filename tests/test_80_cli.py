@@ -40,6 +40,11 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[MountPlan]:
     return plans
 
 
+def given(*arguments: str, **options: str) -> Credentials:
+    """Credentials of the command line, which always has the files of other tools as well."""
+    return Credentials(*arguments, **options, auth_files=auth_files())  # type: ignore[arg-type]
+
+
 # --- exit codes and error lines ---------------------------------------------------------------
 
 
@@ -171,7 +176,7 @@ def test_the_defaults(
     assert plan.listings.metadata_ttl == 60
     assert plan.listings.stale_if_error == 86400
     assert plan.connection.transport == TransportOptions()
-    assert plan.connection.credentials == Credentials(auth_files=auth_files())
+    assert plan.connection.credentials == given()
     assert (plan.uid, plan.gid) == (os.getuid(), os.getgid())
     assert not plan.blobs.verify_first
     assert plan.blobs.connections == 8
@@ -235,7 +240,7 @@ def test_every_option_may_be_a_word_of_o(
     assert plan.listings.repositories == (Repository("library/nginx"),)
     assert plan.connection.repositories == (Repository("library/nginx"),)
     assert plan.connection.transport == TransportOptions(timeout=10, tls_verify=False)
-    assert plan.connection.credentials == Credentials("me", "pass,word")
+    assert plan.connection.credentials == given("me", "pass,word")
     assert plan.blobs.timeout == 10
     assert plan.blobs.connections == 3
     assert plan.blobs.verify_first
@@ -304,7 +309,7 @@ def test_the_environment_names_the_server_and_the_certificates(
     monkeypatch.setenv("EPOCH_CA_CERT", str(authority))
     assert main(["mount", str(directory)]) == 0
     assert str(planned[0].url) == "https://epoch.example"
-    assert planned[0].connection.transport.ca_cert == authority
+    assert planned[0].connection.transport.ca_certs == (authority,)
     assert planned[0].connection.transport.tls_verify is True
 
 
@@ -322,7 +327,7 @@ def test_the_token_leaves_the_environment(
 ) -> None:
     monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
     assert main(["mount", str(tmp_path)]) == 0
-    assert planned[0].connection.credentials == Credentials(token="canary")
+    assert planned[0].connection.credentials == given(token="canary")
     assert "canary" not in repr(planned[0])
     assert "EPOCH_REGISTRY_TOKEN" not in os.environ
 
@@ -340,7 +345,7 @@ def test_a_password_file_loses_one_newline(
     directory.mkdir()
     arguments = ["--username", "me", "--password-file", str(file)]
     assert main(["mount", *arguments, str(directory)]) == 0
-    assert planned[0].connection.credentials == Credentials("me", password)
+    assert planned[0].connection.credentials == given("me", password)
 
 
 @pytest.mark.parametrize(

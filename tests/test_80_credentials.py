@@ -6,6 +6,7 @@ import json
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,14 +101,15 @@ def test_what_is_given_comes_before_the_variable_and_that_before_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path / "secret", "secret\n")
-    assert credentials("", None, None) == Credentials(auth_files=auth_files())
+    files = auth_files()
+    assert credentials("", None, None) == Credentials(auth_files=files)
     for expected, arguments in (
         (Credentials("me", "secret"), ("me", file, None)),
         (Credentials(token_file=file), ("", None, file)),
         (Credentials(token="canary"), ("", None, None)),
     ):
         monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
-        assert credentials(*arguments) == expected
+        assert credentials(*arguments) == replace(expected, auth_files=files)
 
 
 # Who doctor says we are

@@ -88,6 +88,8 @@ class CredentialStore:
         given = self._given
         if given.username or given.password:
             return Login("as given", given.username, given.password)
+        if given.token or given.token_file is not None:
+            return None  # whatever the file holds just now, nothing else was meant
         for found in self._files.find(self._names, repository):
             login = self._helpers.login(found, deadline) if isinstance(found, Helper) else found
             if login is not None:

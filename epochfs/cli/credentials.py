@@ -19,20 +19,20 @@ MAX_PASSWORD_BYTES = 64 * 1024
 def credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:
     """Return the credentials of the command line, or else those of the environment.
 
-    The variable is removed, so that no process we start inherits the token.
+    The files go along, for hosts that the credentials given were not given for. The variable is
+    removed, so that no process we start inherits the token.
     """
     token = os.environ.pop("EPOCH_REGISTRY_TOKEN", "").strip()
     if bool(username) != (password_file is not None):
         raise UsageError("--username and --password-file need each other")
     if password_file is not None and token_file is not None:
         raise UsageError("--password-file and --token-file exclude each other")
+    files = auth_files()
     if password_file is not None:
-        return Credentials(username=username, password=_read_password(password_file))
+        return Credentials(username, _read_password(password_file), auth_files=files)
     if token_file is not None:
-        return Credentials(token_file=readable(token_file, "--token-file"))
-    if token:
-        return Credentials(token=token)
-    return Credentials(auth_files=auth_files())
+        return Credentials(token_file=readable(token_file, "--token-file"), auth_files=files)
+    return Credentials(token=token, auth_files=files)
 
 
 def auth_files() -> tuple[Path, ...]:

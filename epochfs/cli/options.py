@@ -151,12 +151,14 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
     ) -> _T:
         if client_key is not None and client_cert is None:
             raise UsageError("--client-key needs --client-cert")
+        authority = readable(ca_cert, "--ca-cert")
+        identity = readable(client_cert, "--client-cert")
+        key = readable(client_key, "--client-key")
         transport = TransportOptions(
             timeout=timeout,
-            ca_cert=readable(ca_cert, "--ca-cert"),
+            ca_certs=(authority,) if authority else (),
+            client_certs=((identity, key),) if identity else (),
             tls_verify=False if tls_skip_verify else True if ca_cert else None,
-            client_cert=readable(client_cert, "--client-cert"),
-            client_key=readable(client_key, "--client-key"),
         )
         given = credentials(username, password_file, token_file)
         return command(connection=Connection(transport, given, repositories), **others)

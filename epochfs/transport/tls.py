@@ -1,7 +1,7 @@
 """TLS: which servers must show a certificate that verifies, and who is shown ours.
 
 Trusted are the system's authorities, those requests brings along, and the user's. With neither
-`ca_cert` nor `tls_verify` given, loopback alone is not verified (design, section 4). The client
+`ca_certs` nor `tls_verify` given, loopback alone is not verified (design, section 4). A client
 certificate is a credential: only the registry's own host is shown it.
 """
 
@@ -27,12 +27,12 @@ class TlsPolicy:
         self._options = options
         self._registry = registry.lower()
         self._contexts: dict[tuple[bool, bool], ssl.SSLContext] = {}
-        if options.ca_cert is not None or options.client_cert is not None:
+        if options.ca_certs or options.client_certs:
             self.context(registry)
 
     def context(self, host: str) -> ssl.SSLContext:
         """Return the settings for connections to `host`: always the same object for the same."""
-        identified = self._options.client_cert is not None and host.lower() == self._registry
+        identified = bool(self._options.client_certs) and host.lower() == self._registry
         kind = self._verifies(host), identified
         if kind not in self._contexts:
             self._contexts.setdefault(kind, self._make(*kind))
@@ -48,7 +48,7 @@ class TlsPolicy:
     def _verifies(self, host: str) -> bool:
         if self._options.tls_verify is not None:
             return self._options.tls_verify
-        return self._options.ca_cert is not None or not is_loopback(host)
+        return bool(self._options.ca_certs) or not is_loopback(host)
 
     def _make(self, verify: bool, identified: bool) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -63,27 +63,24 @@ class TlsPolicy:
 
     def _load_authorities(self, context: ssl.SSLContext) -> None:
         context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
-        path = self._options.ca_cert
-        if path is None:
-            return
-        try:
-            context.load_verify_locations(path)
-        except OSError as error:
-            raise UsageError(
-                f"no usable CA certificate in '{printable(path)}': {_reason(error)}"
-            ) from error
+        for path in self._options.ca_certs:
+            try:
+                context.load_verify_locations(path)
+            except OSError as error:
+                raise UsageError(
+                    f"no usable CA certificate in '{printable(path)}': {_reason(error)}"
+                ) from error
 
     def _load_identity(self, context: ssl.SSLContext) -> None:
-        certificate, key = self._options.client_cert, self._options.client_key
-        assert certificate is not None
-        try:
-            # An empty password, or OpenSSL would ask for that of an encrypted key on the terminal.
-            context.load_cert_chain(certificate, key, password="")
-        except OSError as error:
-            raise UsageError(
-                f"no usable client certificate in '{printable(certificate)}', with its key in "
-                f"'{printable(key or certificate)}': {_reason(error)}"
-            ) from error
+        for certificate, key in self._options.client_certs:
+            try:
+                # An empty password, or OpenSSL would ask for a key's on the terminal.
+                context.load_cert_chain(certificate, key, password="")
+            except OSError as error:
+                raise UsageError(
+                    f"no usable client certificate in '{printable(certificate)}', with its key in "
+                    f"'{printable(key or certificate)}': {_reason(error)}"
+                ) from error
 
 
 def names_of(certificate: Mapping[str, object]) -> list[str]:
