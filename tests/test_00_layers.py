@@ -63,6 +63,7 @@ HOMES = {
     "os.environ": {"cli"},
     "os.getenv": {"cli"},
     "click": {"cli"},
+    "subprocess": {"auth", "cli"},
 }
 """What only these modules may touch."""
 

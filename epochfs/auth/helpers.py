@@ -26,7 +26,7 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from epochfs.auth.files import Helper
 from epochfs.auth.logins import Login
@@ -57,7 +57,7 @@ class _Kept:
     login: Login | None
     failure: str
     good_until: float
-    refusable_at: float = field(default=0.0)
+    refusable_at: float
 
 
 class Helpers:
