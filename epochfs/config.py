@@ -117,7 +117,8 @@ class Credentials:
 
     `token` is sent as it is in `Authorization: Bearer`; `token_file` is read for each use. Where
     neither these nor user name and password are given, `auth_files` are searched in turn: files
-    as docker and podman keep them, read again when they change.
+    as docker and podman keep them, read again when they change. Keys in them may be scoped to a
+    path: what is asked of the registry as a whole is asked as one who may read `prefix`.
     """
 
     username: str = field(default="", repr=False)
@@ -125,6 +126,7 @@ class Credentials:
     token: str = field(default="", repr=False)
     token_file: Path | None = None
     auth_files: tuple[Path, ...] = ()
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,15 @@ def test_doctor_names_the_file(
     assert access(capsys, guarded.url) == "ok access as me, from ~/.docker/config.json"
 
 
+def test_a_prefix_is_mounted_with_credentials_for_that_path(
+    guarded: EmbeddedRegistry, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(home / ".docker/config.json", logged_in(f"{guarded.host}/team"))
+    assert access(capsys, guarded.url).startswith("FAIL")
+    said = access(capsys, f"{guarded.url}/team/app")
+    assert said == "ok access as me, from ~/.docker/config.json"
+
+
 def test_doctor_names_the_helper(
     guarded: EmbeddedRegistry,
     home: Path,

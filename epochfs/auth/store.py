@@ -90,7 +90,7 @@ class CredentialStore:
             return Login("as given", given.username, given.password)
         if given.token or given.token_file is not None:
             return None  # whatever the file holds just now, nothing else was meant
-        for found in self._files.find(self._names, repository):
+        for found in self._files.find(self._names, repository or given.prefix):
             login = self._helpers.login(found, deadline) if isinstance(found, Helper) else found
             if login is not None:
                 return login

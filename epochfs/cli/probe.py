@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from epochfs.auth import ANONYMOUS
 from epochfs.cli.plan import Connection
 from epochfs.client import RegistryClient
@@ -24,7 +26,7 @@ def connect(
     """Return a client of `url`; nothing is sent yet. `manifest_limit` is in bytes."""
     return RegistryClient(
         url.base,
-        credentials=connection.credentials,
+        credentials=replace(connection.credentials, prefix=str(url.prefix or "")),
         options=connection.transport,
         manifest_limit=manifest_limit,
     )
