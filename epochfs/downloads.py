@@ -303,6 +303,8 @@ class Download:
             before = self._plan.present.total
             with self._source(start, None if self._plan.ranged is False else stop) as stream:
                 position, stop = self._accept(claim, stream, start, stop)
+                if position == stop:
+                    return  # another worker is sent all of it already
                 try:
                     while position < stop and not self._closing:
                         data = buffer[: stream.read_into(buffer)]
