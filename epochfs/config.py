@@ -96,10 +96,12 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TransportOptions:
-    """How to speak to the registry. `tls_verify` None means: unless the registry is loopback.
+    """How to speak to one host of a registry.
 
-    `client_certs` are shown to the registry's host only. Each is a file, and that of its key if it
-    is not the same.
+    `tls_verify` None means: unless the host is loopback. A client certificate is a file, and that
+    of its key if it is not the same; it is shown to this host only. `root` is where the API begins.
+    `namespace`, if any, is told to the host with each request, as it may serve several registries.
+    `headers` are sent to the host and nowhere else; they may hold credentials.
     """
 
     timeout: float = 60.0
@@ -109,6 +111,9 @@ class TransportOptions:
     client_certs: tuple[tuple[Path, Path | None], ...] = ()
     tls_verify: bool | None = None
     pool_size: int = 32
+    root: str = "/v2"
+    namespace: str = ""
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ RANKS = {
     "config": 1,
     "auth": 1,
     "buffers": 1,
+    "hosts": 1,
     "ranges": 1,
     "window": 1,
     "mountinfo": 1,

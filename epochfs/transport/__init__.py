@@ -6,13 +6,14 @@ us), `watchdog` (time limits), `tls` (who is trusted), `faults` (foreign excepti
 (bodies), `exchange` (all of it).
 """
 
-from epochfs.transport.answers import Reply, TransportStats
+from epochfs.transport.answers import Answer, Reply, TransportStats
 from epochfs.transport.exchange import Request, Transport
 from epochfs.transport.streams import BlobStream, UploadBody
 from epochfs.transport.urls import Url, next_page
 from epochfs.transport.watchdog import Watch
 
 __all__ = [
+    "Answer",
     "BlobStream",
     "Reply",
     "Request",

@@ -38,7 +38,7 @@ from epochfs.transport.faults import (
 from epochfs.transport.retries import UNREACHED_DELAY, UNREACHED_SECONDS, backoff, retry_after
 from epochfs.transport.streams import BlobStream, UploadBody
 from epochfs.transport.tls import TlsPolicy
-from epochfs.transport.urls import Origin, Url
+from epochfs.transport.urls import Origin, Url, next_page
 from epochfs.transport.watchdog import Watch, Watchdog
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,9 @@ _EXPIRED_STATUSES = frozenset({400, 403, 410})
 """How storage refuses a signed URL whose time is up."""
 
 _T = TypeVar("_T")
+
+StreamKind = Callable[[Answer, int, int | None], BlobStream]
+"""Makes a stream of an answer to a request for the bytes from one offset to before another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +81,52 @@ class Transport:
     Safe under threads. Every error it raises is one of `epochfs.errors`, and holds no credential.
     """
 
-    def __init__(self, base_url: str, credentials: Credentials, options: TransportOptions) -> None:
-        """`base_url` has no path. Raises UsageError for a URL or CA file that cannot be used."""
+    def __init__(
+        self,
+        base_url: str,
+        credentials: Credentials,
+        options: TransportOptions,
+        stats: TransportStats | None = None,
+    ) -> None:
+        """`base_url` has no path; `stats` are counted in, if given.
+
+        Raises UsageError for a URL, CA or certificate that cannot be used.
+        """
         try:
             self.base = Url.parse(base_url)
         except ProtocolViolation:
             raise UsageError(f"not a registry URL: '{printable(base_url)}'") from None
-        self.stats = TransportStats()
+        self.stats = TransportStats() if stats is None else stats
         self._options = options
         self._watchdog = Watchdog()
         self._adapter = Adapter(TlsPolicy(options, self.base.hostname), options.pool_size)
         store = CredentialStore(credentials, base_url)
         self._authenticator = Authenticator(store, self.base.scheme)
 
-    def watch(self) -> Watch:
-        """Start the time limit of an operation that takes several requests."""
-        return self._watchdog.watch(self._options.timeout)
+    @property
+    def timeout(self) -> float:
+        """Within how many seconds an operation ends."""
+        return self._options.timeout
+
+    def url(self, path: str) -> Url:
+        """Return the URL of a path of the registry's API, such as `/_catalog`."""
+        return self.in_namespace(self.base.at(f"{self._options.root}{path}"))
+
+    def in_namespace(self, url: Url) -> Url:
+        """Return a URL of this host's with the namespace it is to be told, if it lacks it."""
+        namespace = self._options.namespace
+        if not namespace or url.has_parameter("ns"):
+            return url
+        return url.with_parameter("ns", namespace)
+
+    def next_page(self, reply: Reply) -> Url | None:
+        """Return where a listing goes on, or None; raises what `urls.next_page` does."""
+        url = next_page(reply.headers.get("Link", ""), reply.url, self._options.root)
+        return None if url is None else self.in_namespace(url)
+
+    def watch(self, seconds: float | None = None) -> Watch:
+        """Start the time limit of an operation that takes several requests; by default ours."""
+        return self._watchdog.watch(self.timeout if seconds is None else seconds)
 
     def fetch(self, request: Request, limit: int = SMALL_BODY, watch: Watch | None = None) -> Reply:
         """Make a request and read the whole answer, of whatever status, 5xx and 429 excepted.
@@ -113,18 +146,26 @@ class Transport:
 
         return self._attempts(request, partial(self._authenticated, request, watch), read, watch)
 
-    def open(self, request: Request, start: int, end: int | None) -> BlobStream:
+    def open(
+        self,
+        request: Request,
+        start: int,
+        end: int | None,
+        seconds: float | None = None,
+        kind: StreamKind = BlobStream,
+    ) -> BlobStream:
         """Make a request for the bytes from `start` to `end` of a blob; return the open stream.
 
-        The time limit holds until the headers are there, then anew for each read.
+        The time limit, of `seconds` or else ours, holds until the headers are there, then anew for
+        each read. The stream is made by `kind`.
         Raises what `fetch` does, what `refusal` returns, and what BlobStream raises.
         """
-        watch = self.watch()
+        watch = self.watch(seconds)
 
         def stream(answer: Answer) -> BlobStream:
             if answer.status not in (200, 206):
                 raise self.refusal(answer.read_error())
-            return BlobStream(answer, start, end)
+            return kind(answer, start, end)
 
         try:
             send = partial(self._authenticated, request, watch)
@@ -148,6 +189,8 @@ class Transport:
         entries = error_entries(reply.body)
         text = "; ".join(f"{code}: {message}" for code, message in entries)
         text = self._authenticator.redact(text, reply.authorization)
+        for _, value in self._options.headers:
+            text = text.replace(value, "***") if value else text
         return refusal(reply.what, reply.status, reply.body, printable(text))
 
     def close(self) -> None:
@@ -177,7 +220,8 @@ class Transport:
                 error = self.refusal(answer.read_error())
             except Unreached as failure:
                 error, delay = failure, UNREACHED_DELAY
-                again = time.monotonic() + delay < started + UNREACHED_SECONDS
+                in_time = time.monotonic() + delay < started + UNREACHED_SECONDS
+                again = self._options.retries > 0 and in_time
             except Broken as failure:
                 error = failure
             if not again or delay > watch.remaining():
@@ -264,6 +308,8 @@ class Transport:
             {"User-Agent": f"epochfs/{__version__}", "Accept-Encoding": "identity"}
         )
         headers.update(request.headers)
+        if url.origin == self.base.origin:
+            headers.update(self._options.headers)
         if authorization:
             headers["Authorization"] = authorization
         body = request.body

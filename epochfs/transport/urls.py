@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin
+from urllib.parse import parse_qs, quote, urljoin
 
 from epochfs.errors import ProtocolViolation, printable
 
@@ -80,6 +80,10 @@ class Url:
         joint = "&" if "?" in self.target else "?"
         return self.at(f"{self.target}{joint}{name}={quote(value, safe='')}")
 
+    def has_parameter(self, name: str) -> bool:
+        """Whether there is a query parameter of that name."""
+        return name in parse_qs(self.target.partition("?")[2], keep_blank_values=True)
+
     def follow(self, location: str) -> Url:
         """Return where a Location header, relative or absolute, leads from here.
 
@@ -99,11 +103,11 @@ class Url:
         return f"{self.site}{self.target}"
 
 
-def next_page(link: str, current: Url) -> Url | None:
+def next_page(link: str, current: Url, root: str = "/v2") -> Url | None:
     """Return the URL of a listing's next page, from its Link header (RFC 8288), or None.
 
     Raises ProtocolViolation for a header that cannot be read, as part of a listing must not pass
-    for all of it, and for a page that is not under `/v2/` on the same server.
+    for all of it, and for a page that is not under the API's `root` on the same server.
     """
     position = 0
     while link[position:].strip(" \t,"):
@@ -113,8 +117,8 @@ def next_page(link: str, current: Url) -> Url | None:
         position = match.end()
         if "next" in _relations(match[2]):
             url = current.follow(match[1])
-            if url.origin != current.origin or not url.target.startswith("/v2/"):
-                raise ProtocolViolation(f"{current.site} names a next page outside its /v2/")
+            if url.origin != current.origin or not url.target.startswith(f"{root}/"):
+                raise ProtocolViolation(f"{current.site} names a next page outside its {root}/")
             return url
     return None
 

@@ -1,0 +1,25 @@
+"""containerd's `hosts.toml`: which hosts a registry's content is had from, and how to reach them.
+
+From the bottom up: `values` (what it all comes to), `file` (what one file says), `directory`
+(which file is a registry's). The format and its rules are containerd's (docs/hosts.md there).
+Where this differs:
+
+- A file that cannot be read as it was meant is a UsageError, where containerd goes on without it.
+  What is merely unknown is left out, with a warning.
+- An entry that names the registry's own address is no mirror: it says how to speak to the registry.
+- The registry itself is trusted with everything, whatever the file's `capabilities` are.
+- `docker.io`, `index.docker.io` and `registry-1.docker.io` are one registry, whose namespace is the
+  first and whose address the last.
+"""
+
+from epochfs.hosts.directory import DEFAULT_DIRECTORY, find
+from epochfs.hosts.values import ALL_CAPABILITIES, Capability, Host, RegistryHosts
+
+__all__ = [
+    "ALL_CAPABILITIES",
+    "DEFAULT_DIRECTORY",
+    "Capability",
+    "Host",
+    "RegistryHosts",
+    "find",
+]
