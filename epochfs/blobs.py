@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from epochfs.blobcache import BlobCache, read_exactly
@@ -181,6 +182,7 @@ class Blobs:
             self._cache,
             self._options,
             self._budget,
+            partial(self._client.distrust_mirrors, digest),
             on_end,
             ranged=self._ranged,
         )

@@ -68,8 +68,9 @@ class _Waiter:
 class Download:
     """One blob on its way into the cache. `read_into` is for any thread; `close` is called once.
 
-    `on_end` is called once, from one of its threads, when no later reader should join: after the
-    blob was kept, or after it failed for good.
+    `distrust` is called when what came cannot be the blob; it returns whether `source` will ask
+    another host from then on. `on_end` is called once, from one of its threads, when no later
+    reader should join: after the blob was kept, or after it failed for good.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Download:
         cache: BlobCache,
         options: BlobOptions,
         budget: Budget,
+        distrust: Callable[[], bool],
         on_end: Callable[[], None],
         *,
         ranged: bool | None,
@@ -90,6 +92,7 @@ class Download:
         self._source = source
         self._cache = cache
         self._options = options
+        self._distrust = distrust
         self._on_end = on_end
         self._lock = threading.Lock()
         self._plan = FetchPlan(size, budget, whole=options.verify_first, ranged=ranged)
@@ -299,20 +302,29 @@ class Download:
     def _fetch(self, claim: Claim, buffer: memoryview) -> None:
         """Fetch what a claimed range lacks, resuming where the stream breaks."""
         while (span := self._lacking(claim)) is not None:
-            start, stop = span
-            before = self._plan.present.total
-            with self._source(start, None if self._plan.ranged is False else stop) as stream:
-                position, stop = self._accept(claim, stream, start, stop)
-                if position == stop:
-                    return  # another worker is sent all of it already
-                try:
-                    while position < stop and not self._closing:
-                        data = buffer[: stream.read_into(buffer)]
-                        self._store(position, data)
-                        self._look_after(position, data)
-                        position += len(data)
-                except (Unavailable, DeadlineExceeded) as error:
-                    self._pause(error, progressed=self._plan.present.total > before)
+            try:
+                if not self._fetch_span(claim, buffer, *span):
+                    return
+            except ProtocolViolation:
+                if not self._distrust():
+                    raise
+
+    def _fetch_span(self, claim: Claim, buffer: memoryview, start: int, stop: int) -> bool:
+        """Fetch a range as far as its stream goes; False if another worker is sent all already."""
+        before = self._plan.present.total
+        with self._source(start, None if self._plan.ranged is False else stop) as stream:
+            position, stop = self._accept(claim, stream, start, stop)
+            if position == stop:
+                return False
+            try:
+                while position < stop and not self._closing:
+                    data = buffer[: stream.read_into(buffer)]
+                    self._store(position, data)
+                    self._look_after(position, data)
+                    position += len(data)
+            except (Unavailable, DeadlineExceeded) as error:
+                self._pause(error, progressed=self._plan.present.total > before)
+        return True
 
     def _lacking(self, claim: Claim) -> tuple[int, int] | None:
         """Return the first absent part of a claimed range."""
@@ -407,7 +419,10 @@ class Download:
         """Once all bytes are here: keep them if the digest matches, refuse them if not."""
         staged = self._file()
         if not self._verifier.finish(staged.fileno(), self.size, lambda: self._stopped):
-            if self._stopped or self._start_over():
+            if self._stopped:
+                return
+            self._distrust()
+            if self._start_over():
                 return
             staged.discard()
             raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")

@@ -42,6 +42,9 @@ class FakeClient:
             start, end = 0, None
         return FakeStream(self, number, start, len(self.data) if end is None else end)
 
+    def distrust_mirrors(self, digest: Digest) -> bool:
+        return False
+
 
 @dataclass
 class FakeStream:

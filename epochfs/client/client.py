@@ -5,16 +5,20 @@ specification ("§" below is a section of the OCI Distribution Specification 1.1
 
 Names are parsed here before any URL is built from them. What comes back is hashed where a digest
 is known; names in listings are returned as the server sent them, and are not to be trusted.
+
+Where the registry has mirrors, these are asked first for what they are trusted with (`mirrors`), in
+the same words (`reads`). Listings and writes are the registry's own.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
+from functools import partial
 from typing import BinaryIO
-from urllib.parse import quote
 
+import epochfs.client.reads as reads
+from epochfs.client.mirrors import MirrorState, mirrors_of, origin_transport
 from epochfs.client.pages import PAGE_LIMIT, names
 from epochfs.client.uploads import BlobUploader
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
@@ -22,24 +26,22 @@ from epochfs.errors import (
     ContentMismatch,
     Denied,
     EpochfsError,
-    InvalidName,
     NotFound,
     ProtocolViolation,
     Unsupported,
     UsageError,
     printable,
 )
-from epochfs.manifests import ACCEPT, Descriptor, Document, checked_size, load_json
+from epochfs.hosts import Capability, RegistryHosts
+from epochfs.hosts import find as find_hosts
+from epochfs.manifests import Descriptor, Document, load_json
 from epochfs.names import Digest, Reference, Repository, Tag
-from epochfs.transport import BlobStream, Reply, Request, Transport, TransportStats, Url
+from epochfs.transport import BlobStream, Reply, Request, TransportStats
 
 log = logging.getLogger(__name__)
 
 MANIFEST_LIMIT = 4 * 1024 * 1024
 """Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""
-
-_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w.+!#$&^-]*/[A-Za-z0-9][\w.+!#$&^-]*\Z", re.ASCII)
-_UNTYPED = "application/octet-stream"
 
 
 class RegistryClient:
@@ -65,11 +67,13 @@ class RegistryClient:
         credentials: Credentials | None = None,
         options: TransportOptions = TransportOptions(),  # noqa: B008 - frozen
         manifest_limit: int = MANIFEST_LIMIT,
+        hosts: RegistryHosts | None = None,
     ) -> None:
         """Make a client of the registry at `base_url`; "" is Epoch's default, on loopback.
 
         `token` is sent as it is, as Bearer, in place of one in `credentials`. `manifest_limit` is
-        in bytes. Raises UsageError for a URL, or a file that `options` names, that cannot be used.
+        in bytes. `hosts` are those of the registry (`hosts.find`), by default it alone. Raises
+        UsageError for a URL, or a CA or certificate file, that cannot be used.
         """
         url = RegistryUrl.parse(base_url)
         if url.prefix is not None:
@@ -79,7 +83,9 @@ class RegistryClient:
             given = replace(given, token=token)
         self._base_url = url.base
         self._manifest_limit = manifest_limit
-        self._transport = Transport(url.base, given, options)
+        hosts = hosts or find_hosts(None, url)
+        self._transport = origin_transport(hosts, given, options)
+        self._mirrors = mirrors_of(hosts, self._transport, given, options)
         self._uploader = BlobUploader(self._transport)
 
     @property
@@ -102,6 +108,22 @@ class RegistryClient:
         """When the last of the tokens in use expires, as Unix time; None without one."""
         return self._transport.token_expiry()
 
+    @property
+    def mirrors(self) -> tuple[MirrorState, ...]:
+        """How each mirror of the registry does, in the order they are asked."""
+        return self._mirrors.states()
+
+    def ping_mirrors(self) -> None:
+        """Ask each mirror whether it answers; `mirrors` has the outcome."""
+        self._mirrors.ping()
+
+    def distrust_mirrors(self, digest: Digest) -> bool:
+        """Take note that wrong bytes came of a blob; return whether a mirror may have sent them.
+
+        If so, the registry itself is asked for the blob from now on.
+        """
+        return self._mirrors.distrust(digest)
+
     def ping(self) -> None:
         """Check that a registry answers, and us (`GET /v2/`, §Determining Support).
 
@@ -109,7 +131,7 @@ class RegistryClient:
         where no credentials were sent, a catalogue that can be read is as good.
         Raises Denied, Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
         """
-        reply = self._fetch("GET", "/v2/")
+        reply = self._fetch("GET", "/")
         if reply.ok:
             return
         error = self._transport.refusal(reply)
@@ -117,7 +139,7 @@ class RegistryClient:
             raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
         if reply.authorization:
             raise error
-        if not self._fetch("GET", "/v2/_catalog?n=1", "registry:catalog", limit=PAGE_LIMIT).ok:
+        if not self._fetch("GET", "/_catalog?n=1", "registry:catalog", limit=PAGE_LIMIT).ok:
             raise error
 
     def catalog(self) -> list[str]:
@@ -127,7 +149,7 @@ class RegistryClient:
         Unsupported or Denied where it is not offered.
         """
         try:
-            return names(self._transport, "/v2/_catalog", "registry:catalog", "repositories")
+            return names(self._transport, "/_catalog", "registry:catalog", "repositories")
         except NotFound as error:
             raise Unsupported(f"{error}: the registry has no catalogue") from error
 
@@ -136,7 +158,8 @@ class RegistryClient:
         Tags). `"tags": null` is an empty list.
         """
         repository = _repository(name)
-        return names(self._transport, f"{_path(repository)}/tags/list", _pull(repository), "tags")
+        path = f"{reads.repository_path(repository)}/tags/list"
+        return names(self._transport, path, reads.pull(repository), "tags")
 
     def get_manifest(
         self, name: Repository | str, reference: Reference | str, limit: int | None = None
@@ -148,13 +171,9 @@ class RegistryClient:
         there are more than `limit` of them (in place of the client's own limit).
         """
         repository, wanted = _repository(name), _reference(reference)
-        reply = self._manifest_request("GET", repository, wanted, limit)
-        announced = _announced_digest(reply)
-        for digest in (wanted, announced):
-            if isinstance(digest, Digest) and not digest.matches(reply.body):
-                raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
-        named = wanted if isinstance(wanted, Digest) else announced
-        return Document(named or Digest.of(reply.body), _media_type(reply), reply.body)
+        most = self._manifest_limit if limit is None else limit
+        trust = Capability.PULL if isinstance(wanted, Digest) else Capability.RESOLVE
+        return self._mirrors.ask(trust, partial(reads.manifest, repository, wanted, most))
 
     def resolve(self, name: Repository | str, reference: Reference | str) -> Descriptor:
         """Return the descriptor of what a reference names now (`HEAD`, §Pulling manifests).
@@ -163,18 +182,8 @@ class RegistryClient:
         fetched. Raises ContentMismatch if a digest resolves to another one.
         """
         repository, wanted = _repository(name), _reference(reference)
-        try:
-            reply = self._manifest_request("HEAD", repository, wanted)
-        except Unsupported:
-            return self._resolve_by_get(repository, wanted)
-        digest, size = _announced_digest(reply), _announced_size(reply)
-        if isinstance(wanted, Digest):
-            if digest and digest.algorithm == wanted.algorithm and digest != wanted:
-                raise ContentMismatch(f"{reply.what}: resolves to {digest}")
-            digest = wanted
-        if digest is None or size is None:
-            return self._resolve_by_get(repository, wanted)
-        return Descriptor(_media_type(reply), digest, size)
+        ask = partial(reads.resolve, repository, wanted, self._manifest_limit)
+        return self._mirrors.ask(Capability.RESOLVE, ask)
 
     def put_manifest(
         self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
@@ -192,13 +201,13 @@ class RegistryClient:
             raise UsageError(f"the manifest to be stored does not have digest {digest}")
         request = Request(
             "PUT",
-            self._url(_manifest_path(repository, wanted)),
+            self._transport.url(reads.manifest_path(repository, wanted)),
             _push(repository),
             {"Content-Type": content_type},
             data,
         )
-        reply = self._accepted(self._transport.fetch(request))
-        stored = _announced_digest(reply)
+        reply = reads.accepted(self._transport, self._transport.fetch(request))
+        stored = reads.announced_digest(reply)
         if stored is not None and not stored.matches(data):
             raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
         return digest
@@ -210,20 +219,21 @@ class RegistryClient:
         or that of tags is not offered.
         """
         repository, wanted = _repository(name), _reference(reference)
-        path = _manifest_path(repository, wanted)
+        path = reads.manifest_path(repository, wanted)
         reply = self._fetch("DELETE", path, f"{repository}:delete")
         if reply.status == 400 and isinstance(wanted, Tag):
             # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
             raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
         try:
-            self._accepted(reply)
+            reads.accepted(self._transport, reply)
         except NotFound as error:
             log.debug("%s: nothing to delete", error)
 
     def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
         """Return whether the repository has a blob (`HEAD`, §Checking if content exists)."""
+        repository, wanted = _repository(name), _digest(digest)
         try:
-            self._blob_head(_repository(name), _digest(digest))
+            self._mirrors.ask(Capability.RESOLVE, partial(reads.check_blob, repository, wanted))
         except NotFound:
             return False
         return True
@@ -231,16 +241,8 @@ class RegistryClient:
     def blob_size(self, name: Repository | str, digest: Digest | str) -> int:
         """Return a blob's size in bytes (`HEAD`); a GET finds it where HEAD does not say."""
         repository, wanted = _repository(name), _digest(digest)
-        try:
-            size = _announced_size(self._blob_head(repository, wanted))
-        except Unsupported:
-            size = None
-        if size is not None:
-            return size
-        with self.get_blob(repository, wanted, 0, 1) as stream:
-            if stream.total is None:
-                raise ProtocolViolation(f"{wanted} in {repository}: the registry tells no size")
-            return stream.total
+        ask = partial(reads.blob_size, repository, wanted)
+        return self._mirrors.ask(Capability.RESOLVE, ask)
 
     def get_blob(
         self,
@@ -258,11 +260,8 @@ class RegistryClient:
         repository, wanted = _repository(name), _digest(digest)
         if start < 0 or (end is not None and end <= start):
             raise UsageError(f"not a range of bytes: {start} to {end}")
-        headers = {}
-        if start > 0 or end is not None:
-            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        url = self._url(_blob_path(repository, wanted))
-        return self._transport.open(Request("GET", url, _pull(repository), headers), start, end)
+        request = partial(reads.blob_request, repository, wanted, start, end)
+        return self._mirrors.open_blob(request, wanted, start, end)
 
     def put_blob(
         self, name: Repository | str, digest: Digest | str, body: BinaryIO | bytes, size: int
@@ -274,41 +273,16 @@ class RegistryClient:
         for a body that is shorter than `size`.
         """
         repository, wanted = _repository(name), _digest(digest)
-        blob_url = self._url(_blob_path(repository, wanted))
-        uploads_url = self._url(f"{_path(repository)}/blobs/uploads/")
+        blob_url = self._transport.url(reads.blob_path(repository, wanted))
+        uploads_url = self._transport.url(f"{reads.repository_path(repository)}/blobs/uploads/")
         self._uploader.put(blob_url, uploads_url, _push(repository), wanted, body, size)
 
     def close(self) -> None:
         """End every call under way, with Unavailable, and close the connections."""
-        self._transport.close()
+        self._mirrors.close()
 
-    def _url(self, target: str) -> Url:
-        return self._transport.base.at(target)
-
-    def _fetch(self, method: str, target: str, scope: str = "", limit: int = PAGE_LIMIT) -> Reply:
-        return self._transport.fetch(Request(method, self._url(target), scope), limit)
-
-    def _accepted(self, reply: Reply) -> Reply:
-        """Return a 2xx reply, or raise what its status means."""
-        if not reply.ok:
-            raise self._transport.refusal(reply)
-        return reply
-
-    def _blob_head(self, repository: Repository, digest: Digest) -> Reply:
-        path = _blob_path(repository, digest)
-        return self._accepted(self._fetch("HEAD", path, _pull(repository)))
-
-    def _manifest_request(
-        self, method: str, repository: Repository, reference: Reference, limit: int | None = None
-    ) -> Reply:
-        url = self._url(_manifest_path(repository, reference))
-        request = Request(method, url, _pull(repository), {"Accept": ACCEPT})
-        size = self._manifest_limit if limit is None else limit
-        return self._accepted(self._transport.fetch(request, size))
-
-    def _resolve_by_get(self, repository: Repository, reference: Reference) -> Descriptor:
-        document = self.get_manifest(repository, reference)
-        return Descriptor(document.media_type, document.digest, document.size)
+    def _fetch(self, method: str, path: str, scope: str = "", limit: int = PAGE_LIMIT) -> Reply:
+        return self._transport.fetch(Request(method, self._transport.url(path), scope), limit)
 
 
 def _repository(name: Repository | str) -> Repository:
@@ -326,52 +300,13 @@ def _reference(reference: Reference | str) -> Reference:
     return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
 
 
-def _path(repository: Repository) -> str:
-    return f"/v2/{quote(repository.name)}"
-
-
-def _manifest_path(repository: Repository, reference: Reference) -> str:
-    return f"{_path(repository)}/manifests/{quote(str(reference), safe=':')}"
-
-
-def _blob_path(repository: Repository, digest: Digest) -> str:
-    return f"{_path(repository)}/blobs/{digest}"
-
-
-def _pull(repository: Repository) -> str:
-    return f"{repository}:pull"
-
-
 def _push(repository: Repository) -> str:
     return f"{repository}:push"
 
 
-def _announced_digest(reply: Reply) -> Digest | None:
-    """Return the Docker-Content-Digest, or None for a missing or malformed one."""
-    text = reply.headers.get("Docker-Content-Digest", "")
-    try:
-        return Digest.parse(text)
-    except InvalidName:
-        if text:
-            log.debug("%s: a malformed Docker-Content-Digest: %s", reply.what, printable(text))
-        return None
-
-
-def _announced_size(reply: Reply) -> int | None:
-    """Return the size in bytes that a HEAD's Content-Length gives, or None if it has none."""
-    length = reply.content_length
-    return None if length is None else checked_size(length)
-
-
-def _media_type(reply: Reply) -> str:
-    """Return the Content-Type without parameters."""
-    text = reply.headers.get("Content-Type", "").partition(";")[0].strip()
-    return text if _MEDIA_TYPE.match(text) else _UNTYPED
-
-
 def _check_manifest(data: bytes, content_type: str) -> None:
     """Raise UsageError unless `data` can be a manifest of the type (§Pushing Manifests)."""
-    if not _MEDIA_TYPE.match(content_type):
+    if not reads.MEDIA_TYPE.match(content_type):
         raise UsageError(f"not a media type: '{printable(content_type)}'")
     try:
         document = load_json(data)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from epochfs.errors import ProtocolViolation, TooLarge
 from epochfs.manifests import load_json
-from epochfs.transport import Request, Transport, Url, next_page
+from epochfs.transport import Request, Transport, Url
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +24,17 @@ _MOST_PAGES = 10_000
 _MOST_NAMES = 1_000_000
 
 
-def names(transport: Transport, target: str, scope: str, key: str) -> list[str]:
-    """Return the names under `key` in all pages of the listing at `target`, as the server sent
+def names(transport: Transport, path: str, scope: str, key: str) -> list[str]:
+    """Return the names under `key` in all pages of the listing at `path`, as the server sent
     them, within one time limit. What is no text is left out, with one warning.
 
     Raises ProtocolViolation for pages that never end, are too large or are no listing.
     """
-    what = f"{transport.base.site}{target}"
+    listing = transport.url(path)
+    what = f"{listing.site}{listing.path}"
     found: list[str] = []
     left_out = 0
-    for page in _pages(transport, transport.base.at(target), scope):
+    for page in _pages(transport, listing, scope):
         items = page.get(key)
         if items is None:  # what some registries send for an empty list
             continue
@@ -71,4 +72,4 @@ def _pages(transport: Transport, listing: Url, scope: str) -> Iterator[dict[str,
             if not isinstance(page, dict):
                 raise ProtocolViolation(f"{reply.what}: the listing is not a JSON object")
             yield page
-            url = next_page(reply.headers.get("Link", ""), reply.url)
+            url = transport.next_page(reply)

@@ -1,0 +1,174 @@
+"""The endpoints that only read, asked of one host: the registry itself, or a mirror of it.
+
+Each ends within `seconds`. `RegistryClient` documents what they return and raise.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from urllib.parse import quote
+
+from epochfs.errors import (
+    ContentMismatch,
+    InvalidName,
+    ProtocolViolation,
+    Unsupported,
+    printable,
+)
+from epochfs.manifests import ACCEPT, Descriptor, Document, checked_size
+from epochfs.names import Digest, Reference, Repository
+from epochfs.transport import Reply, Request, Transport, Watch
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w.+!#$&^-]*/[A-Za-z0-9][\w.+!#$&^-]*\Z", re.ASCII)
+_UNTYPED = "application/octet-stream"
+
+
+def repository_path(repository: Repository) -> str:
+    """Return the path of a repository, below the API's root."""
+    return f"/{quote(repository.name)}"
+
+
+def manifest_path(repository: Repository, reference: Reference) -> str:
+    """Return the path of a manifest."""
+    return f"{repository_path(repository)}/manifests/{quote(str(reference), safe=':')}"
+
+
+def blob_path(repository: Repository, digest: Digest) -> str:
+    """Return the path of a blob."""
+    return f"{repository_path(repository)}/blobs/{digest}"
+
+
+def pull(repository: Repository) -> str:
+    """Return the scope of reading a repository."""
+    return f"{repository}:pull"
+
+
+def manifest(
+    repository: Repository, reference: Reference, limit: int, transport: Transport, seconds: float
+) -> Document:
+    """Fetch a manifest of at most `limit` bytes, and check it against its digests."""
+    with transport.watch(seconds) as watch:
+        return _manifest(transport, watch, repository, reference, limit)
+
+
+def resolve(
+    repository: Repository, reference: Reference, limit: int, transport: Transport, seconds: float
+) -> Descriptor:
+    """Ask what a reference names now: by HEAD, or else by GET of at most `limit` bytes."""
+    with transport.watch(seconds) as watch:
+        found = _announced(transport, watch, repository, reference)
+        if found is None:
+            document = _manifest(transport, watch, repository, reference, limit)
+            found = Descriptor(document.media_type, document.digest, document.size)
+        return found
+
+
+def check_blob(
+    repository: Repository, digest: Digest, transport: Transport, seconds: float
+) -> None:
+    """Ask whether the repository has a blob; raises NotFound if not."""
+    with transport.watch(seconds) as watch:
+        _blob_head(transport, watch, repository, digest)
+
+
+def blob_size(repository: Repository, digest: Digest, transport: Transport, seconds: float) -> int:
+    """Ask for a blob's size in bytes: by HEAD, or else by GET."""
+    with transport.watch(seconds) as watch:
+        try:
+            size = announced_size(_blob_head(transport, watch, repository, digest))
+        except Unsupported:
+            size = None
+        left = watch.remaining()
+    if size is not None:
+        return size
+    with transport.open(blob_request(repository, digest, 0, 1, transport), 0, 1, left) as stream:
+        if stream.total is None:
+            raise ProtocolViolation(f"{digest} in {repository}: the registry tells no size")
+        return stream.total
+
+
+def blob_request(
+    repository: Repository, digest: Digest, start: int, end: int | None, transport: Transport
+) -> Request:
+    """Return the request for the bytes of a blob from `start` to before `end`."""
+    headers = {}
+    if start > 0 or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    return Request("GET", transport.url(blob_path(repository, digest)), pull(repository), headers)
+
+
+def accepted(transport: Transport, reply: Reply) -> Reply:
+    """Return a 2xx reply, or raise what its status means."""
+    if not reply.ok:
+        raise transport.refusal(reply)
+    return reply
+
+
+def announced_digest(reply: Reply) -> Digest | None:
+    """Return the Docker-Content-Digest, or None for a missing or malformed one."""
+    text = reply.headers.get("Docker-Content-Digest", "")
+    try:
+        return Digest.parse(text)
+    except InvalidName:
+        if text:
+            log.debug("%s: a malformed Docker-Content-Digest: %s", reply.what, printable(text))
+        return None
+
+
+def announced_size(reply: Reply) -> int | None:
+    """Return the size in bytes that a HEAD's Content-Length gives, or None if it has none."""
+    length = reply.content_length
+    return None if length is None else checked_size(length)
+
+
+def _manifest(
+    transport: Transport, watch: Watch, repository: Repository, reference: Reference, limit: int
+) -> Document:
+    request = _manifest_request(transport, "GET", repository, reference)
+    reply = accepted(transport, transport.fetch(request, limit, watch))
+    announced = announced_digest(reply)
+    for digest in (reference, announced):
+        if isinstance(digest, Digest) and not digest.matches(reply.body):
+            raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
+    named = reference if isinstance(reference, Digest) else announced
+    return Document(named or Digest.of(reply.body), _media_type(reply), reply.body)
+
+
+def _announced(
+    transport: Transport, watch: Watch, repository: Repository, reference: Reference
+) -> Descriptor | None:
+    """Return what HEAD says a reference names, or None where that is not enough."""
+    request = _manifest_request(transport, "HEAD", repository, reference)
+    try:
+        reply = accepted(transport, transport.fetch(request, watch=watch))
+    except Unsupported:
+        return None
+    digest, size = announced_digest(reply), announced_size(reply)
+    if isinstance(reference, Digest):
+        if digest and digest.algorithm == reference.algorithm and digest != reference:
+            raise ContentMismatch(f"{reply.what}: resolves to {digest}")
+        digest = reference
+    if digest is None or size is None:
+        return None
+    return Descriptor(_media_type(reply), digest, size)
+
+
+def _manifest_request(
+    transport: Transport, method: str, repository: Repository, reference: Reference
+) -> Request:
+    url = transport.url(manifest_path(repository, reference))
+    return Request(method, url, pull(repository), {"Accept": ACCEPT})
+
+
+def _blob_head(transport: Transport, watch: Watch, repository: Repository, digest: Digest) -> Reply:
+    request = Request("HEAD", transport.url(blob_path(repository, digest)), pull(repository))
+    return accepted(transport, transport.fetch(request, watch=watch))
+
+
+def _media_type(reply: Reply) -> str:
+    """Return the Content-Type without parameters."""
+    text = reply.headers.get("Content-Type", "").partition(";")[0].strip()
+    return text if MEDIA_TYPE.match(text) else _UNTYPED
