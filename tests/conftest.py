@@ -108,6 +108,7 @@ class DockerRegistry:
 
     host: str
     log: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def url(self) -> str:
@@ -122,18 +123,27 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker
 
 
 @contextmanager
-def serve_docker_registry(directory: Path, port: int = 0) -> Iterator[DockerRegistry]:
-    """Run a docker-registry on what it has stored in a directory; on any free port for 0."""
+def serve_docker_registry(
+    directory: Path, port: int = 0, cache_of: str = ""
+) -> Iterator[DockerRegistry]:
+    """Run a docker-registry on what it has stored in a directory; on any free port for 0.
+
+    With the URL of another registry it is a pull-through cache of that one.
+    """
     if shutil.which("docker-registry") is None:
         pytest.skip("docker-registry is not installed")
     port = port or free_port()
     config = directory / "config.yml"
-    config.write_text(_REGISTRY_CONFIG.format(storage=directory / "storage", port=port))
-    registry = DockerRegistry(f"127.0.0.1:{port}", directory / "log")
-    with registry.log.open("ab") as log:
+    text = _REGISTRY_CONFIG.format(storage=directory / "storage", port=port)
+    if cache_of:
+        text += f'proxy: {{remoteurl: "{cache_of}"}}\n'
+    config.write_text(text)
+    file = directory / "log"
+    with file.open("ab") as log:
         process = subprocess.Popen(
             ["docker-registry", "serve", str(config)], stdout=log, stderr=subprocess.STDOUT
         )
+    registry = DockerRegistry(f"127.0.0.1:{port}", file, process)
     try:
         _wait_until_answering(registry, process)
         yield registry

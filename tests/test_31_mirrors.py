@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import ssl
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trustme
 from builders import image, load, random_bytes
 from scripted import ScriptedServer, Seen, Step, at_most, reply
 from subjects import PASSWORD, USERNAME
@@ -303,6 +307,47 @@ def test_a_mirror_never_sees_the_registrys_credentials(client_of: Client, challe
         sent = {one.headers.get("authorization", "") for one in mirror.seen}
         assert sent <= {"", "Bearer anonymous"}
         assert "account" not in str(mirror.seen)
+
+
+def test_a_mirror_is_logged_in_to_with_what_a_file_has_for_it_alone(
+    client_of: Client, tmp_path: Path
+) -> None:
+    behaviour = Behaviour(auth="basic")
+    with (
+        Mirror(behaviour, username="theirs", password="secret") as mirror,
+        Mirror(behaviour, username=USERNAME, password=PASSWORD) as origin,
+    ):
+        logins = {mirror.host: "theirs:secret", origin.host: f"{USERNAME}:{PASSWORD}"}
+        entries = {
+            host: {"auth": b64encode(pair.encode()).decode()} for host, pair in logins.items()
+        }
+        file = tmp_path / "auth.json"
+        file.write_text(json.dumps({"auths": entries}))
+        client = client_of(origin, mirror.url, credentials=Credentials(auth_files=(file,)))
+        assert blob(client) == LAYER
+        assert client.list_tags(NAME) == ["latest"]
+        for registry in (mirror, origin):
+            sent = {one.headers.get("authorization") for one in registry.requests}
+            assert sent == {None, f"Basic {entries[registry.host]['auth']}"}
+
+
+def test_a_mirror_is_shown_the_client_certificate_that_its_table_names(
+    client_of: Client, origin: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    identity = authority.issue_cert("client@example.org")
+    identity.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    with Mirror(ssl_context=context) as mirror:
+        table = f'[host."{mirror.url}"]\nca = "../ca.pem"'
+        assert blob(client_of(origin, table)) == LAYER
+        assert (mirror.count(), origin.count()) == (0, 1)
+        assert blob(client_of(origin, f'{table}\nclient = "../client.pem"')) == LAYER
+        assert (mirror.count(), origin.count()) == (1, 1)
 
 
 def test_the_server_of_another_name_is_the_registry_but_not_logged_in_to(

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import platformdirs
 from epochfs.cli import probe, system
 from epochfs.cli.options import connection_options, file_option, registry_url
 from epochfs.cli.plan import Connection
-from epochfs.client import RegistryClient
+from epochfs.client import MirrorState, RegistryClient
 from epochfs.config import MAX_READ, RegistryUrl
 from epochfs.errors import (
     Denied,
@@ -208,6 +209,8 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
                     ("range", lambda: _range(client, connection)),
                 ]
             )
+        client.ping_mirrors()
+        yield from _run(("mirror", partial(_mirror, mirror)) for mirror in client.mirrors)
     finally:
         client.close()
 
@@ -222,6 +225,14 @@ def _access(client: RegistryClient, connection: Connection) -> str:
     probe.check(client, connection)
     home = os.environ.get("HOME")
     return client.account.replace(f"{home}/", "~/") if home else client.account
+
+
+def _mirror(mirror: MirrorState) -> str:
+    if not mirror.healthy:
+        raise Limited(f"{mirror.host} is done without ({mirror.trouble}): check its hosts.toml")
+    if not mirror.capabilities:
+        raise Limited(f"{mirror.host} is never asked: give it capabilities in its hosts.toml")
+    return f"{mirror.host} answers, for {' and '.join(mirror.capabilities)}"
 
 
 def _catalogue(client: RegistryClient) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from epochfs import hosts
 from epochfs.cli import ending, logs, mountpoint, system
 from epochfs.cli.daemon import Daemon, Ready
 from epochfs.cli.options import (
@@ -95,6 +96,7 @@ def command(
     if not 1 <= len(where) <= 2:
         raise click.UsageError("give [URL] MOUNTPOINT")
     url = registry_url(where[0] if len(where) == 2 else None)
+    hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be told here, and as one
     plan = MountPlan(
         url=url,
         path=mountpoint.resolve(where[-1]),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 import platformdirs
 
+from epochfs import hosts
 from epochfs.cli.credentials import credentials, readable
 from epochfs.cli.plan import Connection, Fetching
 from epochfs.config import (
@@ -25,7 +26,7 @@ from epochfs.config import (
     parse_seconds,
     parse_size,
 )
-from epochfs.errors import EpochfsError, UsageError
+from epochfs.errors import EpochfsError, UsageError, printable
 from epochfs.names import Repository
 
 _T = TypeVar("_T")
@@ -124,6 +125,10 @@ _CONNECTION_OPTIONS = (
     ),
     file_option("--client-cert", "Certificate to show to the registry (PEM)."),
     file_option("--client-key", "Its key, where the file does not hold that too."),
+    file_option(
+        "--hosts-dir",
+        f"Mirrors, as containerd has them.  [default: {hosts.DEFAULT_DIRECTORY}, if it exists]",
+    ),
     click.option(
         "--tls-skip-verify",
         is_flag=True,
@@ -146,6 +151,7 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
         ca_cert: Path | None,
         client_cert: Path | None,
         client_key: Path | None,
+        hosts_dir: Path | None,
         tls_skip_verify: bool,
         **others: object,
     ) -> _T:
@@ -161,7 +167,8 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
             tls_verify=False if tls_skip_verify else True if ca_cert else None,
         )
         given = credentials(username, password_file, token_file)
-        return command(connection=Connection(transport, given, repositories), **others)
+        connection = Connection(transport, given, repositories, _hosts_dir(hosts_dir))
+        return command(connection=connection, **others)
 
     return _with_options(with_connection, _CONNECTION_OPTIONS)
 
@@ -215,6 +222,15 @@ def _with_options(command: _Function[_T], options: Sequence[_Decorator]) -> _Fun
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _hosts_dir(directory: Path | None) -> Path | None:
+    """Return where mirrors are looked up, if anywhere."""
+    if directory is None:
+        return hosts.DEFAULT_DIRECTORY if hosts.DEFAULT_DIRECTORY.is_dir() else None
+    if not directory.is_dir():
+        raise UsageError(f"--hosts-dir: '{printable(directory)}' is not a directory")
+    return directory
 
 
 def registry_url(text: str | None) -> RegistryUrl:

@@ -18,11 +18,15 @@ from epochfs.names import Repository
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach a registry; `repositories` are those named with --repo."""
+    """How to reach a registry; `repositories` are those named with --repo.
+
+    `hosts_dir` is where its mirrors are looked up, if anywhere.
+    """
 
     transport: TransportOptions
     credentials: Credentials
     repositories: tuple[Repository, ...]
+    hosts_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from epochfs import hosts
 from epochfs.auth import ANONYMOUS
 from epochfs.cli.plan import Connection
 from epochfs.client import RegistryClient
@@ -23,12 +24,16 @@ def connect(
     connection: Connection,
     manifest_limit: int = ListingOptions().manifest_limit,
 ) -> RegistryClient:
-    """Return a client of `url`; nothing is sent yet. `manifest_limit` is in bytes."""
+    """Return a client of `url`; nothing is sent yet. `manifest_limit` is in bytes.
+
+    Raises UsageError for a `hosts.toml` or a certificate that cannot be used.
+    """
     return RegistryClient(
         url.base,
         credentials=replace(connection.credentials, prefix=str(url.prefix or "")),
         options=connection.transport,
         manifest_limit=manifest_limit,
+        hosts=hosts.find(connection.hosts_dir, url),
     )
 
 

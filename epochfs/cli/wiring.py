@@ -69,6 +69,7 @@ def _assemble(
             "retries": client.stats.retries,
             "token_expires": client.token_expiry,
             "blobs": dataclasses.asdict(blobs.counters()),
+            "mirrors": [dataclasses.asdict(mirror) for mirror in client.mirrors],
             "cache": {"limit": cache.size_limit, "free": _free(plan.cache.directory)},
         }
 
