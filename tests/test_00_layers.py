@@ -27,6 +27,7 @@ RANKS = {
     "mountinfo": 1,
     "manifests": 2,
     "transport": 2,
+    "cachedir": 2,
     "blobcache": 2,
     "taghistory": 2,
     "ttlcache": 2,

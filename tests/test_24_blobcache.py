@@ -73,7 +73,7 @@ class TestKeeping:
         keep(cache)
         fd = cache.open(DIGEST, len(DATA))
         assert fd is not None
-        shutil.rmtree(cache._options.directory)
+        shutil.rmtree(cache.directory.path)
         assert read(fd, len(DATA), 0) == DATA
         os.close(fd)
         assert content(cache) is None
@@ -185,7 +185,7 @@ class TestEviction:
         cache = opened(directory, limit=9 * PAGE)
         for data in blobs * 3:
             keep(cache, data)
-            assert sum(entry.size for entry in cache.entries()) <= 9 * PAGE
+            assert sum(entry.size for entry in cache.room.entries()) <= 9 * PAGE
 
     def test_a_blob_in_use_stays(self, directory: Path, blobs: list[bytes]) -> None:
         cache = opened(directory, limit=5 * PAGE)
@@ -230,8 +230,8 @@ class TestEviction:
         keep(cache, b"small")
         foreign = place(directory, "blobs").parent / "README"
         foreign.write_bytes(bytes(10 * PAGE))
-        cache._scanned = 0
-        cache.make_room(PAGE)
+        cache.room._scanned = 0
+        cache.room.make(PAGE)
         assert foreign.exists()
 
 
@@ -277,7 +277,7 @@ class TestTwoCachesOnOneDirectory:
 
 def aged(cache: BlobCache, digest: Digest, seconds: float) -> None:
     """Make a file of the cache look as if it was last used some time before it was."""
-    for path in cache._options.directory.rglob(f"{digest.encoded}*"):
+    for path in cache.directory.path.rglob(f"{digest.encoded}*"):
         then = path.stat().st_mtime - seconds
         os.utime(path, (then, then))
 

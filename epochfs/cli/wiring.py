@@ -70,7 +70,7 @@ def _assemble(
             "token_expires": client.token_expiry,
             "blobs": dataclasses.asdict(blobs.counters()),
             "mirrors": [dataclasses.asdict(mirror) for mirror in client.mirrors],
-            "cache": {"limit": cache.size_limit, "free": _free(plan.cache.directory)},
+            "cache": {"limit": cache.room.size_limit, "free": _free(plan.cache.directory)},
         }
 
     return FileSystem(Tree(plan.url.prefix), listings, blobs, status)

@@ -1,0 +1,25 @@
+"""Content-addressed blobs on the local disk: stage, verify elsewhere, sync, rename, evict.
+
+::
+
+    <directory>/v1/blobs/<algorithm>/<encoded>        complete and verified
+    <directory>/v1/partial/<algorithm>/<encoded>      staged bytes, sparse
+    <directory>/v1/partial/<algorithm>/<encoded>.map  which of those bytes were on disk at a sync
+
+A file under `blobs/` has had its digest checked before it was renamed there, so its presence is
+its proof. A map is written only after the bytes it names were synced. Who may enter, and that no
+planted link is followed, is `cachedir`'s to see to.
+
+Several processes may share a directory. A file's `flock` tells who uses it: a reader of a complete
+blob holds it shared, and eviction takes only what it can lock alone; the writer of a partial blob
+holds it exclusively, and a second writer stages privately instead.
+
+From the bottom up: `files` (single files and range maps), `room` (the limit), `staged`, `store`.
+"""
+
+from epochfs.blobcache.files import read_exactly
+from epochfs.blobcache.room import Entry
+from epochfs.blobcache.staged import StagedBlob
+from epochfs.blobcache.store import BlobCache
+
+__all__ = ["BlobCache", "Entry", "StagedBlob", "read_exactly"]

@@ -1,0 +1,113 @@
+"""How much the cache holds, and what goes when it would be too much.
+
+Locks: `Room._lock` guards the running total of bytes only, and no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from epochfs.blobcache.files import MAP_SUFFIX, READ_FLAGS, unlink
+from epochfs.cachedir import CacheDirectory, is_ours
+from epochfs.errors import InvalidName
+from epochfs.names import Digest
+
+log = logging.getLogger(__name__)
+
+BLOBS = "blobs"
+PARTIAL = "partial"
+
+_ALGORITHMS = ("sha256", "sha512")
+_RESCAN_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of the cache: `size` is what it takes on disk in bytes, `used` when last opened."""
+
+    kind: str
+    digest: Digest
+    size: int
+    used: float
+
+
+class Room:
+    """The entries of a cache's directory, kept below `size_limit` bytes together."""
+
+    def __init__(self, directory: CacheDirectory, size_limit: int) -> None:
+        self.size_limit = size_limit
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._total = 0
+        self._scanned = 0.0
+
+    def make(self, wanted: int) -> None:
+        """Evict what was used longest ago until `wanted` more bytes fit, or nothing is left to."""
+        if self._total + wanted <= self.size_limit and time.monotonic() < self._scanned:
+            return
+        entries = sorted(self.entries(), key=lambda entry: entry.used)
+        total = sum(entry.size for entry in entries)
+        for entry in entries:
+            if total + wanted <= self.size_limit:
+                break
+            if self.evict(entry):
+                total -= entry.size
+        with self._lock:
+            self._total = total
+            self._scanned = time.monotonic() + _RESCAN_SECONDS
+
+    def account(self, size: int) -> None:
+        """Count `size` more bytes as held."""
+        with self._lock:
+            self._total += size
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield what the cache holds, in no order. Files it did not write are passed over."""
+        for kind in (BLOBS, PARTIAL):
+            for algorithm in _ALGORITHMS:
+                try:
+                    with self._directory.opened(kind, algorithm) as directory:
+                        yield from _entries(directory, kind, algorithm)
+                except OSError as error:
+                    log.debug("listing %s/%s of the cache: %s", kind, algorithm, error)
+
+    def evict(self, entry: Entry) -> bool:
+        """Remove one entry unless somebody uses it; return whether it is gone."""
+        digest = entry.digest
+        try:
+            with self._directory.opened(entry.kind, digest.algorithm) as directory:
+                fd = os.open(digest.encoded, READ_FLAGS, dir_fd=directory)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if entry.kind == PARTIAL:
+                        unlink(directory, digest.encoded + MAP_SUFFIX)
+                    unlink(directory, digest.encoded)
+                finally:
+                    os.close(fd)
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            log.warning("cannot evict %s from the cache: %s", digest, error)
+            return False
+        log.debug("evicted %s, %d bytes", digest, entry.size)
+        return True
+
+
+def _entries(directory: int, kind: str, algorithm: str) -> Iterator[Entry]:
+    with os.scandir(directory) as found:
+        for file in found:
+            try:
+                digest = Digest.parse(f"{algorithm}:{file.name}")
+                status = file.stat(follow_symlinks=False)
+            except (InvalidName, OSError):
+                continue
+            if is_ours(status):
+                yield Entry(kind, digest, status.st_blocks * 512, status.st_mtime)

@@ -1,0 +1,83 @@
+"""The store of blobs: find those that are kept, and stage new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+from epochfs.blobcache.files import READ_FLAGS, read_map
+from epochfs.blobcache.room import BLOBS, PARTIAL, Room
+from epochfs.blobcache.staged import StagedBlob
+from epochfs.cachedir import CacheDirectory, cache_errors, is_ours
+from epochfs.config import CacheOptions
+from epochfs.names import Digest
+
+
+class BlobCache:
+    """The disk store. Raises CacheFailure, and nothing else, when the disk does not cooperate."""
+
+    def __init__(self, options: CacheOptions) -> None:
+        self.directory = CacheDirectory(options.directory)
+        self.room = Room(self.directory, options.size_limit)
+        with cache_errors("opening the cache"):
+            os.close(self.directory.open(BLOBS))
+
+    def open(self, digest: Digest, size: int) -> int | None:
+        """Return a read-only descriptor of the complete blob, or None when it is not cached.
+
+        The descriptor holds the blob against eviction until it is closed. A file of another size
+        than `size` bytes, that others can write to, or that is no regular file counts as not
+        cached.
+        """
+        try:
+            with self.directory.opened(BLOBS, digest.algorithm) as directory:
+                fd = os.open(digest.encoded, READ_FLAGS, dir_fd=directory)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(fd)
+            if not is_ours(status) or status.st_size != size:
+                raise OSError("not what the cache wrote")
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.utime(fd)
+        except OSError:
+            os.close(fd)
+            return None
+        return fd
+
+    def is_complete(self, digest: Digest, size: int) -> bool:
+        """Whether the verified blob of `size` bytes is kept; asking does not count as a use."""
+        with (
+            contextlib.suppress(OSError),
+            self.directory.opened(BLOBS, digest.algorithm) as directory,
+        ):
+            status = os.stat(digest.encoded, dir_fd=directory, follow_symlinks=False)
+            return is_ours(status) and status.st_size == size
+        return False
+
+    def cached_bytes(self, digest: Digest) -> int:
+        """Return how many bytes of the blob the last sync left on disk, complete or partial."""
+        with (
+            contextlib.suppress(OSError),
+            self.directory.opened(BLOBS, digest.algorithm) as directory,
+        ):
+            return os.stat(digest.encoded, dir_fd=directory, follow_symlinks=False).st_size
+        with (
+            contextlib.suppress(OSError),
+            self.directory.opened(PARTIAL, digest.algorithm) as directory,
+        ):
+            size = os.stat(digest.encoded, dir_fd=directory, follow_symlinks=False).st_size
+            return read_map(directory, digest, size).total
+        return 0
+
+    def stage(self, digest: Digest, size: int) -> StagedBlob:
+        """Return a staged file for the blob's `size` bytes, with what an earlier try left in it."""
+        with cache_errors("staging a blob"):
+            self.room.make(0)
+            fd = self.directory.open(PARTIAL, digest.algorithm)
+            try:
+                return StagedBlob(self.directory, self.room, fd, digest, size)
+            except BaseException:
+                os.close(fd)
+                raise

@@ -1,0 +1,151 @@
+"""The cache's directory as a boundary: whose it is, who may enter, and that no link leads out.
+
+::
+
+    <directory>/v1/blobs, /v1/partial    `blobcache`
+    <directory>/v1/<name>.sqlite         `private_file`
+
+`v1` is the format: another version of epochfs that needs another makes a directory of its own
+beside it, and whatever lies beside `v1` is left alone.
+
+The directory itself is the user's choice and may be reached through links. As sshd does with
+`~/.ssh` (StrictModes), it is refused where it belongs to somebody else or others can write to it:
+they could swap what is in it, and to mend it might take `/tmp` from everybody. That others can list
+it does no harm, for everything below is ours, 0700 and 0600 whatever the umask, mended where it is
+wider, and is entered one component at a time without following links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from epochfs.errors import CacheFailure
+
+FORMAT = "v1"
+
+_TOP_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY_FLAGS = _TOP_FLAGS | os.O_NOFOLLOW
+_NEW_FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OTHERS_WRITE = 0o022
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+
+
+class CacheDirectory:
+    """The directory of a cache at `path`, which need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def opened(self, *parts: str) -> Iterator[int]:
+        """Open a directory below `v1` as `open` does, and close it at the end."""
+        fd = self.open(*parts)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def open(self, *parts: str) -> int:
+        """Open (and make, where missing) a directory below `v1`; the caller closes it.
+
+        Raises OSError, also where the cache is not ours alone to write to.
+        """
+        fd = self._open_top()
+        for part in (FORMAT, *parts):
+            parent = fd
+            try:
+                fd = _open_below(parent, part)
+            finally:
+                os.close(parent)
+        return fd
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[int]:
+        """Open `v1` and keep other processes that do the same out of it meanwhile."""
+        with self.opened() as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+
+    def private_file(self, name: str) -> Path:
+        """Return the path of an SQLite file in `v1`, made where it is missing, 0600 and ours.
+
+        SQLite opens files by their paths and follows links. So that there is none, what lies under
+        the name and its companions' is looked at here, in a directory nobody else can write to.
+        """
+        with cache_errors(f"opening {name}"), self.opened() as directory:
+            for suffix in _SQLITE_SUFFIXES:
+                _check_file(directory, f"{name}{suffix}", create=not suffix)
+        return self.path / FORMAT / name
+
+    def _open_top(self) -> int:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.path, _TOP_FLAGS)
+        status = os.fstat(fd)
+        if status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE:
+            return fd
+        os.close(fd)
+        if status.st_uid != os.geteuid():
+            raise PermissionError(f"it belongs to user {status.st_uid}")
+        raise PermissionError("others can write to it: chmod go-w it, or name a directory in it")
+
+
+def is_ours(status: os.stat_result) -> bool:
+    """Whether a file is a regular one that nobody else could have written to."""
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & _OTHERS_WRITE
+    )
+
+
+@contextlib.contextmanager
+def cache_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError of the local disk into CacheFailure."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheFailure(f"{doing}: {error.strerror or error}") from error
+
+
+def _open_below(parent: int, name: str) -> int:
+    """Open a directory of ours, made where it is missing, and let nobody else enter it."""
+    try:
+        fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+        fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            raise PermissionError(f"its directory {name} belongs to user {status.st_uid}")
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            os.fchmod(fd, 0o700)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_file(directory: int, name: str, *, create: bool) -> None:
+    """Raise PermissionError unless a file is ours, and mend its mode; make it with `create`.
+
+    One that exists is not opened: closing it would drop the locks SQLite has on it elsewhere in
+    this process (fcntl(2)).
+    """
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        if create:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(name, _NEW_FILE_FLAGS, 0o600, dir_fd=directory))
+        return
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        raise PermissionError(f"{name} is no regular file of ours: remove it")
+    if stat.S_IMODE(status.st_mode) != 0o600:
+        os.chmod(name, 0o600, dir_fd=directory)
