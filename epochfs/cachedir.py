@@ -83,8 +83,12 @@ class CacheDirectory:
         return self.path / FORMAT / name
 
     def _open_top(self) -> int:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.path, _TOP_FLAGS)
+        try:
+            fd = os.open(self.path, _TOP_FLAGS)
+        except FileNotFoundError:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+            fd = os.open(self.path, _TOP_FLAGS)
         status = os.fstat(fd)
         if status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE:
             return fd
@@ -118,7 +122,8 @@ def _open_below(parent: int, name: str) -> int:
         fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
+            os.mkdir(name, dir_fd=parent)
+            os.chmod(name, 0o700, dir_fd=parent)
         fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
     try:
         status = os.fstat(fd)
@@ -143,7 +148,9 @@ def _check_file(directory: int, name: str, *, create: bool) -> None:
     except FileNotFoundError:
         if create:
             with contextlib.suppress(FileExistsError):
-                os.close(os.open(name, _NEW_FILE_FLAGS, 0o600, dir_fd=directory))
+                fd = os.open(name, _NEW_FILE_FLAGS, 0o600, dir_fd=directory)
+                os.fchmod(fd, 0o600)
+                os.close(fd)
         return
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         raise PermissionError(f"{name} is no regular file of ours: remove it")

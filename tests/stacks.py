@@ -54,11 +54,11 @@ def stack(
             manifest_limit=options.manifest_limit,
         )
         closing.callback(client.close)
-        history = TagHistory(directory / "tags.sqlite", url)
+        cache = BlobCache(CacheOptions(directory, cache_size))
+        history = TagHistory(cache.directory.private_file("tags.sqlite"), url)
         closing.callback(history.close)
         listings = Listings(client, options, history)
         closing.callback(listings.close)
-        cache = BlobCache(CacheOptions(directory, cache_size))
         blobs = Blobs(client, cache, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
         tree = Tree(Repository.parse(prefix) if prefix else None)

@@ -104,6 +104,7 @@ class StagedBlob:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(f"{name}.new", flags, 0o600, dir_fd=self._directory)
             with os.fdopen(fd, "w", encoding="ascii") as file:
+                os.fchmod(fd, 0o600)
                 file.write(text)
                 file.flush()
                 os.fsync(fd)

@@ -50,7 +50,7 @@ def _assemble(
     facts: Facts,
 ) -> FileSystem:
     cache = BlobCache(plan.cache)
-    history = TagHistory(plan.cache.directory / "tags.sqlite", plan.url.base)
+    history = TagHistory(cache.directory.private_file("tags.sqlite"), plan.url.base)
     closing.callback(history.close)
     listings = Listings(client, plan.listings, history)
     closing.callback(listings.close)
