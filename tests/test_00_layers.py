@@ -29,6 +29,8 @@ RANKS = {
     "transport": 2,
     "cachedir": 2,
     "blobcache": 2,
+    "cacheusers": 2,
+    "cachecare": 3,
     "taghistory": 2,
     "ttlcache": 2,
     "fetchplan": 2,

@@ -89,6 +89,10 @@ def test_the_version_is_printed_at_once() -> None:
         (["prefetch", "http://h", "a@sha256:0"], "not a sha256 or sha512 digest"),
         (["prefetch", "http://h", "a:"], "empty or relative segment"),
         (["doctor", "a", "b"], "unexpected extra argument"),
+        (["cache"], "Missing command (see 'epochfs cache --help')"),
+        (["cache", "frobnicate"], "No such command 'frobnicate'"),
+        (["cache", "prune", "--cache-size", "huge"], "not a size: 'huge'"),
+        (["cache", "clear", "DIR"], "unexpected extra argument"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -151,7 +155,7 @@ def test_a_reader_of_the_output_that_leaves_is_no_traceback() -> None:
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for name in ("mount", "umount", "prefetch", "doctor", "demo"):
+    for name in ("mount", "umount", "prefetch", "doctor", "cache", "demo"):
         assert f"\n  {name} " in listed
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: epochfs {name} ")

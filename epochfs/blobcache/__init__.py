@@ -17,9 +17,17 @@ holds it exclusively, and a second writer stages privately instead.
 From the bottom up: `files` (single files and range maps), `room` (the limit), `staged`, `store`.
 """
 
-from epochfs.blobcache.files import read_exactly
-from epochfs.blobcache.room import Entry
+from epochfs.blobcache.files import READ_FLAGS, read_exactly
+from epochfs.blobcache.room import BLOBS, PARTIAL, Entry
 from epochfs.blobcache.staged import StagedBlob
 from epochfs.blobcache.store import BlobCache
 
-__all__ = ["BlobCache", "Entry", "StagedBlob", "read_exactly"]
+__all__ = [
+    "BLOBS",
+    "PARTIAL",
+    "READ_FLAGS",
+    "BlobCache",
+    "Entry",
+    "StagedBlob",
+    "read_exactly",
+]

@@ -87,6 +87,7 @@ class Room:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if entry.kind == PARTIAL:
                         unlink(directory, digest.encoded + MAP_SUFFIX)
+                        unlink(directory, f"{digest.encoded}{MAP_SUFFIX}.new")
                     unlink(directory, digest.encoded)
                 finally:
                     os.close(fd)

@@ -17,7 +17,7 @@
     logs         where log lines go and what they look like
     liveline     the line of a terminal that shows what goes on
     transfer     what a transfer shows there
-    umount, prefetch, doctor, demo   the other commands
+    umount, prefetch, doctor, cache, demo   the other commands
 
 Subcommands are imported when they are asked for, so that `epochfs --version` is immediate. This
 package is the only one that reads the environment.
@@ -35,7 +35,7 @@ import click
 from epochfs import __version__
 from epochfs.errors import EpochfsError, InvalidName, UsageError
 
-_COMMANDS = ("mount", "umount", "prefetch", "doctor", "demo")
+_COMMANDS = ("mount", "umount", "prefetch", "doctor", "cache", "demo")
 
 
 class _Commands(click.Group):

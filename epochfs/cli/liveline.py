@@ -38,13 +38,14 @@ class LiveLine:
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
-        self._wipe()
+        self.wipe()
         click.echo(f"epochfs: {text}", err=True)
 
     def __exit__(self, *_: object) -> None:
-        self._wipe()
+        self.wipe()
 
-    def _wipe(self) -> None:
+    def wipe(self) -> None:
+        """Clear the line, if it was shown, for what is to stay."""
         if self._shown:
             self._shown = False
             click.echo(_WIPE, nl=False, err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from epochfs import __version__
 from epochfs.blobcache import BlobCache
 from epochfs.blobs import Blobs
+from epochfs.cacheusers import CacheUser, announce
 from epochfs.cli import probe
 from epochfs.cli.plan import FileSystemPlan
 from epochfs.client import RegistryClient
@@ -50,6 +52,9 @@ def _assemble(
     facts: Facts,
 ) -> FileSystem:
     cache = BlobCache(plan.cache)
+    mountpoint = str(facts().get("mountpoint", ""))
+    user = CacheUser(os.getpid(), mountpoint, str(plan.url), plan.cache.size_limit)
+    closing.callback(os.close, announce(cache.directory, user))
     history = TagHistory(cache.directory.private_file("tags.sqlite"), plan.url.base)
     closing.callback(history.close)
     listings = Listings(client, plan.listings, history)

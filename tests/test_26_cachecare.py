@@ -1,0 +1,191 @@
+"""Looking after a cache: what is counted, found bad, removed, and left because it is in use."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builders import random_bytes
+from diskcache import DATA, DIGEST, PAGE, content, held, keep, opened, place, staged
+
+from epochfs import cachecare
+from epochfs.blobcache import BLOBS, BlobCache
+from epochfs.cachecare import BadBlob
+from epochfs.cacheusers import CacheUser, announce, users
+from epochfs.names import Digest
+from epochfs.ranges import RangeSet
+
+OTHER = random_bytes(2 * PAGE, 7)
+DAY = 86400.0
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def cache(directory: Path) -> BlobCache:
+    return opened(directory)
+
+
+@pytest.fixture
+def user(cache: BlobCache) -> Iterator[CacheUser]:
+    """A mount that uses the cache."""
+    one = CacheUser(os.getpid(), "/mnt", "http://registry", 1 << 30)
+    fd = announce(cache.directory, one)
+    yield one
+    os.close(fd)
+
+
+def leave_partial(cache: BlobCache, data: bytes, age: float) -> None:
+    """Leave a partial blob that was last written to `age` seconds ago."""
+    with staged(cache, data) as blob:
+        blob.write(0, memoryview(data)[:PAGE])
+        blob.checkpoint(RangeSet([(0, PAGE)]))
+    then = time.time() - age
+    file = cache.directory.path / "v1" / "partial" / "sha256" / Digest.of(data).encoded
+    os.utime(file, (then, then))
+
+
+def verify(cache: BlobCache) -> tuple[list[BadBlob], int]:
+    """The bad blobs, and how many bytes were hashed."""
+    counts: list[int] = []
+    entries = [entry for entry in cache.room.entries() if entry.kind == BLOBS]
+    return list(cachecare.verify(cache, entries, counts.append)), sum(counts)
+
+
+def test_a_survey_counts_complete_and_partial_blobs(cache: BlobCache) -> None:
+    keep(cache)
+    leave_partial(cache, OTHER, age=DAY)
+    found = cachecare.survey(cache)
+    assert (found.complete.count, found.complete.size) == (1, 3 * PAGE)
+    assert (found.partial.count, found.partial.size) == (1, PAGE)
+    assert found.oldest == pytest.approx(time.time() - DAY, abs=60)
+    assert found.users == []
+
+
+def test_a_survey_names_the_mounts(cache: BlobCache, user: CacheUser) -> None:
+    assert cachecare.survey(cache).users == [user]
+
+
+def test_a_mount_that_was_killed_is_forgotten(cache: BlobCache) -> None:
+    os.close(announce(cache.directory, CacheUser(1, "/mnt", "", 0)))
+    assert users(cache.directory) == []
+    assert list((cache.directory.path / "v1" / "mounts").iterdir()) == []
+
+
+def test_a_mount_whose_file_says_nothing_sensible_still_counts(
+    cache: BlobCache, user: CacheUser
+) -> None:
+    [file] = (cache.directory.path / "v1" / "mounts").iterdir()
+    for nonsense in ("", "[]", '{"pid": "x"}', "[" * 100_000):
+        file.write_text(nonsense)
+        assert len(users(cache.directory)) == 1
+
+
+class TestVerify:
+    def test_right_blobs_are_hashed_whole_and_stay(self, cache: BlobCache) -> None:
+        for data in (DATA, OTHER):
+            keep(cache, data)
+        assert verify(cache) == ([], len(DATA) + len(OTHER))
+        assert held(cache) == {DIGEST, Digest.of(OTHER)}
+
+    @pytest.mark.parametrize("damage", ["flipped", "longer", "shorter"])
+    def test_a_damaged_blob_is_named_and_removed(
+        self, cache: BlobCache, directory: Path, damage: str
+    ) -> None:
+        keep(cache)
+        keep(cache, OTHER)
+        changed = {
+            "flipped": DATA[:-1] + bytes([DATA[-1] ^ 1]),
+            "longer": DATA + b"x",
+            "shorter": DATA[:-1],
+        }[damage]
+        place(directory, BLOBS).write_bytes(changed)
+        [bad], _ = verify(cache)
+        assert bad == BadBlob(DIGEST, f"has the digest {Digest.of(changed)}")
+        assert held(cache) == {Digest.of(OTHER)}
+        assert verify(cache)[0] == []
+
+    def test_a_bad_blob_goes_also_under_a_reader(self, cache: BlobCache, directory: Path) -> None:
+        keep(cache)
+        fd = cache.open(DIGEST, len(DATA))
+        assert fd is not None
+        with place(directory, BLOBS).open("r+b") as file:
+            file.write(b"wrong")
+        assert [bad.digest for bad in verify(cache)[0]] == [DIGEST]
+        os.close(fd)
+        assert content(cache) is None
+
+    def test_a_blob_that_was_evicted_meanwhile_is_not_bad(self, cache: BlobCache) -> None:
+        keep(cache)
+        entries = list(cache.room.entries())
+        assert cache.room.evict(entries[0])
+        assert list(cachecare.verify(cache, entries, lambda _: None)) == []
+
+
+class TestPrune:
+    def test_partial_blobs_that_nobody_came_back_for_go(self, cache: BlobCache) -> None:
+        keep(cache)
+        leave_partial(cache, OTHER, age=8 * DAY)
+        leave_partial(cache, OTHER[1:], age=6 * DAY)
+        removal = cachecare.prune(cache, None, 7 * DAY)
+        assert (removal.removed.count, removal.removed.size) == (1, PAGE)
+        assert held(cache) == {DIGEST, Digest.of(OTHER[1:])}
+
+    def test_a_size_is_reached_by_what_was_used_longest_ago(self, cache: BlobCache) -> None:
+        for age, data in enumerate((DATA, OTHER, OTHER[1:])):
+            keep(cache, data)
+            file = cache.directory.path / "v1" / BLOBS / "sha256" / Digest.of(data).encoded
+            os.utime(file, (1000 + age, 1000 + age))
+        removal = cachecare.prune(cache, 4 * PAGE, DAY)
+        assert (removal.removed.count, removal.removed.size) == (1, 3 * PAGE)
+        assert held(cache) == {Digest.of(OTHER), Digest.of(OTHER[1:])}
+
+    def test_what_is_in_use_stays_and_is_counted(self, cache: BlobCache) -> None:
+        keep(cache)
+        fd = cache.open(DIGEST, len(DATA))
+        assert fd is not None
+        with staged(cache, OTHER) as blob:
+            blob.write(0, memoryview(OTHER))
+            removal = cachecare.prune(cache, 0, -DAY)
+            assert (removal.removed.count, removal.in_use.count) == (0, 2)
+            blob.promote()
+        os.close(fd)
+        assert content(cache, OTHER) == OTHER
+        assert content(cache) == DATA
+
+
+class TestClear:
+    def test_everything_goes_but_what_is_another_versions(
+        self, cache: BlobCache, directory: Path
+    ) -> None:
+        keep(cache)
+        leave_partial(cache, OTHER, age=0)
+        cache.directory.private_file("tags.sqlite")
+        (directory / "v2").mkdir()
+        (directory / "v2" / "blob").write_bytes(DATA)
+        (directory / "notes.sqlite").touch()
+        removal = cachecare.clear(cache)
+        assert (removal.removed.count, removal.in_use.count) == (2, 0)
+        left = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+        assert left == {"v2/blob", "notes.sqlite"}
+
+    def test_a_mount_keeps_its_databases_and_what_it_has_open(
+        self, cache: BlobCache, user: CacheUser
+    ) -> None:
+        keep(cache)
+        keep(cache, OTHER)
+        file = cache.directory.private_file("tags.sqlite")
+        fd = cache.open(DIGEST, len(DATA))
+        assert fd is not None
+        removal = cachecare.clear(cache)
+        os.close(fd)
+        assert (removal.removed.count, removal.in_use.count) == (1, 1)
+        assert removal.users == [user]
+        assert file.exists()
+        assert held(cache) == {DIGEST}
