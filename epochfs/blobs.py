@@ -14,16 +14,17 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 from epochfs.blobcache import BlobCache, read_exactly
-from epochfs.client import BlobStream, RegistryClient
+from epochfs.client import BlobStream, PullClient
 from epochfs.config import BlobOptions
 from epochfs.downloads import Download
 from epochfs.errors import ContentMismatch
 from epochfs.names import Digest, Repository
+from epochfs.readings import counter, gauge
 from epochfs.window import Budget
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,11 @@ class BlobHandle(Protocol):
 class BlobCounters:
     """What the read-through has done since the start, for `status.json`."""
 
-    hits: int
-    misses: int
-    downloads: int
-    bytes_present: int
-    connections: int
+    hits: int = field(metadata=counter("Blobs opened that were in the cache."))
+    misses: int = field(metadata=counter("Blobs opened that were not."))
+    downloads: int = field(metadata=gauge("Downloads under way."))
+    bytes_present: int = field(metadata=gauge("Bytes that the downloads under way have."))
+    connections: int = field(metadata=gauge("Connections at work on downloads."))
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +87,7 @@ class _Shared:
 class Blobs:
     """The blobs of one registry."""
 
-    def __init__(self, client: RegistryClient, cache: BlobCache, options: BlobOptions) -> None:
+    def __init__(self, client: PullClient, cache: BlobCache, options: BlobOptions) -> None:
         self._client = client
         self._cache = cache
         self._options = options

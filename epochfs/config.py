@@ -84,6 +84,29 @@ class RegistryUrl:
         return f"{self.base}/{self.prefix}" if self.prefix else self.base
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Parse `PORT`, `HOST:PORT` or `[IPV6]:PORT`; without a host it is loopback.
+
+        Raises UsageError.
+        """
+        host, _, port = text.strip().rpartition(":")
+        host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+        if not (port.isascii() and port.isdigit() and int(port[:6]) < 65536):
+            raise UsageError(f"not an address: '{printable(text)}' (write PORT or HOST:PORT)")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host` can only be this machine."""
     if host == "localhost" or host.endswith(".localhost"):

@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
 
-from epochfs.client import RegistryClient
+from epochfs.client import PullClient
 from epochfs.config import ListingOptions
 from epochfs.errors import (
     DeadlineExceeded,
@@ -133,9 +133,7 @@ def follow(
 class Listings:
     """The registry's names, remembered. Any thread may call anything."""
 
-    def __init__(
-        self, client: RegistryClient, options: ListingOptions, history: TagHistory
-    ) -> None:
+    def __init__(self, client: PullClient, options: ListingOptions, history: TagHistory) -> None:
         self._client = client
         self._options = options
         self._history = history

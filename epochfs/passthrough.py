@@ -20,10 +20,11 @@ import platform
 import re
 import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from epochfs.mountinfo import file_system_of
+from epochfs.readings import gauge
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +79,9 @@ def _is_administrator() -> bool:
 class PassthroughStatus:
     """For `status.json`: whether it is on, why not, and how many inodes are open in it now."""
 
-    on: bool
+    on: bool = field(metadata=gauge("Whether the kernel may read cached blobs by itself."))
     reason: str
-    open: int
+    open: int = field(metadata=gauge("Inodes that it has open so."))
 
 
 @dataclass(slots=True, eq=False)

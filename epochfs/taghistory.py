@@ -3,30 +3,25 @@
 A tag link's time must change when the tag moves and at no other moment, or incremental backups
 would miss it or copy everything again. The registry does not tell, so the first sight is recorded.
 
-SQLite, with write-ahead logging so that several mounts may share the file. A damaged file is
-replaced: times then begin anew, which costs a backup a second look and nothing else.
+A `database` that several mounts may share. A damaged file is replaced: times then begin anew, which
+costs a backup a second look and nothing else.
 
 Locks: `TagHistory._lock` serialises use of the one connection. The local statements under it take
-microseconds; none waits for the network. A `flock` of the directory lets one process at a time open
-the file: two that make it at once would each find it locked, and take that for damage.
+microseconds; none waits for the network.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import logging
-import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from epochfs.database import open_database
 from epochfs.errors import CacheFailure
 from epochfs.names import Digest, Repository, Tag
-
-log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tag (
@@ -52,8 +47,7 @@ class TagHistory:
         self._clock = clock
         self._lock = threading.Lock()
         try:
-            with _alone_in(path.parent):
-                self._connection = _open(path)
+            self._connection = open_database(path, _SCHEMA, "the tag history")
         except (OSError, sqlite3.Error) as error:
             raise CacheFailure(f"cannot keep the tag history in {path}: {error}") from error
 
@@ -77,38 +71,3 @@ class TagHistory:
         """Close the file."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             self._connection.close()
-
-
-@contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Make the directory where it is missing, and keep other processes out of it meanwhile."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """Open the file, or a new one in its place if it is damaged."""
-    try:
-        return _connect(path)
-    except sqlite3.OperationalError:
-        raise  # locked, or a disk that fails: nothing is known to be wrong with the file
-    except sqlite3.DatabaseError as error:
-        log.warning("the tag history %s is damaged and begins anew: %s", path, error)
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-    return _connect(path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.touch(mode=0o600)
-    connection = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute(_SCHEMA)
-    connection.commit()
-    return connection

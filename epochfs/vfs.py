@@ -8,10 +8,11 @@ Locks: `FileSystem._lock` guards the table of open files; no I/O happens under i
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,12 +22,11 @@ from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestFile
 from epochfs.node import Attr, inode
 from epochfs.nodes import BlobFile, StatusFile
+from epochfs.status import StatusSource
 from epochfs.tree import Tree
 
 CACHED_XATTR = "user.epochfs.cached"
 XATTR_PREFIX = "user."
-
-StatusSource = Callable[[], Mapping[str, object]]
 
 
 class _Readable(Protocol):
@@ -69,7 +69,7 @@ class FileSystem:
         self._tree = tree
         self._listings = listings
         self._blobs = blobs
-        self._status = status
+        self.status = status
         self._lock = threading.Lock()
         self._files: dict[int, _Readable] = {}
         self._handles = itertools.count(1)
@@ -102,7 +102,7 @@ class FileSystem:
             raw = node.document(self._listings).raw
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
         if isinstance(node, StatusFile):
-            text = json.dumps(self._status(), indent=2) + "\n"
+            text = json.dumps(dataclasses.asdict(self.status()), indent=2) + "\n"
             return OpenFile(self._add(_Bytes(text.encode())), direct_io=True)
         raise NotFound(f"{path} is no file")
 
@@ -150,6 +150,13 @@ class FileSystem:
             handle = next(self._handles)
             self._files[handle] = file
             return handle
+
+    def drop_listings(self) -> None:
+        """Forget what the registry said of its names: they are asked for when they are next used.
+
+        What the kernel keeps of them is gone within seconds (`ListingOptions.kernel_ttl`).
+        """
+        self._listings.clear()
 
     def close(self) -> None:
         """End all downloads and background work; waiting readers get an error."""

@@ -17,7 +17,12 @@ from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
 from epochfs.vfs import FileSystem
 
-STATUS = {"version": "under test"}
+
+@dataclass(frozen=True)
+class StackStatus:
+    """What `status.json` shows of layers that are not mounted."""
+
+    version: str = "under test"
 
 
 @dataclass(frozen=True)
@@ -62,4 +67,4 @@ def stack(
         blobs = Blobs(client, cache, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
         tree = Tree(Repository.parse(prefix) if prefix else None)
-        yield Stack(client, listings, blobs, FileSystem(tree, listings, blobs, lambda: STATUS))
+        yield Stack(client, listings, blobs, FileSystem(tree, listings, blobs, StackStatus))

@@ -97,6 +97,27 @@ def test_the_order_within_a_file(installed: Installed) -> None:
     assert str(ask(other)) == "as bob, from docker-credential-test"
 
 
+@pytest.mark.expects_log("no credentials for")
+def test_a_fingerprint_tells_what_helpers_say_and_none_is_had_of_one_that_fails(
+    installed: Installed,
+) -> None:
+    def fingerprint() -> str:
+        return installed.store().fingerprint(b"salt", "team/app", time.monotonic() + SOON)
+
+    found = set()
+    for username, secret in (("bob", "geheim"), ("bob", "other"), ("<token>", "geheim")):
+        installed.answer(username, secret)
+        assert fingerprint() == fingerprint()
+        assert "geheim" not in fingerprint()
+        found.add(fingerprint())
+    assert len(found) == 3
+    installed.install("exit 3")
+    with pytest.raises(Denied):
+        fingerprint()
+    installed.install("echo credentials not found in native keychain; exit 1")
+    assert fingerprint() == ""
+
+
 @pytest.mark.parametrize(
     "script",
     [

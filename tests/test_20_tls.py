@@ -271,6 +271,25 @@ def test_an_unusable_client_certificate_is_the_users_mistake(
             Transport("https://127.0.0.1:1", ANYONE, options)
 
 
+def test_what_every_request_shows_is_part_of_who_is_asking(
+    authority: trustme.CA, identity: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def fingerprint(**options: object) -> str:
+        settings = TransportOptions(**options)  # type: ignore[arg-type]
+        return Transport("https://127.0.0.1:1", ANYONE, settings).fingerprint(b"salt", "team/app")
+
+    other = tmp_path / "other.pem"
+    authority.issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(other)
+    certificate, key = identity
+    own = fingerprint(client_certs=((certificate, key),))
+    assert own == fingerprint(client_certs=((certificate, key),))
+    header = fingerprint(headers=(("X-Key", "canary"),))
+    assert "canary" not in header
+    distinct = {own, fingerprint(client_certs=((other, None),)), header, fingerprint()}
+    assert len(distinct) == 4
+    assert fingerprint() == ""
+
+
 def _encrypted(key: bytes) -> bytes:
     private = serialization.load_pem_private_key(key, None)
     return private.private_bytes(

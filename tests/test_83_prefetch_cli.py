@@ -20,7 +20,8 @@ from gates import Gate
 from mounts import COMMAND, Mounts
 from scripted import at_most, until
 
-from epochfs.cli import logs, main, wiring
+from epochfs import status
+from epochfs.cli import logs, main
 from epochfs.names import Digest
 from epochfs.registry import EmbeddedRegistry, Request, Response
 
@@ -156,7 +157,7 @@ def test_a_disk_that_is_too_full_is_warned_of(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     load(embedded, "app", "1", image(SHARED))
-    monkeypatch.setattr(wiring, "_free", lambda _: 500 * 1024)
+    monkeypatch.setattr(status, "_free", lambda _: 500 * 1024)
     monkeypatch.setattr(logs, "configure", lambda *arguments, **options: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main(["prefetch", f"--cache-dir={tmp_path}", embedded.url]) == 0

@@ -103,7 +103,8 @@ class Helpers:
             login = _login(helper, _run(_path(helper), helper.server, limit))
         except _Failure as error:
             failure = f"{_program(helper)}, named in '{helper.source}', {error}"
-            log.warning("no credentials for %s: %s", printable(helper.server), failure)
+            if before is None or before.failure != failure:
+                log.warning("no credentials for %s: %s", printable(helper.server), failure)
         now = time.monotonic()
         again = before is not None and login is not None and before.login == login
         good_until = math.inf if login is not None else now + PAUSE

@@ -5,8 +5,12 @@ Locks: `CredentialStore._lock` guards the secrets that were handed out; nothing 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
+from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from cachetools import LRUCache
@@ -23,7 +27,8 @@ ANONYMOUS = "anonymous"
 _HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REMEMBERED = 100
-"""How many of the secrets that were handed out are remembered, to be taken out of texts."""
+"""How many of the secrets that were handed out are remembered, to be taken out of texts; and how
+many slow hashes, not to be slow again."""
 
 
 class CredentialStore:
@@ -70,6 +75,21 @@ class CredentialStore:
         login = self.login(repository, deadline)
         return None if login == refused else login
 
+    def fingerprint(
+        self, salt: bytes, repository: str, deadline: float, besides: Sequence[bytes] = ()
+    ) -> str:
+        """Return a slow, salted hash: the credentials are known again by it, not found out.
+
+        They are those for a repository as they are now, and what is shown `besides`; "" where
+        there are none at all. May run a helper, and raises what `login` does.
+        """
+        token = self.bearer()
+        login = None if token else self._find(repository, deadline)
+        who = [login.username, login.password, login.identity_token] if login else []
+        if not (token or who or besides):
+            return ""
+        return _slow_hash(salt, json.dumps([token, who, [one.hex() for one in besides]]))
+
     def secrets(self) -> set[str]:
         """Return the secrets handed out of late, and those that were given."""
         with self._lock:
@@ -95,6 +115,11 @@ class CredentialStore:
             if login is not None:
                 return login
         return None
+
+
+@lru_cache(_REMEMBERED)
+def _slow_hash(salt: bytes, secret: str) -> str:
+    return hashlib.scrypt(secret.encode(), salt=salt, n=2**14, r=8, p=1).hex()
 
 
 def _registry_names(base_url: str) -> tuple[str, ...]:

@@ -67,6 +67,15 @@ class Room:
         with self._lock:
             self._total += size
 
+    def held(self) -> int:
+        """Return how many bytes the cache held when it was last looked at, and came since."""
+        if not self._scanned:
+            total = sum(entry.size for entry in self.entries())
+            with self._lock:
+                self._total = total
+                self._scanned = time.monotonic()
+        return self._total
+
     def entries(self) -> Iterator[Entry]:
         """Yield what the cache holds, in no order. Files it did not write are passed over."""
         for kind in (BLOBS, PARTIAL):

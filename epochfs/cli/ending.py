@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,19 +35,31 @@ def ending_signals(*, foreground: bool) -> set[signal.Signals]:
     return signals
 
 
-def unmount_on(signals: AbstractSet[signal.Signals], path: Path) -> None:
-    """From now on, unmount `path` and end this process when one of `signals` comes.
+class Signals:
+    """The signals of the process that serves `path`, received by a thread from now on.
 
-    To be called before any other thread exists: threads inherit what is blocked.
+    Those that end the mount unmount it and end the process. A SIGHUP that is none of them is an
+    operator's word to a daemon, and calls `on_hangup`. To be made before any other thread exists:
+    threads inherit what is blocked.
     """
-    if signal.SIGHUP not in signals:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    threading.Thread(target=_wait, args=(signals, path), name="signals", daemon=True).start()
+
+    def __init__(self, path: Path, *, foreground: bool) -> None:
+        self.on_hangup: Callable[[], None] = lambda: None
+        self._path = path
+        self._ending = ending_signals(foreground=foreground)
+        self._received = {*self._ending, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._received)
+        threading.Thread(target=self._wait, name="signals", daemon=True).start()
+
+    def _wait(self) -> None:
+        while (received := signal.Signals(signal.sigwait(self._received))) not in self._ending:
+            log.info("%s", received.name)
+            self.on_hangup()
+        _unmount(received, self._path)
 
 
-def _wait(signals: AbstractSet[signal.Signals], path: Path) -> None:
-    received = signal.Signals(signal.sigwait(signals))
+def _unmount(received: signal.Signals, path: Path) -> None:
+    """Unmount, and end the process soon after, whoever still reads."""
     mount = mountinfo.mounted_on(path)
     if mount is None or not mount.is_ours:
         log.info("%s before the mount was made: leaving", received.name)

@@ -19,7 +19,7 @@ from epochfs.cli.options import (
 )
 from epochfs.cli.plan import Connection, Fetching, MountPlan
 from epochfs.cli.words import MountCommand, kernel_words
-from epochfs.config import BlobOptions, ListingOptions, parse_seconds
+from epochfs.config import Address, BlobOptions, ListingOptions, parse_seconds
 from epochfs.errors import MountFailure, UsageError, printable
 
 _START_SECONDS = 15.0
@@ -47,6 +47,11 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     about="The same while the registry is down.",
 )
 @click.option(
+    "--offline-ok",
+    is_flag=True,
+    help="Mount also while the registry is down, and show what is cached.",
+)
+@click.option(
     "--verify",
     type=click.Choice(["stream", "full"]),
     default="stream",
@@ -71,6 +76,12 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     show_default=True,
     help="Log from this level up.",
 )
+@value_option(
+    "--metrics",
+    parse=Address.parse,
+    metavar="ADDR",
+    about="Serve metrics for Prometheus on PORT (of 127.0.0.1) or HOST:PORT.",
+)
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front until unmounted.")
 def command(
     where: tuple[str, ...],
@@ -78,6 +89,7 @@ def command(
     fetching: Fetching,
     metadata_ttl: float,
     stale_if_error: float,
+    offline_ok: bool,
     verify: str,
     allow_other: bool,
     uid: int | None,
@@ -85,6 +97,7 @@ def command(
     words: tuple[str, ...],
     log_file: Path | None,
     log_level: str,
+    metrics: Address | None,
     foreground: bool,
 ) -> None:
     """Show the registry at URL as the directory MOUNTPOINT.
@@ -113,12 +126,14 @@ def command(
             verify_first=verify == "full",
             connections=fetching.connections,
         ),
+        offline_ok=offline_ok,
         uid=os.getuid() if uid is None else uid,
         gid=os.getgid() if gid is None else gid,
         allow_other=allow_other,
         kernel_words=kernel_words(words),
         foreground=foreground,
         log_file=log_file,
+        metrics=metrics,
     )
     _refuse_hidden(plan.path, "--cache-dir", plan.cache.directory)
     _refuse_hidden(plan.path, "--log-file", log_file)
@@ -156,8 +171,8 @@ def _serve_in_background(plan: MountPlan) -> None:
 
 def _serve(plan: MountPlan, ready: Ready) -> None:
     """Serve in this process, which belongs to the mount from here on."""
-    ending.unmount_on(ending.ending_signals(foreground=plan.foreground), plan.path)
+    signals = ending.Signals(plan.path, foreground=plan.foreground)
     # Imported only now: most of epochfs, which cannot be had without libfuse and takes its time.
     from epochfs.cli import serving
 
-    serving.serve(plan, ready)
+    serving.serve(plan, ready, signals)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.config import (
+    Address,
     BlobOptions,
     CacheOptions,
     Credentials,
@@ -47,6 +48,7 @@ class FileSystemPlan:
     cache: CacheOptions
     listings: ListingOptions
     blobs: BlobOptions
+    offline_ok: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +62,4 @@ class MountPlan(FileSystemPlan):
     kernel_words: tuple[str, ...]
     foreground: bool
     log_file: Path | None
+    metrics: Address | None

@@ -103,8 +103,9 @@ def _direct(
             manifest_limit=fetching.manifest_limit, repositories=connection.repositories
         ),
         blobs=BlobOptions(connection.transport.timeout, connections=fetching.connections),
+        offline_ok=False,
     )
-    return DirectFiles(wiring.open_filesystem(plan, closing, facts=dict))
+    return DirectFiles(wiring.open_filesystem(plan, closing))
 
 
 def _run(prefetch: Prefetch, selections: list[Selection], line: LiveLine) -> int:

@@ -6,42 +6,35 @@ Importing this imports the binding, which fails without libfuse: `system.require
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-import os
-import time
 
 from epochfs import operations
 from epochfs.cli import ending, wiring
 from epochfs.cli.daemon import Ready
 from epochfs.cli.plan import MountPlan
-from epochfs.errors import printable
+from epochfs.config import Address
+from epochfs.errors import MountFailure, printable
 from epochfs.passthrough import Passthrough
+from epochfs.status import StatusSource
 
 log = logging.getLogger(__name__)
 
 
-def serve(plan: MountPlan, ready: Ready) -> None:
+def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
     """Check the registry, then mount it and serve it until it is unmounted.
 
-    Calls `ready` once it is mounted. From the unmounting on, the process ends within seconds.
+    Calls `ready` once it is mounted; a hangup among `signals` then drops cached listings. From the
+    unmounting on, the process ends within seconds.
     """
     with contextlib.ExitStack() as closing:
         passthrough = Passthrough(plan.cache.directory, operations.library_version())
-        started = time.time()
-
-        def facts() -> dict[str, object]:
-            return {
-                "mountpoint": str(plan.path),
-                "pid": os.getpid(),
-                "started": started,
-                "passthrough": dataclasses.asdict(passthrough.status()),
-            }
-
-        filesystem = wiring.open_filesystem(plan, closing, facts)
+        filesystem = wiring.open_filesystem(plan, closing, str(plan.path), passthrough)
+        if plan.metrics is not None:
+            log.info("metrics are served on %s", _serve_metrics(plan.metrics, filesystem.status))
 
         def mounted() -> None:
             log.info("%s is mounted on %s", plan.url, printable(plan.path))
+            signals.on_hangup = filesystem.drop_listings
             ready()
 
         fuse = operations.FuseOptions(
@@ -59,3 +52,14 @@ def serve(plan: MountPlan, ready: Ready) -> None:
         finally:
             ending.exit_within(ending.GRACE, exit_code)
     log.info("%s is unmounted", printable(plan.path))
+
+
+def _serve_metrics(address: Address, source: StatusSource) -> str:
+    """Serve metrics; return their URL."""
+    try:
+        from epochfs import metrics
+    except ModuleNotFoundError:
+        raise MountFailure(
+            "--metrics needs prometheus-client: install it (pip install 'epochfs[metrics]')"
+        ) from None
+    return metrics.serve(address, source)

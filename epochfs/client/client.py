@@ -124,6 +124,14 @@ class RegistryClient:
         """
         return self._mirrors.distrust(digest)
 
+    def fingerprint(self, salt: bytes, repository: str) -> str:
+        """Return a salted hash of the credentials that a repository is read with.
+
+        Those for mirrors count too. "" where there are none; raises Denied and DeadlineExceeded
+        where they cannot be had.
+        """
+        return self._mirrors.fingerprint(salt, repository)
+
     def ping(self) -> None:
         """Check that a registry answers, and us (`GET /v2/`, §Determining Support).
 

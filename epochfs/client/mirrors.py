@@ -30,6 +30,7 @@ from epochfs.client.health import Health
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     DeadlineExceeded,
+    Denied,
     EpochfsError,
     NotFound,
     ProtocolViolation,
@@ -222,6 +223,19 @@ class Mirrors:
         for mirror in self._mirrors:
             with contextlib.suppress(EpochfsError):
                 mirror.ask(_ping, mirror.transport.timeout / 2)
+
+    def fingerprint(self, salt: bytes, repository: str) -> str:
+        """Return a salted hash of the credentials that the hosts are shown for a repository.
+
+        "" where there are none. A mirror whose credentials cannot be had is shown none; raises
+        Denied or DeadlineExceeded where it is the registry's own that cannot.
+        """
+        shown = [self._origin.fingerprint(salt, repository)]
+        for mirror in self._mirrors:
+            with contextlib.suppress(Denied, DeadlineExceeded):
+                if known := mirror.transport.fingerprint(salt, repository):
+                    shown.append(f"{mirror.host.url} {known}")
+        return "\n".join(shown)
 
     def close(self) -> None:
         """End every call under way, and close the connections."""

@@ -99,9 +99,12 @@ class Transport:
         self.stats = TransportStats() if stats is None else stats
         self._options = options
         self._watchdog = Watchdog()
-        self._adapter = Adapter(TlsPolicy(options, self.base.hostname), options.pool_size)
-        store = CredentialStore(credentials, base_url)
-        self._authenticator = Authenticator(store, self.base.scheme)
+        tls = TlsPolicy(options, self.base.hostname)
+        self._adapter = Adapter(tls, options.pool_size)
+        self._credentials = CredentialStore(credentials, base_url)
+        self._authenticator = Authenticator(self._credentials, self.base.scheme)
+        headers = [f"{name}: {value}".encode() for name, value in options.headers]
+        self._always_shown = (*tls.certificates, *headers)
 
     @property
     def timeout(self) -> float:
@@ -183,6 +186,14 @@ class Transport:
     def token_expiry(self) -> float | None:
         """Return when the last of the tokens in use expires, as Unix time; None without one."""
         return self._authenticator.token_expiry()
+
+    def fingerprint(self, salt: bytes, repository: str) -> str:
+        """Return a salted hash of all that a repository is asked with and may open it, or "".
+
+        Raises Denied and DeadlineExceeded where credentials cannot be had.
+        """
+        deadline = time.monotonic() + self.timeout
+        return self._credentials.fingerprint(salt, repository, deadline, self._always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
         """Return the error that an answer other than the one hoped for means."""

@@ -29,6 +29,7 @@ class TlsPolicy:
         self._contexts: dict[tuple[bool, bool], ssl.SSLContext] = {}
         if options.ca_certs or options.client_certs:
             self.context(registry)
+        self.certificates = tuple(path.read_bytes() for path, _ in options.client_certs)
 
     def context(self, host: str) -> ssl.SSLContext:
         """Return the settings for connections to `host`: always the same object for the same."""

@@ -1,0 +1,227 @@
+"""What the registry has said, kept on disk for when it is down: names, manifests, sizes of blobs.
+
+An answer is given again only to who got it: to a mount of the same registry with the same
+credentials, about the same repository. That makes it as good a proof of access as it was when the
+registry gave it, and it stays one until the registry denies it. Credentials are told apart by a
+salted, slow hash (`Fingerprint`), and are not in the file. They may differ from one repository to
+the next, and change; where it cannot be found out what they are, nothing is given.
+
+Answers about names grow old, and are asked for with a limit of age. What a digest names does not.
+The file is bounded: those given longest ago go first. Writing is put off for a moment and done in
+one transaction by a thread, for a listing of a thousand tags is a thousand answers.
+
+Locks: `_connection_lock` serialises use of the one connection; `_pending_lock` guards what is yet
+to be written, and is the leaf. Local statements run under the first, nothing under the second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from epochfs.database import open_database
+from epochfs.errors import CacheFailure, DeadlineExceeded, Denied
+
+log = logging.getLogger(__name__)
+
+LIMIT = 256 * 1024**2
+"""How large the file may become, in bytes."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answer (
+    scope TEXT, kind TEXT, repository TEXT, name TEXT, given REAL, value BLOB,
+    PRIMARY KEY (scope, repository, kind, name)
+);
+CREATE INDEX IF NOT EXISTS answer_by_age ON answer (given);
+CREATE TABLE IF NOT EXISTS salt (id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB);
+"""
+
+_SALT_BYTES = 16
+_PENDING_BYTES = 32 * 1024**2
+_ROW_BYTES = 256
+_PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the registry was asked; `kind` keeps names of different sorts apart."""
+
+    kind: str
+    repository: str = ""
+    name: str = ""
+
+
+Fingerprint = Callable[[bytes, str], str]
+"""Makes, of a salt and a repository ("": the registry as a whole), a hash of the credentials that
+the repository is read with now. Raises Denied or DeadlineExceeded if they cannot be had."""
+
+
+class AnswerStore:
+    """The answers of one registry to one bearer of credentials, in the SQLite file `path`."""
+
+    def __init__(
+        self,
+        path: Path,
+        registry: str,
+        fingerprint: Fingerprint,
+        *,
+        limit: int = LIMIT,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises CacheFailure if there can be no such file."""
+        self._registry = registry
+        self._fingerprint = fingerprint
+        self._limit = limit
+        self._clock = clock
+        self._connection_lock = threading.Lock()
+        self._pending_lock = threading.Lock()
+        self._pending: dict[tuple[str, Question], tuple[float, bytes]] = {}
+        self._pending_bytes = 0
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._unknown = ""
+        try:
+            self._connection = open_database(path, _SCHEMA, "what the registry said")
+            self._salt = _salt(self._connection)
+        except (OSError, sqlite3.Error) as error:
+            raise CacheFailure(f"cannot keep what the registry says in {path}: {error}") from error
+        self._thread = threading.Thread(target=self._write_on, name="answers", daemon=True)
+        self._thread.start()
+
+    def put(self, question: Question, value: bytes) -> None:
+        """Keep an answer, soon. Where more comes than can be written, some is not kept."""
+        scope = self._scope(question.repository)
+        if scope is None:
+            return
+        size = len(value) + _ROW_BYTES
+        with self._pending_lock:
+            if self._pending_bytes + size > _PENDING_BYTES:
+                return
+            self._pending[scope, question] = (self._clock(), value)
+            self._pending_bytes += size
+        self._wake.set()
+
+    def get(self, question: Question, max_age: float | None = None) -> bytes | None:
+        """Return an answer that was given at most `max_age` seconds ago, or None."""
+        scope = self._scope(question.repository)
+        if scope is None:
+            return None
+        since = 0.0 if max_age is None else self._clock() - max_age
+        try:
+            with self._connection_lock:
+                self._write_pending()
+                row = self._connection.execute(
+                    "SELECT value FROM answer "
+                    "WHERE scope=? AND repository=? AND kind=? AND name=? AND given>=?",
+                    (scope, question.repository, question.kind, question.name, since),
+                ).fetchone()
+        except sqlite3.Error as error:
+            log.warning("what the registry said cannot be read: %s", error)
+            return None
+        return None if row is None else bytes(row[0])
+
+    def forget(self, question: Question) -> None:
+        """Give this answer no more."""
+        self._delete(question.repository, " AND kind=? AND name=?", question.kind, question.name)
+
+    def forget_repository(self, repository: str) -> None:
+        """Give no more answers about a repository, to which the registry now denies access."""
+        self._delete(repository)
+
+    def close(self) -> None:
+        """Write what is pending, and close the file."""
+        self._closing.set()
+        self._wake.set()
+        self._thread.join()
+        with self._connection_lock:
+            self._connection.close()
+
+    def _scope(self, repository: str) -> str | None:
+        """Return whose answers about a repository are ours, or None if that cannot be said."""
+        try:
+            fingerprint = self._fingerprint(self._salt, repository)
+        except (Denied, DeadlineExceeded) as error:
+            if self._unknown != str(error):
+                self._unknown = str(error)
+                log.warning("what the registry said is neither kept nor served: %s", error)
+            return None
+        self._unknown = ""
+        identity = f"{self._registry}\n{fingerprint}".encode()
+        return hashlib.sha256(self._salt + identity).hexdigest()
+
+    def _delete(self, repository: str, which: str = "", *names: str) -> None:
+        scope = self._scope(repository)
+        if scope is None:
+            return
+        try:
+            with self._connection_lock:
+                self._write_pending()
+                with self._connection as connection:
+                    connection.execute(
+                        f"DELETE FROM answer WHERE scope=? AND repository=?{which}",
+                        (scope, repository, *names),
+                    )
+        except sqlite3.Error as error:
+            log.warning("what the registry said cannot be forgotten: %s", error)
+
+    def _write_on(self) -> None:
+        """Write what is pending, in batches, until the store is closed."""
+        while not self._closing.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            self._closing.wait(_PAUSE_SECONDS)
+            try:
+                with self._connection_lock:
+                    self._write_pending()
+                    self._shrink()
+            except sqlite3.Error as error:
+                log.info("what the registry said is not kept: %s", error)
+
+    def _write_pending(self) -> None:
+        """The connection's lock is held."""
+        with self._pending_lock:
+            pending, self._pending, self._pending_bytes = self._pending, {}, 0
+        if not pending:
+            return
+        with self._connection as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    (scope, one.kind, one.repository, one.name, given, value)
+                    for (scope, one), (given, value) in pending.items()
+                ),
+            )
+
+    def _shrink(self) -> None:
+        """Remove the oldest answers, a tenth at a time, until the file is within its limit."""
+        while _used(self._connection) > self._limit:
+            with self._connection as connection:
+                gone = connection.execute(
+                    "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer ORDER BY given "
+                    "LIMIT (SELECT 1 + count(*) / 10 FROM answer))"
+                )
+            if not gone.rowcount:
+                return
+
+
+def _salt(connection: sqlite3.Connection) -> bytes:
+    """Return the salt of this file, made at its first use."""
+    with connection:
+        connection.execute(
+            "INSERT OR IGNORE INTO salt VALUES (1, ?)", (secrets.token_bytes(_SALT_BYTES),)
+        )
+        return bytes(connection.execute("SELECT value FROM salt").fetchone()[0])
+
+
+def _used(connection: sqlite3.Connection) -> int:
+    """Return how many bytes of the file hold something; free pages are used again."""
+    sizes = ("page_count", "freelist_count", "page_size")
+    pages, free, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in sizes)
+    return int((pages - free) * size)

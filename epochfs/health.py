@@ -1,0 +1,119 @@
+"""Whether the registry answers: found out by the requests that are made anyway, and by a probe.
+
+A request that fails may be about one object; so before the registry counts as down, it is pinged.
+While it is down it is pinged every few seconds until it is back, and who wants to know is told.
+What is then served from the cache is `remembering`'s to say.
+
+Locks: `Health._lock` guards the fields; no I/O and no callback happens under it. `is_down` is read
+without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from epochfs.errors import Denied, EpochfsError
+
+log = logging.getLogger(__name__)
+
+_FIRST_SECONDS = 1.0
+_LONGEST_SECONDS = 5.0
+_GROWTH = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The registry is down: since when (epoch seconds), and what was said when it was noticed."""
+
+    since: float
+    reason: str
+
+
+class Health:
+    """The health of one registry, which `ping` asks; `on_return` is called when it is back."""
+
+    def __init__(self, registry: str, ping: Callable[[], None]) -> None:
+        self.on_return: Callable[[], None] = lambda: None
+        self._registry = registry
+        self._ping = ping
+        self._lock = threading.Lock()
+        self._outage: Outage | None = None
+        self._probing = False
+        self._closing = threading.Event()
+
+    @property
+    def outage(self) -> Outage | None:
+        """The present outage, if there is one."""
+        return self._outage
+
+    @property
+    def is_down(self) -> bool:
+        """Whether requests are likely to fail at present."""
+        return self._outage is not None
+
+    def answered(self) -> None:
+        """Take note that the registry has answered a request."""
+        if self._outage is None:
+            return
+        with self._lock:
+            outage, self._outage = self._outage, None
+        if outage is not None:
+            log.info("registry %s is back after %.0f s", self._registry, time.time() - outage.since)
+            self.on_return()
+
+    def failed(self, error: EpochfsError, *, pinged: bool = False) -> None:
+        """Take note that a request did not get an answer; find out whether that is an outage.
+
+        `pinged` says that it was a ping.
+        """
+        outage = Outage(time.time(), str(error))
+        if pinged:
+            self._declare(outage)
+        with self._lock:
+            if self._probing or self._closing.is_set():
+                return
+            self._probing = True
+        threading.Thread(target=self._probe, args=(outage,), name="probe", daemon=True).start()
+
+    def close(self) -> None:
+        """Ping no more."""
+        self._closing.set()
+
+    def _declare(self, outage: Outage) -> None:
+        with self._lock:
+            if self._outage is not None:
+                return
+            self._outage = outage
+        log.warning(
+            "registry %s is down, what is cached is served: %s", self._registry, outage.reason
+        )
+
+    def _probe(self, outage: Outage) -> None:
+        """Ping until the registry answers."""
+        pause = _FIRST_SECONDS
+        while not self._closing.is_set():
+            if self._answers():
+                break
+            if self._closing.is_set():
+                return  # what did not answer was our own connection, closed
+            self._declare(outage)
+            self._closing.wait(pause)
+            pause = min(pause * _GROWTH, _LONGEST_SECONDS)
+        with self._lock:
+            self._probing = False
+        if not self._closing.is_set():
+            self.answered()
+
+    def _answers(self) -> bool:
+        try:
+            self._ping()
+        except Denied:
+            return True
+        except EpochfsError as error:
+            log.debug("registry %s does not answer: %s", self._registry, error)
+            return False
+        return True

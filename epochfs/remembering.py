@@ -1,0 +1,231 @@
+"""A client that remembers: what the registry said is served while the registry is down.
+
+It stands between `RegistryClient` and those who read through it. Each answer is kept (`answers`);
+when the registry cannot be reached, or is known to be down (`health`), the answer it last gave
+serves in place of a new one: one about names for as long as `max_age` allows, one about a digest
+without limit, for what it names cannot change. An answer of the registry's, be it "unknown" or
+"denied", always counts more than what is remembered.
+
+Manifests are hashed again when they are read back. Health is the registry's own: while a mirror
+answers in its place, it is pinged all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from epochfs.answers import AnswerStore, Question
+from epochfs.client import BlobStream, RegistryClient
+from epochfs.errors import (
+    CacheFailure,
+    DeadlineExceeded,
+    Denied,
+    EpochfsError,
+    NotFound,
+    ProtocolViolation,
+    Unavailable,
+    Unsupported,
+)
+from epochfs.health import Health
+from epochfs.manifests import Descriptor, Document, Manifest, checked_size
+from epochfs.names import Digest, Repository, Tag
+
+T = TypeVar("T")
+
+_CATALOGUE = "catalogue"
+_TAGS = "tags"
+_TAG = "tag"
+_MANIFEST = "manifest"
+_BLOB = "blob"
+
+_NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS})
+
+
+class RememberingClient:
+    """Reads one registry as `PullClient` has it. Any thread may call anything."""
+
+    def __init__(
+        self, client: RegistryClient, answers: AnswerStore, health: Health, max_age: float
+    ) -> None:
+        """`max_age` in seconds is how old an answer about names may be."""
+        self._client = client
+        self._answers = answers
+        self._health = health
+        self._max_age = max_age
+        self._mirrored = bool(client.mirrors)
+        self._lock = threading.Lock()
+        self._recalled = 0
+
+    @property
+    def recalled(self) -> int:
+        """How many answers were served from the cache in place of the registry's."""
+        return self._recalled
+
+    def catalog(self) -> list[str]:
+        """Return the names of all repositories; raises Unsupported where there is no catalogue."""
+
+        def ask() -> list[str] | None:
+            try:
+                return self._client.catalog()
+            except (NotFound, Denied, Unsupported):
+                return None  # to be remembered too: without it an outage would hide `--repo`
+
+        names = self._ask(Question(_CATALOGUE), ask, _dump, _optional_names, self._max_age)
+        if names is None:
+            raise Unsupported("the registry has no catalogue for us")
+        return names
+
+    def list_tags(self, name: Repository) -> list[str]:
+        """Return a repository's tags."""
+        question = Question(_TAGS, name.name)
+        return self._ask(
+            question, lambda: self._client.list_tags(name), _dump, _names, self._max_age
+        )
+
+    def resolve(self, name: Repository, reference: Tag) -> Descriptor:
+        """Describe what a tag names now."""
+        return self._ask(
+            Question(_TAG, name.name, reference.name),
+            lambda: self._client.resolve(name, reference),
+            lambda value: _dump([value.media_type, str(value.digest), value.size]),
+            _descriptor,
+            self._max_age,
+        )
+
+    def get_manifest(
+        self, name: Repository, reference: Digest, limit: int | None = None
+    ) -> Document:
+        """Return a manifest; the blobs it names are then known to be the repository's."""
+
+        def ask() -> Document:
+            document = self._client.get_manifest(name, reference, limit)
+            self._remember_blobs(name, document)
+            return document
+
+        return self._ask(
+            Question(_MANIFEST, name.name, str(reference)),
+            ask,
+            lambda value: f"{value.media_type}\n".encode() + value.raw,
+            lambda raw: _document(reference, raw),
+        )
+
+    def blob_size(self, name: Repository, digest: Digest) -> int:
+        """Return a blob's size in bytes."""
+        return self._ask(
+            Question(_BLOB, name.name, str(digest)),
+            lambda: self._client.blob_size(name, digest),
+            _dump,
+            lambda raw: checked_size(json.loads(raw)),
+        )
+
+    def get_blob(
+        self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
+    ) -> BlobStream:
+        """Open a blob for reading; bytes are not remembered here but in `blobcache`."""
+        try:
+            stream = self._client.get_blob(name, digest, start, end)
+        except (Unavailable, DeadlineExceeded) as error:
+            self._health.failed(error)
+            raise
+        self._answered(_BLOB)
+        return stream
+
+    def distrust_mirrors(self, digest: Digest) -> bool:
+        """Take note that wrong bytes came of a blob; return whether a mirror may have sent them."""
+        return self._client.distrust_mirrors(digest)
+
+    def _ask(
+        self,
+        question: Question,
+        ask: Callable[[], T],
+        dump: Callable[[T], bytes],
+        load: Callable[[bytes], T],
+        max_age: float | None = None,
+    ) -> T:
+        """Ask the registry and remember its answer; recall the last one where it gives none."""
+        if self._health.is_down:
+            kept = self._recall(question, load, max_age)
+            if kept is not None:
+                return kept[0]
+        try:
+            value = ask()
+        except (Unavailable, DeadlineExceeded) as error:
+            self._health.failed(error)
+            kept = self._recall(question, load, max_age)
+            if kept is None:
+                raise
+            return kept[0]
+        except EpochfsError as error:
+            self._health.answered()
+            if isinstance(error, Denied):
+                self._answers.forget_repository(question.repository)
+            elif isinstance(error, NotFound):
+                self._answers.forget(question)
+            raise
+        self._answered(question.kind)
+        self._answers.put(question, dump(value))
+        return value
+
+    def _answered(self, kind: str) -> None:
+        """Take note of an answer, unless it may be a mirror's; a refusal never is."""
+        if kind in _NEVER_MIRRORED or not self._mirrored:
+            self._health.answered()
+
+    def _recall(
+        self, question: Question, load: Callable[[bytes], T], max_age: float | None
+    ) -> tuple[T] | None:
+        """Return the remembered answer, in a tuple as it may be None; None if there is none."""
+        raw = self._answers.get(question, max_age)
+        if raw is None:
+            return None
+        try:
+            value = load(raw)
+        except (ValueError, TypeError, KeyError, RecursionError, EpochfsError):
+            self._answers.forget(question)
+            return None
+        with self._lock:
+            self._recalled += 1
+        return (value,)
+
+    def _remember_blobs(self, name: Repository, document: Document) -> None:
+        """Keep the sizes that a manifest gives of its blobs, as HEADs of them would be kept."""
+        try:
+            view = document.view
+        except ProtocolViolation:
+            return
+        if isinstance(view, Manifest):
+            for blob in (view.config, *view.layers):
+                if blob is not None:
+                    self._answers.put(
+                        Question(_BLOB, name.name, str(blob.digest)), _dump(blob.size)
+                    )
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _names(raw: bytes) -> list[str]:
+    value = json.loads(raw)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("no list of names")
+    return value
+
+
+def _optional_names(raw: bytes) -> list[str] | None:
+    return None if json.loads(raw) is None else _names(raw)
+
+
+def _descriptor(raw: bytes) -> Descriptor:
+    media_type, digest, size = json.loads(raw)
+    return Descriptor(str(media_type), Digest.parse(digest), checked_size(size))
+
+
+def _document(digest: Digest, raw: bytes) -> Document:
+    media_type, _, body = raw.partition(b"\n")
+    if not digest.matches(body):
+        raise CacheFailure(f"the manifest {digest} was damaged on disk")
+    return Document(digest, media_type.decode("ascii"), body)

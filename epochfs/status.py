@@ -1,0 +1,120 @@
+"""What a mount is doing, as one tree of values: `status.json` shows it, `metrics` exports it.
+
+No field holds a secret: credentials stay in `auth`, and what is said of errors was redacted there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from epochfs import __version__
+from epochfs.blobcache import BlobCache
+from epochfs.blobs import BlobCounters, Blobs
+from epochfs.client import MirrorState, RegistryClient
+from epochfs.health import Health
+from epochfs.passthrough import Passthrough, PassthroughStatus
+from epochfs.readings import counter, gauge
+from epochfs.remembering import RememberingClient
+
+
+@dataclass(frozen=True, slots=True)
+class HealthStatus:
+    """Whether the registry answers; `reason` is what was said when it was found not to."""
+
+    up: bool = field(metadata=gauge("Whether the registry answers."))
+    down_since: float | None = field(metadata=gauge("When the outage was noticed, as Unix time."))
+    reason: str
+    recalled: int = field(metadata=counter("Answers served in place of the registry's."))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """The blob cache: what it held when it was last looked at, with what came since."""
+
+    directory: str
+    held: int = field(metadata=gauge("Bytes that cached blobs take on disk."))
+    limit: int = field(metadata=gauge("Bytes that they may take."))
+    free: int = field(metadata=gauge("Bytes that the cache's disk has free."))
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A mount at one moment, or a process that reads without one: then `mountpoint` is empty."""
+
+    version: str
+    registry: str
+    mountpoint: str
+    pid: int
+    started: float = field(metadata=gauge("When the mount was made, as Unix time."))
+    requests: int = field(metadata=counter("Requests sent."))
+    bytes_received: int = field(metadata=counter("Bytes received in answers."))
+    retries: int = field(metadata=counter("Requests sent again after a failure."))
+    token_expires: float | None = field(
+        metadata=gauge("When the last of the registry's tokens expires, as Unix time.")
+    )
+    health: HealthStatus
+    mirrors: tuple[MirrorState, ...]
+    blobs: BlobCounters
+    cache: CacheStatus
+    passthrough: PassthroughStatus | None
+
+
+StatusSource = Callable[[], Status]
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Looks at the parts of one mount when it is asked."""
+
+    registry: str
+    mountpoint: str
+    client: RegistryClient
+    remembering: RememberingClient
+    health: Health
+    cache: BlobCache
+    blobs: Blobs
+    passthrough: Passthrough | None
+    started: float = field(default_factory=time.time)
+
+    def status(self) -> Status:
+        """Return the state of the mount now."""
+        stats, outage = self.client.stats, self.health.outage
+        return Status(
+            version=__version__,
+            registry=self.registry,
+            mountpoint=self.mountpoint,
+            pid=os.getpid(),
+            started=self.started,
+            requests=stats.requests,
+            bytes_received=stats.bytes_received,
+            retries=stats.retries,
+            token_expires=self.client.token_expiry,
+            health=HealthStatus(
+                up=outage is None,
+                down_since=outage.since if outage else None,
+                reason=outage.reason if outage else "",
+                recalled=self.remembering.recalled,
+            ),
+            mirrors=self.client.mirrors,
+            blobs=self.blobs.counters(),
+            cache=CacheStatus(
+                directory=str(self.cache.directory.path),
+                held=self.cache.room.held(),
+                limit=self.cache.room.size_limit,
+                free=_free(self.cache.directory.path),
+            ),
+            passthrough=self.passthrough.status() if self.passthrough else None,
+        )
+
+
+def _free(directory: Path) -> int:
+    """Return how many bytes the directory's disk has free; 0 where that cannot be told."""
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return 0

@@ -1,0 +1,208 @@
+"""Answers of the registry on disk: given again to who got them, and to nobody else."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from epochfs.answers import AnswerStore, Fingerprint, Question
+from epochfs.auth import CredentialStore
+from epochfs.config import Credentials
+from epochfs.errors import CacheFailure
+
+REGISTRY = "http://127.0.0.1:5000"
+ALICE = Credentials("alice", "canary-of-alice")
+TAGS = Question("tags", "team/app")
+
+Open = Callable[..., AnswerStore]
+
+
+def shown(credentials: Credentials) -> Fingerprint:
+    """Tell the bearer of credentials, as a client of the registry does."""
+    store = CredentialStore(credentials, REGISTRY)
+    return lambda salt, repository: store.fingerprint(salt, repository, time.monotonic() + 10)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "answers.sqlite"
+
+
+@pytest.fixture
+def opened(path: Path) -> Iterator[Open]:
+    with ExitStack() as stack:
+
+        def build(
+            registry: str = REGISTRY, who: Credentials = ALICE, **options: Any
+        ) -> AnswerStore:
+            store = AnswerStore(path, registry, shown(who), **options)
+            stack.callback(store.close)
+            return store
+
+        yield build
+
+
+def test_an_answer_is_there_at_once_and_after_a_remount(path: Path, opened: Open) -> None:
+    with closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+        store.put(TAGS, b"one")
+        assert store.get(TAGS) == b"one"
+        store.put(TAGS, b"two")
+    assert opened().get(TAGS) == b"two"
+
+
+@pytest.mark.parametrize(
+    ("registry", "who"),
+    [
+        ("http://127.0.0.1:5001", ALICE),
+        (REGISTRY, Credentials()),
+        (REGISTRY, Credentials("bob", "canary-of-alice")),
+        (REGISTRY, Credentials("alice", "another")),
+        (REGISTRY, Credentials(token="canary-of-alice")),
+    ],
+)
+def test_another_registry_or_other_credentials_get_nothing(
+    opened: Open, registry: str, who: Credentials
+) -> None:
+    store, other = opened(), opened(registry, who)
+    store.put(TAGS, b"for alice")
+    assert store.get(TAGS) == b"for alice"
+    assert other.get(TAGS) is None
+    other.forget_repository("team/app")
+    assert store.get(TAGS) == b"for alice"
+
+
+def test_what_a_file_has_for_a_repository_counts_as_it_is_now(tmp_path: Path, opened: Open) -> None:
+    file = tmp_path / "auth.json"
+
+    def logged_in(**passwords: str) -> None:
+        entries = {
+            f"127.0.0.1:5000/{name}": {"username": "alice", "password": password}
+            for name, password in passwords.items()
+        }
+        file.write_text(json.dumps({"auths": entries}))
+
+    store = opened(who=Credentials(auth_files=(file,)))
+    other = Question("tags", "other/app")
+    logged_in(team="canary", other="another")
+    for question in (TAGS, other):
+        store.put(question, b"one")
+    logged_in(team="longer canary", other="another")
+    assert (store.get(TAGS), store.get(other)) == (None, b"one")
+    assert opened(who=Credentials()).get(other) is None
+    logged_in(team="canary")
+    assert (store.get(TAGS), store.get(other)) == (b"one", None)
+
+
+def test_another_question_gets_nothing(opened: Open) -> None:
+    store = opened()
+    store.put(TAGS, b"one")
+    for other in (Question("tags", "team/other"), Question("tag", "team/app"), Question("tags")):
+        assert store.get(other) is None
+
+
+def test_an_answer_grows_old(opened: Open) -> None:
+    clock = Clock()
+    store = opened(clock=clock)
+    store.put(TAGS, b"one")
+    clock.now += 60
+    assert store.get(TAGS, max_age=60) == b"one"
+    assert store.get(TAGS, max_age=59) is None
+    assert store.get(TAGS) == b"one"
+
+
+def test_a_forgotten_answer_is_gone(opened: Open) -> None:
+    store = opened()
+    other = Question("manifest", "team/app", "sha256:1")
+    store.put(TAGS, b"one")
+    store.put(other, b"two")
+    store.forget(TAGS)
+    assert (store.get(TAGS), store.get(other)) == (None, b"two")
+
+
+def test_a_denied_repository_is_forgotten_whole_and_its_neighbours_are_not(opened: Open) -> None:
+    store = opened()
+    neighbour = Question("tags", "team/app2")
+    questions = [TAGS, Question("manifest", "team/app", "x"), neighbour]
+    for question in questions:
+        store.put(question, b"one")
+    store.forget_repository("team/app")
+    assert [store.get(question) for question in questions] == [None, None, b"one"]
+
+
+def test_the_file_holds_no_credential_and_two_files_tell_them_by_different_hashes(
+    tmp_path: Path,
+) -> None:
+    scopes = set()
+    for name in ("one", "two"):
+        path = tmp_path / name
+        with closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+            store.put(TAGS, b"one")
+        assert b"canary" not in path.read_bytes()
+        assert b"alice" not in path.read_bytes()
+        with closing(sqlite3.connect(path)) as connection:
+            scopes |= {row[0] for row in connection.execute("SELECT scope FROM answer")}
+    assert len(scopes) == 2
+
+
+def test_the_file_is_bounded_and_the_oldest_go_first(path: Path, opened: Open) -> None:
+    clock, limit = Clock(), 1 << 20
+    for _ in range(8):
+        with closing(AnswerStore(path, REGISTRY, shown(ALICE), limit=limit, clock=clock)) as store:
+            for _ in range(40):
+                clock.now += 1
+                store.put(Question("manifest", "team/app", str(clock.now)), bytes(8192))
+    store = opened(limit=limit)
+    assert store.get(Question("manifest", "team/app", str(clock.now))) is not None
+    assert store.get(Question("manifest", "team/app", "1001.0")) is None
+    assert path.stat().st_size < 2 * limit
+
+
+def test_more_than_can_be_written_is_not_held_in_memory(opened: Open) -> None:
+    store = opened()
+    store.put(Question("manifest", "team/app", "large"), bytes(33 << 20))
+    assert store.get(Question("manifest", "team/app", "large")) is None
+
+
+@pytest.mark.expects_log("is damaged and begins anew")
+def test_a_damaged_file_begins_anew(path: Path, opened: Open) -> None:
+    path.write_bytes(b"not a database at all, but long enough" * 100)
+    store = opened()
+    assert store.get(TAGS) is None
+    store.put(TAGS, b"one")
+    assert store.get(TAGS) == b"one"
+
+
+def test_a_place_that_cannot_be_written_is_a_cache_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheFailure, match="cannot keep what the registry says"):
+        AnswerStore(tmp_path / "file" / "answers.sqlite", REGISTRY, shown(ALICE))
+
+
+@pytest.mark.expects_log("neither kept nor served: cannot read the token file")
+def test_while_credentials_cannot_be_had_nothing_is_kept_or_given(
+    tmp_path: Path, opened: Open
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("canary")
+    store = opened(who=Credentials(token_file=file))
+    other = Question("tags", "team/other")
+    store.put(TAGS, b"one")
+    file.unlink()
+    store.put(other, b"two")
+    assert store.get(TAGS) is None
+    file.write_text("canary")
+    assert (store.get(TAGS), store.get(other)) == (b"one", None)
