@@ -3,8 +3,8 @@
 It stands between `RegistryClient` and those who read through it. Each answer is kept (`answers`);
 when the registry cannot be reached, or is known to be down (`health`), the answer it last gave
 serves in place of a new one: one about names for as long as `max_age` allows, one about a digest
-without limit, for what it names cannot change. An answer of the registry's, be it "unknown" or
-"denied", always counts more than what is remembered.
+without limit, for what it names cannot change. "Unknown", "denied" and "not offered" are answers
+too: they end what was remembered, and for names they are what is recalled.
 
 Manifests are hashed again when they are read back. Health is the registry's own: while a mirror
 answers in its place, it is pinged all the same.
@@ -13,6 +13,7 @@ answers in its place, it is pinged all the same.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -33,6 +34,8 @@ from epochfs.health import Health
 from epochfs.manifests import Descriptor, Document, Manifest, checked_size
 from epochfs.names import Digest, Repository, Tag
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _CATALOGUE = "catalogue"
@@ -42,6 +45,10 @@ _MANIFEST = "manifest"
 _BLOB = "blob"
 
 _NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS})
+
+_ANSWER = b"="
+_REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~": Unsupported}
+"""What an answer begins with on disk, and what stands there in place of one."""
 
 
 class RememberingClient:
@@ -65,18 +72,9 @@ class RememberingClient:
         return self._recalled
 
     def catalog(self) -> list[str]:
-        """Return the names of all repositories; raises Unsupported where there is no catalogue."""
-
-        def ask() -> list[str] | None:
-            try:
-                return self._client.catalog()
-            except (NotFound, Denied, Unsupported):
-                return None  # to be remembered too: without it an outage would hide `--repo`
-
-        names = self._ask(Question(_CATALOGUE), ask, _dump, _optional_names, self._max_age)
-        if names is None:
-            raise Unsupported("the registry has no catalogue for us")
-        return names
+        """Return the names of all repositories."""
+        question = Question(_CATALOGUE)
+        return self._ask(question, self._client.catalog, _dump, _names, self._max_age)
 
     def list_tags(self, name: Repository) -> list[str]:
         """Return a repository's tags."""
@@ -149,7 +147,7 @@ class RememberingClient:
         if self._health.is_down:
             kept = self._recall(question, load, max_age)
             if kept is not None:
-                return kept[0]
+                return kept
         try:
             value = ask()
         except (Unavailable, DeadlineExceeded) as error:
@@ -157,16 +155,13 @@ class RememberingClient:
             kept = self._recall(question, load, max_age)
             if kept is None:
                 raise
-            return kept[0]
+            return kept
         except EpochfsError as error:
             self._health.answered()
-            if isinstance(error, Denied):
-                self._answers.forget_repository(question.repository)
-            elif isinstance(error, NotFound):
-                self._answers.forget(question)
+            self._remember_refusal(question, error, for_names=max_age is not None)
             raise
         self._answered(question.kind)
-        self._answers.put(question, dump(value))
+        self._answers.put(question, _ANSWER + dump(value))
         return value
 
     def _answered(self, kind: str) -> None:
@@ -174,21 +169,38 @@ class RememberingClient:
         if kind in _NEVER_MIRRORED or not self._mirrored:
             self._health.answered()
 
+    def _remember_refusal(
+        self, question: Question, error: EpochfsError, *, for_names: bool
+    ) -> None:
+        if isinstance(error, Denied):
+            self._answers.forget_repository(question.repository)
+        elif isinstance(error, NotFound):
+            self._answers.forget(question)
+        mark = next((mark for mark, kind in _REFUSALS.items() if isinstance(error, kind)), None)
+        if for_names and mark is not None:
+            self._answers.put(question, mark)
+
     def _recall(
         self, question: Question, load: Callable[[bytes], T], max_age: float | None
-    ) -> tuple[T] | None:
-        """Return the remembered answer, in a tuple as it may be None; None if there is none."""
+    ) -> T | None:
+        """Return the remembered answer; raise it if it was a refusal; None if there is none."""
         raw = self._answers.get(question, max_age)
         if raw is None:
             return None
+        refusal = _REFUSALS.get(raw)
+        if refusal is not None:
+            raise refusal("so the registry said when it last answered")
         try:
-            value = load(raw)
-        except (ValueError, TypeError, KeyError, RecursionError, EpochfsError):
+            if not raw.startswith(_ANSWER):
+                raise ValueError("no answer of ours")
+            value = load(raw[1:])
+        except (ValueError, TypeError, KeyError, RecursionError, EpochfsError) as error:
+            log.info("a remembered answer cannot be used: %s", error)
             self._answers.forget(question)
             return None
         with self._lock:
             self._recalled += 1
-        return (value,)
+        return value
 
     def _remember_blobs(self, name: Repository, document: Document) -> None:
         """Keep the sizes that a manifest gives of its blobs, as HEADs of them would be kept."""
@@ -200,7 +212,7 @@ class RememberingClient:
             for blob in (view.config, *view.layers):
                 if blob is not None:
                     self._answers.put(
-                        Question(_BLOB, name.name, str(blob.digest)), _dump(blob.size)
+                        Question(_BLOB, name.name, str(blob.digest)), _ANSWER + _dump(blob.size)
                     )
 
 
@@ -213,10 +225,6 @@ def _names(raw: bytes) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError("no list of names")
     return value
-
-
-def _optional_names(raw: bytes) -> list[str] | None:
-    return None if json.loads(raw) is None else _names(raw)
 
 
 def _descriptor(raw: bytes) -> Descriptor:

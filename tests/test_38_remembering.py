@@ -1,0 +1,265 @@
+"""The client that remembers: what it recalls while the registry is down, for whom, and how long."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from builders import image, load
+
+from epochfs import health as health_module
+from epochfs.answers import AnswerStore
+from epochfs.client import RegistryClient
+from epochfs.config import Credentials, RegistryUrl, TransportOptions
+from epochfs.errors import Denied, NotFound, Unavailable, Unsupported
+from epochfs.health import Health
+from epochfs.hosts import RegistryHosts, find
+from epochfs.names import Digest, Repository, Tag
+from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.remembering import RememberingClient
+
+APP, LATEST = Repository("team/app"), Tag("latest")
+IMAGE = image()
+
+Open = Callable[..., RememberingClient]
+
+pytestmark = pytest.mark.expects_log("is down, what is cached is served")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "answers.sqlite"
+
+
+@pytest.fixture
+def opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Makes clients that share a file, one after the other, each as a mount of its own has it."""
+    monkeypatch.setattr(health_module, "_FIRST_SECONDS", 0.05)
+    with ExitStack() as stack:
+
+        def build(
+            registry: EmbeddedRegistry, username: str = "", max_age: float = 60, mirrors: str = ""
+        ) -> RememberingClient:
+            stack.close()
+            client = RegistryClient(
+                registry.url,
+                credentials=Credentials(username, "password" if username else ""),
+                options=TransportOptions(5, 5, 0),
+                hosts=hosts_of(registry, path.parent, mirrors),
+            )
+            stack.callback(client.close)
+            answers = AnswerStore(path, registry.url, client.fingerprint)
+            stack.callback(answers.close)
+            health = Health(registry.url, client.ping)
+            stack.callback(health.close)
+            return RememberingClient(client, answers, health, max_age)
+
+        yield build
+
+
+def hosts_of(registry: EmbeddedRegistry, directory: Path, mirrors: str) -> RegistryHosts:
+    """Return the hosts of a registry whose `hosts.toml` says this of its mirrors."""
+    (directory / "_default").mkdir(exist_ok=True)
+    (directory / "_default" / "hosts.toml").write_text(mirrors)
+    return find(directory, RegistryUrl.parse(registry.url))
+
+
+def everything(client: RememberingClient) -> list[object]:
+    layer = Digest.of(IMAGE.blobs[-1])
+    return [
+        client.catalog(),
+        client.list_tags(APP),
+        client.resolve(APP, LATEST),
+        client.get_manifest(APP, IMAGE.digest),
+        client.blob_size(APP, layer),
+    ]
+
+
+def test_after_a_remount_without_the_registry_everything_asked_before_is_recalled(
+    opened: Open, embedded: EmbeddedRegistry
+) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    asked = everything(opened(embedded))
+    embedded.stop()
+    again = opened(embedded)
+    assert everything(again) == asked
+    assert again.recalled == 5
+
+
+def test_what_was_not_asked_before_is_unavailable(opened: Open, embedded: EmbeddedRegistry) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    everything(opened(embedded))
+    embedded.stop()
+    client = opened(embedded)
+    for ask in (
+        lambda: client.list_tags(Repository("team/other")),
+        lambda: client.resolve(APP, Tag("other")),
+        lambda: client.get_manifest(Repository("team/other"), IMAGE.digest),
+        lambda: client.blob_size(Repository("team/other"), Digest.of(IMAGE.blobs[-1])),
+    ):
+        with pytest.raises(Unavailable):
+            ask()
+
+
+def test_a_manifest_proves_the_blobs_it_names(opened: Open, embedded: EmbeddedRegistry) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    opened(embedded).get_manifest(APP, IMAGE.digest)
+    assert embedded.count("HEAD", "/blobs/") == 0
+    embedded.stop()
+    client = opened(embedded)
+    for blob in IMAGE.blobs:
+        assert client.blob_size(APP, Digest.of(blob)) == len(blob)
+
+
+def test_names_grow_too_old_and_what_a_digest_names_does_not(
+    opened: Open, embedded: EmbeddedRegistry
+) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    everything(opened(embedded))
+    embedded.stop()
+    client = opened(embedded, max_age=0)
+    for ask in (client.catalog, lambda: client.list_tags(APP), lambda: client.resolve(APP, LATEST)):
+        with pytest.raises(Unavailable):
+            ask()
+    assert client.get_manifest(APP, IMAGE.digest).raw == IMAGE.raw
+
+
+def test_other_credentials_recall_nothing(opened: Open) -> None:
+    behaviour = Behaviour(auth="basic")
+    with EmbeddedRegistry(behaviour, username="alice", password="password") as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        asked = everything(opened(registry, "alice"))
+        registry.stop()
+        assert everything(opened(registry, "alice")) == asked
+        for other in ("bob", ""):
+            client = opened(registry, other)
+            with pytest.raises(Unavailable):
+                client.get_manifest(APP, IMAGE.digest)
+
+
+class Closing(EmbeddedRegistry):
+    """Answers everything about `team/app` with a status, once there is one."""
+
+    status = 0
+
+    def respond(self, request: Request) -> Response:
+        if self.status and "/team/app/" in request.path:
+            return Response(self.status)
+        return super().respond(request)
+
+
+def test_once_access_was_denied_nothing_of_the_repository_is_recalled(opened: Open) -> None:
+    with Closing() as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        load(registry, "team/other", "latest", IMAGE)
+        client = opened(registry)
+        everything(client)
+        tags = client.list_tags(Repository("team/other"))
+        registry.status = 403
+        with pytest.raises(Denied):
+            client.list_tags(APP)
+        registry.stop()
+        client = opened(registry)
+        with pytest.raises(Denied):
+            client.list_tags(APP)
+        with pytest.raises(Unavailable):
+            client.get_manifest(APP, IMAGE.digest)
+        assert client.list_tags(Repository("team/other")) == tags
+
+
+def test_what_the_registry_no_longer_has_is_recalled_no_more(opened: Open) -> None:
+    with Closing() as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        client = opened(registry)
+        everything(client)
+        registry.status = 404
+        with pytest.raises(NotFound):
+            client.resolve(APP, LATEST)
+        registry.stop()
+        client = opened(registry)
+        with pytest.raises(NotFound):
+            client.resolve(APP, LATEST)
+        assert client.get_manifest(APP, IMAGE.digest).raw == IMAGE.raw
+
+
+def test_a_registry_without_a_catalogue_has_none_while_it_is_down_either(opened: Open) -> None:
+    with EmbeddedRegistry(Behaviour(catalog=False)) as registry:
+        with pytest.raises(Unsupported):
+            opened(registry).catalog()
+        registry.stop()
+        with pytest.raises(Unsupported):
+            opened(registry).catalog()
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", b"=application/json\n{}", b"=\xff\n{}", b"=[7]"])
+def test_a_manifest_that_was_changed_on_disk_is_not_served(
+    opened: Open, embedded: EmbeddedRegistry, path: Path, damage: bytes
+) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    client = opened(embedded)
+    everything(client)
+    client._answers.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE answer SET value=?", (damage,))
+    embedded.stop()
+    client = opened(embedded)
+    for ask in (
+        lambda: client.get_manifest(APP, IMAGE.digest),
+        lambda: client.list_tags(APP),
+        lambda: client.resolve(APP, LATEST),
+        lambda: client.blob_size(APP, Digest.of(IMAGE.blobs[-1])),
+    ):
+        with pytest.raises(Unavailable):
+            ask()
+
+
+def test_while_the_registry_is_known_to_be_down_what_is_recalled_costs_no_attempt(
+    opened: Open, embedded: EmbeddedRegistry
+) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    client = opened(embedded)
+    asked = everything(client)
+    embedded.stop()
+    client._health.failed(Unavailable("refused"), pinged=True)
+    requests = client._client.stats.requests
+    assert everything(client) == asked
+    pings = client._client.stats.requests - requests
+    assert pings <= 2
+
+
+# --- mirrors ----------------------------------------------------------------------------------
+
+
+def test_a_mirrors_answer_does_not_end_the_registrys_outage(
+    opened: Open, embedded: EmbeddedRegistry
+) -> None:
+    with EmbeddedRegistry() as mirror:
+        for registry in (embedded, mirror):
+            load(registry, "team/app", "latest", IMAGE)
+        client = opened(embedded, mirrors=f'[host."{mirror.url}"]')
+        embedded.stop()
+        client._health.failed(Unavailable("refused"), pinged=True)
+        assert client.resolve(APP, LATEST).digest == IMAGE.digest
+        client.get_blob(APP, Digest.of(IMAGE.blobs[-1])).close()
+        assert mirror.count("GET", "/blobs/") == 1
+        assert client._health.is_down
+
+
+def test_what_a_mirror_gave_for_its_own_credentials_is_recalled_for_these_alone(
+    opened: Open, embedded: EmbeddedRegistry
+) -> None:
+    with EmbeddedRegistry() as mirror:
+        load(mirror, "team/app", "latest", IMAGE)
+        mine, yours, none = (
+            f'[host."{mirror.url}"]\n{header}'
+            for header in ('header = {X-Key = "mine"}', 'header = {X-Key = "yours"}', "")
+        )
+        asked = opened(embedded, mirrors=mine).resolve(APP, LATEST)
+    embedded.stop()
+    assert opened(embedded, mirrors=mine).resolve(APP, LATEST) == asked
+    for other in (yours, none, ""):
+        with pytest.raises(Unavailable):
+            opened(embedded, mirrors=other).resolve(APP, LATEST)
