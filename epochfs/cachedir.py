@@ -41,6 +41,10 @@ class CacheDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def check(self) -> None:
+        """Raise OSError where a directory that exists is not ours alone to write to."""
+        os.close(self._open_top())
+
     @contextlib.contextmanager
     def opened(self, *parts: str) -> Iterator[int]:
         """Open a directory below `v1` as `open` does, and close it at the end."""

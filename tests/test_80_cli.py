@@ -19,7 +19,7 @@ from epochfs.cli.credentials import MAX_PASSWORD_BYTES, auth_files
 from epochfs.cli.options import registry_url
 from epochfs.cli.plan import MountPlan
 from epochfs.cli.words import kernel_words, split_words
-from epochfs.config import DEFAULT_URL, Credentials, TransportOptions
+from epochfs.config import DEFAULT_URL, Address, Credentials, TransportOptions
 from epochfs.names import Repository
 
 
@@ -75,6 +75,7 @@ def test_the_version_is_printed_at_once() -> None:
         (["mount", "--repo", "a//b", "http://h", "DIR"], "--repo"),
         (["mount", "--verify", "never", "http://h", "DIR"], "--verify"),
         (["mount", "--uid", "-1", "http://h", "DIR"], "--uid"),
+        (["mount", "--metrics", "host", "http://h", "DIR"], "not an address: 'host'"),
         (["mount", "--username", "me", "http://h", "DIR"], "need each other"),
         (["mount", "--password-file", "FILE", "http://h", "DIR"], "need each other"),
         (["mount", "-o", "frobnicate", "http://h", "DIR"], "no such mount option: -o frobnicate"),
@@ -185,6 +186,8 @@ def test_the_defaults(
     assert not plan.blobs.verify_first
     assert plan.blobs.connections == 8
     assert not plan.foreground
+    assert not plan.offline_ok
+    assert plan.metrics is None
     assert not plan.allow_other
 
 
@@ -203,8 +206,9 @@ LONG_OPTIONS = {
     "log-file": "/var/log/e",
     "log-level": "debug",
     "username": "me",
+    "metrics": "9100",
 }
-FLAGS = ("allow-other", "tls-skip-verify", "foreground")
+FLAGS = ("allow-other", "tls-skip-verify", "foreground", "offline-ok")
 
 
 def as_long_options(password: Path) -> list[str]:
@@ -252,6 +256,8 @@ def test_every_option_may_be_a_word_of_o(
     assert plan.allow_other
     assert plan.foreground
     assert plan.log_file == Path("/var/log/e")
+    assert plan.metrics == Address("127.0.0.1", 9100)
+    assert plan.offline_ok
 
 
 def test_a_long_option_wins_over_its_word(planned: list[MountPlan], tmp_path: Path) -> None:

@@ -155,6 +155,16 @@ def test_doctor_tells_who_may_raise_the_read_ahead(
     assert rows(capsys)["read-ahead"] == ("ok", "may be raised to 1024 KiB")
 
 
+def test_a_cache_that_others_may_write_to_fails_with_its_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o777)
+    assert main(["doctor", "--cache-dir", str(tmp_path)]) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if " cache " in line]
+    assert line.startswith("FAIL")
+    assert "others can write to it: chmod go-w it" in line
+
+
 def test_doctor_looks_at_a_registry(capsys: pytest.CaptureFixture[str]) -> None:
     with EmbeddedRegistry() as registry:
         samples.load(registry)

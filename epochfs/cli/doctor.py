@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import platformdirs
 
+from epochfs.cachedir import CacheDirectory, cache_errors
 from epochfs.cli import probe, system
 from epochfs.cli.options import connection_options, file_option, registry_url
 from epochfs.cli.plan import Connection
@@ -187,6 +188,9 @@ def _cache(directory: Path) -> str:
         raise Unsupported(
             f"{directory} cannot be written ({error.strerror}): choose another --cache-dir"
         ) from None
+    if existing == directory:
+        with cache_errors(f"{directory} cannot be used"):
+            CacheDirectory(directory).check()
     note = f"{directory}, {free / 1024**3:.1f} GiB free"
     if free < _ENOUGH_SPACE:
         raise Limited(f"{note}: make room, or choose another --cache-dir")

@@ -53,7 +53,6 @@ class Signals:
 
     def _wait(self) -> None:
         while (received := signal.Signals(signal.sigwait(self._received))) not in self._ending:
-            log.info("%s", received.name)
             self.on_hangup()
         _unmount(received, self._path)
 

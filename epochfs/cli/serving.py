@@ -34,8 +34,12 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
 
         def mounted() -> None:
             log.info("%s is mounted on %s", plan.url, printable(plan.path))
-            signals.on_hangup = filesystem.drop_listings
+            signals.on_hangup = drop_listings
             ready()
+
+        def drop_listings() -> None:
+            log.info("SIGHUP: cached listings are dropped")
+            filesystem.drop_listings()
 
         fuse = operations.FuseOptions(
             fsname=str(plan.url),
