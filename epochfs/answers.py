@@ -141,6 +141,7 @@ class AnswerStore:
         self._wake.set()
         self._thread.join()
         with self._connection_lock:
+            self._write_pending()
             self._connection.close()
 
     def _scope(self, repository: str) -> str | None:
@@ -177,27 +178,27 @@ class AnswerStore:
             self._wake.wait()
             self._wake.clear()
             self._closing.wait(_PAUSE_SECONDS)
-            try:
-                with self._connection_lock:
-                    self._write_pending()
-                    self._shrink()
-            except sqlite3.Error as error:
-                log.info("what the registry said is not kept: %s", error)
+            with self._connection_lock:
+                self._write_pending()
 
     def _write_pending(self) -> None:
-        """The connection's lock is held."""
+        """Write what is pending, or lose it where the disk fails. The connection's lock is held."""
         with self._pending_lock:
             pending, self._pending, self._pending_bytes = self._pending, {}, 0
-        if not pending:
+        rows = [
+            (scope, one.kind, one.repository, one.name, given, value)
+            for (scope, one), (given, value) in pending.items()
+        ]
+        if not rows:
             return
-        with self._connection as connection:
-            connection.executemany(
-                "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    (scope, one.kind, one.repository, one.name, given, value)
-                    for (scope, one), (given, value) in pending.items()
-                ),
-            )
+        try:
+            with self._connection as connection:
+                connection.executemany(
+                    "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?)", rows
+                )
+            self._shrink()
+        except sqlite3.Error as error:
+            log.info("%d answers of the registry are not kept: %s", len(rows), error)
 
     def _shrink(self) -> None:
         """Remove the oldest answers, a tenth at a time, until the file is within its limit."""

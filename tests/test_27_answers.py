@@ -85,6 +85,18 @@ def test_another_registry_or_other_credentials_get_nothing(
     assert store.get(TAGS) == b"for alice"
 
 
+def test_on_a_full_disk_what_was_kept_is_still_there(path: Path, opened: Open) -> None:
+    store = opened()
+    store.put(TAGS, b"one")
+    assert store.get(TAGS) == b"one"
+    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._connection.execute(f"PRAGMA max_page_count={pages}")
+    large = Question("manifest", "team/app", "large")
+    store.put(large, bytes(1 << 20))
+    assert store.get(large) is None
+    assert store.get(TAGS) == b"one"
+
+
 def test_what_a_file_has_for_a_repository_counts_as_it_is_now(tmp_path: Path, opened: Open) -> None:
     file = tmp_path / "auth.json"
 

@@ -49,6 +49,7 @@ def test_a_cache_that_others_may_write_to_is_one_line(directory: Path) -> None:
     directory.chmod(0o777)
     code, output, errors = run("cache", "clear", f"--cache-dir={directory}")
     assert (code, output, errors.count("\n")) == (1, "", 1)
+    assert f"the cache '{directory}' cannot be used: " in errors
     assert "others can write to it: chmod go-w it" in errors
 
 

@@ -18,7 +18,7 @@ from epochfs.cacheusers import CacheUser
 from epochfs.cli.liveline import LiveLine
 from epochfs.cli.options import file_option, value_option
 from epochfs.config import CacheOptions, parse_seconds, parse_size
-from epochfs.errors import printable
+from epochfs.errors import CacheFailure, printable
 
 _REPORT_SECONDS = 0.2
 
@@ -108,7 +108,11 @@ def _opened(cache_dir: Path | None) -> tuple[Path, BlobCache | None]:
     directory = cache_dir or platformdirs.user_cache_path("epochfs")
     if not (directory / FORMAT).is_dir():
         return directory, None
-    return directory, BlobCache(CacheOptions(directory))
+    try:
+        return directory, BlobCache(CacheOptions(directory))
+    except CacheFailure as error:
+        shown = printable(directory)
+        raise CacheFailure(f"the cache '{shown}' cannot be used: {error}") from None
 
 
 def _report(removal: Removal) -> None:
