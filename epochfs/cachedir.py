@@ -2,8 +2,10 @@
 
 ::
 
-    <directory>/v1/blobs, /v1/partial    `blobcache`
-    <directory>/v1/<name>.sqlite         `private_file`
+    <directory>/v1/blobs, v1/partial    verified blobs, and those on their way (`blobcache`)
+    <directory>/v1/tags.sqlite          since when tags have their digests (`taghistory`)
+    <directory>/v1/answers.sqlite       what the registry said (`answers`)
+    <directory>/v1/mounts               who uses the cache (`cacheusers`)
 
 `v1` is the format: another version of epochfs that needs another makes a directory of its own
 beside it, and whatever lies beside `v1` is left alone.
