@@ -118,12 +118,20 @@ def test_an_answer_ends_the_outage_before_the_next_ping(
 
 @pytest.mark.expects_log(DOWN)
 def test_many_failures_are_one_probe(made: list[Health]) -> None:
-    health, registry = watched(made, Unavailable("refused"))
+    go_on, done, pings = threading.Event(), threading.Event(), []
+
+    def ping() -> None:
+        pings.append(go_on.wait(10))
+
+    health = Health("http://registry", ping)
+    made.append(health)
+    health.on_return = done.set
+    health.failed(Unavailable("refused"), pinged=True)
     for _ in range(100):
         health.failed(Unavailable("refused"))
-    until(registry.pinged)
-    probes = [thread for thread in threading.enumerate() if thread.name == "probe"]
-    assert len(probes) <= len(made)
+    go_on.set()
+    until(done)
+    assert pings == [True]
 
 
 def test_connections_closed_on_unmounting_are_no_outage(made: list[Health]) -> None:
