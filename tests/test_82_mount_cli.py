@@ -66,7 +66,7 @@ def processes_of(path: Path) -> list[int]:
     found = []
     for process in Path("/proc").iterdir():
         with suppress(OSError):
-            if process.name.isdigit() and str(path) in (process / "cmdline").read_text():
+            if process.name.isdigit() and os.fsencode(path) in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
 
