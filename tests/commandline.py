@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from mounts import COMMAND
+from mounts import COMMAND, NO_MIRRORS
 
 _OURS = (
     "EPOCH_SERVER",
@@ -28,7 +28,7 @@ def environment(**variables: str) -> dict[str, str]:
 def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
     """Start `epochfs` with these arguments, in a session of its own."""
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [*COMMAND, *_without_mirrors(*map(str, arguments))],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -38,6 +38,14 @@ def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
         # What pytest was started with must not decide: a shell's background jobs ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def _without_mirrors(name: str, *rest: str) -> list[str]:
+    """Return a command line that has NO_MIRRORS, if it may and says nothing of mirrors itself."""
+    text = " ".join(rest)
+    asks = name in ("mount", "doctor") or (name == "prefetch" and "://" in text)
+    told = "hosts-dir" in text or "hosts_dir" in text
+    return [name, *NO_MIRRORS, *rest] if asks and not told else [name, *rest]
 
 
 def run(*arguments: object, timeout: float = 30, **variables: str) -> tuple[int, str, str]:

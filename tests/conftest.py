@@ -21,6 +21,7 @@ from builders import Content, write_layout
 from mounts import Mounts, require_fuse
 from views import Opener
 
+from epochfs import hosts
 from epochfs.registry import EmbeddedRegistry
 
 STARTUP_SECONDS = 20
@@ -77,6 +78,20 @@ def _refuse_unexpected(request: pytest.FixtureRequest, lines: Iterable[str]) -> 
     unexpected = [line for line in lines if not any(one.search(line) for one in allowed)]
     if unexpected:
         pytest.fail("unexpected log records:\n" + "\n".join(unexpected), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Keep what is on this machine, logins and mirrors, out of the tests."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    for name in ("HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(home))
+    for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hosts, "DEFAULT_DIRECTORY", home / "none")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from commandline import environment, run, start
-from mounts import COMMAND, require_fuse
+from mounts import COMMAND, NO_MIRRORS, require_fuse
 from scripted import until
 from subjects import PASSWORD, USERNAME
 
@@ -111,7 +111,8 @@ def test_a_prefix_is_mounted_as_the_root(registry: EmbeddedRegistry, directory: 
 def test_relative_paths_mean_what_they_meant_to_the_shell(
     registry: EmbeddedRegistry, directory: Path
 ) -> None:
-    command = [*COMMAND, "mount", "--cache-dir=c", "--log-file=l", registry.url, directory.name]
+    options = [*NO_MIRRORS, "--cache-dir=c", "--log-file=l"]
+    command = [*COMMAND, "mount", *options, registry.url, directory.name]
     subprocess.run(command, cwd=directory.parent, env=environment(), check=True, timeout=30)
     assert (directory / HELLO).exists()
     assert (directory.parent / "c").is_dir()
@@ -268,7 +269,7 @@ def test_a_terminal_is_told_what_is_waited_for(directory: Path) -> None:
     except OSError:
         pytest.skip("no pseudo-terminal to be had")
     with silent_server() as url:
-        command = [*COMMAND, "mount", "--timeout=2", url, str(directory)]
+        command = [*COMMAND, "mount", *NO_MIRRORS, "--timeout=2", url, str(directory)]
         process = subprocess.Popen(command, stderr=theirs, env=environment())
         os.close(theirs)
         shown = b""

@@ -17,7 +17,7 @@ from builders import image, load, random_bytes
 from commandline import environment, run, start
 from conftest import DockerRegistry, Skopeo
 from gates import Gate
-from mounts import COMMAND, Mounts
+from mounts import COMMAND, NO_MIRRORS, Mounts
 from scripted import at_most, until
 
 from epochfs import status
@@ -187,7 +187,7 @@ def test_a_terminal_is_shown_how_far_it_is(gate: Gate, tmp_path: Path) -> None:
     except OSError:
         pytest.skip("no pseudo-terminal to be had")
     gate.open(6 * MIB)
-    command = [*COMMAND, "prefetch", f"--cache-dir={tmp_path}", gate.url, *NAMES]
+    command = [*COMMAND, "prefetch", *NO_MIRRORS, f"--cache-dir={tmp_path}", gate.url, *NAMES]
     with ExitStack() as closing:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=theirs, env=environment()

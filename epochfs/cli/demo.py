@@ -40,17 +40,18 @@ def command(directory: str | None) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         registry = stack.enter_context(EmbeddedRegistry())
         samples.load(registry)
-        _serve(registry.url, path, scratch / "cache")
+        _serve(registry.url, path, scratch)
 
 
-def _serve(url: str, path: Path, cache: Path) -> None:
+def _serve(url: str, path: Path, scratch: Path) -> None:
     before = path.stat().st_dev
-    mount = [sys.executable, "-m", "epochfs", "mount", "--foreground", "--log-level", "warning"]
-    # The user's own server, token and certificates are none of the demo's business.
+    command = [sys.executable, "-m", "epochfs", "mount", "--foreground", "--log-level", "warning"]
+    command += ["--cache-dir", str(scratch / "cache"), "--hosts-dir", str(scratch)]
+    # The user's own server, token, certificates and mirrors are none of the demo's business.
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("EPOCH_")}
     # In a session of its own, a Ctrl-C reaches it through us alone.
     child = subprocess.Popen(
-        [*mount, "--cache-dir", str(cache), url, str(path)],
+        [*command, url, str(path)],
         stdin=subprocess.DEVNULL,
         env=environment,
         start_new_session=True,
