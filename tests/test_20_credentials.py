@@ -148,6 +148,7 @@ def test_a_token_that_stops_working_is_replaced_once(serve: Serve) -> None:
         ([reply(200, b'{"token": ""}')], Denied),
         ([reply(200, b"nonsense")], ProtocolViolation),
         ([reply(200, b'"' + b"a" * 2_000_000)], ProtocolViolation),
+        ([reply(200, b'{"token": "t"}', Content_Encoding="gzip")], ProtocolViolation),
         ([reply(404)], ProtocolViolation),
         ([reply(401)], Denied),
         ([reply(500)], Unavailable),

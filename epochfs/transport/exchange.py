@@ -283,7 +283,10 @@ class Transport:
         send = partial(self._follow, request, origin, wanted.authorization, watch)
 
         def read(answer: Answer) -> Reply:
-            return answer.read_whole(SMALL_BODY) if answer.ok else answer.read_error()
+            if not answer.ok:
+                return answer.read_error()
+            answer.check_encoding()
+            return answer.read_whole(SMALL_BODY)
 
         try:
             reply = self._attempts(request, send, read, watch)
