@@ -244,6 +244,17 @@ def test_names_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) ->
         client.list_tags("x")
 
 
+@pytest.mark.parametrize("item", [[], {}, 1, None])
+def test_what_is_no_name_is_counted_too_and_not_even_parsed(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, item: object
+) -> None:
+    monkeypatch.setattr("epochfs.client.pages._MOST_NAMES", 3)
+    monkeypatch.setattr("epochfs.client.pages.load_json", pytest.fail)
+    _, client = connect(lambda _: listing("tags", [item] * 5))
+    with pytest.raises(ProtocolViolation, match="over 3 names"):
+        client.list_tags("x")
+
+
 def test_a_page_over_its_limit_is_a_violation(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

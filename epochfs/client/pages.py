@@ -68,6 +68,10 @@ def _pages(transport: Transport, listing: Url, scope: str) -> Iterator[dict[str,
                 continue
             if not reply.ok:
                 raise transport.refusal(reply)
+            # All but the first name in a list stand behind a comma. Counted before they are parsed,
+            # as an empty list of three bytes becomes sixty in memory.
+            if reply.body.count(b",") > _MOST_NAMES:
+                raise ProtocolViolation(f"{reply.what}: over {_MOST_NAMES} names")
             page = load_json(reply.body)
             if not isinstance(page, dict):
                 raise ProtocolViolation(f"{reply.what}: the listing is not a JSON object")
