@@ -20,8 +20,9 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 MAX_READ = 1 << 20
 """Bytes the kernel is to ask for in one READ, and to read ahead, where it lets us say so."""
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
+_NUMBER = r"(\d{1,18}(?:\.\d{1,18})?)"
+_SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
+_SECONDS = re.compile(rf"{_NUMBER}\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -55,10 +56,10 @@ class RegistryUrl:
         Without a scheme it is https, and http on loopback. Empty text is Epoch's default.
         """
         text = text.strip() or DEFAULT_URL
-        if "://" not in text:
-            host = urlsplit(f"//{text}").hostname or ""
-            text = f"{'http' if is_loopback(host) else 'https'}://{text}"
         try:
+            if "://" not in text:
+                host = urlsplit(f"//{text}").hostname or ""
+                text = f"{'http' if is_loopback(host) else 'https'}://{text}"
             parts = urlsplit(text)
             host, port = parts.hostname or "", parts.port
         except ValueError as error:

@@ -35,7 +35,9 @@ def test_sizes(text: str, expected: int) -> None:
     assert parse_size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "1e9", "10 G B", "1..5G", "NaN", "1\nG\n2"])
+@pytest.mark.parametrize(
+    "text", ["", "G", "-1", "1X", "1e9", "10 G B", "1..5G", "NaN", "1\nG\n2", "9" * 400]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a size"):
         parse_size(text)
@@ -57,7 +59,7 @@ def test_durations(text: str, expected: float) -> None:
     assert parse_seconds(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1", "1w", "1h30m", "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "s", "-1", "1w", "1h30m", "inf", "nan", "9" * 400])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration"):
         parse_seconds(text)
@@ -100,6 +102,7 @@ def test_registry_urls(text: str, base: str, prefix: str | None) -> None:
         "http://registry.example/a//b",
         "http://registry.example/../etc",
         "http://[::1",
+        "[::1",
     ],
 )
 def test_what_is_no_registry_url_is_refused(text: str) -> None:
