@@ -129,6 +129,19 @@ def test_a_full_disk_is_a_cache_failure(
         keep(cache)
 
 
+def test_a_size_beyond_the_disk_is_not_even_asked_of_it(
+    cache: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that makes a size up would fill the disk: ext4 keeps what it could allocate."""
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("asked for"))
+    blob = cache.stage(DIGEST, shutil.disk_usage(tmp_path).total + 1)
+    try:
+        blob.allocate()
+        assert os.fstat(blob.fileno()).st_blocks * 512 <= PAGE
+    finally:
+        blob.close()
+
+
 def test_a_directory_that_cannot_be_made_is_a_cache_failure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CacheFailure):

@@ -78,13 +78,27 @@ class StagedBlob:
             return
         with cache_errors(f"making room for {self._size} bytes"):
             self._room.make(self._size)
-            try:
-                os.posix_fallocate(self._fd, 0, self._size)
-            except OSError:
+            if not self._reserve():
                 # Full, or a file system without fallocate: evict all that can go and let the
                 # writes themselves tell.
                 self._room.make(self._room.size_limit)
             self._allocated = True
+
+    def _reserve(self) -> bool:
+        """Reserve the disk's blocks; return False where there are too few, or it cannot be done.
+
+        They are counted first: ext4 keeps what it found for a file that did not fit, and a size
+        that a registry made up would fill the disk.
+        """
+        disk = os.fstatvfs(self._fd)
+        held = os.fstat(self._fd).st_blocks * 512
+        if self._size - held > disk.f_bavail * disk.f_frsize:
+            return False
+        try:
+            os.posix_fallocate(self._fd, 0, self._size)
+        except OSError:
+            return False
+        return True
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`."""
