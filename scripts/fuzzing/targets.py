@@ -1,0 +1,167 @@
+"""The parsers, with what must hold of whatever they accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from epochfs.auth import parse_challenges, parse_token
+from epochfs.config import RegistryUrl, parse_seconds, parse_size
+from epochfs.errors import EpochfsError, InvalidName, ProtocolViolation, UsageError
+from epochfs.manifests import MAX_SIZE, Index, load_json, parse
+from epochfs.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
+from epochfs.samples import encode
+from epochfs.transport import BlobStream, Url, next_page
+from epochfs.transport.answers import content_length
+from epochfs.transport.faults import error_entries, refusal
+from epochfs.transport.retries import retry_after
+from scripts.fuzzing.target import Target
+
+HERE = Url.parse("https://reg.example/v2/_catalog?n=2")
+LONGEST_TOKEN_LIFE = 86400.0
+
+
+def _text(data: bytes) -> str:
+    """Return bytes as a path or JSON has them: text in which anything may stand."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _header(data: bytes) -> str:
+    """Return bytes as `http.client` hands a header on."""
+    return data.decode("latin-1")
+
+
+def _repository(data: bytes) -> None:
+    repository = Repository.parse(_text(data))
+    assert len(repository.name.encode()) <= MAX_REPOSITORY_BYTES
+    for segment in repository.segments:
+        _safe_in_a_path(segment)
+
+
+def _tag(data: bytes) -> None:
+    _safe_in_a_path(Tag.parse(_text(data)).name)
+
+
+def _safe_in_a_path(segment: str) -> None:
+    assert segment not in ("", ".", "..")
+    assert "/" not in segment
+    assert segment.isprintable()
+    assert len(segment.encode()) <= MAX_SEGMENT_BYTES
+
+
+def _digest(data: bytes) -> None:
+    text = _text(data)
+    assert str(Digest.parse(text)) == text
+    assert text.isascii()
+    assert text.isalnum() or text.count(":") == 1
+
+
+def _manifest(data: bytes) -> None:
+    view = parse(data)
+    found = view.manifests if isinstance(view, Index) else view.layers
+    for descriptor in found:
+        assert Digest.parse(str(descriptor.digest)) == descriptor.digest
+        assert 0 <= descriptor.size <= MAX_SIZE
+
+
+def _challenge(data: bytes) -> None:
+    for challenge in parse_challenges(_header(data)):
+        assert challenge.scheme == challenge.scheme.lower() != ""
+
+
+def _token(data: bytes) -> None:
+    value, lifetime = parse_token(data)
+    assert value.isascii()
+    assert not value or (value.isprintable() and " " not in value)
+    assert 0 < lifetime <= LONGEST_TOKEN_LIFE
+
+
+def _url(data: bytes) -> None:
+    url = Url.parse(_header(data))
+    assert Url.parse(str(url)) == url
+
+
+def _location(data: bytes) -> None:
+    assert HERE.follow(_header(data)).scheme == "https"
+
+
+def _link(data: bytes) -> None:
+    page = next_page(_header(data), HERE)
+    assert page is None or (page.origin == HERE.origin and page.target.startswith("/v2/"))
+
+
+def _content_range(data: bytes) -> None:
+    """Hold a Content-Range against a request whose range the first two bytes choose."""
+    start, length = (data[0], data[1]) if len(data) > 1 else (0, 0)
+    end = start + length if length else None
+    answer: Any = SimpleNamespace(
+        what="GET",
+        status=206,
+        headers={"Content-Range": _header(data[2:])},
+        content_length=None,
+        check_encoding=lambda: None,
+    )
+    stream = BlobStream(answer, start, end)
+    assert stream.start == start
+    assert stream.total is None or stream.total > start
+
+
+def _content_length(data: bytes) -> None:
+    length = content_length("GET", {"Content-Length": _header(data)})
+    assert length is not None
+    assert 0 <= length < 10**18
+
+
+def _error_body(data: bytes) -> None:
+    status = 400 + (data[0] if data else 0)
+    assert isinstance(refusal("GET", status, data[1:], ""), EpochfsError)
+    assert len(error_entries(data[1:])) <= 10
+
+
+def _retry_after(data: bytes) -> None:
+    assert retry_after(_header(data)) >= 0
+
+
+def _registry_url(data: bytes) -> None:
+    url = RegistryUrl.parse(_text(data))
+    assert RegistryUrl.parse(str(url)) == url
+
+
+def _number(read: Callable[[str], float]) -> Callable[[bytes], None]:
+    def check(data: bytes) -> None:
+        assert 0 <= read(_text(data)) < float("inf")
+
+    return check
+
+
+_DESCRIPTOR = {"mediaType": "a/b", "digest": str(Digest.of(b"x")), "size": 1}
+_MANIFEST = encode({"config": _DESCRIPTOR, "layers": [_DESCRIPTOR], "annotations": {"a": "b"}})
+_INDEX = encode({"manifests": [{**_DESCRIPTOR, "platform": {"os": "linux"}}]})
+
+TARGETS = (
+    Target("repository", _repository, (InvalidName,), (b"library/nginx", b"a")),
+    Target("tag", _tag, (InvalidName,), (b"latest", b"v1.0")),
+    Target("digest", _digest, (InvalidName,), (str(Digest.of(b"x")).encode(),)),
+    Target("json", load_json, (ProtocolViolation,), (_MANIFEST, b'{"a":[1,2.5e3,null,"\\u00e9"]}')),
+    Target("manifest", _manifest, (ProtocolViolation,), (_MANIFEST, _INDEX)),
+    Target(
+        "challenge", _challenge, (), (b'Bearer realm="https://x/",scope="a b"', b"Basic, X y==")
+    ),
+    Target("token", _token, (ProtocolViolation,), (b'{"token":"t","expires_in":300}',)),
+    Target("url", _url, (ProtocolViolation,), (b"https://[::1]:5000/a?b=c", b"http://h/%2F")),
+    Target("location", _location, (ProtocolViolation,), (b"/v2/x", b"//h:1/x", b"https://h/?s")),
+    Target("link", _link, (ProtocolViolation,), (b'</v2/x?n=1>; rel="next"',)),
+    Target(
+        "content-range",
+        _content_range,
+        (ProtocolViolation,),
+        (b"\1\2bytes 1-2/9", b"\1\0bytes 1-8/9", b"\0\5bytes 0-4/*"),
+    ),
+    Target("content-length", _content_length, (ProtocolViolation,), (b"0", b"1024")),
+    Target("error-body", _error_body, (), (b'\4{"errors":[{"code":"X_UNKNOWN","message":"x"}]}',)),
+    Target("retry-after", _retry_after, (), (b"120", b"Wed, 21 Oct 2065 07:28:00 GMT")),
+    Target("registry-url", _registry_url, (UsageError,), (b"http://h:1/a/b", b"[::1]:5000", b"h")),
+    Target("size", _number(parse_size), (UsageError,), (b"10G", b"1.5 MiB")),
+    Target("duration", _number(parse_seconds), (UsageError,), (b"500ms", b"1.5h")),
+)
