@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from epochfs.auth import parse_challenges, parse_token
+from epochfs.auth import Login, parse_challenges, parse_token
+from epochfs.auth.files import AuthFile, Helper
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
-from epochfs.errors import EpochfsError, InvalidName, ProtocolViolation, UsageError
+from epochfs.errors import Denied, EpochfsError, InvalidName, ProtocolViolation, UsageError
+from epochfs.hosts import find
 from epochfs.manifests import MAX_SIZE, Index, load_json, parse
 from epochfs.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
 from epochfs.samples import encode
@@ -135,9 +139,44 @@ def _number(read: Callable[[str], float]) -> Callable[[bytes], None]:
     return check
 
 
+_HOSTS_DIRECTORY = tempfile.TemporaryDirectory(prefix="epochfs-fuzz-hosts-")
+
+
+def _hosts_file(data: bytes) -> None:
+    directory = Path(_HOSTS_DIRECTORY.name)
+    (directory / "_default").mkdir(exist_ok=True)
+    (directory / "_default" / "hosts.toml").write_bytes(data)
+    found = find(directory, RegistryUrl("https://reg.example"))
+    for host in (found.origin, *found.mirrors):
+        assert Url.parse(host.base).site == host.base
+        assert host.root.startswith("/")
+        assert all(value.isprintable() or "\t" in value for _, value in host.headers)
+
+
+def _auth_file(data: bytes) -> None:
+    file = AuthFile.parse(Path("auth.json"), data)
+    for one in file.find(["reg.example", "docker.io"], "team/app"):
+        assert isinstance(one, Login | Helper)
+
+
 _DESCRIPTOR = {"mediaType": "a/b", "digest": str(Digest.of(b"x")), "size": 1}
 _MANIFEST = encode({"config": _DESCRIPTOR, "layers": [_DESCRIPTOR], "annotations": {"a": "b"}})
 _INDEX = encode({"manifests": [{**_DESCRIPTOR, "platform": {"os": "linux"}}]})
+_HOSTS_FILE = b"""server = "https://reg.example"
+[host."http://m.example:5000/v2/x"]
+capabilities = ["pull", "resolve"]
+skip_verify = true
+override_path = true
+ca = ["ca.crt"]
+client = [["a.cert", "a.key"]]
+header = {x-a = ["b"]}
+"""
+_AUTH_FILE = encode(
+    {
+        "auths": {"reg.example/team": {"auth": "dTpw"}, "reg.example": {"identitytoken": "t"}},
+        "credHelpers": {"docker.io": "pass"},
+    }
+)
 
 TARGETS = (
     Target("repository", _repository, (InvalidName,), (b"library/nginx", b"a")),
@@ -161,6 +200,8 @@ TARGETS = (
     Target("content-length", _content_length, (ProtocolViolation,), (b"0", b"1024")),
     Target("error-body", _error_body, (), (b'\4{"errors":[{"code":"X_UNKNOWN","message":"x"}]}',)),
     Target("retry-after", _retry_after, (), (b"120", b"Wed, 21 Oct 2065 07:28:00 GMT")),
+    Target("hosts.toml", _hosts_file, (UsageError,), (_HOSTS_FILE, b"server = 'h:1'")),
+    Target("auth.json", _auth_file, (Denied,), (_AUTH_FILE, b'{"credsStore":"x"}')),
     Target("registry-url", _registry_url, (UsageError,), (b"http://h:1/a/b", b"[::1]:5000", b"h")),
     Target("size", _number(parse_size), (UsageError,), (b"10G", b"1.5 MiB")),
     Target("duration", _number(parse_seconds), (UsageError,), (b"500ms", b"1.5h")),
