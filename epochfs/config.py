@@ -23,6 +23,7 @@ MAX_READ = 1 << 20
 _NUMBER = r"(\d{1,18}(?:\.\d{1,18})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 _SECONDS = re.compile(rf"{_NUMBER}\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
+_HOST = re.compile(r"[0-9a-z._~-]+|[0-9a-f:.]+", re.ASCII)
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -66,7 +67,8 @@ class RegistryUrl:
             raise UsageError(f"not a registry URL: '{printable(text)}' ({error})") from None
         if parts.username is not None or parts.password is not None:
             raise UsageError("a registry URL must not hold credentials: use --username")
-        if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        known = parts.scheme in ("http", "https") and _HOST.fullmatch(host)
+        if not known or parts.query or parts.fragment:
             raise UsageError(f"not a registry URL: '{printable(text)}' (http(s)://host[:port])")
         name = parts.path.strip("/")
         try:

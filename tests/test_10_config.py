@@ -103,6 +103,10 @@ def test_registry_urls(text: str, base: str, prefix: str | None) -> None:
         "http://registry.example/../etc",
         "http://[::1",
         "[::1",
+        "http://[fe80::1%eth0]",
+        "http://registry.ex\u00e4mple",
+        "http://registry\x1b[2J.example",
+        "registry\0.example",
     ],
 )
 def test_what_is_no_registry_url_is_refused(text: str) -> None:
