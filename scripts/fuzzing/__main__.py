@@ -35,14 +35,16 @@ def _fuzz(target: Target, seconds: int, scratch: Path) -> tuple[int, str]:
         "-print_final_stats=1",
     ]
     command = [sys.executable, "-m", "scripts.fuzzing.engine", target.name, *options, str(corpus)]
-    result = subprocess.run(command, capture_output=True, check=False)
-    executed = _EXECUTED.search(result.stderr)
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    executed = _EXECUTED.search(result.stdout)
     count = int(executed[1]) if executed else 0
     if result.returncode == 0 and count:
         return count, ""
     inputs = [path.read_bytes() for path in corpus.glob("failed-*")]
     shown = "\n".join(f"input: {data!r}" for data in inputs)
-    return count, f"{shown}\n{result.stderr.decode(errors='backslashreplace')[-4000:]}"
+    lines = result.stdout.decode(errors="backslashreplace").splitlines()
+    said = "\n".join(line for line in lines if not line.startswith(("#", "INFO")))
+    return count, f"{shown}\n{said}"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
