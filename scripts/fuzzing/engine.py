@@ -5,6 +5,7 @@ libFuzzer takes the process over and ends it, so each target has its own.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import atheris
@@ -15,6 +16,7 @@ with atheris.instrument_imports(include=["epochfs"]):
 
 def main() -> None:
     """Feed the target until the options say that it is enough, or it fails."""
+    logging.disable()
     name = sys.argv.pop(1)
     target = next(each for each in TARGETS if each.name == name)
 

@@ -129,7 +129,8 @@ def _retry_after(data: bytes) -> None:
 
 def _registry_url(data: bytes) -> None:
     url = RegistryUrl.parse(_text(data))
-    assert RegistryUrl.parse(str(url)) == url
+    assert RegistryUrl.parse(url.base) == RegistryUrl(url.base)
+    assert url.prefix is None or Repository.parse(url.prefix.name) == url.prefix
 
 
 def _number(read: Callable[[str], float]) -> Callable[[bytes], None]:
@@ -148,7 +149,7 @@ def _hosts_file(data: bytes) -> None:
     (directory / "_default" / "hosts.toml").write_bytes(data)
     found = find(directory, RegistryUrl("https://reg.example"))
     for host in (found.origin, *found.mirrors):
-        assert Url.parse(host.base).site == host.base
+        assert Url.parse(host.base).target == "/"
         assert host.root.startswith("/")
         assert all(value.isprintable() or "\t" in value for _, value in host.headers)
 
