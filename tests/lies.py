@@ -61,7 +61,7 @@ class Lie:
     expected: object
     answers: Mapping[str, Answer] = field(default_factory=dict, repr=False)
     tls: bool = False
-    timeout: float = 10.0
+    timeout: float = 60.0
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.title}"

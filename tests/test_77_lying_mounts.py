@@ -32,7 +32,7 @@ def tell(mounts: Mounts) -> Iterator[Tell]:
 
         def mount(answers: Mapping[str, Answer]) -> Mount:
             told.update(answers)
-            return mounts(server.url, "--timeout", "20")
+            return mounts(server.url, "--timeout", "60")
 
         yield mount
 

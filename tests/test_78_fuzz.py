@@ -35,7 +35,7 @@ def test_seeds_are_accepted(target: Target) -> None:
 
 @each_target
 def test_anything_is_parsed_or_refused(target: Target) -> None:
-    @settings(max_examples=100, deadline=2000)
+    @settings(max_examples=100, deadline=5000)
     @given(st.binary() | mutated(target.seeds))
     @example(b"[")
     @example(b"9" * 5000)
