@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,12 @@ def _fuzz(target: Target, seconds: int, scratch: Path) -> tuple[int, str]:
         "-print_final_stats=1",
     ]
     command = [sys.executable, "-m", "scripts.fuzzing.engine", target.name, *options, str(corpus)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    # libFuzzer ends the process without any clean-up: its temporary files go with the scratch.
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    output = subprocess.STDOUT
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=output, env=environment, check=False
+    )
     executed = _EXECUTED.search(result.stdout)
     count = int(executed[1]) if executed else 0
     if result.returncode == 0 and count:
