@@ -16,14 +16,13 @@ import contextlib
 import itertools
 import logging
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
 
+from epochfs.catalogue import Catalogue
 from epochfs.client import PullClient
 from epochfs.config import ListingOptions
 from epochfs.errors import (
@@ -38,8 +37,9 @@ from epochfs.errors import (
     Unsupported,
 )
 from epochfs.lookahead import Lookahead
-from epochfs.manifests import Descriptor, Document, Index, Manifest
+from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository, Tag
+from epochfs.reachable import Reachable, follow, named_blobs
 from epochfs.taghistory import TagHistory
 from epochfs.tagtables import Resolved, TagTables
 from epochfs.ttlcache import CachePolicy, TtlCache
@@ -49,53 +49,12 @@ log = logging.getLogger(__name__)
 _MANIFEST_BYTES = 32 * 1024 * 1024
 _PARSED_FACTOR = 4
 _MAX_KNOWN_BLOBS = 50_000
-_MAX_INDEX_DEPTH = 4
 _BATCH = 1000
 _FOREVER = 10 * 365 * 86400.0
-
-_NOT_DISTRIBUTED = (
-    "application/vnd.docker.image.rootfs.foreign.diff.",
-    "application/vnd.oci.image.layer.nondistributable.",
-)
-"""Layers that are fetched from elsewhere; a registry need not have them (image-spec, layer.md)."""
 
 A = TypeVar("A")
 B = TypeVar("B")
 Name = TypeVar("Name", Repository, Tag)
-
-_segments = attrgetter("segments")
-
-
-class Catalogue:
-    """Repositories as the namespace they form."""
-
-    def __init__(self, repositories: Iterable[Repository], *, complete: bool) -> None:
-        self.complete = complete
-        self._repositories = frozenset(repositories)
-        self._in_order = sorted(self._repositories, key=_segments)
-        self._children: dict[tuple[str, ...], set[str]] = {(): set()}
-        for repository in self._repositories:
-            segments = repository.segments
-            for depth, segment in enumerate(segments):
-                self._children.setdefault(segments[:depth], set()).add(segment)
-
-    def __contains__(self, repository: Repository) -> bool:
-        return repository in self._repositories
-
-    def following(self, repository: Repository, count: int) -> list[Repository]:
-        """Return the siblings, and what is below them, that a walk comes to next after one."""
-        parent = repository.segments[:-1]
-        place = bisect_left(self._in_order, repository.segments, key=_segments)
-        after = self._in_order[place + 1 : place + 1 + count]
-        return [one for one in after if one.segments[: len(parent)] == parent]
-
-    def children(self, segments: tuple[str, ...]) -> list[str]:
-        """The next segments of the repositories below a prefix, sorted."""
-        return sorted(self._children.get(segments, ()))
-
-    def is_parent(self, segments: tuple[str, ...]) -> bool:
-        """Whether some repository lies below a prefix."""
-        return segments in self._children
 
 
 class _Each(Protocol):
@@ -103,31 +62,6 @@ class _Each(Protocol):
 
     def __call__(self, ask: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
         """Ask for all items; the answers are in their order."""
-
-
-class Reachable:
-    """The manifests and blobs that the tags of one repository lead to."""
-
-    def __init__(self) -> None:
-        self.manifests: dict[Digest, None] = {}
-        self.blobs: dict[Digest, None] = {}
-
-
-def follow(
-    start: Iterable[Digest],
-    fetch: Callable[[Iterable[Digest]], Iterable[Document | None]],
-) -> Reachable:
-    """Follow manifests through indexes; `fetch` returns documents, None for one to pass over."""
-    found = Reachable()
-    level = list(start)
-    for _ in range(_MAX_INDEX_DEPTH):
-        below: dict[Digest, None] = {}
-        for document in fetch(level):
-            if document is not None:
-                found.manifests[document.digest] = None
-                below.update(_children(document, found.blobs))
-        level = [digest for digest in below if digest not in found.manifests]
-    return found
 
 
 class Listings:
@@ -330,7 +264,7 @@ class Listings:
         repository, digest = key
         document = self._client.get_manifest(repository, digest, self._options.manifest_limit)
         with self._lock:
-            for descriptor in _named_blobs(document.view):
+            for descriptor in named_blobs(document.view):
                 self._known[repository, descriptor.digest] = descriptor
         return document
 
@@ -368,20 +302,3 @@ def _parse(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tup
     if refused:
         log.warning("left out %d of the %s: %s", len(refused), what, refused[0])
     return tuple(sorted(names))
-
-
-def _named_blobs(view: Manifest | Index) -> tuple[Descriptor, ...]:
-    if isinstance(view, Index):
-        return ()
-    return view.layers if view.config is None else (view.config, *view.layers)
-
-
-def _children(document: Document, blobs: dict[Digest, None]) -> dict[Digest, None]:
-    """Return the manifests an index names; of a manifest, add the blobs it names to `blobs`."""
-    view = document.view
-    if isinstance(view, Index):
-        return {descriptor.digest: None for descriptor in view.manifests}
-    for descriptor in _named_blobs(view):
-        if not descriptor.media_type.startswith(_NOT_DISTRIBUTED):
-            blobs[descriptor.digest] = None
-    return {}

@@ -22,11 +22,11 @@ from typing import TypeVar
 
 from epochfs.errors import CacheFailure, EpochfsError, NotFound, Unavailable
 from epochfs.files import Files
-from epochfs.listings import follow
 from epochfs.manifestnodes import MANIFEST_FILE
 from epochfs.manifests import Document
 from epochfs.names import Digest, Reference, Repository, Tag
 from epochfs.nodes import CONTROL, RESERVED, STATUS_FILE, shown_segment
+from epochfs.reachable import follow
 
 TICK_SECONDS = 0.2
 """At least so often `find` and `fetch` yield."""
