@@ -9,18 +9,18 @@ from datetime import UTC, datetime
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
 from epochfs.manifests import CREATED, Document, Manifest
-from epochfs.names import Digest, Repository
 from epochfs.node import (
     CONSTANT_TIME_NS,
     DIRECTORY,
     FILE,
-    LINK,
     Attr,
     Entries,
     Node,
     Xattrs,
     content_xattrs,
 )
+from epochfs.views import VIEWS
+from epochfs.views.view import ManifestLink, ManifestNode
 
 MANIFEST_FILE = "manifest.json"
 
@@ -29,23 +29,10 @@ _MAX_XATTR_NAME = 255
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class _ManifestNode(Node):
-    """A node that belongs to one manifest."""
+class _Described(ManifestNode):
+    """A node that has what the manifest says of itself as extended attributes."""
 
-    repository: Repository
-    digest: Digest
-
-    def document(self, listings: Listings) -> Document:
-        """Return the manifest the node belongs to."""
-        return listings.manifest(self.repository, self.digest)
-
-    def image(self, listings: Listings) -> Manifest:
-        """Return the view of the manifest; raises NotFound for an index."""
-        view = self.document(listings).view
-        if not isinstance(view, Manifest):
-            raise NotFound(f"{self.digest} is an index")
-        return view
+    __slots__ = ()
 
     def xattrs(self, listings: Listings) -> Xattrs:
         document = self.document(listings)
@@ -57,8 +44,8 @@ class _ManifestNode(Node):
         return values
 
 
-class ManifestDirectory(_ManifestNode):
-    """`<repo>/manifests/<digest>`: the manifest, and links to what it names."""
+class ManifestDirectory(_Described):
+    """`<repo>/manifests/<digest>`: the manifest, links to what it names, and views of it."""
 
     __slots__ = ()
 
@@ -69,6 +56,8 @@ class ManifestDirectory(_ManifestNode):
             return ConfigLink(self.repository, self.digest)
         if name == "layers":
             return LayersDirectory(self.repository, self.digest)
+        if name in VIEWS:
+            return VIEWS[name](self.repository, self.digest)
         raise NotFound(f"no {name} in a manifest")
 
     def attr(self, listings: Listings) -> Attr:
@@ -81,9 +70,12 @@ class ManifestDirectory(_ManifestNode):
             if view.config is not None:
                 yield "config", stat.S_IFLNK
             yield "layers", stat.S_IFDIR
+        for name, shown in VIEWS.items():
+            if shown(self.repository, self.digest).is_listed(listings):
+                yield name, stat.S_IFDIR
 
 
-class ManifestFile(_ManifestNode):
+class ManifestFile(_Described):
     """`<repo>/manifests/<digest>/manifest.json`: the exact bytes."""
 
     __slots__ = ()
@@ -93,13 +85,10 @@ class ManifestFile(_ManifestNode):
         return Attr(FILE, document.size, _created(document))
 
 
-class ConfigLink(_ManifestNode):
+class ConfigLink(ManifestLink):
     """`<repo>/manifests/<digest>/config`: a link to the config blob."""
 
     __slots__ = ()
-
-    def attr(self, listings: Listings) -> Attr:
-        return Attr(LINK, len(self.target(listings)))
 
     def target(self, listings: Listings) -> str:
         config = self.image(listings).config
@@ -107,11 +96,8 @@ class ConfigLink(_ManifestNode):
             raise NotFound(f"{self.digest} has no config")
         return f"../../blobs/{config.digest}"
 
-    def xattrs(self, listings: Listings) -> Xattrs:
-        return {}
 
-
-class LayersDirectory(_ManifestNode):
+class LayersDirectory(ManifestNode):
     """`<repo>/manifests/<digest>/layers`: links to the layers, numbered from 00."""
 
     __slots__ = ()
@@ -129,18 +115,12 @@ class LayersDirectory(_ManifestNode):
         count = len(self.image(listings).layers)
         return ((_layer_name(index, count), stat.S_IFLNK) for index in range(count))
 
-    def xattrs(self, listings: Listings) -> Xattrs:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
-class LayerLink(_ManifestNode):
+class LayerLink(ManifestLink):
     """`<repo>/manifests/<digest>/layers/<NN>`: a link to a layer's blob."""
 
     name: str
-
-    def attr(self, listings: Listings) -> Attr:
-        return Attr(LINK, len(self.target(listings)))
 
     def target(self, listings: Listings) -> str:
         layers = self.image(listings).layers
@@ -148,9 +128,6 @@ class LayerLink(_ManifestNode):
         if index >= len(layers) or _layer_name(index, len(layers)) != self.name:
             raise NotFound(f"no layer {self.name}")
         return f"../../../blobs/{layers[index].digest}"
-
-    def xattrs(self, listings: Listings) -> Xattrs:
-        return {}
 
 
 def _layer_name(index: int, count: int) -> str:

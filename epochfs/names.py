@@ -7,9 +7,11 @@ manifests"; OCI Image specification, descriptor.md, "Digests".
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,12 +26,18 @@ MAX_SEGMENT_BYTES = 254
 MAX_REPOSITORY_BYTES = 2048
 """Longest repository name in bytes; well under PATH_MAX with the tree's own segments behind it."""
 
+MAX_TITLE_SEGMENT_BYTES = 255
+"""Longest segment of a title in bytes: NAME_MAX."""
+
+MAX_TITLE_BYTES = 1024
+"""Longest title in bytes; under PATH_MAX together with the longest repository name."""
+
 _CONFORMING_SEGMENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
 _CONFORMING_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 _ENCODED = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "sha512": re.compile(r"[0-9a-f]{128}\Z")}
 
 
-def _checked_segment(text: str, kind: str) -> str:
+def _checked_segment(text: str, kind: str, limit: int = MAX_SEGMENT_BYTES) -> str:
     """Return `text` if it can safely be one path segment, or raise InvalidName."""
     if text in ("", ".", ".."):
         raise InvalidName(f"{kind} has an empty or relative segment: '{printable(text)}'")
@@ -37,10 +45,8 @@ def _checked_segment(text: str, kind: str) -> str:
         encoded = text.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidName(f"{kind} is not valid Unicode: '{printable(text)}'") from None
-    if len(encoded) > MAX_SEGMENT_BYTES:
-        raise InvalidName(
-            f"{kind} has a segment over {MAX_SEGMENT_BYTES} bytes: '{printable(text)}'"
-        )
+    if len(encoded) > limit:
+        raise InvalidName(f"{kind} has a segment over {limit} bytes: '{printable(text)}'")
     if "/" in text or not text.isprintable():
         raise InvalidName(f"{kind} has a slash or control character: '{printable(text)}'")
     return text
@@ -140,3 +146,46 @@ class Digest:
 
 Reference = Tag | Digest
 """What names a manifest within a repository."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Title:
+    """A relative path that something is to be shown at, such as `README.md` or `docs/a.txt`."""
+
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> Title:
+        """Parse a title; raises InvalidName for one that could lead out of its directory, or that
+        begins with a digest: what is shown by its digest always finds that name free.
+        """
+        if len(text) > MAX_TITLE_BYTES or len(text.encode("utf-8", "replace")) > MAX_TITLE_BYTES:
+            raise InvalidName(f"title is too long: '{printable(text)}'")
+        for segment in text.split("/"):
+            _checked_segment(segment, "title", MAX_TITLE_SEGMENT_BYTES)
+        if _is_digest(text.partition("/")[0]):
+            raise InvalidName(f"title is a digest: '{printable(text)}'")
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def labels(wanted: str, digest: Digest) -> Iterator[str]:
+    """Yield what content of a digest may be shown as, the best first: as its title wants, then
+    with the digest appended as in a reference (`name@digest`), then by its digest alone.
+
+    Where several want the same name, each takes the first that is free. The last always is.
+    """
+    with contextlib.suppress(InvalidName):
+        yield str(Title.parse(wanted))
+        yield str(Title.parse(f"{wanted}@{digest}"))
+    yield str(digest)
+
+
+def _is_digest(text: str) -> bool:
+    try:
+        Digest.parse(text)
+    except InvalidName:
+        return False
+    return True

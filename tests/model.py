@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 from builders import Content
 
@@ -62,6 +63,17 @@ def _manifest(repository: str, manifest: Content) -> Tree:
         found[f"{path}/layers"] = None
         for number, layer in enumerate(document["layers"]):
             found[f"{path}/layers/{number:02}"] = f"../../../blobs/{layer['digest']}"
+    if "manifests" in document:
+        found |= _platforms(path, document["manifests"])
+    return found
+
+
+def _platforms(manifest: str, children: list[dict[str, Any]]) -> Tree:
+    """Return the platforms of an index whose platforms all have plain names."""
+    found: Tree = {f"{manifest}/platforms": None}
+    for child in children:
+        path = f"{manifest}/platforms/{child['platform']['os']}-{child['platform']['architecture']}"
+        found[path] = f"../../{child['digest']}"
     return found
 
 

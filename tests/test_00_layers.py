@@ -52,6 +52,7 @@ RANKS = {
     "blobs": 4,
     "samples": 4,
     "node": 5,
+    "views": 5,
     "manifestnodes": 5,
     "nodes": 5,
     "tree": 5,

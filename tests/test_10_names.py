@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epochfs.errors import EpochfsError, InvalidName
-from epochfs.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
+from epochfs.names import (
+    MAX_REPOSITORY_BYTES,
+    MAX_SEGMENT_BYTES,
+    Digest,
+    Repository,
+    Tag,
+    Title,
+    labels,
+)
 
 HEX = "0123456789abcdef"
 
@@ -185,3 +193,43 @@ def test_names_are_values() -> None:
     assert Repository.parse("a/b") == Repository.parse("a/b")
     assert len({Tag.parse("v1"), Tag.parse("v1"), Tag.parse("v2")}) == 2
     assert sorted([Tag.parse("b"), Tag.parse("a")])[0] == Tag.parse("a")
+
+
+class TestTitles:
+    @pytest.mark.parametrize("text", ["README.md", "docs/a b/ü.txt", "...", "-", "a" * 255, "~"])
+    def test_harmless_paths_are_titles(self, text: str) -> None:
+        assert Title.parse(text).path == text
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            ".",
+            "..",
+            "/etc/x",
+            "../../etc/x",
+            "a/../b",
+            "a/./b",
+            "a//b",
+            "a/",
+            "a\0",
+            "a\nb",
+            "\x1b[2J",
+            "\ud800",
+            "a" * 256,
+            "/".join(["a"] * 600),
+            "ü" * 128,
+            f"sha256:{'0' * 64}",
+            f"sha256:{'0' * 64}/x",
+        ],
+        ids=lambda text: ascii(text)[:30],
+    )
+    def test_what_could_lead_elsewhere_is_none(self, text: str) -> None:
+        with pytest.raises(InvalidName):
+            Title.parse(text)
+
+    def test_a_label_is_the_title_then_with_the_digest_then_the_digest(self) -> None:
+        digest = Digest.of(b"")
+        assert list(labels("a", digest)) == ["a", f"a@{digest}", str(digest)]
+        assert list(labels("a" * 250, digest)) == ["a" * 250, str(digest)]
+        assert list(labels("../a", digest)) == [str(digest)]

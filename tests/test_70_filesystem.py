@@ -103,7 +103,7 @@ class TestNames:
         manifests = names(view, "/demo/team/app/manifests")
         assert len(manifests) == 3
         shared = [names(view, f"/demo/team/app/manifests/{one}") for one in manifests]
-        assert shared.count(["manifest.json"]) == 1
+        assert shared.count(["manifest.json", "platforms"]) == 1
         assert len(names(view, "/demo/team/app/blobs")) == 5
 
     def test_what_nobody_has_is_not_there(self, view: View) -> None:
@@ -138,7 +138,8 @@ class TestAttributes:
         for path, one in seen.items():
             if isinstance(one.content, str):
                 target = os.path.normpath(f"{path}/../{one.content}")
-                kind = stat.S_IFDIR if "/tags/" in path else stat.S_IFREG
+                directories = ("/tags/", "/platforms/")
+                kind = stat.S_IFDIR if any(d in path for d in directories) else stat.S_IFREG
                 assert seen[target].stat.kind == kind, path
 
     def test_a_remount_shows_the_same_to_the_nanosecond(

@@ -1,0 +1,17 @@
+"""Views: directories below `<repo>/manifests/<digest>/` that show what is inside the manifest.
+
+One rule holds in all of them: a link where the bytes already have a path, a regular file only
+where they do not. A view has a module here and a row in `VIEWS`, and nothing else knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from epochfs.views.platforms import PlatformsDirectory
+from epochfs.views.view import ManifestView
+
+VIEWS: Mapping[str, type[ManifestView]] = {
+    "platforms": PlatformsDirectory,
+}
+"""The views of a manifest, by their names."""
