@@ -92,6 +92,7 @@ class Listings:
             lasting,
             size_of=lambda document: _PARSED_FACTOR * document.size,
         )
+        self._contents = TtlCache("content", self._fetch_content, lasting, size_of=len)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
         self._reachable_walk = Lookahead(self._ahead, self._following, self._reach_ahead, depth)
@@ -148,6 +149,13 @@ class Listings:
         with self._lock:
             known = self._known.get((repository, digest))
         return known if known is not None else self._heads.get((repository, digest))
+
+    def content(self, repository: Repository, digest: Digest) -> bytes:
+        """Return all of a blob that is a document, such as a config, hashed.
+
+        Raises TooLarge for one that is larger than a manifest may be.
+        """
+        return self._contents.get((repository, digest))
 
     def reachable(self, repository: Repository) -> Reachable:
         """Follow all tags through indexes, in parallel. Raises rather than leave something out.
@@ -271,6 +279,10 @@ class Listings:
     def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
         repository, digest = key
         return Descriptor("", digest, self._client.blob_size(repository, digest))
+
+    def _fetch_content(self, key: tuple[Repository, Digest]) -> bytes:
+        repository, digest = key
+        return self._client.read_blob(repository, digest, self._options.manifest_limit)
 
 
 def _tolerant(ask: Callable[[A], B]) -> Callable[[A], B | None]:

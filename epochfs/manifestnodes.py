@@ -6,6 +6,7 @@ import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from epochfs.artifacts import kind_of
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
 from epochfs.manifests import CREATED, Document, Manifest
@@ -37,6 +38,7 @@ class _Described(ManifestNode):
     def xattrs(self, listings: Listings) -> Xattrs:
         document = self.document(listings)
         values = content_xattrs(self.digest, document.media_type, document.view.artifact_type)
+        values["user.epochfs.kind"] = kind_of(document)
         for key, value in document.view.annotations.items():
             name = f"user.oci.annotation.{key}"
             if name.isprintable() and len(name.encode()) <= _MAX_XATTR_NAME:

@@ -43,6 +43,7 @@ _TAGS = "tags"
 _TAG = "tag"
 _MANIFEST = "manifest"
 _BLOB = "blob"
+_CONTENT = "content"
 
 _NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS})
 
@@ -108,6 +109,15 @@ class RememberingClient:
             ask,
             lambda value: f"{value.media_type}\n".encode() + value.raw,
             lambda raw: _document(reference, raw),
+        )
+
+    def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
+        """Return all of a blob that is a document; such are remembered as manifests are."""
+        return self._ask(
+            Question(_CONTENT, name.name, str(digest)),
+            lambda: self._client.read_blob(name, digest, limit),
+            lambda value: value,
+            lambda raw: _checked(digest, raw),
         )
 
     def blob_size(self, name: Repository, digest: Digest) -> int:
@@ -234,6 +244,10 @@ def _descriptor(raw: bytes) -> Descriptor:
 
 def _document(digest: Digest, raw: bytes) -> Document:
     media_type, _, body = raw.partition(b"\n")
-    if not digest.matches(body):
-        raise CacheFailure(f"the manifest {digest} was damaged on disk")
-    return Document(digest, media_type.decode("ascii"), body)
+    return Document(digest, media_type.decode("ascii"), _checked(digest, body))
+
+
+def _checked(digest: Digest, raw: bytes) -> bytes:
+    if not digest.matches(raw):
+        raise CacheFailure(f"what {digest} names was damaged on disk")
+    return raw

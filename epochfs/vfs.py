@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from epochfs.assembly import AssembledHandle
 from epochfs.blobs import Blobs
 from epochfs.errors import NotFound, Vanished
 from epochfs.listings import Listings
@@ -24,6 +25,7 @@ from epochfs.node import Attr, inode
 from epochfs.nodes import BlobFile, StatusFile
 from epochfs.status import StatusSource
 from epochfs.tree import Tree
+from epochfs.views.view import AssembledFile
 
 CACHED_XATTR = "user.epochfs.cached"
 XATTR_PREFIX = "user."
@@ -101,6 +103,9 @@ class FileSystem:
         if isinstance(node, ManifestFile):
             raw = node.document(self._listings).raw
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
+        if isinstance(node, AssembledFile):
+            assembly = node.assembly(self._listings)
+            return OpenFile(self._add(AssembledHandle(self._blobs, node.repository, assembly)))
         if isinstance(node, StatusFile):
             text = json.dumps(dataclasses.asdict(self.status()), indent=2) + "\n"
             return OpenFile(self._add(_Bytes(text.encode())), direct_io=True)

@@ -32,10 +32,14 @@ from epochfs.nodes import (
     shown_segment,
 )
 from epochfs.tree import Tree
+from epochfs.views.files import FilesDirectory, TitledNode
+from epochfs.views.platforms import PlatformLink, PlatformsDirectory, UnknownDirectory
+from epochfs.views.snapshots import SparseDirectory, SparseNode
 
 TREE = Tree()
 APP = Repository("library/nginx")
 DIGEST = Digest.of(b"content")
+WORDS = ["layers", "00", "manifest.json", "platforms", "unknown", "files", "sparse"]
 CONTENT = f"sha256:{DIGEST.encoded}"
 
 
@@ -65,6 +69,7 @@ anything = st.text(max_size=20).filter(is_harmless)
 ordinary = st.text(string.ascii_lowercase + "_", min_size=1, max_size=6)
 segments = st.one_of(awkward, ordinary, anything)
 repositories = st.lists(segments, min_size=1, max_size=5).map("/".join).map(Repository)
+titles = st.lists(segments, min_size=1, max_size=3).map("/".join)
 digests = st.tuples(st.sampled_from(["sha256", "sha512"]), st.binary(max_size=4)).map(
     lambda pair: Digest.of(pair[1], pair[0])
 )
@@ -80,6 +85,14 @@ nodes = st.one_of(
     st.builds(ConfigLink, repositories, digests),
     st.builds(LayersDirectory, repositories, digests),
     st.builds(LayerLink, repositories, digests, st.integers(0, 99).map("{:02}".format)),
+    st.builds(PlatformsDirectory, repositories, digests),
+    st.builds(PlatformLink, repositories, digests, segments.filter(lambda name: name != "unknown")),
+    st.builds(UnknownDirectory, repositories, digests),
+    st.builds(PlatformLink, repositories, digests, segments.map("unknown/{}".format)),
+    st.builds(FilesDirectory, repositories, digests),
+    st.builds(TitledNode, repositories, digests, titles),
+    st.builds(SparseDirectory, repositories, digests),
+    st.builds(SparseNode, repositories, digests, titles),
 )
 
 
@@ -119,6 +132,20 @@ def path_of(node: Node) -> str:
             return f"{repository}/manifests/{node.digest}/layers"
         case LayerLink():
             return f"{repository}/manifests/{node.digest}/layers/{node.name}"
+        case PlatformsDirectory():
+            return f"{repository}/manifests/{node.digest}/platforms"
+        case UnknownDirectory():
+            return f"{repository}/manifests/{node.digest}/platforms/unknown"
+        case PlatformLink():
+            return f"{repository}/manifests/{node.digest}/platforms/{node.path}"
+        case FilesDirectory():
+            return f"{repository}/manifests/{node.digest}/files"
+        case TitledNode():
+            return f"{repository}/manifests/{node.digest}/files/{node.path}"
+        case SparseDirectory():
+            return f"{repository}/manifests/{node.digest}/sparse"
+        case SparseNode():
+            return f"{repository}/manifests/{node.digest}/sparse/{node.path}"
     raise AssertionError(node)
 
 
@@ -129,7 +156,7 @@ def test_every_node_is_found_at_its_path(node: Node) -> None:
 
 @given(
     st.lists(
-        st.one_of(segments, digests.map(str), st.sampled_from(["layers", "00", "manifest.json"])),
+        st.one_of(segments, digests.map(str), st.sampled_from(WORDS)),
         max_size=7,
     )
 )

@@ -194,6 +194,7 @@ class TestAttributes:
             "user.oci.digest": manifest.rpartition("/")[2],
             "user.oci.mediaType": OCI_MANIFEST,
             "user.oci.artifactType": ARTIFACT,
+            "user.epochfs.kind": "artifact",
             f"user.oci.annotation.{CREATED}": MADE,
         }
         assert view.xattrs(manifest) == expected

@@ -271,6 +271,15 @@ class RegistryClient:
         request = partial(reads.blob_request, repository, wanted, start, end)
         return self._mirrors.open_blob(request, wanted, start, end)
 
+    def read_blob(self, name: Repository | str, digest: Digest | str, limit: int) -> bytes:
+        """Return all of a blob of at most `limit` bytes, hashed (§Pulling blobs).
+
+        Raises TooLarge for a larger one, ContentMismatch if it has another digest.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        ask = partial(reads.small_blob, repository, wanted, limit)
+        return self._mirrors.ask(Capability.PULL, ask)
+
     def put_blob(
         self, name: Repository | str, digest: Digest | str, body: BinaryIO | bytes, size: int
     ) -> None:

@@ -29,6 +29,9 @@ class PullClient(Protocol):
     def blob_size(self, name: Repository, digest: Digest) -> int:
         """Return a blob's size in bytes."""
 
+    def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
+        """Return all of a blob of at most `limit` bytes, hashed."""
+
     def get_blob(
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
     ) -> BlobStream:

@@ -90,6 +90,18 @@ def blob_size(repository: Repository, digest: Digest, transport: Transport, seco
         return stream.total
 
 
+def small_blob(
+    repository: Repository, digest: Digest, limit: int, transport: Transport, seconds: float
+) -> bytes:
+    """Fetch all of a blob of at most `limit` bytes, and check it against its digest."""
+    with transport.watch(seconds) as watch:
+        request = blob_request(repository, digest, 0, None, transport)
+        reply = accepted(transport, transport.fetch(request, limit, watch))
+    if not digest.matches(reply.body):
+        raise ContentMismatch(f"{reply.what}: the blob does not have digest {digest}")
+    return reply.body
+
+
 def blob_request(
     repository: Repository, digest: Digest, start: int, end: int | None, transport: Transport
 ) -> Request:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from epochfs.views.files import SPARSE, FilesDirectory
 from epochfs.views.platforms import PlatformsDirectory
+from epochfs.views.snapshots import SparseDirectory
 from epochfs.views.view import ManifestView
 
 VIEWS: Mapping[str, type[ManifestView]] = {
+    "files": FilesDirectory,
     "platforms": PlatformsDirectory,
+    SPARSE: SparseDirectory,
 }
 """The views of a manifest, by their names."""

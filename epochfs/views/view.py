@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from epochfs.assembly import Assembly
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
 from epochfs.manifests import Document, Manifest
@@ -41,6 +42,17 @@ class ManifestLink(ManifestNode):
 
     def attr(self, listings: Listings) -> Attr:
         return Attr(LINK, len(self.target(listings).encode()))
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledFile(ManifestNode):
+    """A node that may be a regular file put together from blobs; `path` is below its view."""
+
+    path: str
+
+    def assembly(self, listings: Listings) -> Assembly:
+        """Return what the file is made of; raises NotFound where the node is no such file."""
+        raise NotImplementedError
 
 
 class ManifestView(ManifestNode):
