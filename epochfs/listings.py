@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import logging
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -40,6 +41,7 @@ from epochfs.lookahead import Lookahead
 from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository, Tag
 from epochfs.reachable import Reachable, follow, named_blobs
+from epochfs.referrers import Referrers
 from epochfs.taghistory import TagHistory
 from epochfs.tagtables import Resolved, TagTables
 from epochfs.ttlcache import CachePolicy, TtlCache
@@ -92,6 +94,7 @@ class Listings:
             lasting,
             size_of=lambda document: _PARSED_FACTOR * document.size,
         )
+        self._referrers = Referrers(client, self._tagged, changing)
         self._contents = TtlCache("content", self._fetch_content, lasting, size_of=len)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
@@ -150,6 +153,10 @@ class Listings:
             known = self._known.get((repository, digest))
         return known if known is not None else self._heads.get((repository, digest))
 
+    def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
+        """Return what refers to a manifest, sorted: signatures, lists of what is in it."""
+        return self._referrers.of(repository, digest)
+
     def content(self, repository: Repository, digest: Digest) -> bytes:
         """Return all of a blob that is a document, such as a config, hashed.
 
@@ -168,7 +175,13 @@ class Listings:
 
     def clear(self) -> None:
         """Forget what may have changed; manifests cannot."""
-        for cache in (self._catalogues, self._tags, self._resolved, self._heads):
+        for cache in (
+            self._catalogues,
+            self._tags,
+            self._resolved,
+            self._heads,
+            self._referrers,
+        ):
             cache.clear()
 
     def close(self) -> None:
@@ -279,6 +292,14 @@ class Listings:
     def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
         repository, digest = key
         return Descriptor("", digest, self._client.blob_size(repository, digest))
+
+    def _tagged(self, repository: Repository, tag: Tag) -> Document | None:
+        """Return what a tag names; None if the repository lists no such tag."""
+        tags = self._tags.get(repository)
+        place = bisect_left(tags, tag)
+        if tags[place : place + 1] != (tag,):
+            return None
+        return self.manifest(repository, self._resolved.get((repository, tag)).digest)
 
     def _fetch_content(self, key: tuple[Repository, Digest]) -> bytes:
         repository, digest = key

@@ -37,7 +37,7 @@ class _Described(ManifestNode):
 
     def xattrs(self, listings: Listings) -> Xattrs:
         document = self.document(listings)
-        values = content_xattrs(self.digest, document.media_type, document.view.artifact_type)
+        values = content_xattrs(self.digest, document.media_type, _artifact_type(document))
         values["user.epochfs.kind"] = kind_of(document)
         for key, value in document.view.annotations.items():
             name = f"user.oci.annotation.{key}"
@@ -134,6 +134,16 @@ class LayerLink(ManifestLink):
 
 def _layer_name(index: int, count: int) -> str:
     return str(index).zfill(max(2, len(str(count - 1))))
+
+
+def _artifact_type(document: Document) -> str:
+    """Return the artifact type; of a referrer without one it is the config's media type, as in a
+    listing of referrers (OCI Distribution specification 1.1, "Listing Referrers").
+    """
+    view = document.view
+    if view.artifact_type or view.subject is None or not isinstance(view, Manifest):
+        return view.artifact_type
+    return view.config.media_type if view.config is not None else ""
 
 
 def _created(document: Document) -> int:

@@ -16,7 +16,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from epochfs.answers import AnswerStore, Question
 from epochfs.client import BlobStream, RegistryClient
@@ -44,8 +44,9 @@ _TAG = "tag"
 _MANIFEST = "manifest"
 _BLOB = "blob"
 _CONTENT = "content"
+_REFERRERS = "referrers"
 
-_NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS})
+_NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS, _REFERRERS})
 
 _ANSWER = b"="
 _REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~": Unsupported}
@@ -89,8 +90,8 @@ class RememberingClient:
         return self._ask(
             Question(_TAG, name.name, reference.name),
             lambda: self._client.resolve(name, reference),
-            lambda value: _dump([value.media_type, str(value.digest), value.size]),
-            _descriptor,
+            lambda value: _dump(_dumped(value)),
+            lambda raw: _descriptor(json.loads(raw)),
             self._max_age,
         )
 
@@ -109,6 +110,16 @@ class RememberingClient:
             ask,
             lambda value: f"{value.media_type}\n".encode() + value.raw,
             lambda raw: _document(reference, raw),
+        )
+
+    def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
+        """Return what refers to a manifest."""
+        return self._ask(
+            Question(_REFERRERS, name.name, str(digest)),
+            lambda: self._client.referrers(name, digest),
+            lambda value: _dump([_dumped(one) for one in value]),
+            lambda raw: [_descriptor(one) for one in json.loads(raw)],
+            self._max_age,
         )
 
     def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
@@ -237,9 +248,15 @@ def _names(raw: bytes) -> list[str]:
     return value
 
 
-def _descriptor(raw: bytes) -> Descriptor:
-    media_type, digest, size = json.loads(raw)
-    return Descriptor(str(media_type), Digest.parse(digest), checked_size(size))
+def _dumped(one: Descriptor) -> list[object]:
+    return [one.media_type, str(one.digest), one.size, one.artifact_type, dict(one.annotations)]
+
+
+def _descriptor(value: Any) -> Descriptor:  # noqa: ANN401 - JSON, which may be damaged
+    media_type, digest, size, artifact_type, annotations = value
+    return Descriptor(
+        media_type, Digest.parse(digest), checked_size(size), artifact_type, dict(annotations)
+    )
 
 
 def _document(digest: Digest, raw: bytes) -> Document:

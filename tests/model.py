@@ -56,7 +56,7 @@ def _prefixes(path: str) -> Iterator[str]:
 
 def _manifest(repository: str, manifest: Content) -> Tree:
     path = f"{repository}/manifests/{digest(manifest.raw)}"
-    found: Tree = {path: None, f"{path}/manifest.json": manifest.raw}
+    found: Tree = {path: None, f"{path}/manifest.json": manifest.raw, f"{path}/referrers": None}
     document = json.loads(manifest.raw)
     if "layers" in document:
         found[f"{path}/config"] = f"../../blobs/{document['config']['digest']}"

@@ -48,6 +48,7 @@ RANKS = {
     "registry": 3,
     "lookahead": 3,
     "tagtables": 3,
+    "referrers": 4,
     "listings": 4,
     "downloads": 4,
     "blobs": 4,

@@ -34,12 +34,13 @@ from epochfs.nodes import (
 from epochfs.tree import Tree
 from epochfs.views.files import FilesDirectory, TitledNode
 from epochfs.views.platforms import PlatformLink, PlatformsDirectory, UnknownDirectory
+from epochfs.views.referrers import ReferrerLink, ReferrersDirectory
 from epochfs.views.snapshots import SparseDirectory, SparseNode
 
 TREE = Tree()
 APP = Repository("library/nginx")
 DIGEST = Digest.of(b"content")
-WORDS = ["layers", "00", "manifest.json", "platforms", "unknown", "files", "sparse"]
+WORDS = ["layers", "00", "manifest.json", "platforms", "unknown", "files", "referrers"]
 CONTENT = f"sha256:{DIGEST.encoded}"
 
 
@@ -91,6 +92,8 @@ nodes = st.one_of(
     st.builds(PlatformLink, repositories, digests, segments.map("unknown/{}".format)),
     st.builds(FilesDirectory, repositories, digests),
     st.builds(TitledNode, repositories, digests, titles),
+    st.builds(ReferrersDirectory, repositories, digests),
+    st.builds(ReferrerLink, repositories, digests, segments),
     st.builds(SparseDirectory, repositories, digests),
     st.builds(SparseNode, repositories, digests, titles),
 )
@@ -142,6 +145,10 @@ def path_of(node: Node) -> str:
             return f"{repository}/manifests/{node.digest}/files"
         case TitledNode():
             return f"{repository}/manifests/{node.digest}/files/{node.path}"
+        case ReferrersDirectory():
+            return f"{repository}/manifests/{node.digest}/referrers"
+        case ReferrerLink():
+            return f"{repository}/manifests/{node.digest}/referrers/{node.name}"
         case SparseDirectory():
             return f"{repository}/manifests/{node.digest}/sparse"
         case SparseNode():

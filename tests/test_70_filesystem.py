@@ -80,7 +80,7 @@ class TestNames:
         assert names(view, "/library/nginx/tags") == ["1.0", "latest"]
         assert names(view, "/library/nginx/manifests") == [str(NGINX.digest)]
         manifest = f"/library/nginx/manifests/{NGINX.digest}"
-        assert names(view, manifest) == ["config", "layers", "manifest.json"]
+        assert names(view, manifest) == ["config", "layers", "manifest.json", "referrers"]
         assert names(view, f"{manifest}/layers") == ["00", "01"]
 
     def test_a_repository_may_be_the_parent_of_others(self, view: View) -> None:
@@ -103,7 +103,7 @@ class TestNames:
         manifests = names(view, "/demo/team/app/manifests")
         assert len(manifests) == 3
         shared = [names(view, f"/demo/team/app/manifests/{one}") for one in manifests]
-        assert shared.count(["manifest.json", "platforms"]) == 1
+        assert shared.count(["manifest.json", "platforms", "referrers"]) == 1
         assert len(names(view, "/demo/team/app/blobs")) == 5
 
     def test_what_nobody_has_is_not_there(self, view: View) -> None:

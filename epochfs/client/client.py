@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import epochfs.client.reads as reads
 from epochfs.client.mirrors import MirrorState, mirrors_of, origin_transport
-from epochfs.client.pages import PAGE_LIMIT, names
+from epochfs.client.pages import PAGE_LIMIT, names, referrers
 from epochfs.client.uploads import BlobUploader
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.errors import (
@@ -236,6 +236,18 @@ class RegistryClient:
             reads.accepted(self._transport, reply)
         except NotFound as error:
             log.debug("%s: nothing to delete", error)
+
+    def referrers(self, name: Repository | str, digest: Digest | str) -> list[Descriptor]:
+        """Return what refers to a manifest, of all pages (§Listing Referrers); it need not exist.
+
+        Raises Unsupported where that is not offered; the specification has referrers tagged then.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        path = f"{reads.repository_path(repository)}/referrers/{wanted}"
+        try:
+            return referrers(self._transport, path, reads.pull(repository))
+        except NotFound as error:
+            raise Unsupported(f"{error}: the registry has no referrers") from error
 
     def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
         """Return whether the repository has a blob (`HEAD`, §Checking if content exists)."""

@@ -1,6 +1,7 @@
-"""Listings: all pages of a catalogue or of a repository's tags, within bounds.
+"""Listings: all pages of a catalogue, of a repository's tags, of referrers, within bounds.
 
-OCI Distribution Specification 1.1, "Listing Tags"; RFC 8288 for the `Link` between pages.
+OCI Distribution Specification 1.1, "Listing Tags" and "Listing Referrers"; RFC 8288 for the `Link`
+between pages.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import logging
 from collections.abc import Iterator
 
 from epochfs.errors import ProtocolViolation, TooLarge
-from epochfs.manifests import load_json
-from epochfs.transport import Request, Transport, Url
+from epochfs.manifests import Descriptor, Index, load_json, parse
+from epochfs.transport import Reply, Request, Transport, Url
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ PAGE_LIMIT = 32 * 1024 * 1024
 
 _MOST_PAGES = 10_000
 _MOST_NAMES = 1_000_000
+_MOST_REFERRERS = 100_000
 
 
 def names(transport: Transport, path: str, scope: str, key: str) -> list[str]:
@@ -34,7 +36,10 @@ def names(transport: Transport, path: str, scope: str, key: str) -> list[str]:
     what = f"{listing.site}{listing.path}"
     found: list[str] = []
     left_out = 0
-    for page in _pages(transport, listing, scope):
+    for reply in _pages(transport, listing, scope, listing.with_parameter("n", str(_PAGE_NAMES))):
+        page = load_json(reply.body)
+        if not isinstance(page, dict):
+            raise ProtocolViolation(f"{reply.what}: the listing is not a JSON object")
         items = page.get(key)
         if items is None:  # what some registries send for an empty list
             continue
@@ -50,10 +55,27 @@ def names(transport: Transport, path: str, scope: str, key: str) -> list[str]:
     return found
 
 
-def _pages(transport: Transport, listing: Url, scope: str) -> Iterator[dict[str, object]]:
-    """Yield the pages of a listing as JSON objects."""
+def referrers(transport: Transport, path: str, scope: str) -> list[Descriptor]:
+    """Return the descriptors in all pages of the listing at `path`, each of which is an index.
+
+    Raises ProtocolViolation for pages that never end, are too large or are no index.
+    """
+    listing = transport.url(path)
+    found: list[Descriptor] = []
+    for reply in _pages(transport, listing, scope, listing):
+        page = parse(reply.body)
+        if not isinstance(page, Index):
+            raise ProtocolViolation(f"{reply.what}: the referrers are not an index")
+        found += page.manifests
+        if len(found) > _MOST_REFERRERS:
+            raise ProtocolViolation(f"{reply.what}: over {_MOST_REFERRERS} referrers")
+    return found
+
+
+def _pages(transport: Transport, listing: Url, scope: str, first: Url) -> Iterator[Reply]:
+    """Yield the pages of a listing, which begins at `first`, or where that is refused as it is."""
     with transport.watch() as watch:
-        url: Url | None = listing.with_parameter("n", str(_PAGE_NAMES))
+        url: Url | None = first
         seen: set[Url] = set()
         while url is not None:
             if url in seen or len(seen) == _MOST_PAGES:
@@ -63,7 +85,7 @@ def _pages(transport: Transport, listing: Url, scope: str) -> Iterator[dict[str,
                 reply = transport.fetch(Request("GET", url, scope), PAGE_LIMIT, watch)
             except TooLarge as error:
                 raise ProtocolViolation(str(error)) from error
-            if reply.status == 400 and len(seen) == 1:
+            if reply.status == 400 and url == first != listing:
                 url = listing  # it allows fewer names in a page: let it choose
                 continue
             if not reply.ok:
@@ -72,8 +94,5 @@ def _pages(transport: Transport, listing: Url, scope: str) -> Iterator[dict[str,
             # as an empty list of three bytes becomes sixty in memory.
             if reply.body.count(b",") > _MOST_NAMES:
                 raise ProtocolViolation(f"{reply.what}: over {_MOST_NAMES} names")
-            page = load_json(reply.body)
-            if not isinstance(page, dict):
-                raise ProtocolViolation(f"{reply.what}: the listing is not a JSON object")
-            yield page
+            yield reply
             url = transport.next_page(reply)

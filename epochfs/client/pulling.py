@@ -26,6 +26,9 @@ class PullClient(Protocol):
     ) -> Document:
         """Return a manifest of at most `limit` bytes."""
 
+    def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
+        """Return what refers to a manifest; raises Unsupported where nobody keeps count."""
+
     def blob_size(self, name: Repository, digest: Digest) -> int:
         """Return a blob's size in bytes."""
 

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 
 from epochfs.views.files import SPARSE, FilesDirectory
 from epochfs.views.platforms import PlatformsDirectory
+from epochfs.views.referrers import ReferrersDirectory
 from epochfs.views.snapshots import SparseDirectory
 from epochfs.views.view import ManifestView
 
 VIEWS: Mapping[str, type[ManifestView]] = {
     "files": FilesDirectory,
     "platforms": PlatformsDirectory,
+    "referrers": ReferrersDirectory,
     SPARSE: SparseDirectory,
 }
 """The views of a manifest, by their names."""

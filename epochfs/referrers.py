@@ -1,0 +1,75 @@
+"""What refers to each manifest: from the registry's own call, or from a tag where it has none.
+
+A registry without the call answers 404 for every manifest. That is remembered of a repository for
+as long as a listing is, so that a walk asks once and not for each manifest again.
+
+Locks: `Referrers._lock` guards `_uncalled`; no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from cachetools import TTLCache
+
+from epochfs.client import PullClient
+from epochfs.errors import Unsupported
+from epochfs.manifests import Descriptor, Document, Index
+from epochfs.names import Digest, Repository, Tag
+from epochfs.ttlcache import CachePolicy, TtlCache
+
+log = logging.getLogger(__name__)
+
+_MAX_REPOSITORIES = 10_000
+
+Tagged = Callable[[Repository, Tag], Document | None]
+"""Returns the manifest under a tag; None where the repository has no such tag."""
+
+
+class Referrers:
+    """The referrers in one registry, remembered. Any thread may call anything."""
+
+    def __init__(self, client: PullClient, tagged: Tagged, policy: CachePolicy) -> None:
+        self._client = client
+        self._tagged = tagged
+        self._lock = threading.Lock()
+        self._uncalled: TTLCache[Repository, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
+        self._cache = TtlCache(
+            "referrers of", self._fetch, policy, size_of=lambda found: 1 + len(found)
+        )
+
+    def of(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
+        """Return what refers to a manifest, sorted."""
+        return self._cache.get((repository, digest))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._cache.clear()
+
+    def _fetch(self, key: tuple[Repository, Digest]) -> tuple[Digest, ...]:
+        repository, digest = key
+        # A manifest that refers to itself cannot be, and would make a loop of links.
+        return tuple(sorted({one.digest for one in self._ask(repository, digest)} - {digest}))
+
+    def _ask(self, repository: Repository, digest: Digest) -> Sequence[Descriptor]:
+        with self._lock:
+            uncalled = repository in self._uncalled
+        if not uncalled:
+            try:
+                return self._client.referrers(repository, digest)
+            except Unsupported as error:
+                log.debug("referrers in %s are looked for by tag: %s", repository, error)
+            with self._lock:
+                self._uncalled[repository] = None
+        document = self._tagged(repository, _tag(digest))
+        # Anybody may use the tag for something else, which then is no list of referrers.
+        return document.view.manifests if document and isinstance(document.view, Index) else ()
+
+
+def _tag(digest: Digest) -> Tag:
+    """Return the tag under which referrers are listed (OCI Distribution specification 1.1,
+    "Referrers Tag Schema").
+    """
+    return Tag(f"{digest.algorithm[:32]}-{digest.encoded[:64]}")
