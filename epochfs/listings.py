@@ -19,6 +19,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 _MANIFEST_BYTES = 32 * 1024 * 1024
 _PARSED_FACTOR = 4
 _MAX_KNOWN_BLOBS = 50_000
+_MAX_DESCRIBED = 100_000
 _BATCH = 1000
 _FOREVER = 10 * 365 * 86400.0
 
@@ -94,11 +96,19 @@ class Listings:
             lasting,
             size_of=lambda document: _PARSED_FACTOR * document.size,
         )
+        self._described = TtlCache(
+            "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED)
+        )
         self._referrers = Referrers(client, self._tagged, changing)
         self._contents = TtlCache("content", self._fetch_content, lasting, size_of=len)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
         self._reachable_walk = Lookahead(self._ahead, self._following, self._reach_ahead, depth)
+
+    @property
+    def kernel_ttl(self) -> float:
+        """How long the kernel may keep what it was told of a file, in seconds."""
+        return self._options.kernel_ttl
 
     # ---- what the tree asks ------------------------------------------------------------------
 
@@ -143,6 +153,19 @@ class Listings:
             self._resolve_all(repository)
         return self._resolved.get((repository, tag))
 
+    def tagged(self, repository: Repository) -> list[tuple[Tag, Resolved, Descriptor]]:
+        """Return all tags, sorted, with what they name now; all at once, in parallel.
+
+        A tag that was deleted meanwhile is left out. Raises rather than leave out another.
+        """
+
+        def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
+            resolved = self._resolved.get((repository, tag))
+            return tag, resolved, self._described.get((repository, resolved.digest))
+
+        answers = self._in_parallel(_tolerant(ask), self._tags.get(repository))
+        return [one for one in answers if one is not None]
+
     def manifest(self, repository: Repository, digest: Digest) -> Document:
         """Return a manifest, hashed and parsed; its descriptors are known from then on."""
         return self._manifests.get((repository, digest))
@@ -152,6 +175,11 @@ class Listings:
         with self._lock:
             known = self._known.get((repository, digest))
         return known if known is not None else self._heads.get((repository, digest))
+
+    def names_blob(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a manifest of the repository is known to name a digest as a blob's."""
+        with self._lock:
+            return (repository, digest) in self._known
 
     def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
         """Return what refers to a manifest, sorted: signatures, lists of what is in it."""
@@ -288,6 +316,13 @@ class Listings:
             for descriptor in named_blobs(document.view):
                 self._known[repository, descriptor.digest] = descriptor
         return document
+
+    def _fetch_description(self, key: tuple[Repository, Digest]) -> Descriptor:
+        """Describe a manifest; the media type and size of a digest cannot change."""
+        document = self._manifests.peek(key)
+        if document is None:
+            return self._client.resolve(*key)
+        return Descriptor(document.media_type, document.digest, document.size)
 
     def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
         repository, digest = key

@@ -29,6 +29,7 @@ document, whose digest nobody else knows, to a client that does not name the new
 
 CREATED = "org.opencontainers.image.created"
 TITLE = "org.opencontainers.image.title"
+REF_NAME = "org.opencontainers.image.ref.name"
 
 MAX_SIZE = 2**50 - 1
 """Largest content size believed of a descriptor, in bytes: no blob of 1 PiB exists."""

@@ -36,6 +36,9 @@ _CONFORMING_SEGMENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
 _CONFORMING_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 _ENCODED = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "sha512": re.compile(r"[0-9a-f]{128}\Z")}
 
+ALGORITHMS = tuple(_ENCODED)
+"""The algorithms of digests: those that the specification registers."""
+
 
 def _checked_segment(text: str, kind: str, limit: int = MAX_SEGMENT_BYTES) -> str:
     """Return `text` if it can safely be one path segment, or raise InvalidName."""

@@ -17,6 +17,7 @@ from epochfs.manifestnodes import ManifestDirectory
 from epochfs.manifests import Descriptor
 from epochfs.names import Digest, Repository, Tag
 from epochfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node, Xattrs, content_xattrs
+from epochfs.views.layout import LayoutDirectory
 
 CONTROL = ".epochfs"
 STATUS_FILE = "status.json"
@@ -63,6 +64,8 @@ class Namespace(Node):
                 return ManifestsDirectory(repository)
             if name == "blobs":
                 return BlobsDirectory(repository)
+            if name == "layout":
+                return LayoutDirectory(repository)
         raise NotFound(f"no {name} here")
 
     def attr(self, listings: Listings) -> Attr:
@@ -84,7 +87,7 @@ class Namespace(Node):
 
     def entries(self, listings: Listings) -> Entries:
         if self.segments and listings.is_repository(Repository("/".join(self.segments))):
-            for name in ("blobs", "manifests", "tags"):
+            for name in ("blobs", "layout", "manifests", "tags"):
                 yield name, stat.S_IFDIR
         for segment in listings.catalogue().children(self.segments):
             yield shown_segment(segment), stat.S_IFDIR

@@ -32,7 +32,7 @@ from epochfs.errors import (
 )
 from epochfs.health import Health
 from epochfs.manifests import Descriptor, Document, Manifest, checked_size
-from epochfs.names import Digest, Repository, Tag
+from epochfs.names import Digest, Reference, Repository, Tag
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 _CATALOGUE = "catalogue"
 _TAGS = "tags"
-_TAG = "tag"
+_DESCRIPTION = "description"
 _MANIFEST = "manifest"
 _BLOB = "blob"
 _CONTENT = "content"
@@ -85,14 +85,14 @@ class RememberingClient:
             question, lambda: self._client.list_tags(name), _dump, _names, self._max_age
         )
 
-    def resolve(self, name: Repository, reference: Tag) -> Descriptor:
-        """Describe what a tag names now."""
+    def resolve(self, name: Repository, reference: Reference) -> Descriptor:
+        """Describe what a tag names now, or what a digest does."""
         return self._ask(
-            Question(_TAG, name.name, reference.name),
+            Question(_DESCRIPTION, name.name, str(reference)),
             lambda: self._client.resolve(name, reference),
             lambda value: _dump(_dumped(value)),
             lambda raw: _descriptor(json.loads(raw)),
-            self._max_age,
+            self._max_age if isinstance(reference, Tag) else None,
         )
 
     def get_manifest(
@@ -102,6 +102,7 @@ class RememberingClient:
 
         def ask() -> Document:
             document = self._client.get_manifest(name, reference, limit)
+            self._remember_description(name, document)
             self._remember_blobs(name, document)
             return document
 
@@ -222,6 +223,12 @@ class RememberingClient:
         with self._lock:
             self._recalled += 1
         return value
+
+    def _remember_description(self, name: Repository, document: Document) -> None:
+        """Keep what a HEAD of the manifest would say."""
+        described = Descriptor(document.media_type, document.digest, document.size)
+        question = Question(_DESCRIPTION, name.name, str(document.digest))
+        self._answers.put(question, _ANSWER + _dump(_dumped(described)))
 
     def _remember_blobs(self, name: Repository, document: Document) -> None:
         """Keep the sizes that a manifest gives of its blobs, as HEADs of them would be kept."""

@@ -19,6 +19,7 @@ from typing import Protocol
 from epochfs.assembly import AssembledHandle
 from epochfs.blobs import Blobs
 from epochfs.errors import NotFound, Vanished
+from epochfs.generated import GeneratedFile, GeneratedFiles
 from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestFile
 from epochfs.node import Attr, inode
@@ -72,13 +73,17 @@ class FileSystem:
         self._listings = listings
         self._blobs = blobs
         self.status = status
+        self._generated = GeneratedFiles(listings)
         self._lock = threading.Lock()
         self._files: dict[int, _Readable] = {}
         self._handles = itertools.count(1)
 
     def getattr(self, path: str) -> Attr:
         """Return the attributes of a node; raises NotFound."""
-        return self._tree.node(path).attr(self._listings)
+        node = self._tree.node(path)
+        if isinstance(node, GeneratedFile):
+            return self._generated.attr(node)
+        return node.attr(self._listings)
 
     def readdir(self, path: str) -> Iterator[DirectoryEntry]:
         """Return what is listed in a directory, without `.` and `..`."""
@@ -106,6 +111,8 @@ class FileSystem:
         if isinstance(node, AssembledFile):
             assembly = node.assembly(self._listings)
             return OpenFile(self._add(AssembledHandle(self._blobs, node.repository, assembly)))
+        if isinstance(node, GeneratedFile):
+            return OpenFile(self._add(_Bytes(self._generated.read(node))), direct_io=True)
         if isinstance(node, StatusFile):
             text = json.dumps(dataclasses.asdict(self.status()), indent=2) + "\n"
             return OpenFile(self._add(_Bytes(text.encode())), direct_io=True)

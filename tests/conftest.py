@@ -202,7 +202,7 @@ class Skopeo:
         options = ["--dest-tls-verify=false"]
         if credentials:
             options.append(f"--dest-creds={credentials}")
-        self._copy(*options, f"oci:{layout}:{tag}", f"docker://{host}/{name}:{tag}")
+        self.copy(*options, f"oci:{layout}:{tag}", f"docker://{host}/{name}:{tag}")
 
     def pull(self, host: str, name: str, tag: str = "latest", credentials: str = "") -> Path:
         """Pull `host/name:tag` with all it refers to, and return the OCI layout it is in."""
@@ -210,13 +210,14 @@ class Skopeo:
         options = ["--src-tls-verify=false"]
         if credentials:
             options.append(f"--src-creds={credentials}")
-        self._copy(*options, f"docker://{host}/{name}:{tag}", f"oci:{layout}:{tag}")
+        self.copy(*options, f"docker://{host}/{name}:{tag}", f"oci:{layout}:{tag}")
         return layout
 
     def _fresh_directory(self) -> Path:
         return self.directory / f"layout{next(self._numbers)}"
 
-    def _copy(self, *arguments: str) -> None:
+    def copy(self, *arguments: str) -> None:
+        """Copy unchanged, as `skopeo copy` does with these arguments."""
         command = ["skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests"]
         result = subprocess.run(
             [*command, *arguments], capture_output=True, text=True, timeout=60, check=False

@@ -13,6 +13,9 @@ from typing import Any
 
 from builders import Content
 
+from epochfs.manifests import OCI_INDEX
+from epochfs.samples import descriptor, encode
+
 World = Mapping[str, Mapping[str, Content]]
 """Repositories, their tags, and what these name."""
 
@@ -45,6 +48,7 @@ def tree(world: World) -> Tree:
             for manifest in content.every_manifest():
                 found |= _manifest(path, manifest)
             found |= {f"{path}/blobs/{digest(blob)}": blob for blob in content.every_blob()}
+        found |= _layout(f"{path}/layout", tags)
     return found
 
 
@@ -68,6 +72,25 @@ def _manifest(repository: str, manifest: Content) -> Tree:
     return found
 
 
+def _layout(layout: str, tags: Mapping[str, Content]) -> Tree:
+    """Return the layout of a repository."""
+    blobs = f"{layout}/blobs/sha256"
+    found: Tree = dict.fromkeys((layout, f"{layout}/blobs", blobs))
+    found[f"{layout}/oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
+    manifests = []
+    for tag, content in sorted(tags.items()):
+        name = {"org.opencontainers.image.ref.name": tag}
+        manifests.append(descriptor(content.raw, content.media_type, annotations=name))
+        for manifest in content.every_manifest():
+            path = f"../../../manifests/{digest(manifest.raw)}/manifest.json"
+            found[f"{blobs}/{digest(manifest.raw)[7:]}"] = path
+        for blob in content.every_blob():
+            found[f"{blobs}/{digest(blob)[7:]}"] = f"../../../blobs/{digest(blob)}"
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
+    found[f"{layout}/index.json"] = encode(index) + b"\n"
+    return found
+
+
 def _platforms(manifest: str, children: list[dict[str, Any]]) -> Tree:
     """Return the platforms of an index whose platforms all have plain names."""
     found: Tree = {f"{manifest}/platforms": None}
@@ -78,9 +101,9 @@ def _platforms(manifest: str, children: list[dict[str, Any]]) -> Tree:
 
 
 def time_ns(path: str, files: Tree) -> int | None:
-    """Return the time that a path must have; None for a tag, whose time is when it was seen."""
+    """Return the time that a path must have; None for what has the time a tag was seen at."""
     words = path.split("/")
-    if len(words) > 2 and words[-2] == "tags":
+    if (len(words) > 2 and words[-2] == "tags") or words[-2:] == ["layout", "index.json"]:
         return None
     raw = files.get(path if words[-1] == "manifest.json" else f"{path}/manifest.json")
     if not isinstance(raw, bytes):

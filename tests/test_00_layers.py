@@ -55,6 +55,7 @@ RANKS = {
     "samples": 4,
     "assembly": 5,
     "node": 5,
+    "generated": 5,
     "views": 5,
     "manifestnodes": 5,
     "nodes": 5,

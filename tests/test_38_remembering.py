@@ -17,12 +17,15 @@ from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.errors import Denied, NotFound, Unavailable, Unsupported
 from epochfs.health import Health
 from epochfs.hosts import RegistryHosts, find
+from epochfs.manifests import OCI_MANIFEST
 from epochfs.names import Digest, Repository, Tag
 from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.remembering import RememberingClient
+from epochfs.samples import descriptor
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 IMAGE = image()
+SIGNATURE = image(b"signature", subject=descriptor(IMAGE.raw, OCI_MANIFEST))
 
 Open = Callable[..., RememberingClient]
 
@@ -75,6 +78,9 @@ def everything(client: RememberingClient) -> list[object]:
         client.resolve(APP, LATEST),
         client.get_manifest(APP, IMAGE.digest),
         client.blob_size(APP, layer),
+        client.resolve(APP, IMAGE.digest),
+        client.referrers(APP, IMAGE.digest),
+        client.read_blob(APP, layer, 1 << 20),
     ]
 
 
@@ -82,11 +88,12 @@ def test_after_a_remount_without_the_registry_everything_asked_before_is_recalle
     opened: Open, embedded: EmbeddedRegistry
 ) -> None:
     load(embedded, "team/app", "latest", IMAGE)
+    load(embedded, "team/app", "signature", SIGNATURE)
     asked = everything(opened(embedded))
     embedded.stop()
     again = opened(embedded)
     assert everything(again) == asked
-    assert again.recalled == 5
+    assert again.recalled == 8
 
 
 def test_what_was_not_asked_before_is_unavailable(opened: Open, embedded: EmbeddedRegistry) -> None:
@@ -112,6 +119,21 @@ def test_a_manifest_proves_the_blobs_it_names(opened: Open, embedded: EmbeddedRe
     client = opened(embedded)
     for blob in IMAGE.blobs:
         assert client.blob_size(APP, Digest.of(blob)) == len(blob)
+
+
+def test_a_manifest_describes_itself_and_who_refers_to_it_grows_old(
+    opened: Open, embedded: EmbeddedRegistry
+) -> None:
+    load(embedded, "team/app", "signature", SIGNATURE)
+    client = opened(embedded)
+    document = client.get_manifest(APP, SIGNATURE.digest)
+    assert [one.digest for one in client.referrers(APP, IMAGE.digest)] == [SIGNATURE.digest]
+    embedded.stop()
+    client = opened(embedded, max_age=0)
+    described = client.resolve(APP, SIGNATURE.digest)
+    assert (described.media_type, described.size) == (document.media_type, document.size)
+    with pytest.raises(Unavailable):
+        client.referrers(APP, IMAGE.digest)
 
 
 def test_names_grow_too_old_and_what_a_digest_names_does_not(

@@ -33,6 +33,14 @@ from epochfs.nodes import (
 )
 from epochfs.tree import Tree
 from epochfs.views.files import FilesDirectory, TitledNode
+from epochfs.views.layout import (
+    ContentLink,
+    IndexFile,
+    LayoutAlgorithmDirectory,
+    LayoutBlobsDirectory,
+    LayoutDirectory,
+    LayoutFile,
+)
 from epochfs.views.platforms import PlatformLink, PlatformsDirectory, UnknownDirectory
 from epochfs.views.referrers import ReferrerLink, ReferrersDirectory
 from epochfs.views.snapshots import SparseDirectory, SparseNode
@@ -92,6 +100,12 @@ nodes = st.one_of(
     st.builds(PlatformLink, repositories, digests, segments.map("unknown/{}".format)),
     st.builds(FilesDirectory, repositories, digests),
     st.builds(TitledNode, repositories, digests, titles),
+    st.builds(LayoutDirectory, repositories),
+    st.builds(LayoutFile, repositories),
+    st.builds(IndexFile, repositories),
+    st.builds(LayoutBlobsDirectory, repositories),
+    st.builds(LayoutAlgorithmDirectory, repositories, st.sampled_from(["sha256", "sha512"])),
+    st.builds(ContentLink, repositories, digests),
     st.builds(ReferrersDirectory, repositories, digests),
     st.builds(ReferrerLink, repositories, digests, segments),
     st.builds(SparseDirectory, repositories, digests),
@@ -145,6 +159,18 @@ def path_of(node: Node) -> str:
             return f"{repository}/manifests/{node.digest}/files"
         case TitledNode():
             return f"{repository}/manifests/{node.digest}/files/{node.path}"
+        case LayoutDirectory():
+            return f"{repository}/layout"
+        case LayoutFile():
+            return f"{repository}/layout/oci-layout"
+        case IndexFile():
+            return f"{repository}/layout/index.json"
+        case LayoutBlobsDirectory():
+            return f"{repository}/layout/blobs"
+        case LayoutAlgorithmDirectory():
+            return f"{repository}/layout/blobs/{node.algorithm}"
+        case ContentLink():
+            return f"{repository}/layout/blobs/{node.digest.algorithm}/{node.digest.encoded}"
         case ReferrersDirectory():
             return f"{repository}/manifests/{node.digest}/referrers"
         case ReferrerLink():
@@ -252,7 +278,10 @@ def test_the_control_directory_is_no_repository() -> None:
         "/blobs",
         "/manifests",
         "/layout",
-        "/a/layout",
+        "/a/layout/x",
+        "/a/layout/blobs/md5",
+        "/a/layout/blobs/sha256/x",
+        f"/a/layout/blobs/sha256/{CONTENT}",
         "/a/_b",
         "/.",
         "/..",

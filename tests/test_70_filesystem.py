@@ -84,7 +84,7 @@ class TestNames:
         assert names(view, f"{manifest}/layers") == ["00", "01"]
 
     def test_a_repository_may_be_the_parent_of_others(self, view: View) -> None:
-        assert names(view, "/library/nginx") == ["blobs", "debug", "manifests", "tags"]
+        assert names(view, "/library/nginx") == ["blobs", "debug", "layout", "manifests", "tags"]
         assert names(view, "/library/nginx/debug/tags") == ["latest"]
 
     def test_a_parent_of_repositories_is_not_one_itself(self, view: View) -> None:
@@ -122,7 +122,7 @@ class TestNames:
 
     def test_a_prefix_is_the_root(self, registry: EmbeddedRegistry, through: Opener) -> None:
         with through(registry, prefix="library/nginx") as view:
-            assert names(view, "/") == ["blobs", "debug", "manifests", "tags"]
+            assert names(view, "/") == ["blobs", "debug", "layout", "manifests", "tags"]
             assert read(view, blob_path(NGINX, 2, "").replace("//", "/")) == b"small"
 
 

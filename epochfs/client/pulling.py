@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from epochfs.manifests import Descriptor, Document
-from epochfs.names import Digest, Repository, Tag
+from epochfs.names import Digest, Reference, Repository
 from epochfs.transport import BlobStream
 
 
@@ -18,8 +18,8 @@ class PullClient(Protocol):
     def list_tags(self, name: Repository) -> list[str]:
         """Return a repository's tags."""
 
-    def resolve(self, name: Repository, reference: Tag) -> Descriptor:
-        """Describe what a tag names now."""
+    def resolve(self, name: Repository, reference: Reference) -> Descriptor:
+        """Describe what a tag names now, or what a digest does."""
 
     def get_manifest(
         self, name: Repository, reference: Digest, limit: int | None = None
