@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from epochfs.blobs import BlobHandle, Blobs
+from epochfs.blobs import BlobHandle, BlobStore
 from epochfs.errors import Vanished
 from epochfs.names import Digest, Repository
 
@@ -37,7 +37,7 @@ class Assembly:
 class AssembledHandle:
     """An open file made of blobs, each of which is opened at the first read of it."""
 
-    def __init__(self, blobs: Blobs, repository: Repository, assembly: Assembly) -> None:
+    def __init__(self, blobs: BlobStore, repository: Repository, assembly: Assembly) -> None:
         self.size = assembly.size
         self._blobs = blobs
         self._repository = repository

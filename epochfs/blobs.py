@@ -19,12 +19,13 @@ from functools import partial
 from typing import Protocol
 
 from epochfs.blobcache import BlobCache, read_exactly
-from epochfs.client import BlobStream, PullClient
+from epochfs.client import BlobStream
 from epochfs.config import BlobOptions
 from epochfs.downloads import Download
 from epochfs.errors import ContentMismatch
 from epochfs.names import Digest, Repository
 from epochfs.readings import counter, gauge
+from epochfs.source import PullClient
 from epochfs.window import Budget
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,22 @@ class BlobHandle(Protocol):
 
     def close(self) -> None:
         """Give the handle back; once."""
+
+
+class BlobStore(Protocol):
+    """Blobs to read: those of a registry, or of a layout on disk. Any thread may call anything."""
+
+    def open(self, repository: Repository, digest: Digest, size: int) -> BlobHandle:
+        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size."""
+
+    def cached_percent(self, digest: Digest, size: int) -> int:
+        """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
+
+    def counters(self) -> BlobCounters:
+        """Return what happened since the start, and what is under way."""
+
+    def close(self) -> None:
+        """Stop all work; no handle may be used any more."""
 
 
 @dataclass(frozen=True, slots=True)

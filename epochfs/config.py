@@ -20,6 +20,9 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 MAX_READ = 1 << 20
 """Bytes the kernel is to ask for in one READ, and to read ahead, where it lets us say so."""
 
+LAYOUT_SCHEME = "oci:"
+"""What an OCI image layout is written with, as skopeo writes it."""
+
 _NUMBER = r"(\d{1,18}(?:\.\d{1,18})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 _SECONDS = re.compile(rf"{_NUMBER}\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
@@ -108,6 +111,24 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutPath:
+    """Where an OCI image layout is, in place of a registry: written `oci:DIRECTORY`."""
+
+    directory: Path
+
+    prefix = None
+    """A layout is shown whole."""
+
+    @property
+    def base(self) -> str:
+        """What it is remembered as: always the same text, that any file can hold."""
+        return f"{LAYOUT_SCHEME}{self.directory}".encode(errors="backslashreplace").decode()
+
+    def __str__(self) -> str:
+        return f"{LAYOUT_SCHEME}{printable(self.directory)}"
 
 
 def is_loopback(host: str) -> bool:

@@ -25,7 +25,6 @@ from typing import Protocol, TypeVar
 from cachetools import LRUCache
 
 from epochfs.catalogue import Catalogue
-from epochfs.client import PullClient
 from epochfs.config import ListingOptions
 from epochfs.errors import (
     DeadlineExceeded,
@@ -43,6 +42,7 @@ from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository, Tag
 from epochfs.reachable import Reachable, follow, named_blobs
 from epochfs.referrers import Referrers
+from epochfs.source import Source
 from epochfs.taghistory import TagHistory
 from epochfs.tagtables import Resolved, TagTables
 from epochfs.ttlcache import CachePolicy, TtlCache
@@ -71,8 +71,8 @@ class _Each(Protocol):
 class Listings:
     """The registry's names, remembered. Any thread may call anything."""
 
-    def __init__(self, client: PullClient, options: ListingOptions, history: TagHistory) -> None:
-        self._client = client
+    def __init__(self, source: Source, options: ListingOptions, history: TagHistory) -> None:
+        self._source = source
         self._options = options
         self._history = history
         self._pool = ThreadPoolExecutor(options.parallel, thread_name_prefix="listing")
@@ -99,7 +99,7 @@ class Listings:
         self._described = TtlCache(
             "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED)
         )
-        self._referrers = Referrers(client, self._tagged, changing)
+        self._referrers = Referrers(source, self._tagged, changing)
         self._contents = TtlCache("content", self._fetch_content, lasting, size_of=len)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
@@ -285,7 +285,7 @@ class Listings:
     def _fetch_catalogue(self, _: tuple[()]) -> Catalogue:
         listed = self._options.repositories
         try:
-            texts = self._client.catalog()
+            texts = self._source.catalog()
         except (NotFound, Denied, Unsupported) as error:
             log.debug("the registry has no catalogue for us: %s", error)
             return Catalogue(listed, complete=False)
@@ -294,7 +294,7 @@ class Listings:
 
     def _fetch_tags(self, repository: Repository) -> tuple[Tag, ...]:
         try:
-            texts = self._client.list_tags(repository)
+            texts = self._source.list_tags(repository)
         except NotFound:
             # Docker's registry goes on listing a repository whose last tag was deleted.
             if repository in self.catalogue():
@@ -306,12 +306,12 @@ class Listings:
 
     def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Resolved:
         repository, tag = key
-        digest = self._client.resolve(repository, tag).digest
+        digest = self._source.resolve(repository, tag).digest
         return Resolved(digest, self._history.since(repository, tag, digest))
 
     def _fetch_manifest(self, key: tuple[Repository, Digest]) -> Document:
         repository, digest = key
-        document = self._client.get_manifest(repository, digest, self._options.manifest_limit)
+        document = self._source.get_manifest(repository, digest, self._options.manifest_limit)
         with self._lock:
             for descriptor in named_blobs(document.view):
                 self._known[repository, descriptor.digest] = descriptor
@@ -321,12 +321,12 @@ class Listings:
         """Describe a manifest; the media type and size of a digest cannot change."""
         document = self._manifests.peek(key)
         if document is None:
-            return self._client.resolve(*key)
+            return self._source.resolve(*key)
         return Descriptor(document.media_type, document.digest, document.size)
 
     def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
         repository, digest = key
-        return Descriptor("", digest, self._client.blob_size(repository, digest))
+        return Descriptor("", digest, self._source.blob_size(repository, digest))
 
     def _tagged(self, repository: Repository, tag: Tag) -> Document | None:
         """Return what a tag names; None if the repository lists no such tag."""
@@ -338,7 +338,7 @@ class Listings:
 
     def _fetch_content(self, key: tuple[Repository, Digest]) -> bytes:
         repository, digest = key
-        return self._client.read_blob(repository, digest, self._options.manifest_limit)
+        return self._source.read_blob(repository, digest, self._options.manifest_limit)
 
 
 def _tolerant(ask: Callable[[A], B]) -> Callable[[A], B | None]:

@@ -151,6 +151,13 @@ Reference = Tag | Digest
 """What names a manifest within a repository."""
 
 
+def referrers_tag(digest: Digest) -> Tag:
+    """Return the tag of the index of what refers to a manifest, where a registry has no call for
+    that (OCI Distribution specification 1.1, "Referrers Tag Schema").
+    """
+    return Tag(f"{digest.algorithm[:32]}-{digest.encoded[:64]}")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Title:
     """A relative path that something is to be shown at, such as `README.md` or `docs/a.txt`."""

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 
 from cachetools import TTLCache
 
-from epochfs.client import PullClient
 from epochfs.errors import Unsupported
 from epochfs.manifests import Descriptor, Document, Index
-from epochfs.names import Digest, Repository, Tag
+from epochfs.names import Digest, Repository, Tag, referrers_tag
+from epochfs.source import Source
 from epochfs.ttlcache import CachePolicy, TtlCache
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ Tagged = Callable[[Repository, Tag], Document | None]
 class Referrers:
     """The referrers in one registry, remembered. Any thread may call anything."""
 
-    def __init__(self, client: PullClient, tagged: Tagged, policy: CachePolicy) -> None:
-        self._client = client
+    def __init__(self, source: Source, tagged: Tagged, policy: CachePolicy) -> None:
+        self._source = source
         self._tagged = tagged
         self._lock = threading.Lock()
         self._uncalled: TTLCache[Repository, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
@@ -58,18 +58,11 @@ class Referrers:
             uncalled = repository in self._uncalled
         if not uncalled:
             try:
-                return self._client.referrers(repository, digest)
+                return self._source.referrers(repository, digest)
             except Unsupported as error:
                 log.debug("referrers in %s are looked for by tag: %s", repository, error)
             with self._lock:
                 self._uncalled[repository] = None
-        document = self._tagged(repository, _tag(digest))
+        document = self._tagged(repository, referrers_tag(digest))
         # Anybody may use the tag for something else, which then is no list of referrers.
         return document.view.manifests if document and isinstance(document.view, Index) else ()
-
-
-def _tag(digest: Digest) -> Tag:
-    """Return the tag under which referrers are listed (OCI Distribution specification 1.1,
-    "Referrers Tag Schema").
-    """
-    return Tag(f"{digest.algorithm[:32]}-{digest.encoded[:64]}")

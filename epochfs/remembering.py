@@ -54,7 +54,7 @@ _REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~"
 
 
 class RememberingClient:
-    """Reads one registry as `PullClient` has it. Any thread may call anything."""
+    """Reads one registry as a `PullClient` does. Any thread may call anything."""
 
     def __init__(
         self, client: RegistryClient, answers: AnswerStore, health: Health, max_age: float
@@ -62,7 +62,7 @@ class RememberingClient:
         """`max_age` in seconds is how old an answer about names may be."""
         self._client = client
         self._answers = answers
-        self._health = health
+        self.health = health
         self._max_age = max_age
         self._mirrored = bool(client.mirrors)
         self._lock = threading.Lock()
@@ -148,7 +148,7 @@ class RememberingClient:
         try:
             stream = self._client.get_blob(name, digest, start, end)
         except (Unavailable, DeadlineExceeded) as error:
-            self._health.failed(error)
+            self.health.failed(error)
             raise
         self._answered(_BLOB)
         return stream
@@ -166,20 +166,20 @@ class RememberingClient:
         max_age: float | None = None,
     ) -> T:
         """Ask the registry and remember its answer; recall the last one where it gives none."""
-        if self._health.is_down:
+        if self.health.is_down:
             kept = self._recall(question, load, max_age)
             if kept is not None:
                 return kept
         try:
             value = ask()
         except (Unavailable, DeadlineExceeded) as error:
-            self._health.failed(error)
+            self.health.failed(error)
             kept = self._recall(question, load, max_age)
             if kept is None:
                 raise
             return kept
         except EpochfsError as error:
-            self._health.answered()
+            self.health.answered()
             self._remember_refusal(question, error, for_names=max_age is not None)
             raise
         self._answered(question.kind)
@@ -189,7 +189,7 @@ class RememberingClient:
     def _answered(self, kind: str) -> None:
         """Take note of an answer, unless it may be a mirror's; a refusal never is."""
         if kind in _NEVER_MIRRORED or not self._mirrored:
-            self._health.answered()
+            self.health.answered()
 
     def _remember_refusal(
         self, question: Question, error: EpochfsError, *, for_names: bool

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from epochfs import __version__
 from epochfs.blobcache import BlobCache
-from epochfs.blobs import BlobCounters, Blobs
+from epochfs.blobs import BlobCounters, BlobStore
 from epochfs.client import MirrorState, RegistryClient
-from epochfs.health import Health
+from epochfs.ocilayout import OciLayout
 from epochfs.passthrough import Passthrough, PassthroughStatus
 from epochfs.readings import counter, gauge
 from epochfs.remembering import RememberingClient
@@ -44,7 +44,10 @@ class CacheStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A mount at one moment, or a process that reads without one: then `mountpoint` is empty."""
+    """A mount at one moment, or a process that reads without one: then `mountpoint` is empty.
+
+    `cache` is None where a layout is shown, whose blobs need no room.
+    """
 
     version: str
     registry: str
@@ -60,7 +63,7 @@ class Status:
     health: HealthStatus
     mirrors: tuple[MirrorState, ...]
     blobs: BlobCounters
-    cache: CacheStatus
+    cache: CacheStatus | None
     passthrough: PassthroughStatus | None
 
 
@@ -69,21 +72,23 @@ StatusSource = Callable[[], Status]
 
 @dataclass(frozen=True)
 class Observer:
-    """Looks at the parts of one mount when it is asked."""
+    """Looks at the parts of one mount when it is asked.
+
+    What a layout says is not remembered: there `remembering` is None.
+    """
 
     registry: str
     mountpoint: str
-    client: RegistryClient
-    remembering: RememberingClient
-    health: Health
+    source: RegistryClient | OciLayout
+    remembering: RememberingClient | None
     cache: BlobCache
-    blobs: Blobs
+    blobs: BlobStore
     passthrough: Passthrough | None
     started: float = field(default_factory=time.time)
 
     def status(self) -> Status:
         """Return the state of the mount now."""
-        stats, outage = self.client.stats, self.health.outage
+        stats = self.source.stats
         return Status(
             version=__version__,
             registry=self.registry,
@@ -93,22 +98,31 @@ class Observer:
             requests=stats.requests,
             bytes_received=stats.bytes_received,
             retries=stats.retries,
-            token_expires=self.client.token_expiry,
-            health=HealthStatus(
-                up=outage is None,
-                down_since=outage.since if outage else None,
-                reason=outage.reason if outage else "",
-                recalled=self.remembering.recalled,
-            ),
-            mirrors=self.client.mirrors,
+            token_expires=self.source.token_expiry,
+            health=self._health(),
+            mirrors=self.source.mirrors,
             blobs=self.blobs.counters(),
-            cache=CacheStatus(
-                directory=str(self.cache.directory.path),
-                held=self.cache.room.held(),
-                limit=self.cache.room.size_limit,
-                free=_free(self.cache.directory.path),
-            ),
+            cache=self._cache() if self.remembering else None,
             passthrough=self.passthrough.status() if self.passthrough else None,
+        )
+
+    def _cache(self) -> CacheStatus:
+        return CacheStatus(
+            directory=str(self.cache.directory.path),
+            held=self.cache.room.held(),
+            limit=self.cache.room.size_limit,
+            free=_free(self.cache.directory.path),
+        )
+
+    def _health(self) -> HealthStatus:
+        if self.remembering is None:
+            return HealthStatus(up=True, down_since=None, reason="", recalled=0)
+        outage = self.remembering.health.outage
+        return HealthStatus(
+            up=outage is None,
+            down_since=outage.since if outage else None,
+            reason=outage.reason if outage else "",
+            recalled=self.remembering.recalled,
         )
 
 

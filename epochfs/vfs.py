@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from epochfs.assembly import AssembledHandle
-from epochfs.blobs import Blobs
+from epochfs.blobs import BlobStore
 from epochfs.errors import NotFound, Vanished
 from epochfs.generated import GeneratedFile, GeneratedFiles
 from epochfs.listings import Listings
@@ -68,7 +68,9 @@ class DirectoryEntry:
 class FileSystem:
     """One mounted registry. Any thread may call anything."""
 
-    def __init__(self, tree: Tree, listings: Listings, blobs: Blobs, status: StatusSource) -> None:
+    def __init__(
+        self, tree: Tree, listings: Listings, blobs: BlobStore, status: StatusSource
+    ) -> None:
         self._tree = tree
         self._listings = listings
         self._blobs = blobs

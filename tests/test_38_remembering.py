@@ -245,7 +245,7 @@ def test_while_the_registry_is_known_to_be_down_what_is_recalled_costs_no_attemp
     client = opened(embedded)
     asked = everything(client)
     embedded.stop()
-    client._health.failed(Unavailable("refused"), pinged=True)
+    client.health.failed(Unavailable("refused"), pinged=True)
     requests = client._client.stats.requests
     assert everything(client) == asked
     pings = client._client.stats.requests - requests
@@ -263,11 +263,11 @@ def test_a_mirrors_answer_does_not_end_the_registrys_outage(
             load(registry, "team/app", "latest", IMAGE)
         client = opened(embedded, mirrors=f'[host."{mirror.url}"]')
         embedded.stop()
-        client._health.failed(Unavailable("refused"), pinged=True)
+        client.health.failed(Unavailable("refused"), pinged=True)
         assert client.resolve(APP, LATEST).digest == IMAGE.digest
         client.get_blob(APP, Digest.of(IMAGE.blobs[-1])).close()
         assert mirror.count("GET", "/blobs/") == 1
-        assert client._health.is_down
+        assert client.health.is_down
 
 
 def test_what_a_mirror_gave_for_its_own_credentials_is_recalled_for_these_alone(

@@ -181,6 +181,12 @@ def test_a_directory_without_a_mount_is_told(tmp_path: Path) -> None:
     assert f"no registry is mounted on '{tmp_path}'" in one_line(errors)
 
 
+def test_a_layout_is_told_to_be_no_registry(tmp_path: Path) -> None:
+    code, _, errors = run("prefetch", f"oci:{tmp_path}")
+    assert code == 2
+    assert f"'oci:{tmp_path}' is no registry: only 'mount' takes a layout" in one_line(errors)
+
+
 def test_a_terminal_is_shown_how_far_it_is(gate: Gate, tmp_path: Path) -> None:
     try:
         ours, theirs = pty.openpty()

@@ -14,12 +14,12 @@ from epochfs.cli.options import (
     connection_options,
     fetching_options,
     file_option,
-    registry_url,
+    source,
     value_option,
 )
 from epochfs.cli.plan import Connection, Fetching, MountPlan
 from epochfs.cli.words import MountCommand, kernel_words
-from epochfs.config import Address, BlobOptions, ListingOptions, parse_seconds
+from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
 from epochfs.errors import MountFailure, UsageError, printable
 
 _START_SECONDS = 15.0
@@ -29,7 +29,7 @@ _OWNER = click.IntRange(0, 2**32 - 2)
 
 
 @click.command("mount", cls=MountCommand)
-@click.argument("where", nargs=-1, metavar="[URL] MOUNTPOINT")
+@click.argument("where", nargs=-1, metavar="[URL|oci:DIR] MOUNTPOINT")
 @connection_options
 @fetching_options
 @value_option(
@@ -100,7 +100,7 @@ def command(
     metrics: Address | None,
     foreground: bool,
 ) -> None:
-    """Show the registry at URL as the directory MOUNTPOINT.
+    """Show the registry at URL, or the OCI image layout oci:DIR, as the directory MOUNTPOINT.
 
     URL is http(s)://host[:port], or host[:port] for https (http on loopback); a path behind it
     shows only the repositories below that prefix. Without URL it is EPOCH_SERVER, or else
@@ -108,8 +108,9 @@ def command(
     """
     if not 1 <= len(where) <= 2:
         raise click.UsageError("give [URL] MOUNTPOINT")
-    url = registry_url(where[0] if len(where) == 2 else None)
-    hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be told here, and as one
+    url = source(where[0] if len(where) == 2 else None)
+    if not isinstance(url, LayoutPath):
+        hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be told here, and as one
     plan = MountPlan(
         url=url,
         path=mountpoint.resolve(where[-1]),
@@ -137,6 +138,8 @@ def command(
     )
     _refuse_hidden(plan.path, "--cache-dir", plan.cache.directory)
     _refuse_hidden(plan.path, "--log-file", log_file)
+    if isinstance(url, LayoutPath):
+        _refuse_hidden(plan.path, "the layout", url.directory)
     mountpoint.prepare(plan.path)
     system.require_fuse(allow_other=allow_other)
     logs.configure(log_level, log_file, foreground=foreground)

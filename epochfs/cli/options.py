@@ -19,8 +19,10 @@ from epochfs import hosts
 from epochfs.cli.credentials import credentials, readable
 from epochfs.cli.plan import Connection, Fetching
 from epochfs.config import (
+    LAYOUT_SCHEME,
     BlobOptions,
     CacheOptions,
+    LayoutPath,
     RegistryUrl,
     TransportOptions,
     parse_seconds,
@@ -233,9 +235,18 @@ def _hosts_dir(directory: Path | None) -> Path | None:
     return directory
 
 
+def source(text: str | None) -> RegistryUrl | LayoutPath:
+    """Parse what is to be mounted: `oci:DIRECTORY`, or the URL of a registry."""
+    if text is not None and text.startswith(LAYOUT_SCHEME):
+        return LayoutPath(_absolute(text.removeprefix(LAYOUT_SCHEME)))
+    return registry_url(text)
+
+
 def registry_url(text: str | None) -> RegistryUrl:
     """Parse a URL argument; without one, EPOCH_SERVER, and without that Epoch's default."""
     if text is not None:
+        if text.startswith(LAYOUT_SCHEME):
+            raise UsageError(f"'{printable(text)}' is no registry: only 'mount' takes a layout")
         return RegistryUrl.parse(text)
     try:
         return RegistryUrl.parse(os.environ.get("EPOCH_SERVER", ""))

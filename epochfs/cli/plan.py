@@ -10,6 +10,7 @@ from epochfs.config import (
     BlobOptions,
     CacheOptions,
     Credentials,
+    LayoutPath,
     ListingOptions,
     RegistryUrl,
     TransportOptions,
@@ -43,7 +44,7 @@ class Fetching:
 class FileSystemPlan:
     """Everything a file system is made from, mounted or not. All paths are absolute."""
 
-    url: RegistryUrl
+    url: RegistryUrl | LayoutPath
     connection: Connection
     cache: CacheOptions
     listings: ListingOptions

@@ -12,7 +12,7 @@ from epochfs import operations
 from epochfs.cli import ending, wiring
 from epochfs.cli.daemon import Ready
 from epochfs.cli.plan import MountPlan
-from epochfs.config import Address
+from epochfs.config import Address, LayoutPath
 from epochfs.errors import MountFailure, printable
 from epochfs.passthrough import Passthrough
 from epochfs.status import StatusSource
@@ -27,7 +27,9 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
     unmounting on, the process ends within seconds.
     """
     with contextlib.ExitStack() as closing:
-        passthrough = Passthrough(plan.cache.directory, operations.library_version())
+        layout = plan.url if isinstance(plan.url, LayoutPath) else None
+        blobs_are_in = layout.directory if layout else plan.cache.directory
+        passthrough = Passthrough(blobs_are_in, operations.library_version())
         filesystem = wiring.open_filesystem(plan, closing, str(plan.path), passthrough)
         if plan.metrics is not None:
             log.info("metrics are served on %s", _serve_metrics(plan.metrics, filesystem.status))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from dataclasses import dataclass
 
 from epochfs.answers import AnswerStore
 from epochfs.blobcache import BlobCache
-from epochfs.blobs import Blobs
+from epochfs.blobs import Blobs, BlobStore
 from epochfs.cacheusers import CacheUser, announce
 from epochfs.cli import probe
 from epochfs.cli.plan import FileSystemPlan
 from epochfs.client import RegistryClient
-from epochfs.errors import CacheFailure, DeadlineExceeded, Unavailable, printable
+from epochfs.config import RegistryUrl
+from epochfs.errors import CacheFailure, DeadlineExceeded, EpochfsError, Unavailable, printable
 from epochfs.health import Health
+from epochfs.layoutblobs import LayoutBlobs
 from epochfs.listings import Listings
+from epochfs.ocilayout import OciLayout
 from epochfs.passthrough import Passthrough
 from epochfs.remembering import RememberingClient
 from epochfs.status import Observer
@@ -24,28 +28,28 @@ from epochfs.tree import Tree
 from epochfs.vfs import FileSystem
 
 
+@dataclass(frozen=True)
+class _Registry:
+    """A registry to be shown, and whether it answers."""
+
+    client: RegistryClient
+    health: Health
+
+
 def open_filesystem(
     plan: FileSystemPlan,
     closing: contextlib.ExitStack,
     mountpoint: str = "",
     passthrough: Passthrough | None = None,
 ) -> FileSystem:
-    """Check the registry and the cache, and return the filesystem over both.
+    """Check the registry or layout, and the cache, and return the filesystem over them.
 
     `closing` is given what must be closed after it. `mountpoint` is where it will be mounted, if it
     is, and `passthrough` is how then; its status shows both.
     """
-    client = probe.connect(plan.url, plan.connection, manifest_limit=plan.listings.manifest_limit)
-    closing.callback(client.close)
-    health = Health(plan.url.base, client.ping)
+    source = _open_source(plan, closing)
     try:
-        probe.check(client, plan.connection)
-    except (Unavailable, DeadlineExceeded) as error:
-        if not plan.offline_ok:
-            raise
-        health.failed(error, pinged=True)
-    try:
-        return _assemble(plan, client, health, closing, mountpoint, passthrough)
+        return _assemble(plan, source, closing, mountpoint, passthrough)
     except CacheFailure as error:
         raise CacheFailure(
             f"the cache '{printable(plan.cache.directory)}' cannot be used: {error}; "
@@ -53,10 +57,31 @@ def open_filesystem(
         ) from None
 
 
+def _open_source(plan: FileSystemPlan, closing: contextlib.ExitStack) -> _Registry | OciLayout:
+    """Return what a plan is to show, found to answer; raises with what to try if it does not."""
+    limit = plan.listings.manifest_limit
+    if isinstance(plan.url, RegistryUrl):
+        client = probe.connect(plan.url, plan.connection, manifest_limit=limit)
+        closing.callback(client.close)
+        health = Health(plan.url.base, client.ping)
+        try:
+            probe.check(client, plan.connection)
+        except (Unavailable, DeadlineExceeded) as error:
+            if not plan.offline_ok:
+                raise
+            health.failed(error, pinged=True)
+        return _Registry(client, health)
+    try:
+        layout = OciLayout(plan.url.directory, limit)
+    except EpochfsError as error:
+        raise type(error)(f"{plan.url} is no OCI image layout that can be read: {error}") from None
+    closing.callback(layout.close)
+    return layout
+
+
 def _assemble(
     plan: FileSystemPlan,
-    client: RegistryClient,
-    health: Health,
+    source: _Registry | OciLayout,
     closing: contextlib.ExitStack,
     mountpoint: str,
     passthrough: Passthrough | None,
@@ -64,33 +89,48 @@ def _assemble(
     cache = BlobCache(plan.cache)
     user = CacheUser(os.getpid(), mountpoint, str(plan.url), plan.cache.size_limit)
     closing.callback(os.close, announce(cache.directory, user))
-    answers = AnswerStore(
-        cache.directory.private_file("answers.sqlite"), plan.url.base, client.fingerprint
-    )
-    closing.callback(answers.close)
-    max_age = plan.listings.metadata_ttl + plan.listings.stale_if_error
-    remembering = RememberingClient(client, answers, health, max_age)
     history = TagHistory(cache.directory.private_file("tags.sqlite"), plan.url.base)
     closing.callback(history.close)
-    # What is served while the registry is down, and for how long, is decided in one place.
-    fresh = dataclasses.replace(plan.listings, stale_if_error=0.0)
-    listings = Listings(remembering, fresh, history)
+    remembering = None
+    blobs: BlobStore
+    if isinstance(source, OciLayout):
+        listings = Listings(source, plan.listings, history)
+        blobs = LayoutBlobs(source, plan.blobs)
+    else:
+        remembering = _remembering(plan, source, cache, closing)
+        # What is served while the registry is down, and for how long, is decided in one place.
+        fresh = dataclasses.replace(plan.listings, stale_if_error=0.0)
+        listings = Listings(remembering, fresh, history)
+        source.health.on_return = listings.clear
+        blobs = Blobs(remembering, cache, plan.blobs)
     closing.callback(listings.close)
-    health.on_return = listings.clear
-    blobs = Blobs(remembering, cache, plan.blobs)
     closing.callback(blobs.close)
-    # Before all that: a download that waits for an answer could not put away what it has.
-    closing.callback(client.close)
-    # First of all: what fails because it was closed says nothing of the registry.
-    closing.callback(health.close)
+    if isinstance(source, _Registry):
+        # Before all that: a download that waits for an answer could not put away what it has.
+        closing.callback(source.client.close)
+        # First of all: what fails because it was closed says nothing of the registry.
+        closing.callback(source.health.close)
     observer = Observer(
         registry=str(plan.url),
         mountpoint=mountpoint,
-        client=client,
+        source=source.client if isinstance(source, _Registry) else source,
         remembering=remembering,
-        health=health,
         cache=cache,
         blobs=blobs,
         passthrough=passthrough,
     )
     return FileSystem(Tree(plan.url.prefix), listings, blobs, observer.status)
+
+
+def _remembering(
+    plan: FileSystemPlan, registry: _Registry, cache: BlobCache, closing: contextlib.ExitStack
+) -> RememberingClient:
+    """Return a client that remembers, in the cache, what the registry says."""
+    answers = AnswerStore(
+        cache.directory.private_file("answers.sqlite"),
+        plan.url.base,
+        registry.client.fingerprint,
+    )
+    closing.callback(answers.close)
+    max_age = plan.listings.metadata_ttl + plan.listings.stale_if_error
+    return RememberingClient(registry.client, answers, registry.health, max_age)

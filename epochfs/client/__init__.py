@@ -2,7 +2,6 @@
 
 from epochfs.client.client import RegistryClient
 from epochfs.client.mirrors import MirrorState
-from epochfs.client.pulling import PullClient
 from epochfs.transport import BlobStream
 
-__all__ = ["BlobStream", "MirrorState", "PullClient", "RegistryClient"]
+__all__ = ["BlobStream", "MirrorState", "RegistryClient"]
