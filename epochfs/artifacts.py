@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from epochfs.errors import ProtocolViolation
-from epochfs.manifests import TITLE, Descriptor, Document, Index, Manifest, checked_size, load_json
+from epochfs.manifests import (
+    MAX_SIZE,
+    TITLE,
+    Descriptor,
+    Document,
+    Index,
+    Manifest,
+    checked_size,
+    load_json,
+)
 
 CLOUD_IMAGE = "cloud-image"
 SNAPSHOT = "snapshot"
@@ -82,10 +91,9 @@ def split_disks(document: Document) -> list[SplitDisk]:
         if len(layers) > 1:
             # Compared by code points, which is the order of their bytes in UTF-8, as Epoch's is.
             parts = tuple(sorted(layers, key=_title))
-            found.append(
-                SplitDisk(_common_stem([_title(part) for part in parts], disk_format), parts)
-            )
-    return found
+            name = _common_stem([_title(part) for part in parts], disk_format)
+            found.append(SplitDisk(name, parts))
+    return [disk for disk in found if disk.size <= MAX_SIZE]
 
 
 def _disk_format(layer: Descriptor) -> str:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
-from epochfs.names import Digest
+from epochfs.names import Digest, Repository
 
 CONSTANT_TIME_NS = 1_000_000_000
 """1970-01-01T00:00:01Z, the time of what has none: never now, and never 0, which tools mistrust."""
@@ -64,6 +64,18 @@ class Node:
     def xattrs(self, listings: Listings) -> Xattrs:
         """Return the extended attributes, without the blob cache's own."""
         return {}
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryDirectory(Node):
+    """A directory that every repository has."""
+
+    repository: Repository
+
+    def attr(self, listings: Listings) -> Attr:
+        if not listings.is_repository(self.repository):
+            raise NotFound(f"no repository {self.repository}")
+        return Attr(DIRECTORY)
 
 
 def content_xattrs(digest: Digest, media_type: str, artifact_type: str) -> dict[str, str]:

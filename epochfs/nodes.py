@@ -16,7 +16,17 @@ from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestDirectory
 from epochfs.manifests import Descriptor
 from epochfs.names import Digest, Repository, Tag
-from epochfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node, Xattrs, content_xattrs
+from epochfs.node import (
+    DIRECTORY,
+    FILE,
+    LINK,
+    Attr,
+    Entries,
+    Node,
+    RepositoryDirectory,
+    Xattrs,
+    content_xattrs,
+)
 from epochfs.views.layout import LayoutDirectory
 
 CONTROL = ".epochfs"
@@ -93,19 +103,7 @@ class Namespace(Node):
             yield shown_segment(segment), stat.S_IFDIR
 
 
-@dataclass(frozen=True, slots=True)
-class _RepositoryDirectory(Node):
-    """A directory that every repository has."""
-
-    repository: Repository
-
-    def attr(self, listings: Listings) -> Attr:
-        if not listings.is_repository(self.repository):
-            raise NotFound(f"no repository {self.repository}")
-        return Attr(DIRECTORY)
-
-
-class TagsDirectory(_RepositoryDirectory):
+class TagsDirectory(RepositoryDirectory):
     """`<repo>/tags`: a link for each tag."""
 
     __slots__ = ()
@@ -122,7 +120,7 @@ class TagsDirectory(_RepositoryDirectory):
         return ((tag.name, stat.S_IFLNK) for tag in tags)
 
 
-class ManifestsDirectory(_RepositoryDirectory):
+class ManifestsDirectory(RepositoryDirectory):
     """`<repo>/manifests`: lists the manifests reachable from tags, opens any the registry has."""
 
     __slots__ = ()
@@ -135,7 +133,7 @@ class ManifestsDirectory(_RepositoryDirectory):
         return ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
 
 
-class BlobsDirectory(_RepositoryDirectory):
+class BlobsDirectory(RepositoryDirectory):
     """`<repo>/blobs`: lists the blobs reachable from tags, opens any the registry has."""
 
     __slots__ = ()

@@ -6,7 +6,9 @@
     /<repo>/manifests/<digest>/manifest.json
     /<repo>/manifests/<digest>/config           -> ../../blobs/<digest>
     /<repo>/manifests/<digest>/layers/<NN>      -> ../../../blobs/<digest>
+    /<repo>/manifests/<digest>/<view>/          see `views`
     /<repo>/blobs/<digest>
+    /<repo>/layout/                             see `views.layout`
     /.epochfs/status.json
 
 What is named by a digest is immutable: a regular file (or a directory) with exactly one path. What

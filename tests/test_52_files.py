@@ -254,6 +254,14 @@ class TestSplitDisks:
         view, directory = opened(artifact(self.parts("disk.qcow2.{}")))
         assert names(view, f"{directory}/files") == [f"disk.qcow2.{n}" for n in range(5)]
 
+    def test_parts_that_add_up_to_more_than_can_be_are_not_joined(self, opened: Open) -> None:
+        content = artifact(self.parts("disk.qcow2.{}"), OS_IMAGE)
+        document = json.loads(content.raw)
+        for layer in document["layers"]:
+            layer["size"] = 2**50 - 1
+        view, directory = opened(replace(content, raw=encode(document)))
+        assert names(view, f"{directory}/files") == [f"disk.qcow2.{n}" for n in range(5)]
+
     def test_a_random_read_fetches_the_part_it_needs_and_no_other(self, tmp_path: Path) -> None:
         content = artifact(self.parts("disk.qcow2.{}"), OS_IMAGE)
         with EmbeddedRegistry() as registry, stack(registry.url, tmp_path) as layers:

@@ -21,26 +21,14 @@ from epochfs.generated import Generated, GeneratedFile
 from epochfs.listings import Listings
 from epochfs.manifests import OCI_INDEX, REF_NAME
 from epochfs.names import ALGORITHMS, Digest, Repository
-from epochfs.node import CONSTANT_TIME_NS, DIRECTORY, LINK, Attr, Entries, Node
+from epochfs.node import CONSTANT_TIME_NS, LINK, Attr, Entries, Node, RepositoryDirectory
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
 VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 
-@dataclass(frozen=True, slots=True)
-class _LayoutDirectory(Node):
-    """A directory in the layout of a repository, that exists if the repository does."""
-
-    repository: Repository
-
-    def attr(self, listings: Listings) -> Attr:
-        if not listings.is_repository(self.repository):
-            raise NotFound(f"no repository {self.repository}")
-        return Attr(DIRECTORY)
-
-
-class LayoutDirectory(_LayoutDirectory):
+class LayoutDirectory(RepositoryDirectory):
     """`layout`: the layout's own directory."""
 
     __slots__ = ()
@@ -93,7 +81,7 @@ class IndexFile(GeneratedFile):
         return Generated(json.dumps(index, separators=(",", ":")).encode() + b"\n", newest)
 
 
-class LayoutBlobsDirectory(_LayoutDirectory):
+class LayoutBlobsDirectory(RepositoryDirectory):
     """`layout/blobs`: a directory for each algorithm of digests; sha256 always."""
 
     __slots__ = ()
@@ -111,7 +99,7 @@ class LayoutBlobsDirectory(_LayoutDirectory):
 
 
 @dataclass(frozen=True, slots=True)
-class LayoutAlgorithmDirectory(_LayoutDirectory):
+class LayoutAlgorithmDirectory(RepositoryDirectory):
     """`layout/blobs/<algorithm>`: all content that the tags lead to, manifests too."""
 
     algorithm: str
