@@ -99,7 +99,7 @@ class Listings:
         self._described = TtlCache(
             "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED)
         )
-        self._referrers = Referrers(source, self._tagged, changing)
+        self._referrers = Referrers(source, self._tagged, changing, self._ahead)
         self._contents = TtlCache("content", self._fetch_content, lasting, size_of=len)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
@@ -180,6 +180,10 @@ class Listings:
         """Whether a manifest of the repository is known to name a digest as a blob's."""
         with self._lock:
             return (repository, digest) in self._known
+
+    def expect_referrers(self, repository: Repository, digests: Iterable[Digest]) -> None:
+        """Take note that these manifests were listed: a walk will ask what refers to each."""
+        self._referrers.expect(repository, digests)
 
     def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
         """Return what refers to a manifest, sorted: signatures, lists of what is in it."""

@@ -130,6 +130,7 @@ class ManifestsDirectory(RepositoryDirectory):
 
     def entries(self, listings: Listings) -> Entries:
         reachable = listings.reachable(self.repository)
+        listings.expect_referrers(self.repository, reachable.manifests)
         return ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
 
 

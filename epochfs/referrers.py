@@ -1,20 +1,24 @@
 """What refers to each manifest: from the registry's own call, or from a tag where it has none.
 
 A registry without the call answers 404 for every manifest. That is remembered of a repository for
-as long as a listing is, so that a walk asks once and not for each manifest again.
+as long as a listing is, so that a walk asks once and not for each manifest again. Where there is
+the call, a walk would wait for each answer; so once the manifests of a repository were listed, and
+the referrers of one are asked for, those of all are begun in the background.
 
-Locks: `Referrers._lock` guards `_uncalled`; no I/O happens under it.
+Locks: `Referrers._lock` guards `_uncalled` and `_listed`; no I/O happens under it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
-from epochfs.errors import Unsupported
+from epochfs.errors import DeadlineExceeded, EpochfsError, Unavailable, Unsupported
 from epochfs.manifests import Descriptor, Document, Index
 from epochfs.names import Digest, Repository, Tag, referrers_tag
 from epochfs.source import Source
@@ -23,6 +27,7 @@ from epochfs.ttlcache import CachePolicy, TtlCache
 log = logging.getLogger(__name__)
 
 _MAX_REPOSITORIES = 10_000
+_MAX_LISTED = 16
 
 Tagged = Callable[[Repository, Tag], Document | None]
 """Returns the manifest under a tag; None where the repository has no such tag."""
@@ -31,22 +36,52 @@ Tagged = Callable[[Repository, Tag], Document | None]
 class Referrers:
     """The referrers in one registry, remembered. Any thread may call anything."""
 
-    def __init__(self, source: Source, tagged: Tagged, policy: CachePolicy) -> None:
+    def __init__(
+        self, source: Source, tagged: Tagged, policy: CachePolicy, ahead: Executor
+    ) -> None:
         self._source = source
+        self._ahead = ahead
         self._tagged = tagged
         self._lock = threading.Lock()
         self._uncalled: TTLCache[Repository, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
+        self._listed: LRUCache[Repository, Sequence[Digest]] = LRUCache(_MAX_LISTED)
         self._cache = TtlCache(
             "referrers of", self._fetch, policy, size_of=lambda found: 1 + len(found)
         )
 
+    def expect(self, repository: Repository, digests: Iterable[Digest]) -> None:
+        """Take note that these manifests were listed."""
+        with self._lock:
+            self._listed[repository] = sorted(digests)
+
     def of(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
-        """Return what refers to a manifest, sorted."""
+        """Return what refers to a manifest, sorted; a walk of those listed begins with it."""
+        with self._lock:
+            listed = self._listed.pop(repository, ())
+        if self._cache.peek((repository, digest)) is None:
+            self._begin(repository, [one for one in listed if one != digest])
         return self._cache.get((repository, digest))
 
     def clear(self) -> None:
         """Forget everything."""
         self._cache.clear()
+
+    def _begin(self, repository: Repository, digests: Sequence[Digest]) -> None:
+        """Ask for all of these in the background, until the registry does not answer."""
+        away = threading.Event()
+
+        def ask(digest: Digest) -> None:
+            try:
+                if not away.is_set():
+                    self._cache.get((repository, digest))
+            except (Unavailable, DeadlineExceeded):
+                away.set()
+            except EpochfsError as error:
+                log.debug("referrers of %s in %s ahead: %s", digest, repository, error)
+
+        with contextlib.suppress(RuntimeError):  # the pool is shut down while unmounting
+            for digest in digests:
+                self._ahead.submit(ask, digest)
 
     def _fetch(self, key: tuple[Repository, Digest]) -> tuple[Digest, ...]:
         repository, digest = key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from stacks import stack
 from views import Opener, VfsView, names
 
 from epochfs.manifests import OCI_MANIFEST
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.samples import descriptor
 
 WITHOUT = Behaviour(referrers=False)
@@ -106,6 +107,34 @@ class TestWithTheCall:
         assert names(lasting, DIRECTORY) == []
         assert embedded.count("GET", "/referrers/") == 0
         assert names(fresh, DIRECTORY) == [str(SIGNATURE.digest)]
+
+    def test_a_walk_asks_for_all_in_parallel_and_one_look_for_one(self, opened: Open) -> None:
+        contents = [image(bytes([number])) for number in range(8)]
+        with Waiting(len(contents)) as registry:
+            for number, content in enumerate(contents):
+                load(registry, "app", str(number), content)
+            one = f"/app/manifests/{contents[0].digest}/referrers"
+            walking = opened(registry)
+            assert len(names(walking, "/app/manifests")) == len(contents)
+            assert names(walking, one) == []
+        with EmbeddedRegistry() as registry:
+            load(registry, "app", "latest", SUBJECT)
+            load(registry, "app", "other", UNTYPED)
+            assert names(opened(registry), DIRECTORY) == [str(UNTYPED.digest)]
+            assert registry.count("GET", "/referrers/") == 1
+
+
+class Waiting(EmbeddedRegistry):
+    """Answers questions for referrers once so many have been asked at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.together = threading.Barrier(count)
+
+    def respond(self, request: Request) -> Response:
+        if "/referrers/" in request.path:
+            self.together.wait(timeout=20)
+        return super().respond(request)
 
 
 class TestWithoutTheCall:
