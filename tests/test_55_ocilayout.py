@@ -225,6 +225,14 @@ class TestMalice:
             assert os.pread(opened.backing, 10, 0) == APP.blobs[1][:10]
             filesystem.release(opened.handle)
 
+    def test_hashing_meets_the_time_limit(self, directory: Path) -> None:
+        path = f"/app/blobs/{LAYER}"
+        with viewed(directory, timeout=0) as view, view.opened(path) as opened:
+            assert opened.pread(10, 0) == APP.blobs[1][:10]
+            with pytest.raises(OSError, match="takes its time") as caught:
+                opened.pread(10, len(APP.blobs[1]) - 10)
+            assert caught.value.errno == errno.ETIMEDOUT
+
     def test_a_file_of_another_size_is_refused(self, directory: Path) -> None:
         (directory / "blobs/sha256" / LAYER.encoded).write_bytes(b"short")
         with viewed(directory) as view:

@@ -1,7 +1,8 @@
-"""Views: directories below `<repo>/manifests/<digest>/` that show what is inside the manifest.
+"""Views: directories that show once more, and as people want it, what is in a registry.
 
 One rule holds in all of them: a link where the bytes already have a path, a regular file only
-where they do not. A view has a module here and a row in `VIEWS`, and nothing else knows of it.
+where they do not. A view of a manifest, below `<repo>/manifests/<digest>/`, has a module here and
+a row in `VIEWS`, and nothing else knows of it. `layout` is the one view of a whole repository.
 """
 
 from __future__ import annotations
