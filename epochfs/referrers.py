@@ -65,6 +65,9 @@ class Referrers:
     def clear(self) -> None:
         """Forget everything."""
         self._cache.clear()
+        with self._lock:
+            self._uncalled.clear()
+            self._listed.clear()
 
     def _begin(self, repository: Repository, digests: Sequence[Digest]) -> None:
         """Ask for all of these in the background, until the registry does not answer."""
