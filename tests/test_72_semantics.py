@@ -62,7 +62,7 @@ def walk(mount: Mount) -> list[str]:
 
 
 def test_every_blob_and_manifest_has_the_digest_it_is_named_by(mounted: Mounted) -> None:
-    blobs = list(mounted.mount.path.glob("**/blobs/*"))
+    blobs = list(mounted.mount.path.glob("**/blobs/*:*"))
     manifests = list(mounted.mount.path.glob("**/manifests/*/manifest.json"))
     assert (len(blobs), len(manifests)) == (3 + 4, 1 + 3)
     for blob in blobs:
