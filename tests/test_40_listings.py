@@ -191,7 +191,7 @@ class TestRequests:
                 return super().respond(request)
 
         with Waiting() as registry:
-            load_tags(registry, 16)
+            load_tags(registry, 8)
             layers = opened(registry, parallel=8)
             list(layers.filesystem.readdir("/team/app/tags"))
             layers.filesystem.getattr("/team/app/tags/t000")
