@@ -32,6 +32,7 @@ from epochfs.errors import (
     ProtocolViolation,
     TooLarge,
     Unavailable,
+    printable,
 )
 from epochfs.manifests import (
     OCI_INDEX,
@@ -95,7 +96,7 @@ class OciLayout:
         self._lock = threading.Lock()
         self._read: _Contents | None = None
         self._subjects: tuple[Mapping[Digest, list[Descriptor]], Identity | None] = {}, None
-        with _disk_errors(str(directory)):
+        with _disk_errors(printable(directory)):
             self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             layout = load_json(self._small_file(("oci-layout",), _INDEX_LIMIT))
@@ -277,14 +278,17 @@ def _repository_of(directory: Path) -> Repository:
 def _names(index: Index, own: Repository) -> Names:
     """Return what an index names; of several manifests with one name, the first."""
     names: dict[Repository, dict[Tag, Descriptor]] = {}
+    refused: list[InvalidName] = []
     for descriptor in index.manifests:
         repository, tag = own, Tag(descriptor.digest.encoded)
         if REF_NAME in descriptor.annotations:
             try:
                 repository, tag = _parse_name(descriptor.annotations[REF_NAME], own)
             except InvalidName as error:
-                log.warning("%s is shown by its digest: %s", descriptor.digest, error)
+                refused.append(error)
         names.setdefault(repository, {}).setdefault(tag, descriptor)
+    if refused:
+        log.warning("%d names in a layout are shown by digest: %s", len(refused), refused[0])
     return names or {own: {}}
 
 
