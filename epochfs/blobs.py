@@ -116,8 +116,13 @@ class Blobs:
         self._misses = 0
         self._ranged: bool | None = None
 
-    def open(self, repository: Repository, digest: Digest, size: int) -> BlobHandle:
-        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size."""
+    def open(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
+    ) -> BlobHandle:
+        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size.
+
+        A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
+        """
         if size == 0 and not digest.matches(b""):
             raise ContentMismatch(f"{digest} is not the digest of an empty blob")
         while True:
@@ -127,7 +132,7 @@ class Blobs:
                 if shared is not None:
                     shared.readers += 1
                     self._misses += 1
-                    return _DownloadHandle(self, shared)
+                    return _DownloadHandle(self, shared, precise=precise)
             fd = self._cache.open(digest, size)
             with self._lock:
                 if fd is not None:
@@ -136,9 +141,9 @@ class Blobs:
                 # Not if one ended since the look into the cache: it may be there now.
                 if ended == self._ended and (digest, size) not in self._downloads:
                     self._misses += 1
-                    shared = self._begin(repository, digest, size)
+                    shared = self._begin(repository, digest, size, precise=precise)
                     self._downloads[digest, size] = shared
-                    return _DownloadHandle(self, shared)
+                    return _DownloadHandle(self, shared, precise=precise)
 
     def cached_percent(self, digest: Digest, size: int) -> int:
         """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
@@ -186,7 +191,9 @@ class Blobs:
         elif to_watch:
             self._linger(shared)
 
-    def _begin(self, repository: Repository, digest: Digest, size: int) -> _Shared:
+    def _begin(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool
+    ) -> _Shared:
         def source(start: int, end: int | None) -> BlobStream:
             return self._client.get_blob(repository, digest, start, end)
 
@@ -203,6 +210,7 @@ class Blobs:
             partial(self._client.distrust_mirrors, digest),
             on_end,
             ranged=self._ranged,
+            precise=precise,
         )
         shared = _Shared(download)
         return shared
@@ -267,7 +275,8 @@ class _CachedHandle:
 class _DownloadHandle:
     """A handle on a blob that is still arriving, or arrived while the handle was open."""
 
-    def __init__(self, blobs: Blobs, shared: _Shared) -> None:
+    def __init__(self, blobs: Blobs, shared: _Shared, *, precise: bool) -> None:
+        self._precise = precise
         self.size = shared.download.size
         self._blobs = blobs
         self._shared = shared
@@ -291,7 +300,7 @@ class _DownloadHandle:
             self._run_bytes += count
         else:
             self._run_end, self._run_bytes = offset + count, count
-        sequential = self._run_bytes > _SEQUENTIAL_BYTES
+        sequential = self._run_bytes > _SEQUENTIAL_BYTES and not self._precise
         self._shared.download.read_into(view[:count], offset, sequential=sequential)
         return count
 

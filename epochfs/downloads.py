@@ -85,6 +85,7 @@ class Download:
         on_end: Callable[[], None],
         *,
         ranged: bool | None,
+        precise: bool = False,
     ) -> None:
         self.digest = digest
         self.size = size
@@ -95,7 +96,9 @@ class Download:
         self._distrust = distrust
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._plan = FetchPlan(size, budget, whole=options.verify_first, ranged=ranged)
+        self._plan = FetchPlan(
+            size, budget, whole=options.verify_first, ranged=ranged, precise=precise
+        )
         self._staged: StagedBlob | None = None
         self._readable = 0
         self._waiters: list[_Waiter] = []

@@ -20,6 +20,9 @@ CHUNK = MIB
 SEGMENT_ALONE = 64 * MIB
 """What a download asks for in one request, in bytes, while others use up the connections."""
 
+PRECISE = 64 * 1024
+"""To what the range of a read is widened where its reader knows what it needs, in bytes."""
+
 SMALL = 4 * MIB
 """A blob up to this many bytes is fetched whole, in one request, at its first read."""
 
@@ -44,13 +47,23 @@ class FetchPlan:
     """The state of one blob's fetching.
 
     `ranged` is None until the server has shown whether it honours Range. Before it is True, one
-    worker at a time is enough: the first answer tells.
+    worker at a time is enough: the first answer tells. `precise` is for a reader that knows what
+    it needs: a chunk is then no larger than the range that is waited for.
     """
 
-    def __init__(self, size: int, budget: Budget, *, whole: bool, ranged: bool | None) -> None:
+    def __init__(
+        self,
+        size: int,
+        budget: Budget,
+        *,
+        whole: bool,
+        ranged: bool | None,
+        precise: bool = False,
+    ) -> None:
         self.size = size
         self.window = Window(budget.limit)
         self._budget = budget
+        self._precise = precise
         self.whole = whole or size <= SMALL
         self.ranged = ranged
         self.present = RangeSet()
@@ -84,8 +97,8 @@ class FetchPlan:
         if self.whole:
             spans += [(self.cursor, self.size), (0, self.cursor)]
         for start, stop in spans:
-            for begin, _ in taken.missing(start, stop):
-                claim = Claim(*self._widen(taken, begin))
+            for begin, until in taken.missing(start, stop):
+                claim = Claim(*self._widen(taken, begin, until))
                 self.claims.append(claim)
                 self._budget.take()
                 return claim
@@ -122,12 +135,13 @@ class FetchPlan:
         alone = not self.claims and not self._budget.spare
         return max(self.window.segment, SEGMENT_ALONE) if alone else self.window.segment
 
-    def _widen(self, taken: RangeSet, begin: int) -> tuple[int, int]:
+    def _widen(self, taken: RangeSet, begin: int, until: int) -> tuple[int, int]:
         """Turn an absent byte into a request worth making: a segment, or an aligned chunk."""
         if self.size <= SMALL:
             return next(taken.missing(0, self.size))
         if self.whole and self.ranged:
             return next(taken.missing(begin, min(begin + self._segment, self.size)))
-        start = begin - begin % CHUNK
-        stop = min(start + CHUNK, self.size)
+        grain = PRECISE if self._precise else CHUNK
+        start = begin - begin % grain
+        stop = min(start + CHUNK, until + -until % grain, self.size)
         return next(span for span in taken.missing(start, stop) if span[1] > begin)
