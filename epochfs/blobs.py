@@ -63,8 +63,13 @@ class BlobHandle(Protocol):
 class BlobStore(Protocol):
     """Blobs to read: those of a registry, or of a layout on disk. Any thread may call anything."""
 
-    def open(self, repository: Repository, digest: Digest, size: int) -> BlobHandle:
-        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size."""
+    def open(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
+    ) -> BlobHandle:
+        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size.
+
+        A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
+        """
 
     def cached_percent(self, digest: Digest, size: int) -> int:
         """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""

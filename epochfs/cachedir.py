@@ -5,6 +5,7 @@
     <directory>/v1/blobs, v1/partial    verified blobs, and those on their way (`blobcache`)
     <directory>/v1/tags.sqlite          since when tags have their digests (`taghistory`)
     <directory>/v1/answers.sqlite       what the registry said (`answers`)
+    <directory>/v1/layers               indexes of the layers of images (`rootfs`)
     <directory>/v1/mounts               who uses the cache (`cacheusers`)
 
 `v1` is the format: another version of epochfs that needs another makes a directory of its own
@@ -29,6 +30,7 @@ from pathlib import Path
 from epochfs.errors import CacheFailure
 
 FORMAT = "v1"
+LAYERS = "layers"
 
 _TOP_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_FLAGS = _TOP_FLAGS | os.O_NOFOLLOW

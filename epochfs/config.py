@@ -183,13 +183,14 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class ListingOptions:
-    """How long and how much of the registry's names and manifests is remembered."""
+    """How long and how much of the registry's names and manifests is remembered, and listed."""
 
     metadata_ttl: float = 60.0
     negative_ttl: float = 5.0
     stale_if_error: float = 86400.0
     manifest_limit: int = 4 * 1024 * 1024
     repositories: tuple[Repository, ...] = ()
+    show_rootfs: bool = False
     parallel: int = 16
 
     @property

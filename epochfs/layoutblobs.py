@@ -44,8 +44,13 @@ class LayoutBlobs:
         self._checks: LRUCache[tuple[Digest, Identity], Check] = LRUCache(_MAX_CHECKS)
         self._opened = 0
 
-    def open(self, repository: Repository, digest: Digest, size: int) -> LayoutHandle:
-        """Open the blob of `size` bytes; raises ContentMismatch if the file has another size."""
+    def open(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
+    ) -> LayoutHandle:
+        """Open the blob of `size` bytes; raises ContentMismatch if the file has another size.
+
+        To be `precise` changes nothing: nothing is fetched.
+        """
         fd = self._layout.open_blob(digest)
         identity = identity_of(fd)
         found = os.fstat(fd).st_size

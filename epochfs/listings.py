@@ -110,6 +110,11 @@ class Listings:
         """How long the kernel may keep what it was told of a file, in seconds."""
         return self._options.kernel_ttl
 
+    @property
+    def shows_rootfs(self) -> bool:
+        """Whether the root filesystem of an image is listed, and not only opened by name."""
+        return self._options.show_rootfs
+
     # ---- what the tree asks ------------------------------------------------------------------
 
     def catalogue(self) -> Catalogue:

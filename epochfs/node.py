@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import ClassVar
 
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
@@ -21,29 +22,48 @@ LINK = stat.S_IFLNK | 0o777
 
 @dataclass(frozen=True, slots=True)
 class Attr:
-    """What stat(2) says of a node, less inode number and owner: `size` bytes, epoch nanoseconds."""
+    """What stat(2) says of a node: `size` bytes, epoch nanoseconds.
+
+    Where there is no `uid` or `gid`, the mount's owner is. Two nodes of one `identity` are one
+    file with two names; without one, the node's path is its identity.
+    """
 
     mode: int
     size: int = 0
     time_ns: int = CONSTANT_TIME_NS
+    uid: int | None = None
+    gid: int | None = None
+    rdev: int = 0
+    links: int = 1
+    identity: str = ""
 
 
 Entries = Iterable[tuple[str, int]]
 """Names listed in a directory, each with its file type (an S_IF constant)."""
 
-Xattrs = Mapping[str, str]
+Xattrs = Mapping[str, str | bytes]
 
 
 def inode(path: str) -> int:
-    """Return the inode number of a canonical path: 64 bits, never 0, the same after a remount."""
+    """Return the inode number of a canonical path, or of an identity (see `Attr`): 64 bits, never
+    0, the same after a remount.
+    """
     if path == "/":
         return 1
-    number = int.from_bytes(blake2b(path.encode("utf-8"), digest_size=8).digest(), "big")
+    number = int.from_bytes(
+        blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big"
+    )
     return number if number > 1 else number + 2
 
 
 class Node:
-    """One place in the tree. The base is a file or link: nothing below it, nothing listed."""
+    """One place in the tree. The base is a file or link: nothing below it, nothing listed.
+
+    `foreign` is what another file system's word is shown of: names below it may be of any bytes,
+    and its extended attributes of any namespace.
+    """
+
+    foreign: ClassVar[bool] = False
 
     def child(self, name: str) -> Node:
         """Return the node that `name` means below this one; raises NotFound where none can be."""
@@ -56,6 +76,10 @@ class Node:
     def entries(self, listings: Listings) -> Entries:
         """Return what is listed in this directory."""
         raise NotImplementedError
+
+    def identities(self, listings: Listings) -> Mapping[str, str]:
+        """Return the identity of each listed name whose `Attr` has one (hard links)."""
+        return {}
 
     def target(self, listings: Listings) -> str:
         """Return where this link points, relative to the directory it is in."""

@@ -288,7 +288,8 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
 
     @_translated
     def _getxattr(self, path: str, name: str) -> bytes:
-        return self._filesystem.xattr(path, name).encode(errors="backslashreplace")
+        value = self._filesystem.xattr(path, name)
+        return value if isinstance(value, bytes) else value.encode(errors="backslashreplace")
 
     @_translated
     def statfs(self, path: str) -> dict[str, int]:
@@ -298,10 +299,11 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
     def _stat(self, path: str, attr: Attr) -> dict[str, int]:
         return {
             "st_mode": attr.mode,
-            "st_ino": inode(path),
-            "st_nlink": 1,
-            "st_uid": self._options.uid,
-            "st_gid": self._options.gid,
+            "st_ino": inode(attr.identity or path),
+            "st_nlink": attr.links,
+            "st_uid": self._options.uid if attr.uid is None else attr.uid,
+            "st_gid": self._options.gid if attr.gid is None else attr.gid,
+            "st_rdev": attr.rdev,
             "st_size": attr.size,
             "st_blocks": -(-attr.size // _BLOCK),
             "st_blksize": MAX_READ,

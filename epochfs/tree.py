@@ -38,7 +38,7 @@ class Tree:
         else:
             node = self._root
         for name in names:
-            if not name.isprintable():
+            if not node.foreign and not name.isprintable():
                 raise NotFound("a name with control characters")
             node = node.child(name)
         return node

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,10 +22,12 @@ from epochfs.errors import NotFound, Vanished
 from epochfs.generated import GeneratedFile, GeneratedFiles
 from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestFile
-from epochfs.node import Attr, inode
+from epochfs.node import Attr, Node, Xattrs, inode
 from epochfs.nodes import BlobFile, StatusFile
+from epochfs.rootfs.nodes import Rootfs, RootfsNode
 from epochfs.status import StatusSource
 from epochfs.tree import Tree
+from epochfs.views.rootfs import RootfsPlace
 from epochfs.views.view import AssembledFile
 
 CACHED_XATTR = "user.epochfs.cached"
@@ -69,11 +71,17 @@ class FileSystem:
     """One mounted registry. Any thread may call anything."""
 
     def __init__(
-        self, tree: Tree, listings: Listings, blobs: BlobStore, status: StatusSource
+        self,
+        tree: Tree,
+        listings: Listings,
+        blobs: BlobStore,
+        rootfs: Rootfs,
+        status: StatusSource,
     ) -> None:
         self._tree = tree
         self._listings = listings
         self._blobs = blobs
+        self._rootfs = rootfs
         self.status = status
         self._generated = GeneratedFiles(listings)
         self._lock = threading.Lock()
@@ -82,24 +90,29 @@ class FileSystem:
 
     def getattr(self, path: str) -> Attr:
         """Return the attributes of a node; raises NotFound."""
-        node = self._tree.node(path)
+        node = self._node(path)
         if isinstance(node, GeneratedFile):
             return self._generated.attr(node)
         return node.attr(self._listings)
 
     def readdir(self, path: str) -> Iterator[DirectoryEntry]:
         """Return what is listed in a directory, without `.` and `..`."""
-        entries = list(self._tree.node(path).entries(self._listings))
+        node = self._node(path)
+        entries = list(node.entries(self._listings))
+        identities = node.identities(self._listings)
         below = path.rstrip("/")
-        return (DirectoryEntry(name, mode, inode(f"{below}/{name}")) for name, mode in entries)
+        return (
+            DirectoryEntry(name, mode, inode(identities.get(name, f"{below}/{name}")))
+            for name, mode in entries
+        )
 
     def readlink(self, path: str) -> str:
         """Return the target of a link."""
-        return self._tree.node(path).target(self._listings)
+        return self._node(path).target(self._listings)
 
     def open(self, path: str) -> OpenFile:
         """Open a file; the handle is to be released once."""
-        node = self._tree.node(path)
+        node = self._node(path)
         if isinstance(node, BlobFile):
             known = node.descriptor(self._listings)
             blob = self._blobs.open(node.repository, node.digest, known.size)
@@ -115,6 +128,9 @@ class FileSystem:
             return OpenFile(self._add(AssembledHandle(self._blobs, node.repository, assembly)))
         if isinstance(node, GeneratedFile):
             return OpenFile(self._add(_Bytes(self._generated.read(node))), direct_io=True)
+        if isinstance(node, RootfsNode):
+            inner = node.open()
+            return OpenFile(self._add(inner), keep_cache=inner.verified)
         if isinstance(node, StatusFile):
             text = json.dumps(dataclasses.asdict(self.status()), indent=2) + "\n"
             return OpenFile(self._add(_Bytes(text.encode())), direct_io=True)
@@ -139,25 +155,29 @@ class FileSystem:
         if file is not None:
             file.close()
 
-    def xattrs(self, path: str) -> Mapping[str, str]:
+    def xattrs(self, path: str) -> Xattrs:
         """Return the extended attributes of a node."""
-        node = self._tree.node(path)
+        node = self._node(path)
         values = dict(node.xattrs(self._listings))
         if isinstance(node, BlobFile):
             size = node.descriptor(self._listings).size
             values[CACHED_XATTR] = str(self._blobs.cached_percent(node.digest, size))
         return values
 
-    def xattr(self, path: str, name: str) -> str:
+    def xattr(self, path: str, name: str) -> str | bytes:
         """Return one extended attribute; raises NotFound where it is not set, without I/O if
         the name is of another namespace (the kernel and `ls` ask for security ones all the time).
         """
-        if not name.startswith(XATTR_PREFIX):
+        if not name.startswith(XATTR_PREFIX) and not self._tree.node(path).foreign:
             raise NotFound(f"no attribute {name}")
         try:
             return self.xattrs(path)[name]
         except KeyError:
             raise NotFound(f"no attribute {name}") from None
+
+    def _node(self, path: str) -> Node:
+        node = self._tree.node(path)
+        return self._rootfs.node(node, self._listings) if isinstance(node, RootfsPlace) else node
 
     def _add(self, file: _Readable) -> int:
         with self._lock:
@@ -175,6 +195,7 @@ class FileSystem:
     def close(self) -> None:
         """End all downloads and background work; waiting readers get an error."""
         self._listings.close()
+        self._rootfs.close()
         self._blobs.close()
 
 

@@ -13,6 +13,8 @@ from epochfs.client import RegistryClient
 from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
 from epochfs.listings import Listings
 from epochfs.names import Repository
+from epochfs.rootfs.nodes import Rootfs
+from epochfs.rootfs.store import Layers
 from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
 from epochfs.vfs import FileSystem
@@ -66,5 +68,8 @@ def stack(
         closing.callback(listings.close)
         blobs = Blobs(client, cache, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
+        rootfs = Rootfs(Layers(blobs, cache), timeout)
+        closing.callback(rootfs.close)
         tree = Tree(Repository.parse(prefix) if prefix else None)
-        yield Stack(client, listings, blobs, FileSystem(tree, listings, blobs, StackStatus))
+        filesystem = FileSystem(tree, listings, blobs, rootfs, StackStatus)
+        yield Stack(client, listings, blobs, filesystem)

@@ -60,6 +60,7 @@ RANKS = {
     "node": 5,
     "generated": 5,
     "views": 5,
+    "rootfs": 5,
     "manifestnodes": 5,
     "nodes": 5,
     "tree": 5,

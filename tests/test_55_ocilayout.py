@@ -15,10 +15,11 @@ import pytest
 from builders import Content, image, index, load, random_bytes, write_layout
 from commandline import run
 from mounts import Mounts
-from stacks import STATUS
+from stacks import StackStatus
 from views import MountView, VfsView, names, read, walk
 
-from epochfs.config import BlobOptions, ListingOptions
+from epochfs.blobcache import BlobCache
+from epochfs.config import BlobOptions, CacheOptions, ListingOptions
 from epochfs.errors import NotFound, ProtocolViolation
 from epochfs.layoutblobs import LayoutBlobs
 from epochfs.listings import Listings
@@ -26,6 +27,8 @@ from epochfs.manifests import OCI_MANIFEST, REF_NAME
 from epochfs.names import Digest
 from epochfs.ocilayout import OciLayout
 from epochfs.registry import EmbeddedRegistry
+from epochfs.rootfs.nodes import Rootfs
+from epochfs.rootfs.store import Layers
 from epochfs.samples import descriptor, encode
 from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
@@ -57,7 +60,10 @@ def served(
         closing.callback(listings.close)
         blobs = LayoutBlobs(layout, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
-        yield FileSystem(Tree(), listings, blobs, lambda: STATUS)
+        cache = BlobCache(CacheOptions(directory.parent / "cache"))
+        rootfs = Rootfs(Layers(blobs, cache), timeout)
+        closing.callback(rootfs.close)
+        yield FileSystem(Tree(), listings, blobs, rootfs, StackStatus)
 
 
 @contextlib.contextmanager

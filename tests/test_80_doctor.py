@@ -99,6 +99,7 @@ def test_doctor_looks_at_the_machine(tmp_path: Path, capsys: pytest.CaptureFixtu
     table = rows(capsys)
     assert table["python"] == ("ok", f"{sys.version.split()[0]}, {sys.executable}")
     assert table["cache"][0] == "ok"
+    assert table["rootfs"][0] == "ok"
     assert f"{tmp_path}/not/yet" in table["cache"][1]
     subjects = {"kernel", "/dev/fuse", "libfuse", "binding", "fusermount3"}
     subjects |= {"max-read", "read-ahead", "passthrough"}

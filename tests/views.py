@@ -72,7 +72,7 @@ class VfsView:
         with _as_os_error():
             attr = self._filesystem.getattr(path)
         kind, permissions = stat.S_IFMT(attr.mode), stat.S_IMODE(attr.mode)
-        return Stat(kind, permissions, attr.size, attr.time_ns, inode(path))
+        return Stat(kind, permissions, attr.size, attr.time_ns, inode(attr.identity or path))
 
     def readlink(self, path: str) -> str:
         with _as_os_error():

@@ -35,6 +35,7 @@ from epochfs.errors import (
 from epochfs.manifests import Descriptor, Index, Manifest
 from epochfs.names import Repository
 from epochfs.passthrough import obstacle
+from epochfs.rootfs import decoders
 
 _ENOUGH_SPACE = 1024**3
 _BINDINGS = ("mfusepy", "fusepy")
@@ -108,6 +109,7 @@ def _machine_checks(cache: Path) -> list[Check]:
         ("read-ahead", _read_ahead),
         ("passthrough", _passthrough),
         ("cache", lambda: _cache(cache)),
+        ("rootfs", _rootfs),
     ]
 
 
@@ -195,6 +197,15 @@ def _cache(directory: Path) -> str:
     if free < _ENOUGH_SPACE:
         raise Limited(f"{note}: make room, or choose another --cache-dir")
     return note
+
+
+def _rootfs() -> str:
+    """Look for what decompresses layers; without it, the rest of the tree is as it is with it."""
+    if lacking := decoders.missing():
+        raise Limited(
+            f"most layers cannot be looked into, without {' and '.join(lacking)}: {decoders.NEEDED}"
+        )
+    return "layers compressed with gzip and zstd can be looked into"
 
 
 # ---- the registry ----------------------------------------------------------------------------

@@ -58,6 +58,7 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     show_default=True,
     help="Hash a blob as it is read, or all of it before its first byte is.",
 )
+@click.option("--show-rootfs", is_flag=True, help="List rootfs/ where an image has one.")
 @click.option("--allow-other", is_flag=True, help="Let other users see the mount.")
 @click.option("--uid", type=_OWNER, metavar="ID", help="Owner of all files.  [default: you]")
 @click.option("--gid", type=_OWNER, metavar="ID", help="Group of all files.  [default: yours]")
@@ -91,6 +92,7 @@ def command(
     stale_if_error: float,
     offline_ok: bool,
     verify: str,
+    show_rootfs: bool,
     allow_other: bool,
     uid: int | None,
     gid: int | None,
@@ -121,6 +123,7 @@ def command(
             stale_if_error=stale_if_error,
             manifest_limit=fetching.manifest_limit,
             repositories=connection.repositories,
+            show_rootfs=show_rootfs,
         ),
         blobs=BlobOptions(
             timeout=connection.transport.timeout,

@@ -22,6 +22,8 @@ from epochfs.listings import Listings
 from epochfs.ocilayout import OciLayout
 from epochfs.passthrough import Passthrough
 from epochfs.remembering import RememberingClient
+from epochfs.rootfs.nodes import Rootfs
+from epochfs.rootfs.store import Layers
 from epochfs.status import Observer
 from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
@@ -105,6 +107,8 @@ def _assemble(
         blobs = Blobs(remembering, cache, plan.blobs)
     closing.callback(listings.close)
     closing.callback(blobs.close)
+    rootfs = Rootfs(Layers(blobs, cache), plan.blobs.timeout)
+    closing.callback(rootfs.close)
     if isinstance(source, _Registry):
         # Before all that: a download that waits for an answer could not put away what it has.
         closing.callback(source.client.close)
@@ -119,7 +123,7 @@ def _assemble(
         blobs=blobs,
         passthrough=passthrough,
     )
-    return FileSystem(Tree(plan.url.prefix), listings, blobs, observer.status)
+    return FileSystem(Tree(plan.url.prefix), listings, blobs, rootfs, observer.status)
 
 
 def _remembering(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from epochfs.views.files import SPARSE, FilesDirectory
 from epochfs.views.platforms import PlatformsDirectory
 from epochfs.views.referrers import ReferrersDirectory
+from epochfs.views.rootfs import RootfsPlace
 from epochfs.views.snapshots import SparseDirectory
 from epochfs.views.view import ManifestView
 
@@ -19,6 +20,7 @@ VIEWS: Mapping[str, type[ManifestView]] = {
     "files": FilesDirectory,
     "platforms": PlatformsDirectory,
     "referrers": ReferrersDirectory,
+    "rootfs": RootfsPlace,
     SPARSE: SparseDirectory,
 }
 """The views of a manifest, by their names."""

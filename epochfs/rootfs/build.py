@@ -1,0 +1,98 @@
+"""Makes the index of a layer: from its table of contents if it has one, else from its tar stream.
+
+A table of contents is believed only where an annotation of the layer's descriptor, and so the
+manifest's own digest, vouches for it; every chunk is then checked by itself. Without one, the whole
+blob is read, and its index is not complete before the blob has matched its digest. Either way what
+an index says has been verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+
+from epochfs.blobs import BlobHandle
+from epochfs.errors import ContentMismatch, ProtocolViolation, TooLarge, Vanished
+from epochfs.manifests import Descriptor
+from epochfs.rootfs import stargz, zstdchunked
+from epochfs.rootfs.archive import gzip_spacing, size_limit
+from epochfs.rootfs.decoders import BlobFile, compression_of, gzip_decoder, zstd_decoder
+from epochfs.rootfs.indexwriter import IndexWriter
+from epochfs.rootfs.tarwalk import ForwardStream, walk
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 20
+
+
+WITH_TOC = (stargz.FORMAT, zstdchunked.FORMAT)
+"""What is recorded as the compression of a layer that has a table of contents."""
+
+
+def has_toc(layer: Descriptor) -> bool:
+    """Whether something vouches for a table of contents."""
+    vouchers = (*stargz.TOC_DIGESTS, *zstdchunked.TOC_DIGESTS)
+    return any(name in layer.annotations for name in vouchers)
+
+
+def build(layer: Descriptor, blob: BlobHandle, path: str, ending: threading.Event) -> None:
+    """Write the index of a layer to a file. Gives up with Vanished once `ending` is set."""
+    writer = IndexWriter(path)
+    try:
+        if not _write_toc(layer, blob, writer):
+            _write_walk(blob, writer, ending)
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _write_toc(layer: Descriptor, blob: BlobHandle, writer: IndexWriter) -> bool:
+    """Index a layer by its table of contents; False where it has none that can be used."""
+    for module in (stargz, zstdchunked):
+        try:
+            entries = module.read_entries(layer, blob)
+        except (ProtocolViolation, TooLarge) as error:
+            log.warning("layer %s is read whole: its table of contents: %s", layer.digest, error)
+            continue
+        if entries is not None:
+            for entry in entries:
+                writer.add(entry)
+            writer.set_meta("compression", module.FORMAT)
+            return True
+    return False
+
+
+def _write_walk(blob: BlobHandle, writer: IndexWriter, ending: threading.Event) -> None:
+    """Read all of a blob, and index the tar stream in it."""
+    compression, file, hasher = compression_of(blob), BlobFile(blob), hashlib.sha256()
+
+    def observe(view: memoryview) -> None:
+        if ending.is_set():
+            raise Vanished("the mount is ending")
+        if compression == "zstd":
+            hasher.update(view)
+
+    gzip = gzip_decoder(file, gzip_spacing(blob.size)) if compression == "gzip" else None
+    decoder = zstd_decoder(file) if compression == "zstd" else gzip or file
+    stream = ForwardStream(decoder, size_limit(blob.size), observe)
+    for entry in walk(stream):
+        writer.add(entry)
+    size = stream.drain()
+    _read_on(blob, file.tell())
+    writer.set_meta("compression", compression)
+    if compression == "zstd":
+        writer.set_meta("tar_size", size)
+        writer.set_meta("tar_digest", f"sha256:{hasher.hexdigest()}")
+    if gzip is not None:
+        writer.set_gzip_points(gzip.export_index())
+
+
+def _read_on(blob: BlobHandle, offset: int) -> None:
+    """Read what no decoder wanted of a blob: only to its end is it verified."""
+    view = memoryview(bytearray(_READ_BYTES))
+    while count := blob.read_into(view, offset):
+        offset += count
+    if not blob.verified:
+        raise ContentMismatch("a layer came to its end without being verified")

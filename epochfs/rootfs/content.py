@@ -1,0 +1,139 @@
+"""The bytes of one file of a layer.
+
+Locks: `ChunkCache._lock` guards its table; no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from cachetools import LRUCache
+
+from epochfs.blobs import BlobHandle
+from epochfs.errors import ContentMismatch
+from epochfs.names import Digest
+from epochfs.rootfs import stargz
+from epochfs.rootfs.archive import Archive
+from epochfs.rootfs.decoders import BlobFile, Decoder, GzipMember, read_up_to, zstd_decoder
+from epochfs.rootfs.entry import Piece
+from epochfs.rootfs.layerindex import LayerIndex
+
+_CACHED_BYTES = 128 << 20
+
+
+class Pieces(Protocol):
+    """Where the pieces of a layer's files are read from."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether what is read from now on has been checked against a digest."""
+
+    def read_piece(self, piece: Piece, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes of a piece from `offset` in it, or raise."""
+
+
+class LayerFile:
+    """One open file of `size` bytes: its pieces, and zeros where there is none."""
+
+    def __init__(self, index: LayerIndex, number: int, size: int, pieces: Pieces) -> None:
+        self._index = index
+        self._number = number
+        self._size = size
+        self._pieces = pieces
+
+    @property
+    def verified(self) -> bool:
+        """Whether what is read from now on has been checked against a digest."""
+        return self._pieces.verified
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
+        count = max(0, min(len(view), self._size - offset))
+        stop, position = offset + count, offset
+        for piece in self._index.pieces(self._number, offset, stop):
+            start, end = max(piece.start, offset), min(piece.start + piece.size, stop)
+            if start < end:
+                _clear(view[position - offset : start - offset])
+                self._pieces.read_piece(
+                    piece, start - piece.start, view[start - offset : end - offset]
+                )
+                position = end
+        _clear(view[position - offset : count])
+        return count
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def _clear(view: memoryview) -> None:
+    view[:] = bytes(len(view))
+
+
+class TarPieces:
+    """The pieces of files in a tar stream."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    @property
+    def verified(self) -> bool:
+        return self._archive.verified
+
+    def read_piece(self, piece: Piece, offset: int, view: memoryview) -> None:
+        self._archive.read_into(view, piece.offset + offset)
+
+
+class ChunkCache:
+    """The chunks last read, of any layer: the kernel reads a chunk in many pieces."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: LRUCache[tuple[Digest, Piece], bytes] = LRUCache(_CACHED_BYTES, len)
+
+    def get(self, layer: Digest, piece: Piece, make: Callable[[], bytes]) -> bytes:
+        """Return a chunk; made now if it is not here."""
+        with self._lock:
+            chunk = self._chunks.get((layer, piece))
+        if chunk is None:
+            chunk = make()
+            with self._lock:
+                self._chunks[layer, piece] = chunk
+        return chunk
+
+
+class ChunkPieces:
+    """The pieces of files in a layer with a table of contents; each is verified by itself."""
+
+    verified = True
+
+    def __init__(
+        self, layer: Digest, compression: str, open_blob: Callable[[], BlobHandle], kept: ChunkCache
+    ) -> None:
+        self._layer = layer
+        self._compression = compression
+        self._open_blob = open_blob
+        self._kept = kept
+
+    def read_piece(self, piece: Piece, offset: int, view: memoryview) -> None:
+        chunk = self._kept.get(self._layer, piece, lambda: self._read_chunk(piece))
+        view[:] = chunk[offset : offset + len(view)]
+
+    def _read_chunk(self, piece: Piece) -> bytes:
+        with contextlib.closing(self._open_blob()) as blob:
+            return _chunk(self._compression, blob, piece)
+
+
+def _chunk(compression: str, blob: BlobHandle, piece: Piece) -> bytes:
+    file = BlobFile(blob)
+    file.seek(piece.offset)
+    decoder: Decoder = GzipMember(file) if compression == stargz.FORMAT else zstd_decoder(file)
+    read_up_to(decoder, piece.skip)
+    chunk = read_up_to(decoder, piece.size)
+    if not Digest.parse(piece.digest).matches(chunk):
+        raise ContentMismatch(
+            "a chunk of a layer does not have the digest of its table of contents"
+        )
+    return chunk

@@ -1,0 +1,86 @@
+"""What a layer says of one path, parsed once and frozen; and how hostile a path may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from epochfs.errors import InvalidName, printable
+
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4095
+"""NAME_MAX, and PATH_MAX less its NUL: what is longer could not be opened."""
+
+_MAX_TIME_NS = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`size` bytes of a file, from `start` in it.
+
+    In a tar stream they begin at `offset`. In a layer with a table of contents, `offset` is where
+    in the blob to begin to decompress, and `skip` how many decompressed bytes come before; `digest`
+    is then that of all `size` bytes. What no piece covers is zeros.
+    """
+
+    start: int
+    size: int
+    offset: int
+    skip: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a layer: `path` is clean (see `clean_path`), and `b""` is the root.
+
+    `mode` has the file type. `link` is where a symbolic link points, or the clean path that a hard
+    link (`is_hard_link`) is another name of; of the latter, nothing but the names counts.
+    """
+
+    path: bytes
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    time_ns: int = 0
+    rdev: int = 0
+    link: bytes = b""
+    is_hard_link: bool = False
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    pieces: tuple[Piece, ...] = ()
+
+
+def clean_path(raw: bytes) -> bytes:
+    """Return an entry's path relative to the root; `..` ends at the root, as in chroot(2).
+
+    Raises InvalidName for a path that could not be looked up.
+    """
+    names: list[bytes] = []
+    for name in raw.split(b"/"):
+        if name == b"..":
+            del names[-1:]
+        elif name not in (b"", b"."):
+            names.append(name)
+    path = b"/".join(names)
+    if len(path) > MAX_PATH_BYTES or any(len(name) > MAX_NAME_BYTES for name in names):
+        raise InvalidName(f"a path that is too long: '{printable(raw, 60)}'")
+    if b"\0" in path:
+        raise InvalidName(f"a path with a NUL: '{printable(raw, 60)}'")
+    return path
+
+
+def split_path(path: bytes) -> tuple[bytes, bytes]:
+    """Return the parent and the name of a clean path; the root is the name `b""` in itself."""
+    parent, _, name = path.rpartition(b"/")
+    return parent, name
+
+
+def join_path(parent: bytes, name: bytes) -> bytes:
+    """Return the clean path of a name in a directory: what `split_path` takes apart."""
+    return parent + b"/" + name if parent else name
+
+
+def checked_time(time_ns: int) -> int:
+    """Return a time that fits into 64 bits, the nearest to the one given."""
+    return max(-_MAX_TIME_NS, min(time_ns, _MAX_TIME_NS))

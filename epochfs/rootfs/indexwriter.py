@@ -1,0 +1,159 @@
+"""Writes the index of a layer, entry by entry, with a bound on everything.
+
+What is in a layer is applied as extracting it in order would: a later entry of the same path takes
+the name, and a hard link is one more name of whatever its target was at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+from dataclasses import replace
+
+from epochfs.errors import CacheFailure, TooLarge
+from epochfs.rootfs.entry import Entry, join_path, split_path
+from epochfs.rootfs.layerindex import IMPLICIT, SCHEMA
+
+MAX_ENTRIES = 1_000_000
+MAX_BYTES = 256 << 20
+"""How many entries and bytes of names, links and attributes are taken of one layer."""
+
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_RESERVED = b".wh..wh."
+_ROW_BYTES = 100
+_TYPE_BITS = 0o170000
+_CACHE_KIB = 16 << 10
+
+
+class IndexWriter:
+    """Writes one index to a new file at `path`. Raises CacheFailure, and TooLarge over a bound."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None)
+            self._connection.executescript(
+                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;"
+                f"PRAGMA cache_size=-{_CACHE_KIB};"
+                f"{SCHEMA} BEGIN"
+            )
+        except sqlite3.Error as error:
+            raise CacheFailure(f"cannot write the index of a layer: {error}") from error
+        self._inodes = IMPLICIT
+        self._entries = 0
+        self._bytes = 0
+        self._known_parent: bytes | None = None
+
+    def add(self, entry: Entry) -> None:
+        """Add the next entry of the layer."""
+        self._count(entry)
+        parent, name = split_path(entry.path)
+        if name.startswith(_WHITEOUT):
+            self._imply(parent)
+            self._hide(parent, name)
+        elif entry.is_hard_link:
+            self._imply(parent)
+            self._add_link(entry, parent, name)
+        else:
+            self._imply(parent)
+            self._add_inode(entry, parent, name)
+
+    def set_gzip_points(self, points: bytes) -> None:
+        """Record the index of a gzip stream."""
+        self._run("INSERT INTO gzip_points (part) VALUES (?)", points)
+
+    def set_meta(self, key: str, value: str | int) -> None:
+        """Record something about the layer as a whole."""
+        self._run("INSERT INTO meta VALUES (?, ?)", key, value)
+
+    def finish(self) -> None:
+        """Complete the file."""
+        # A name that was given to something else meanwhile is no name of the inode any more.
+        self._run(
+            "DELETE FROM alias WHERE inode IS NOT (SELECT inode FROM name "
+            "WHERE name.parent = alias.parent AND name.name = alias.name)"
+        )
+        self._run("COMMIT")
+        self._connection.close()
+
+    def abandon(self) -> None:
+        """Close the file, which is then worth nothing."""
+        self._connection.close()
+
+    def _count(self, entry: Entry) -> None:
+        self._entries += 1
+        self._bytes += _ROW_BYTES * (1 + len(entry.pieces)) + len(entry.path) + len(entry.link)
+        self._bytes += sum(len(name) + len(value) for name, value in entry.xattrs.items())
+        if self._entries > MAX_ENTRIES:
+            raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
+        if self._bytes > MAX_BYTES:
+            raise TooLarge(f"a layer whose index would be over {MAX_BYTES} bytes")
+
+    def _hide(self, parent: bytes, name: bytes) -> None:
+        """Record a whiteout. Other names of AUFS's own say nothing of the file system."""
+        hidden = b"" if name == _OPAQUE else name.removeprefix(_WHITEOUT)
+        if name == _OPAQUE or (hidden not in (b"", b".", b"..") and not name.startswith(_RESERVED)):
+            self._run("INSERT OR IGNORE INTO hidden VALUES (?, ?)", parent, hidden)
+
+    def _imply(self, directory: bytes) -> None:
+        """Have a directory, and those it is in, where the layer has nothing of that name yet."""
+        if directory == self._known_parent:
+            return
+        self._known_parent = directory
+        while directory:
+            parent, name = split_path(directory)
+            added = self._run("INSERT OR IGNORE INTO name VALUES (?, ?, ?)", parent, name, IMPLICIT)
+            if not added:
+                return
+            directory = parent
+        self._run("INSERT OR IGNORE INTO name VALUES (x'', x'', ?)", IMPLICIT)
+
+    def _add_inode(self, entry: Entry, parent: bytes, name: bytes) -> None:
+        self._inodes += 1
+        values = {key: value.decode("latin-1") for key, value in entry.xattrs.items()}
+        self._run(
+            "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *(self._inodes, entry.mode, entry.uid, entry.gid, entry.size, entry.time_ns),
+            *(entry.rdev, entry.link, json.dumps(values), entry.path),
+        )
+        for piece in entry.pieces:
+            self._run(
+                "INSERT OR REPLACE INTO piece VALUES (?, ?, ?, ?, ?, ?)",
+                *(self._inodes, piece.start, piece.size, piece.offset, piece.skip, piece.digest),
+            )
+        self._give_name(parent, name, self._inodes, is_directory=stat.S_ISDIR(entry.mode))
+
+    def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
+        target_parent, target_name = split_path(entry.link)
+        found = self._connection.execute(
+            "SELECT inode, first FROM name JOIN inode ON id = inode WHERE parent=? AND name=? "
+            f"AND mode != 0 AND mode & {_TYPE_BITS} != {stat.S_IFDIR}",
+            (target_parent, target_name),
+        ).fetchone()
+        if found is None:
+            self._add_inode(replace(entry, mode=0), parent, name)
+            self._run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", entry.link, entry.path)
+            return
+        inode, first = found
+        self._give_name(parent, name, inode, is_directory=False)
+        for path in (first, entry.path):
+            self._run("INSERT OR IGNORE INTO alias VALUES (?, ?, ?)", inode, *split_path(path))
+
+    def _give_name(self, parent: bytes, name: bytes, inode: int, *, is_directory: bool) -> None:
+        if not is_directory:
+            # What was below a directory of this name went with it; 0 is what follows / in ASCII.
+            path = join_path(parent, name)
+            below = (path + b"/", path + b"0")
+            gone = self._run("DELETE FROM name WHERE parent = ?", path)
+            if gone:
+                self._run("DELETE FROM name WHERE parent > ? AND parent < ?", *below)
+                self._known_parent = None
+        self._run("INSERT OR REPLACE INTO name VALUES (?, ?, ?)", parent, name, inode)
+
+    def _run(self, statement: str, *values: str | bytes | int) -> int:
+        """Execute a statement; return how many rows it changed."""
+        try:
+            return self._connection.execute(statement, values).rowcount
+        except sqlite3.Error as error:
+            raise CacheFailure(f"cannot write the index of a layer: {error}") from error

@@ -1,0 +1,396 @@
+"""`rootfs/`: the layers of an image as one file system, whatever they are compressed with."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from builders import load, random_bytes
+from layers import (
+    DEVICE,
+    DIRECTORY,
+    FIFO,
+    HARD_LINK,
+    LINK,
+    MTIME,
+    File,
+    Layer,
+    container,
+    estargz,
+    gzipped,
+    tar,
+    zstd,
+    zstd_chunked,
+)
+from stacks import Stack, stack
+from views import VfsView, names, read
+
+from epochfs.registry import EmbeddedRegistry
+
+pytest.importorskip("indexed_gzip")
+
+MIB = 1 << 20
+
+
+def plain(*files: File) -> Layer:
+    return Layer(tar(*files))
+
+
+Make = Callable[..., Layer]
+every_format = pytest.mark.parametrize(
+    "make", [plain, gzipped, zstd, estargz, zstd_chunked], ids=lambda make: make.__name__
+)
+
+
+@dataclass
+class Shown:
+    """An image's root filesystem, at `path`, and all that is behind it."""
+
+    view: VfsView
+    path: str
+    layers: Stack
+    registry: EmbeddedRegistry
+
+    def __truediv__(self, path: str) -> str:
+        return f"{self.path}/{path}"
+
+    def read(self, path: str) -> bytes:
+        return read(self.view, self / path)
+
+    def names(self, path: str = "") -> list[str]:
+        return names(self.view, f"{self.path}/{path}".rstrip("/"))
+
+    def moved(self) -> int:
+        """Bytes that came from the registry."""
+        return self.layers.client.stats.bytes_received
+
+
+Show = Callable[..., Shown]
+
+
+@pytest.fixture
+def show(tmp_path: Path) -> Iterator[Show]:
+    """Shows the root of an image of some layers, each time with the same cache."""
+    with ExitStack() as closing:
+        registry = closing.enter_context(EmbeddedRegistry())
+
+        def build(*layers: Layer, **options: object) -> Shown:
+            content = container(*layers)
+            load(registry, "app", "latest", content)
+            opened = closing.enter_context(stack(registry.url, tmp_path / "cache", **options))
+            path = f"/app/manifests/{content.digest}/rootfs"
+            return Shown(VfsView(opened.filesystem), path, opened, registry)
+
+        yield build
+
+
+# ---- one layer -----------------------------------------------------------------------------------
+
+
+@every_format
+def test_files_are_read_at_random_from_every_kind_of_layer(make: Make, show: Show) -> None:
+    big = random_bytes(3 * MIB + 17)
+    root = show(make(File("etc/", type=DIRECTORY), File("etc/small", b"small"), File("big", big)))
+    assert root.read("etc/small") == b"small"
+    assert root.read("big") == big
+    with root.view.opened(root / "big") as file:
+        for offset in (len(big) - 5, 2 * MIB - 3, 0, MIB):
+            assert file.pread(1000, offset) == big[offset : offset + 1000]
+
+
+@every_format
+def test_an_entry_has_all_that_its_layer_says_of_it(make: Make, show: Show) -> None:
+    root = show(
+        make(
+            File("su", b"x", mode=0o6755, owner=(12345, 54321), xattrs={"user.a": b"\0\xff"}),
+            File("link", type=LINK, link="../target"),
+            File("fifo", type=FIFO),
+            File("tty", type=DEVICE, device=(5, 1), mode=0o620),
+        )
+    )
+    attr = root.layers.filesystem.getattr(root / "su")
+    assert (attr.mode, attr.uid, attr.gid) == (stat.S_IFREG | 0o6755, 12345, 54321)
+    assert attr.time_ns == MTIME * 10**9
+    assert root.view.xattrs(root / "su") == {"user.a": b"\0\xff"}
+    assert root.view.readlink(root / "link") == "../target"
+    kinds = {name: kind for name, (kind, _) in root.view.entries(root.path).items()}
+    assert (kinds["fifo"], kinds["tty"]) == (stat.S_IFIFO, stat.S_IFCHR)
+    tty = root.layers.filesystem.getattr(root / "tty")
+    assert (tty.mode, tty.rdev) == (stat.S_IFCHR | 0o620, os.makedev(5, 1))
+
+
+@every_format
+def test_the_names_of_a_file_are_one_file(make: Make, show: Show) -> None:
+    root = show(make(File("a", b"one"), File("d/b", type=HARD_LINK, link="a"), File("c", b"two")))
+    first, second, other = (root.view.stat(root / name) for name in ("a", "d/b", "c"))
+    assert first.inode == second.inode != other.inode
+    assert root.layers.filesystem.getattr(root / "d/b").links == 2
+    assert root.view.entries(root / "d")["b"] == (stat.S_IFREG, first.inode)
+    assert root.read("d/b") == b"one"
+
+
+def test_a_time_keeps_its_nanoseconds(show: Show) -> None:
+    root = show(gzipped(File("new", mtime="1700000000.123456789"), File("old", mtime="-5.5")))
+    assert root.view.stat(root / "new").time_ns == 1_700_000_000_123_456_789
+    assert root.view.stat(root / "old").time_ns == -5_500_000_000
+
+
+@pytest.mark.parametrize("name", ["new\nline", "tab\t", "bad\udcff", "ünï", " ", "-"])
+def test_a_name_may_be_of_any_bytes(name: str, show: Show) -> None:
+    root = show(gzipped(File(f"d/{name}", b"odd")))
+    assert root.names("d") == [name]
+    assert root.read(f"d/{name}") == b"odd"
+
+
+@pytest.mark.parametrize("name", ["./a", "/a", "../../a", "x/../a", "x//./..//a"])
+def test_a_path_never_leaves_the_root(name: str, show: Show) -> None:
+    assert show(gzipped(File(name, b"in"))).names() == ["a"]
+
+
+@pytest.mark.expects_log("could not be a path")
+def test_what_could_not_be_a_path_is_left_out(show: Show) -> None:
+    assert show(gzipped(File("n" * 256), File("a"))).names() == ["a"]
+
+
+def test_a_later_entry_of_a_path_counts(show: Show) -> None:
+    root = show(
+        gzipped(
+            File("a", b"old"),
+            File("link", type=HARD_LINK, link="a"),
+            File("a", b"new"),
+            File("d/x"),
+            File("d", b"a file now"),
+        )
+    )
+    assert (root.read("a"), root.read("link"), root.read("d")) == (b"new", b"old", b"a file now")
+    assert root.layers.filesystem.getattr(root / "link").links == 1
+    with pytest.raises(FileNotFoundError):
+        root.view.stat(root / "d/x")
+
+
+# ---- layers over layers (layer.md) ---------------------------------------------------------------
+
+
+def test_a_whiteout_hides_what_is_below_and_not_what_is_beside_it(show: Show) -> None:
+    below = gzipped(File("d/gone", b"1"), File("d/kept", b"1"), File("tree/x"), File("both", b"1"))
+    above = gzipped(File("both", b"2"), File(".wh.both"), File("d/.wh.gone"), File(".wh.tree"))
+    root = show(below, above)
+    assert root.names() == ["both", "d"]
+    assert root.names("d") == ["kept"]
+    assert root.read("both") == b"2"
+    for path in ("d/gone", "tree", "tree/x", ".wh.tree"):
+        with pytest.raises(FileNotFoundError):
+            root.view.stat(root / path)
+
+
+def test_an_opaque_directory_hides_all_below_and_nothing_beside_it(show: Show) -> None:
+    below = gzipped(File("d/", type=DIRECTORY, mode=0o700), File("d/x"), File("d/sub/y"))
+    above = gzipped(File("d/new"), File("d/.wh..wh..opq"), File("d/sub/z"))
+    root = show(below, above)
+    assert root.names("d") == ["new", "sub"]
+    assert root.names("d/sub") == ["z"]
+    assert root.layers.filesystem.getattr(root / "d").mode == stat.S_IFDIR | 0o700
+
+
+def test_a_file_takes_the_place_of_a_directory_for_good(show: Show) -> None:
+    root = show(gzipped(File("d/x")), gzipped(File("d", b"file")), gzipped(File("d/y")))
+    assert root.names("d") == ["y"]
+
+
+def test_a_directory_has_the_attributes_of_the_topmost_layer_that_tells_them(show: Show) -> None:
+    layers = [File("d/", type=DIRECTORY, mode=0o700), File("d/", type=DIRECTORY, mode=0o755)]
+    root = show(*map(gzipped, layers), gzipped(File("d/x")))
+    assert root.layers.filesystem.getattr(root / "d").mode == stat.S_IFDIR | 0o755
+
+
+def test_a_hard_link_may_name_a_file_of_a_lower_layer(show: Show) -> None:
+    below = gzipped(File("low", b"low"), File("gone"))
+    above = gzipped(
+        File("high", type=HARD_LINK, link="low"), File("broken", type=HARD_LINK, link="absent")
+    )
+    root = show(below, above, gzipped(File(".wh.gone")))
+    assert root.names() == ["high", "low"]
+    assert root.read("high") == b"low"
+    assert root.view.stat(root / "high") == root.view.stat(root / "low")
+    assert root.layers.filesystem.getattr(root / "low").links == 2
+
+
+def test_a_name_that_a_higher_layer_hides_is_not_counted(show: Show) -> None:
+    below = gzipped(File("a", b"1"), File("b", type=HARD_LINK, link="a"))
+    root = show(below, gzipped(File("a", b"new")))
+    assert root.layers.filesystem.getattr(root / "b").links == 1
+    assert root.view.stat(root / "a").inode != root.view.stat(root / "b").inode
+
+
+# ---- what is fetched, and what is kept -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
+def test_a_small_file_of_a_large_layer_moves_little_more_than_itself(
+    make: Make, show: Show
+) -> None:
+    files = [File(f"usr/{n}", random_bytes(4 * MIB, n)) for n in range(8)]
+    root = show(make(*files[:4], File("etc/os-release", b"ID=debian\n"), *files[4:]))
+    assert root.read("etc/os-release") == b"ID=debian\n"
+    assert root.moved() < MIB // 2
+
+
+@pytest.mark.parametrize("make", [plain, gzipped, zstd], ids=lambda make: make.__name__)
+def test_after_a_remount_a_layer_moves_nothing(make: Make, show: Show) -> None:
+    layer = make(File("a", random_bytes(5 * MIB)), File("b", b"second"))
+    first = show(layer)
+    assert first.read("a") == random_bytes(5 * MIB)
+    assert first.moved() > 5 * MIB
+    first.layers.filesystem.close()
+    again = show(layer)
+    assert (again.read("b"), again.read("a")) == (b"second", random_bytes(5 * MIB))
+    assert again.moved() < 10_000  # the catalogue, the manifest
+
+
+def test_a_file_of_the_top_layer_does_not_need_the_others(show: Show) -> None:
+    root = show(gzipped(File("low", random_bytes(5 * MIB))), gzipped(File("top", b"here")))
+    assert root.read("top") == b"here"
+    assert root.moved() < MIB
+
+
+def test_inode_numbers_and_links_survive_a_remount(show: Show) -> None:
+    layer = gzipped(File("a"), File("b", type=HARD_LINK, link="a"), File("c"))
+    first, again = show(layer), show(layer)
+    for name in ("a", "b", "c"):
+        assert first.view.stat(first / name) == again.view.stat(again / name)
+
+
+@pytest.mark.expects_log("is damaged and made anew")
+def test_a_damaged_index_is_made_anew(show: Show, tmp_path: Path) -> None:
+    layer = gzipped(File("a", b"right"))
+    first = show(layer)
+    assert first.read("a") == b"right"
+    first.layers.filesystem.close()
+    (kept,) = (tmp_path / "cache/v1/layers/sha256").iterdir()
+    kept.write_bytes(b"not an index")
+    assert show(layer).read("a") == b"right"
+
+
+# ---- hostile layers ------------------------------------------------------------------------------
+
+
+def errno_of(root: Shown, path: str) -> int | None:
+    with pytest.raises(OSError) as raised:
+        root.view.stat(root / path)
+    return raised.value.errno
+
+
+@pytest.mark.parametrize("make", [gzipped, zstd], ids=lambda make: make.__name__)
+def test_a_layer_that_decompresses_without_end_is_too_large(
+    make: Make, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.rootfs.archive._FREE_BYTES", 4 * MIB)
+    monkeypatch.setattr("epochfs.rootfs.archive._MAX_RATIO", 2)
+    root = show(make(File("zeros", bytes(5 * MIB))))
+    assert errno_of(root, "zeros") == errno.EFBIG
+    moved = root.moved()
+    assert errno_of(root, "zeros") == errno.EFBIG
+    assert root.moved() == moved  # that it is so is remembered
+
+
+def test_a_layer_of_too_many_entries_is_too_large(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_ENTRIES", 10)
+    assert errno_of(show(gzipped(*(File(str(n)) for n in range(11)))), "0") == errno.EFBIG
+    assert show(gzipped(*(File(str(n)) for n in range(10)))).read("0") == b""
+
+
+def test_a_layer_of_too_many_bytes_of_names_is_too_large(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_BYTES", 10_000)
+    root = show(gzipped(*(File(f"{n:0200}") for n in range(100))))
+    assert errno_of(root, "0") == errno.EFBIG
+
+
+def test_a_header_that_never_ends_is_too_large(show: Show) -> None:
+    root = show(gzipped(File("a", xattrs={"user.big": bytes(5 * MIB)})))
+    assert errno_of(root, "a") == errno.EFBIG
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"no tar" * 1000,
+        gzip.compress(b"no tar" * 1000),
+        gzip.compress(tar(File("a", b"x" * 5000)))[:-200] + bytes(200),
+        tar(File("a", b"x" * 5000))[:2000],
+        b"\x28\xb5\x2f\xfd" + b"no zstd",
+        b"",
+    ],
+    ids=["text", "packed text", "damaged gzip", "cut short", "damaged zstd", "empty"],
+)
+def test_what_is_no_layer_is_an_error(blob: bytes, show: Show) -> None:
+    assert errno_of(show(Layer(blob)), "a") == errno.EIO
+
+
+def test_an_attribute_that_linux_could_not_have_is_left_out(show: Show) -> None:
+    long, good = {f"user.{'n' * 300}": b"1"}, {"user.a": b"2", "user.big": bytes(70_000)}
+    root = show(gzipped(File("a", xattrs={**long, **good})))
+    assert root.view.xattrs(root / "a") == {"user.a": b"2"}
+
+
+@pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
+def test_a_chunk_of_other_bytes_than_the_table_says_is_an_error(make: Make, show: Show) -> None:
+    data = random_bytes(50_000)
+    layer = make(File("a", data))
+    blob = bytearray(layer.blob)
+    blob[blob.index(data[20_000:20_100])] ^= 1
+    root = show(replace(layer, blob=bytes(blob)))
+    assert root.view.stat(root / "a").size == 50_000
+    with pytest.raises(OSError, match="does not have the digest") as raised:
+        root.read("a")
+    assert raised.value.errno == errno.EIO
+
+
+@pytest.mark.expects_log("is read whole")
+@pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
+def test_a_table_that_nothing_vouches_for_is_not_believed(make: Make, show: Show) -> None:
+    layer = make(File("a", b"from the tar stream"))
+    wrong = {
+        name: value if "position" in name else f"sha256:{'0' * 64}"
+        for name, value in layer.annotations.items()
+    }
+    for vouchers in ({}, wrong):
+        root = show(replace(layer, annotations=vouchers))
+        assert root.read("a") == b"from the tar stream"
+
+
+def test_without_its_decoder_a_layer_says_what_to_install(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.rootfs.decoders.indexed_gzip", None)
+    root = show(gzipped(File("a")))
+    with pytest.raises(OSError, match=r"pip install 'epochfs\[rootfs\]'") as raised:
+        root.view.stat(root / "a")
+    assert raised.value.errno == errno.EIO
+    assert show(plain(File("a", b"no need"))).read("a") == b"no need"
+
+
+# ---- the tree around it --------------------------------------------------------------------------
+
+
+def test_it_opens_by_name_and_is_listed_only_where_that_was_asked_for(show: Show) -> None:
+    for wanted in (False, True):
+        root = show(gzipped(File("a")), show_rootfs=wanted)
+        assert ("rootfs" in names(root.view, root.path.removesuffix("/rootfs"))) is wanted
+        assert root.view.stat(root.path).kind == stat.S_IFDIR
+
+
+def test_what_is_no_container_image_has_none(show: Show) -> None:
+    root = show(Layer(b"{}", media_type="application/vnd.in-toto+json"), show_rootfs=True)
+    assert errno_of(root, "") == errno.ENOENT
+    assert "rootfs" not in names(root.view, root.path.removesuffix("/rootfs"))
