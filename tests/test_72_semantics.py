@@ -15,6 +15,7 @@ import pytest
 from builders import image, index, load, random_bytes
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from mounts import Mount, Mounts
+from scripted import until
 
 from epochfs.registry import EmbeddedRegistry
 
@@ -109,11 +110,8 @@ def test_a_moved_tag_is_seen_within_the_ttl(
     link = mount.path / "library/app/tags/latest"
     before, time_before = link.readlink(), link.lstat().st_mtime_ns
     skopeo.push(image(b"other"), mounted.registry.host, "library/app")
-    deadline = time.monotonic() + 1.5
-    while link.readlink() == before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert link.readlink() != before
-    assert link.lstat().st_mtime_ns > time_before
+    # Where it points is asked for, its time the kernel may keep a moment longer: both meet the TTL.
+    until(lambda: link.readlink() != before and link.lstat().st_mtime_ns > time_before, 1.5)
 
 
 def test_a_walk_again_within_the_ttl_asks_nothing(
