@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from epochfs.blobcache import BLOBS, PARTIAL, READ_FLAGS, BlobCache, Entry
-from epochfs.cachedir import cache_errors
+from epochfs.cachedir import LAYERS, cache_errors
 from epochfs.cacheusers import CacheUser, users
 from epochfs.names import Digest
 
@@ -41,6 +41,7 @@ class Survey:
     complete: Tally = field(default_factory=Tally)
     partial: Tally = field(default_factory=Tally)
     databases: Tally = field(default_factory=Tally)
+    indexes: Tally = field(default_factory=Tally)
     oldest: float | None = None
     users: list[CacheUser] = field(default_factory=list)
 
@@ -72,6 +73,9 @@ def survey(cache: BlobCache) -> Survey:
         for name in _databases(top):
             status = os.stat(name, dir_fd=top, follow_symlinks=False)
             found.databases.add(status.st_blocks * 512)
+        for directory, name in _indexes(cache):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            found.indexes.add(status.st_blocks * 512)
         found.users = users(cache.directory)
     return found
 
@@ -117,7 +121,8 @@ def prune(cache: BlobCache, size: int | None, partial_age: float) -> Removal:
 
 
 def clear(cache: BlobCache) -> Removal:
-    """Remove everything that no reader or download has open; the databases if no mount has them.
+    """Remove everything that no reader or download has open; if there is no mount, also the
+    databases and the indexes of layers.
 
     Raises CacheFailure.
     """
@@ -129,6 +134,8 @@ def clear(cache: BlobCache) -> Removal:
         if not removal.users:
             for name in _databases(top):
                 os.unlink(name, dir_fd=top)
+            for directory, name in _indexes(cache):
+                os.unlink(name, dir_fd=directory)
     return removal
 
 
@@ -141,6 +148,17 @@ def _evict(cache: BlobCache, entry: Entry, removal: Removal) -> bool:
 def _databases(top: int) -> list[str]:
     with os.scandir(top) as files:
         return sorted(file.name for file in files if _DATABASES in file.name)
+
+
+def _indexes(cache: BlobCache) -> Iterator[tuple[int, str]]:
+    """Yield the indexes of layers, each as the directory it is in, open, and its name there."""
+    with cache.directory.opened(LAYERS) as layers, os.scandir(layers) as algorithms:
+        for algorithm in algorithms:
+            with (
+                cache.directory.opened(LAYERS, algorithm.name) as directory,
+                os.scandir(directory) as files,
+            ):
+                yield from ((directory, file.name) for file in files)
 
 
 def _check(cache: BlobCache, entry: Entry, progress: Callable[[int], None]) -> BadBlob | None:

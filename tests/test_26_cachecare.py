@@ -41,6 +41,12 @@ def user(cache: BlobCache) -> Iterator[CacheUser]:
     os.close(fd)
 
 
+def index_of_a_layer(cache: BlobCache) -> Path:
+    """Return where the index of a layer may be."""
+    with cache.directory.opened("layers", DIGEST.algorithm):
+        return cache.directory.path / "v1/layers" / DIGEST.algorithm / f"{DIGEST.encoded}.1"
+
+
 def leave_partial(cache: BlobCache, data: bytes, age: float) -> None:
     """Leave a partial blob that was last written to `age` seconds ago."""
     with staged(cache, data) as blob:
@@ -66,6 +72,14 @@ def test_a_survey_counts_complete_and_partial_blobs(cache: BlobCache) -> None:
     assert (found.partial.count, found.partial.size) == (1, PAGE)
     assert found.oldest == pytest.approx(time.time() - DAY, abs=60)
     assert found.users == []
+    assert found.indexes.size == 0
+
+
+def test_a_survey_counts_the_indexes_of_layers(cache: BlobCache) -> None:
+    index_of_a_layer(cache).write_bytes(b"x")
+    found = cachecare.survey(cache)
+    assert (found.indexes.count, found.indexes.size) == (1, PAGE)
+    assert found.complete.count == 0
 
 
 def test_a_survey_names_the_mounts(cache: BlobCache, user: CacheUser) -> None:
@@ -170,6 +184,7 @@ class TestClear:
         (directory / "v2").mkdir()
         (directory / "v2" / "blob").write_bytes(DATA)
         (directory / "notes.sqlite").touch()
+        index_of_a_layer(cache).write_bytes(DATA)
         removal = cachecare.clear(cache)
         assert (removal.removed.count, removal.in_use.count) == (2, 0)
         left = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
@@ -180,7 +195,8 @@ class TestClear:
     ) -> None:
         keep(cache)
         keep(cache, OTHER)
-        file = cache.directory.private_file("tags.sqlite")
+        file, index = cache.directory.private_file("tags.sqlite"), index_of_a_layer(cache)
+        index.touch()
         fd = cache.open(DIGEST, len(DATA))
         assert fd is not None
         removal = cachecare.clear(cache)
@@ -188,4 +204,5 @@ class TestClear:
         assert (removal.removed.count, removal.in_use.count) == (1, 1)
         assert removal.users == [user]
         assert file.exists()
+        assert index.exists()
         assert held(cache) == {DIGEST}

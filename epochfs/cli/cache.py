@@ -43,6 +43,7 @@ def info(cache_dir: Path | None) -> None:
     click.echo(f"complete  {_counted(found.complete)}")
     click.echo(f"partial   {_counted(found.partial)}")
     click.echo(f"names     {_size(found.databases.size)}")
+    click.echo(f"layers    {_size(found.indexes.size)}")
     if found.oldest is not None:
         oldest = datetime.fromtimestamp(found.oldest, UTC)
         click.echo(f"oldest    used {oldest:%Y-%m-%d %H:%M:%S} UTC")
@@ -97,7 +98,8 @@ def prune(cache_dir: Path | None, cache_size: int | None, partial_age: float) ->
 def clear(cache_dir: Path | None) -> None:
     """Remove everything that no mount uses, and say what is in use.
 
-    Without any mount, also the names for offline use and the times of tags go.
+    Without any mount, also the names for offline use, the times of tags and the indexes of layers
+    go.
     """
     _, cache = _opened(cache_dir)
     _report(cachecare.clear(cache) if cache else Removal())
