@@ -5,7 +5,7 @@ sure that the repository may see the blob and knows its size (`listings`).
 
 Locks: `Blobs._lock` guards `_downloads` and the reference counts in it; no I/O happens under it.
 What a handle remembers of its reads is changed without a lock: a lost update there only delays the
-guess that its reader is sequential.
+guess that its reader is sequential, or gives a read that is repeated its full time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from epochfs.blobcache import BlobCache, read_exactly
 from epochfs.client import BlobStream
 from epochfs.config import BlobOptions
 from epochfs.downloads import Download
-from epochfs.errors import ContentMismatch
+from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, fresh
 from epochfs.names import Digest, Repository
 from epochfs.readings import counter, gauge
 from epochfs.source import PullClient
@@ -39,6 +39,9 @@ LINGER_WHOLE_SECONDS = 30.0
 _CLOSE_SECONDS = 3.0
 _SEQUENTIAL_BYTES = 1 << 20
 _SEQUENTIAL_SLACK = 2 << 20
+
+_REPEAT_SECONDS = 0.5
+"""A read that begins so soon after one that failed is taken for its repetition."""
 
 
 class BlobHandle(Protocol):
@@ -137,7 +140,7 @@ class Blobs:
                 if shared is not None:
                     shared.readers += 1
                     self._misses += 1
-                    return _DownloadHandle(self, shared, precise=precise)
+                    return _DownloadHandle(self, shared, self._options.timeout, precise=precise)
             fd = self._cache.open(digest, size)
             with self._lock:
                 if fd is not None:
@@ -148,7 +151,7 @@ class Blobs:
                     self._misses += 1
                     shared = self._begin(repository, digest, size, precise=precise)
                     self._downloads[digest, size] = shared
-                    return _DownloadHandle(self, shared, precise=precise)
+                    return _DownloadHandle(self, shared, self._options.timeout, precise=precise)
 
     def cached_percent(self, digest: Digest, size: int) -> int:
         """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
@@ -277,16 +280,27 @@ class _CachedHandle:
         os.close(self._fd)
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """When a read failed, how many seconds it had taken, and of what."""
+
+    ended: float
+    took: float
+    error: EpochfsError
+
+
 class _DownloadHandle:
     """A handle on a blob that is still arriving, or arrived while the handle was open."""
 
-    def __init__(self, blobs: Blobs, shared: _Shared, *, precise: bool) -> None:
+    def __init__(self, blobs: Blobs, shared: _Shared, timeout: float, *, precise: bool) -> None:
         self._precise = precise
         self.size = shared.download.size
         self._blobs = blobs
         self._shared = shared
+        self._timeout = timeout
         self._run_end = 0
         self._run_bytes = 0
+        self._failed: _Failure | None = None
 
     @property
     def verified(self) -> bool:
@@ -306,8 +320,30 @@ class _DownloadHandle:
         else:
             self._run_end, self._run_bytes = offset + count, count
         sequential = self._run_bytes > _SEQUENTIAL_BYTES and not self._precise
-        self._shared.download.read_into(view[:count], offset, sequential=sequential)
+        began = time.monotonic()
+        earlier = self._failed_just_before(began)
+        timeout = self._timeout - (earlier.took if earlier else 0.0)
+        try:
+            self._shared.download.read_into(
+                view[:count], offset, sequential=sequential, timeout=timeout
+            )
+        except EpochfsError as error:
+            ended = time.monotonic()
+            self._failed = None if earlier else _Failure(ended, ended - began, error)
+            if earlier and isinstance(error, DeadlineExceeded):
+                raise fresh(earlier.error) from error
+            raise
         return count
+
+    def _failed_just_before(self, now: float) -> _Failure | None:
+        """Return the failed read that one beginning now repeats.
+
+        When reading ahead fails, the kernel asks again for one page after the other, up to the
+        first that fails too, before it gives the program an error. To the program all of it is
+        one read, which is to end in time; what comes after a repetition that failed is another.
+        """
+        failed = self._failed
+        return failed if failed and now - failed.ended < _REPEAT_SECONDS else None
 
     def close(self) -> None:
         self._blobs.release(self._shared)

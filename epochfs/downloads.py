@@ -116,15 +116,15 @@ class Download:
 
     # ---- what readers call -------------------------------------------------------------------
 
-    def read_into(self, view: memoryview, offset: int, *, sequential: bool) -> None:
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool, timeout: float) -> None:
         """Fill `view` with the bytes at `offset`, inside the blob, once they may be read.
 
         `sequential` says that the reader looks set to read on. Raises DeadlineExceeded when the
-        bytes do not arrive in time, or the error that kept them away.
+        bytes do not arrive within `timeout` seconds, or the error that kept them away.
         """
         stop = offset + len(view)
         if stop > self._readable:
-            self._wait(offset, stop, sequential)
+            self._wait(offset, stop, sequential, timeout)
         read_exactly(self.fileno(), view, offset)
 
     def fileno(self) -> int:
@@ -165,7 +165,7 @@ class Download:
         """Wait until a closed download has put everything away; return whether it has."""
         return self._idle.wait(seconds)
 
-    def _wait(self, start: int, stop: int, sequential: bool) -> None:
+    def _wait(self, start: int, stop: int, sequential: bool, timeout: float) -> None:
         with self._lock:
             self._plan.cursor = start
             self._plan.whole = self._plan.whole or sequential
@@ -177,16 +177,32 @@ class Download:
             waiter = _Waiter(start, stop)
             self._waiters.append(waiter)
             self._employ()
-        in_time = waiter.done.wait(self._options.timeout)
+        in_time = waiter.done.wait(timeout)
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             if waiter.error is not None:
                 raise fresh(waiter.error)
-            if not in_time:
-                raise DeadlineExceeded(
-                    f"bytes {start}-{stop - 1} of {self.digest} did not arrive in time"
-                )
+        if not in_time:
+            self._abandon(start, stop)
+            raise DeadlineExceeded(
+                f"bytes {start}-{stop - 1} of {self.digest} did not arrive in time"
+            )
+
+    def _abandon(self, start: int, stop: int) -> None:
+        """Close the streams of a range that were too slow for a reader, so that it is asked anew.
+
+        Otherwise one that trickles on for ever would keep everybody from those bytes. A stream
+        without Range is left alone: what it has brought so far would have to come again.
+        """
+        with self._lock:
+            slow = [
+                claim.stream
+                for claim in self._plan.claims
+                if self._plan.ranged and claim.start < stop and start < claim.stop and claim.stream
+            ]
+        for stream in slow:
+            stream.close()
 
     # ---- bookkeeping, all with the lock held -------------------------------------------------
 

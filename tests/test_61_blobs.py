@@ -363,7 +363,36 @@ class TestBrokenStreams:
             with pytest.raises(DeadlineExceeded):
                 pread(handle, 0, 10)
             gate.open()
+        with opened(blobs, SMALL) as handle:
             assert pread(handle, 0, 10) == SMALL[:10]
+
+    def test_a_read_that_the_kernel_repeats_has_no_more_time_than_one(
+        self, blobs_of: Opener
+    ) -> None:
+        gate = Turnstile(0)
+        blobs = blobs_of(FakeClient(SMALL, before=gate), timeout=0.6)
+        with opened(blobs, SMALL) as handle:
+            with at_most(1):
+                for _ in range(2):
+                    with pytest.raises(DeadlineExceeded):
+                        pread(handle, 0, 10)
+            with ThreadPoolExecutor(1) as pool:
+                again = pool.submit(pread, handle, 0, 10)  # the program's own next read
+                gate.open()
+                assert again.result() == SMALL[:10]
+
+    def test_a_stream_too_slow_for_a_reader_is_asked_for_anew(self, blobs_of: Opener) -> None:
+        def before(stream: FakeStream) -> None:
+            if stream.number == 1:
+                stream.closed.wait(TIMEOUT)
+
+        blobs = blobs_of(FakeClient(LARGE, before=before), timeout=0.4)
+        with opened(blobs, LARGE) as first, opened(blobs, LARGE) as second:
+            assert pread(first, 0, 10) == LARGE[:10]
+            with at_most(2):
+                with pytest.raises(DeadlineExceeded):
+                    pread(first, 5 * MIB, 10)
+                assert pread(second, 5 * MIB, 10) == LARGE[5 * MIB :][:10]
 
     def test_closing_wakes_a_stalled_reader(self, blobs_of: Opener) -> None:
         began, gate = threading.Event(), Turnstile(0)
