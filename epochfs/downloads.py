@@ -477,11 +477,20 @@ class Download:
         try:
             if self._staged is not None:
                 try:
-                    if not self.verified and self._failure is None:
-                        self._staged.checkpoint(self._plan.present)
+                    self._save(self._staged)
                 finally:
                     self._staged.close()
         except CacheFailure as error:
             log.warning("what was fetched of %s is lost: %s", self.digest, error)
         finally:
             self._idle.set()
+
+    def _save(self, staged: StagedBlob) -> None:
+        """Put what is present on record; bytes that cannot be would only fill the disk."""
+        if self.verified or self._failure is not None:
+            return
+        try:
+            staged.checkpoint(self._plan.present)
+        except CacheFailure:
+            staged.discard()
+            raise

@@ -19,6 +19,7 @@ from epochfs.blobcache import BlobCache, StagedBlob
 from epochfs.blobs import BlobHandle, Blobs
 from epochfs.config import BlobOptions, CacheOptions
 from epochfs.errors import (
+    CacheFailure,
     ContentMismatch,
     DeadlineExceeded,
     Denied,
@@ -393,6 +394,21 @@ class TestBrokenStreams:
                 with pytest.raises(DeadlineExceeded):
                     pread(first, 5 * MIB, 10)
                 assert pread(second, 5 * MIB, 10) == LARGE[5 * MIB :][:10]
+
+    @pytest.mark.expects_log("is lost: disk full")
+    def test_what_cannot_be_put_on_record_does_not_stay_to_fill_the_disk(
+        self, blobs_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise CacheFailure("disk full")
+
+        monkeypatch.setattr(StagedBlob, "checkpoint", fail)
+        blobs = blobs_of(FakeClient(LARGE))
+        with opened(blobs, LARGE) as handle:
+            assert pread(handle, 5 * MIB, 10) == LARGE[5 * MIB :][:10]
+        blobs.close()
+        left = (tmp_path / "cache" / "v1" / "partial").rglob("*")
+        assert [file.name for file in left if file.is_file()] == []
 
     def test_closing_wakes_a_stalled_reader(self, blobs_of: Opener) -> None:
         began, gate = threading.Event(), Turnstile(0)

@@ -103,9 +103,13 @@ class StagedBlob:
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`."""
         with cache_errors("writing a blob"):
-            while view:
-                written = os.pwrite(self._fd, view, offset)
-                view, offset = view[written:], offset + written
+            try:
+                while view:
+                    written = os.pwrite(self._fd, view, offset)
+                    view, offset = view[written:], offset + written
+            except OSError:
+                self._allocated = False  # so the next attempt makes room again
+                raise
 
     def checkpoint(self, present: RangeSet) -> None:
         """Make what is present outlive a crash: sync the bytes, then the map that names them."""
