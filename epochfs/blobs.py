@@ -3,9 +3,10 @@
 `Blobs.open` answers without a request; the first read starts what is needed. The caller has made
 sure that the repository may see the blob and knows its size (`listings`).
 
-Locks: `Blobs._lock` guards `_downloads` and the reference counts in it; no I/O happens under it.
-What a handle remembers of its reads is changed without a lock: a lost update there only delays the
-guess that its reader is sequential, or gives a read that is repeated its full time.
+Locks: `Blobs._lock` guards `_downloads`, the reference counts in it, and `_spoiled`; no I/O
+happens under it. What a handle remembers of its reads is changed without a lock: a lost update
+there only delays the guess that its reader is sequential, or gives a read that is repeated its
+full time.
 """
 
 from __future__ import annotations
@@ -74,6 +75,13 @@ class BlobStore(Protocol):
         A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
         """
 
+    def was_spoiled(self, digest: Digest) -> bool:
+        """Whether wrong bytes of the blob were ever served, to readers who may be reading still.
+
+        Such a reader must come to an error, not to an end that another reader's right bytes gave
+        it: whoever keeps bytes that are read must not share them between readers of this blob.
+        """
+
     def cached_percent(self, digest: Digest, size: int) -> int:
         """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
 
@@ -119,6 +127,7 @@ class Blobs:
         self._budget = Budget(options.connections)
         self._lock = threading.Lock()
         self._downloads: dict[tuple[Digest, int], _Shared] = {}
+        self._spoiled: set[Digest] = set()
         self._ended = 0
         self._hits = 0
         self._misses = 0
@@ -152,6 +161,10 @@ class Blobs:
                     shared = self._begin(repository, digest, size, precise=precise)
                     self._downloads[digest, size] = shared
                     return _DownloadHandle(self, shared, self._options.timeout, precise=precise)
+
+    def was_spoiled(self, digest: Digest) -> bool:
+        """Whether wrong bytes of the blob were ever served, as `BlobStore` has it."""
+        return digest in self._spoiled
 
     def cached_percent(self, digest: Digest, size: int) -> int:
         """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
@@ -231,6 +244,8 @@ class Blobs:
                 return
             shared.ended = True
             self._ended += 1
+            if download.spoiled:
+                self._spoiled.add(download.digest)
             self._downloads.pop((download.digest, download.size), None)
             self._ranged = self._ranged or download.ranged or None
             unused = shared.readers == 0

@@ -136,6 +136,11 @@ class Download:
         return self._staged
 
     @property
+    def spoiled(self) -> bool:
+        """Whether it ended on bytes of another digest, which readers may have been given."""
+        return isinstance(self._failure, ContentMismatch)
+
+    @property
     def progress(self) -> tuple[int, int]:
         """Bytes present, and connections at work."""
         with self._lock:

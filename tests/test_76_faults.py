@@ -6,6 +6,7 @@ A proxy that breaks answers stands between a real mount and a real docker-regist
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -165,6 +166,25 @@ def test_a_fault_ends_in_the_right_bytes_or_in_an_errno_in_time(
     until(lambda: read(path, len(row.blob)).data == row.blob, 10)
     mount.unmount()
     assert list(defects(cache, BLOBS)) == []
+
+
+@all_errors
+def test_a_reader_of_wrong_bytes_is_not_brought_to_a_clean_end_by_another_readers_right_ones(
+    proxy: FaultProxy, mounts: Mounts
+) -> None:
+    path = blob_at(mounts(proxy.url), LARGE)
+    path.stat()
+    proxy.set(BLOB, faults.flipped)
+    with path.open("rb", buffering=0) as file:
+        begun = os.pread(file.fileno(), 2 * CHUNK, 0)
+        assert read(path, len(LARGE)).code == EIO
+        proxy.mend()
+        assert read(path, len(LARGE)).data == LARGE
+        assert begun != LARGE[: 2 * CHUNK]
+        with pytest.raises(OSError, match="Input/output error"):
+            while begun and len(begun) < len(LARGE):
+                begun += os.pread(file.fileno(), CHUNK, len(begun))
+    assert read(path, len(LARGE)).data == LARGE
 
 
 def test_no_fault_is_met_by_who_reads_what_is_cached(
