@@ -224,6 +224,7 @@ def annotations() -> Iterator[Lie]:
             "user.oci.digest": str(Digest.of(raw)).encode(),
             "user.oci.mediaType": OCI_MANIFEST.encode(),
             "user.oci.annotation.good": b"\\ud800y",
+            "user.epochfs.kind": b"artifact",
         }
         yield manifest_lie("annotation", f"key: {title}", raw, expected, "xattrs {}")
 
