@@ -9,6 +9,7 @@ import contextlib
 import logging
 
 from epochfs import operations
+from epochfs.buffers import share_one_heap
 from epochfs.cli import ending, wiring
 from epochfs.cli.daemon import Ready
 from epochfs.cli.plan import MountPlan
@@ -26,6 +27,7 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
     Calls `ready` once it is mounted; a hangup among `signals` then drops cached listings. From the
     unmounting on, the process ends within seconds.
     """
+    share_one_heap()
     with contextlib.ExitStack() as closing:
         layout = plan.url if isinstance(plan.url, LayoutPath) else None
         blobs_are_in = layout.directory if layout else plan.cache.directory

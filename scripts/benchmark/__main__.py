@@ -21,7 +21,7 @@ from scripts.benchmark.programs import Failed, Missing, find
 from scripts.benchmark.rows import Result, Row, Sample, Samples, at_most, row
 
 
-@row("memory", "resident memory, the most of any row", at_most(120, "MiB"))
+@row("memory", "resident memory, the most of any row", at_most(150, "MiB"))
 def _memory(lab: Lab) -> Samples:
     if not lab.peaks:
         raise Missing("no row ran that watches it")
