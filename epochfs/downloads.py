@@ -1,9 +1,9 @@
 """One blob on its way from the registry into the cache, shared by all who read it.
 
-A `Download` owns a staged file and knows which bytes of it are present. Readers wait for the range
-they need. Workers each fetch one claimed range at a time and hash what they can of the contiguous
-bytes from the start; the one that finds all bytes present hashes the rest, and when the digest
-matches, the blob is kept.
+A `Download` knows which bytes of its staged file are present. Readers wait for the range they need.
+Workers each fetch one claimed range at a time and hash what they can of the contiguous bytes from
+the start; the one that finds all bytes present hashes the rest, and when the digest matches, the
+blob is kept.
 
 What to fetch next is `FetchPlan`'s to say. While a blob is fetched whole, the read that would take
 its last byte is held back until the digest has matched. A server that ignores Range is given one
@@ -11,8 +11,8 @@ worker, which streams the whole blob whatever was asked.
 
 Locks: `Download._lock` guards every underscored field; no I/O happens under it, and only `Budget`'s
 lock, a leaf, is taken under it. Read without it are `verified`, `_closing` and `_failure`, which
-change once, and `_readable`, which moves forward until a failure resets it. `_opening` makes one
-worker at a time open and allocate the staged file; no reader takes it; `_lock` comes after it.
+change once, and `_readable`, which moves forward until a failure resets it. `Staging`'s lock comes
+before it, `Verifier`'s is never taken with it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from epochfs.blobcache import BlobCache, StagedBlob, read_exactly
+from epochfs.blobcache import BlobCache, read_exactly
 from epochfs.buffers import page_aligned
 from epochfs.client import BlobStream
 from epochfs.config import BlobOptions
 from epochfs.errors import (
-    CacheFailure,
     ContentMismatch,
     DeadlineExceeded,
     EpochfsError,
@@ -41,6 +40,7 @@ from epochfs.errors import (
 from epochfs.fetchplan import Claim, FetchPlan
 from epochfs.names import Digest
 from epochfs.ranges import RangeSet
+from epochfs.staging import Staging
 from epochfs.verifier import Verifier
 from epochfs.window import Budget
 
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 _READ_SIZE = 1 << 19
 _BREAKS_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = 0.2
-_SAVE_SECONDS = 10.0
 
 Source = Callable[[int, int | None], BlobStream]
 """Opens a stream of the blob's bytes `[start, end)`; to its end where `end` is None."""
@@ -91,7 +90,6 @@ class Download:
         self.size = size
         self.verified = False
         self._source = source
-        self._cache = cache
         self._options = options
         self._distrust = distrust
         self._on_end = on_end
@@ -99,12 +97,11 @@ class Download:
         self._plan = FetchPlan(
             size, budget, whole=options.verify_first, ranged=ranged, precise=precise
         )
-        self._staged: StagedBlob | None = None
+        self._staging = Staging(cache, digest, size)
         self._readable = 0
         self._waiters: list[_Waiter] = []
         self._verifier = Verifier(digest)
         self._finishing = False
-        self._saved = time.monotonic()
         self._threads = 0
         self._breaks = 0
         self._served = False
@@ -112,7 +109,6 @@ class Download:
         self._failure: EpochfsError | None = None
         self._closing = False
         self._idle = threading.Event()
-        self._opening = threading.Lock()
 
     # ---- what readers call -------------------------------------------------------------------
 
@@ -129,11 +125,7 @@ class Download:
 
     def fileno(self) -> int:
         """Return the descriptor of the staged file, which exists once anything was read."""
-        return self._file().fileno()
-
-    def _file(self) -> StagedBlob:
-        assert self._staged is not None
-        return self._staged
+        return self._staging.fileno()
 
     @property
     def spoiled(self) -> bool:
@@ -288,7 +280,7 @@ class Download:
         while following is not None:
             claim = following
             try:
-                self._prepare()
+                self._staging.prepare(self._resume, whole=self._plan.whole)
                 self._fetch(claim, buffer)
             except (Unavailable, DeadlineExceeded):
                 with self._lock:
@@ -310,18 +302,12 @@ class Download:
             self._finishing = self._finishing or last
             return last
 
-    def _prepare(self) -> None:
-        """Open the staged file before the first bytes, and make room once all will come."""
-        with self._opening:
-            if self._staged is None:
-                staged = self._cache.stage(self.digest, self.size)
-                with self._lock:
-                    self._staged = staged
-                    for start, stop in staged.resumed:
-                        self._add(start, stop)
-                    self._end_waits()
-            if self._plan.whole:
-                self._staged.allocate()
+    def _resume(self, present: RangeSet) -> None:
+        """Take over what an earlier download left."""
+        with self._lock:
+            for start, stop in present:
+                self._add(start, stop)
+            self._end_waits()
 
     def _fetch(self, claim: Claim, buffer: memoryview) -> None:
         """Fetch what a claimed range lacks, resuming where the stream breaks."""
@@ -375,7 +361,7 @@ class Download:
                 start, stop = (0, self.size) if first else (stop, stop)
             self._employ()
         if self._plan.whole:
-            self._file().allocate()
+            self._staging.allocate()
         return start, stop
 
     def _store(self, position: int, data: memoryview) -> None:
@@ -388,7 +374,7 @@ class Download:
         with self._lock:
             absent = list(self._plan.present.missing(position, stop))
         for begin, end in absent:
-            self._file().write(begin, data[begin - position : end - position])
+            self._staging.write(begin, data[begin - position : end - position])
         with self._lock:
             self._plan.window.arrived(len(data))
             self._add(position, stop)
@@ -398,16 +384,11 @@ class Download:
         """After the readers have been served: hash on, and now and then save what is here."""
         if self._plan.whole:
             self._verifier.received(position, data, self.fileno(), self._plan.prefix)
+        self._staging.save_now_and_then(self._snapshot)
+
+    def _snapshot(self) -> RangeSet:
         with self._lock:
-            due = time.monotonic() - self._saved > _SAVE_SECONDS
-            if not due:
-                return
-            self._saved = time.monotonic()
-            present = RangeSet(self._plan.present)
-        try:
-            self._file().checkpoint(present)
-        except CacheFailure as error:
-            log.debug("what is here of %s would not survive a crash: %s", self.digest, error)
+            return RangeSet(self._plan.present)
 
     def _add(self, start: int, stop: int) -> None:
         """Take `[start, stop)` as present. The lock is held."""
@@ -441,23 +422,19 @@ class Download:
 
     def _finish(self) -> None:
         """Once all bytes are here: keep them if the digest matches, refuse them if not."""
-        staged = self._file()
-        if not self._verifier.finish(staged.fileno(), self.size, lambda: self._stopped):
+        if not self._verifier.finish(self.fileno(), self.size, lambda: self._stopped):
             if self._stopped:
                 return
             self._distrust()
             if self._start_over():
                 return
-            staged.discard()
+            self._staging.discard()
             raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")
         with self._lock:
             self.verified = True
             self._readable = self.size
             self._end_waits()
-        try:
-            staged.promote()
-        except CacheFailure as error:
-            log.warning("%s was read but cannot be cached: %s", self.digest, error)
+        self._staging.promote()
         self._on_end()
 
     def _start_over(self) -> bool:
@@ -465,7 +442,7 @@ class Download:
 
         In one step, so that no reader comes upon the bytes that are given up.
         """
-        self._file().forget()
+        self._staging.forget()
         self._verifier.restart()
         with self._lock:
             if self._served or self._refetched:
@@ -479,23 +456,8 @@ class Download:
 
     def _put_away(self) -> None:
         """After the last thread: leave what is present to a later download, and close the file."""
+        wanted = not self.verified and self._failure is None
         try:
-            if self._staged is not None:
-                try:
-                    self._save(self._staged)
-                finally:
-                    self._staged.close()
-        except CacheFailure as error:
-            log.warning("what was fetched of %s is lost: %s", self.digest, error)
+            self._staging.put_away(self._plan.present if wanted else None)
         finally:
             self._idle.set()
-
-    def _save(self, staged: StagedBlob) -> None:
-        """Put what is present on record; bytes that cannot be would only fill the disk."""
-        if self.verified or self._failure is not None:
-            return
-        try:
-            staged.checkpoint(self._plan.present)
-        except CacheFailure:
-            staged.discard()
-            raise

@@ -42,9 +42,9 @@ _PAUSE_SECONDS = 0.002
 _PAGE = 4096
 
 _SAVES_OFTEN = """
-import epochfs.downloads
+import epochfs.staging
 from epochfs.cli import main
-epochfs.downloads._SAVE_SECONDS = 0.05
+epochfs.staging._SAVE_SECONDS = 0.05
 main()
 """
 """The command, but for range maps that are written 200 times as often, to be killed while at it."""

@@ -52,6 +52,7 @@ RANKS = {
     "tagtables": 3,
     "referrers": 4,
     "listings": 4,
+    "staging": 4,
     "downloads": 4,
     "blobs": 4,
     "layoutblobs": 4,

@@ -173,7 +173,7 @@ class TestWhatIsAskedFor:
     def test_what_has_arrived_is_on_record_long_before_the_end(
         self, blobs_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("epochfs.downloads._SAVE_SECONDS", 0.0)
+        monkeypatch.setattr("epochfs.staging._SAVE_SECONDS", 0.0)
         gate = Turnstile(8 * MIB)
         with opened(blobs_of(FakeClient(LARGE, before=gate)), LARGE) as handle:
             assert pread(handle, 0, 4 * MIB) == LARGE[: 4 * MIB]
