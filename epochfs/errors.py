@@ -9,6 +9,7 @@
     ├── Denied                  401 after authenticating, or 403
     ├── Unsupported             the registry does not offer the endpoint (405, 501, UNSUPPORTED)
     ├── Unavailable             refused, reset, unresolvable, or 5xx after the retries
+    │   └── TlsFailure          no trust between the registry and us; the message names the cure
     ├── DeadlineExceeded        the operation's time limit passed
     ├── ProtocolViolation       an answer the specification does not allow
     │   └── ContentMismatch     bytes that do not have the promised digest or size
@@ -51,6 +52,10 @@ class Unsupported(EpochfsError):
 
 class Unavailable(EpochfsError):
     """The registry cannot be reached, or keeps failing."""
+
+
+class TlsFailure(Unavailable):
+    """The registry's certificate, or ours, is not accepted."""
 
 
 class DeadlineExceeded(EpochfsError):

@@ -15,7 +15,7 @@ from epochfs.cli import doctor, main, probe, system
 from epochfs.cli.options import registry_url
 from epochfs.cli.plan import Connection
 from epochfs.config import Credentials, TransportOptions
-from epochfs.errors import Denied, MountFailure, ProtocolViolation, Unavailable
+from epochfs.errors import Denied, MountFailure, ProtocolViolation, TlsFailure, Unavailable
 from epochfs.names import Repository
 from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 
@@ -49,6 +49,12 @@ def test_a_registry_that_answers_is_usable() -> None:
 def test_a_refused_connection_is_told_with_the_url() -> None:
     with pytest.raises(Unavailable, match=r"^registry http://127\.0\.0\.1:1 cannot be reached: "):
         check("http://127.0.0.1:1")
+
+
+def test_a_server_without_tls_is_told_with_that_cure_alone() -> None:
+    with EmbeddedRegistry() as registry, pytest.raises(TlsFailure) as failure:
+        check(f"https://{registry.host}")
+    assert str(failure.value).endswith("epochfs does not fall back to http")
 
 
 def test_missing_credentials_are_told_with_the_options() -> None:

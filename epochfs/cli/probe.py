@@ -14,6 +14,7 @@ from epochfs.errors import (
     Denied,
     EpochfsError,
     NotFound,
+    TlsFailure,
     Unavailable,
     Unsupported,
 )
@@ -45,6 +46,8 @@ def check(client: RegistryClient, connection: Connection) -> None:
         raise Denied(
             f"registry {client.base_url} denies access: {error}; {_cure(client.account)}"
         ) from None
+    except TlsFailure as error:
+        raise TlsFailure(f"registry {client.base_url} cannot be used: {error}") from None
     except (Unavailable, DeadlineExceeded) as error:
         raise type(error)(
             f"registry {client.base_url} cannot be reached: {error}; "

@@ -29,6 +29,7 @@ from epochfs.errors import (
     EpochfsError,
     NotFound,
     ProtocolViolation,
+    TlsFailure,
     TooLarge,
     Unavailable,
     Unsupported,
@@ -97,17 +98,17 @@ def _convert(error: Exception, what: str, watch: Watch) -> EpochfsError:
         return DeadlineExceeded(f"{what}: no answer within {watch.timeout:g} s")
     for cause in causes:
         if isinstance(cause, WrongHost):
-            return Unavailable(f"{what}: {_wrong_host(cause.names)}")
+            return TlsFailure(f"{what}: {_wrong_host(cause.names)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = printable(cause.verify_message)
             cure = _CERTIFICATE_CURES.get(cause.verify_code, _GIVE_CA)
-            return Unavailable(f"{what}: the certificate does not verify ({reason}): {cure}")
+            return TlsFailure(f"{what}: the certificate does not verify ({reason}): {cure}")
         if isinstance(cause, NewConnectionError | NameResolutionError | ConnectTimeoutError):
             return Unreached(f"{what}: {_reason(causes)}")
         if isinstance(cause, TimeoutError):
             return DeadlineExceeded(f"{what}: no answer within the time limit")
         if isinstance(cause, ssl.SSLError) and not _cut_off(cause):
-            return Unavailable(f"{what}: {_tls_failure(cause.reason or '')}")
+            return TlsFailure(f"{what}: {_tls_failure(cause.reason or '')}")
     if _malformed(causes):
         return ProtocolViolation(f"{what}: the answer is not HTTP")
     return Broken(f"{what}: {_reason(causes)}")
