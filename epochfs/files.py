@@ -47,7 +47,7 @@ class DirectFiles:
         self._filesystem = filesystem
 
     def names(self, path: str) -> list[str]:
-        return [entry.name for entry in self._filesystem.readdir(path)]
+        return [entry.name for entry in self._filesystem.listdir(path)]
 
     def target(self, path: str) -> str:
         return self._filesystem.readlink(path)

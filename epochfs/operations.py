@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import itertools
 import logging
 import os
 import threading
@@ -42,7 +41,7 @@ from epochfs.errors import (
 from epochfs.mountinfo import mounted_on
 from epochfs.node import Attr, inode
 from epochfs.passthrough import Passthrough
-from epochfs.vfs import FileSystem
+from epochfs.vfs import FileSystem, Listing
 
 try:
     import mfusepy as binding
@@ -58,6 +57,12 @@ _MAX_BACKGROUND = 64
 _MAX_THREADS = 128
 _MAX_IDLE_THREADS = 16
 _BLOCK = 512
+
+_DOTS = 2
+"""How many entries a directory has before what is listed: `.` and `..`."""
+
+_DirectoryEntry = tuple[str, dict[str, int], int]
+"""A name, what is known of its attributes, and the offset of the entry behind it."""
 
 ERRNO: dict[type[EpochfsError], int] = {
     NotFound: errno.ENOENT,
@@ -231,15 +236,31 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
         """stat(2)."""
         return self._stat(path, self._filesystem.getattr(path))
 
+    def opendir(self, path: str) -> int:
+        """Open a directory; what it lists is asked for when it is read."""
+        return self._filesystem.opendir()
+
     @_translated
-    def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
-        """Names, types and inode numbers of a directory."""
-        entries = self._filesystem.readdir(path)
-        # One by one: all of a large directory's dictionaries at once would be the peak of memory.
-        return itertools.chain(
-            [(".", {"st_mode": 0o040555, "st_ino": inode(path)}, 0), ("..", {}, 0)],
-            ((entry.name, {"st_mode": entry.mode, "st_ino": entry.inode}, 0) for entry in entries),
-        )
+    def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[_DirectoryEntry]:
+        """Names, types and inode numbers of a directory, from the `offset` of one of them on.
+
+        Called by mfusepy, again and again, each time for what fits into a buffer of the kernel's:
+        without offsets libfuse would keep 200 bytes a name while the directory is open.
+        """
+        listing = self._filesystem.readdir(path, fh, anew=offset == 0)
+        return _shown(path, listing, offset)
+
+    @_translated
+    def readdir(self, path: str, fh: int) -> Iterator[_DirectoryEntry]:
+        """All of a directory at once. Called by fusepy, which does not tell the offset."""
+        listing = self._filesystem.readdir(path, fh, anew=True)
+        return ((name, attributes, 0) for name, attributes, _ in _shown(path, listing, 0))
+
+    @_translated
+    def releasedir(self, path: str, fh: int) -> int:
+        """Close a directory."""
+        self._filesystem.releasedir(fh)
+        return 0
 
     @_translated
     def readlink(self, path: str) -> str:
@@ -313,6 +334,17 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
             "st_mtime": attr.time_ns,
             "st_ctime": attr.time_ns,
         }
+
+
+def _shown(path: str, listing: Listing, offset: int) -> Iterator[_DirectoryEntry]:
+    """Yield a directory's entries from an offset on, each with the offset of the next."""
+    if offset < 1:
+        yield ".", {"st_mode": 0o040555, "st_ino": inode(path)}, 1
+    if offset < _DOTS:
+        yield "..", {}, _DOTS
+    for number in range(max(0, offset - _DOTS), len(listing)):
+        entry = listing[number]
+        yield entry.name, {"st_mode": entry.mode, "st_ino": entry.inode}, number + _DOTS + 1
 
 
 class _Fuse(binding.FUSE):  # type: ignore[misc]

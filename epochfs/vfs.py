@@ -1,9 +1,10 @@
-"""The filesystem without FUSE: lookup, getattr, readdir, readlink, open, read, release.
+"""The filesystem without FUSE: lookup, getattr, readlink, open, read, release; opendir, readdir.
 
 `operations` puts this behind the kernel; tests call it directly. Every method takes absolute paths
 and raises nothing but `EpochfsError`s. It only reads: there is no method that could write.
 
-Locks: `FileSystem._lock` guards the table of open files; no I/O happens under it.
+Locks: `FileSystem._lock` guards the tables of open files and open directories; no I/O happens
+under it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import dataclasses
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 from epochfs.assembly import AssembledHandle
 from epochfs.blobs import BlobStore
@@ -22,7 +24,7 @@ from epochfs.errors import NotFound, Vanished
 from epochfs.generated import GeneratedFile, GeneratedFiles
 from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestFile
-from epochfs.node import Attr, Node, Xattrs, inode
+from epochfs.node import Attr, Entries, Node, Xattrs, inode
 from epochfs.nodes import BlobFile, StatusFile
 from epochfs.rootfs.nodes import Rootfs, RootfsNode
 from epochfs.status import StatusSource
@@ -67,6 +69,34 @@ class DirectoryEntry:
     inode: int
 
 
+class Listing(Sequence[DirectoryEntry]):
+    """What a directory lists, as it was at one moment: 12 bytes a name, where the name is kept."""
+
+    def __init__(self, path: str, entries: Entries, identities: Mapping[str, str]) -> None:
+        """`path` is the directory's; `identities` those of the names that have one (`Attr`)."""
+        self._below = path.rstrip("/")
+        self._identities = identities
+        self._names: list[str] = []
+        self._modes = array("I")
+        for name, mode in entries:
+            self._names.append(name)
+            self._modes.append(mode)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> DirectoryEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[DirectoryEntry]: ...
+    def __getitem__(self, index: int | slice) -> DirectoryEntry | Sequence[DirectoryEntry]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        name = self._names[index]
+        identity = self._identities.get(name, f"{self._below}/{name}")
+        return DirectoryEntry(name, self._modes[index], inode(identity))
+
+
 class FileSystem:
     """One mounted registry. Any thread may call anything."""
 
@@ -86,6 +116,7 @@ class FileSystem:
         self._generated = GeneratedFiles(listings)
         self._lock = threading.Lock()
         self._files: dict[int, _Readable] = {}
+        self._directories: dict[int, Listing] = {}
         self._handles = itertools.count(1)
 
     def getattr(self, path: str) -> Attr:
@@ -95,16 +126,28 @@ class FileSystem:
             return self._generated.attr(node)
         return node.attr(self._listings)
 
-    def readdir(self, path: str) -> Iterator[DirectoryEntry]:
+    def listdir(self, path: str) -> Listing:
         """Return what is listed in a directory, without `.` and `..`."""
         node = self._node(path)
-        entries = list(node.entries(self._listings))
-        identities = node.identities(self._listings)
-        below = path.rstrip("/")
-        return (
-            DirectoryEntry(name, mode, inode(identities.get(name, f"{below}/{name}")))
-            for name, mode in entries
-        )
+        return Listing(path, node.entries(self._listings), node.identities(self._listings))
+
+    def opendir(self) -> int:
+        """Return the handle of an open directory, to be released once; asks nothing."""
+        return next(self._handles)
+
+    def readdir(self, path: str, handle: int, *, anew: bool) -> Listing:
+        """Return what an open directory lists: the same until it is read `anew` (rewinddir(3))."""
+        listing = None if anew else self._directories.get(handle)
+        if listing is None:
+            listing = self.listdir(path)
+            with self._lock:
+                self._directories[handle] = listing
+        return listing
+
+    def releasedir(self, handle: int) -> None:
+        """Close an open directory."""
+        with self._lock:
+            self._directories.pop(handle, None)
 
     def readlink(self, path: str) -> str:
         """Return the target of a link."""

@@ -166,7 +166,7 @@ class TestRequests:
     def test_a_listing_resolves_nothing(self, opened: Open, embedded: EmbeddedRegistry) -> None:
         load_tags(embedded, 50)
         filesystem = opened(embedded).filesystem
-        assert len(list(filesystem.readdir("/team/app/tags"))) == 50
+        assert len(list(filesystem.listdir("/team/app/tags"))) == 50
         assert [request.path for request in embedded.requests] == ["/v2/team/app/tags/list"]
 
     def test_the_first_that_is_resolved_after_a_listing_starts_the_rest(
@@ -174,7 +174,7 @@ class TestRequests:
     ) -> None:
         load_tags(embedded, 50)
         layers = opened(embedded)
-        list(layers.filesystem.readdir("/team/app/tags"))
+        list(layers.filesystem.listdir("/team/app/tags"))
         for number in range(50):
             layers.filesystem.getattr(f"/team/app/tags/t{number:03}")
         assert embedded.count("HEAD", "/manifests/t") == 50
@@ -193,7 +193,7 @@ class TestRequests:
         with Waiting() as registry:
             load_tags(registry, 8)
             layers = opened(registry, parallel=8)
-            list(layers.filesystem.readdir("/team/app/tags"))
+            list(layers.filesystem.listdir("/team/app/tags"))
             layers.filesystem.getattr("/team/app/tags/t000")
             assert not together.broken
             together.abort()  # the rest that come are perhaps fewer than eight
@@ -212,7 +212,7 @@ class TestRequests:
         filesystem = opened(embedded).filesystem
 
         def walk(path: str) -> None:
-            for entry in filesystem.readdir(path):
+            for entry in filesystem.listdir(path):
                 below = f"{path.rstrip('/')}/{entry.name}"
                 filesystem.getattr(below)
                 filesystem.xattrs(below)
@@ -231,14 +231,14 @@ class TestRequests:
             load(embedded, "team/app", tag, image())
         layers = opened(embedded)
         for path in ("manifests", "blobs"):
-            list(layers.filesystem.readdir(f"/team/app/{path}"))
+            list(layers.filesystem.listdir(f"/team/app/{path}"))
         assert embedded.count("GET", "/manifests/") == 1
 
     def test_sizes_come_from_descriptors(self, opened: Open, embedded: EmbeddedRegistry) -> None:
         content = image(random_bytes(5000))
         load(embedded, "team/app", "latest", content)
         layers = opened(embedded)
-        for entry in layers.filesystem.readdir("/team/app/blobs"):
+        for entry in layers.filesystem.listdir("/team/app/blobs"):
             assert layers.filesystem.getattr(f"/team/app/blobs/{entry.name}").size > 0
         assert embedded.count("HEAD", "/blobs/") == 0
 
@@ -282,7 +282,7 @@ class TestWalks:
         assert layers.listings.catalogue().children(()) == ["team"]
         for name in names:
             for directory in ("blobs", "manifests", "tags"):
-                list(layers.filesystem.readdir(f"/{name}/{directory}"))
+                list(layers.filesystem.listdir(f"/{name}/{directory}"))
         assert embedded.count("GET", "/tags/list") == 40
         assert embedded.count("HEAD", "/manifests/") == 80
         assert embedded.count("GET", "/manifests/") == 80
@@ -304,14 +304,14 @@ class TestWalks:
             layers = opened(registry)
             layers.listings.catalogue()
             for name in names[:2]:
-                list(layers.filesystem.readdir(f"/{name}/tags"))
+                list(layers.filesystem.listdir(f"/{name}/tags"))
         assert registry.count("HEAD") == 0
 
     def test_one_listing_begins_no_other(self, opened: Open, embedded: EmbeddedRegistry) -> None:
         names = load_repositories(embedded, 3)
         layers = opened(embedded)
         layers.listings.catalogue()
-        list(layers.filesystem.readdir(f"/{names[0]}/tags"))
+        list(layers.filesystem.listdir(f"/{names[0]}/tags"))
         assert embedded.count("GET", "/tags/list") == 1
 
 

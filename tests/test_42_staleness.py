@@ -77,7 +77,7 @@ def test_a_repository_whose_last_tag_went_is_an_empty_one(
     load(embedded, "team/app", "latest", image())
     layers.client.delete_manifest(APP, image().digest)
     assert layers.listings.tags(APP) == ()
-    assert list(layers.filesystem.readdir("/team/app/blobs")) == []
+    assert list(layers.filesystem.listdir("/team/app/blobs")) == []
 
 
 def test_while_the_registry_is_down_what_was_seen_is_served_and_nothing_else(
@@ -163,8 +163,8 @@ def test_a_registry_that_falls_silent_does_not_hold_up_the_listing_of_another_re
             load(registry, "team/app", f"t{number}", image())
         load(registry, "team/other", "latest", image())
         layers = opened(registry, timeout=1.0, retries=0, parallel=4)
-        list(layers.filesystem.readdir("/team/app/tags"))
+        list(layers.filesystem.listdir("/team/app/tags"))
         with at_most(2), pytest.raises(DeadlineExceeded):
             layers.filesystem.getattr("/team/app/tags/t0")
         with at_most(2), pytest.raises(DeadlineExceeded):
-            list(layers.filesystem.readdir("/team/other/manifests"))
+            list(layers.filesystem.listdir("/team/other/manifests"))

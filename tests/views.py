@@ -64,7 +64,7 @@ class VfsView:
 
     def entries(self, path: str) -> dict[str, tuple[int, int]]:
         with _as_os_error():
-            found = list(self._filesystem.readdir(path))
+            found = list(self._filesystem.listdir(path))
         assert len({entry.name for entry in found}) == len(found)
         return {entry.name: (entry.mode, entry.inode) for entry in found}
 
