@@ -27,6 +27,7 @@ from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, fres
 from epochfs.names import Digest, Repository
 from epochfs.readings import counter, gauge
 from epochfs.source import PullClient
+from epochfs.timers import Timers
 from epochfs.window import Budget
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class BlobCounters:
 class _Shared:
     """A download, how many handles read from it, and whether it is over for newcomers.
 
-    `lingers` while a timer watches it, since a moment at which it had no readers any more.
+    `lingers` while it is to be looked at, since a moment at which it had no readers any more.
     """
 
     download: Download
@@ -125,6 +126,7 @@ class Blobs:
         self._cache = cache
         self._options = options
         self._budget = Budget(options.connections)
+        self._timers = Timers()
         self._lock = threading.Lock()
         self._downloads: dict[tuple[Digest, int], _Shared] = {}
         self._spoiled: set[Digest] = set()
@@ -269,9 +271,7 @@ class Blobs:
                 self._end(shared)
 
         patience = LINGER_WHOLE_SECONDS if shared.download.ranged is False else LINGER_SECONDS
-        timer = threading.Timer(patience, expire)
-        timer.daemon = True
-        timer.start()
+        self._timers.call(patience, expire)
 
 
 class _CachedHandle:

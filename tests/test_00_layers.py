@@ -53,6 +53,7 @@ RANKS = {
     "referrers": 4,
     "listings": 4,
     "staging": 4,
+    "timers": 1,
     "downloads": 4,
     "blobs": 4,
     "layoutblobs": 4,
