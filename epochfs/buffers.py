@@ -25,6 +25,19 @@ def share_one_heap() -> None:
     libfuse allocates a MiB for each READ. By itself glibc gives each few threads a heap of their
     own, and each keeps what its threads once used at most: with 32 readers 25 MiB more in all.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
+    _call("mallopt", _M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Give the kernel back what is free, where the C library can do that (glibc).
+
+    By itself it gives back the end of a heap only, and after a while of 64 readers at work no end
+    is free: 153 MiB of theirs stayed, where 64 are in use.
+    """
+    _call("malloc_trim", 0)
+
+
+def _call(function: str, *arguments: int) -> None:
+    found = getattr(ctypes.CDLL(None), function, None)
+    if found is not None:
+        found(*arguments)

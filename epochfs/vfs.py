@@ -3,8 +3,8 @@
 `operations` puts this behind the kernel; tests call it directly. Every method takes absolute paths
 and raises nothing but `EpochfsError`s. It only reads: there is no method that could write.
 
-Locks: `FileSystem._lock` guards the tables of open files and open directories; no I/O happens
-under it.
+Locks: `FileSystem._lock` guards the tables of open files and open directories, and `_to_rest`; no
+I/O happens under it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Protocol, overload
 
 from epochfs.assembly import AssembledHandle
 from epochfs.blobs import BlobStore
+from epochfs.buffers import give_back
 from epochfs.errors import NotFound, Vanished
 from epochfs.generated import GeneratedFile, GeneratedFiles
 from epochfs.listings import Listings
@@ -28,12 +29,16 @@ from epochfs.node import Attr, Entries, Node, Xattrs, inode
 from epochfs.nodes import BlobFile, StatusFile
 from epochfs.rootfs.nodes import Rootfs, RootfsNode
 from epochfs.status import StatusSource
+from epochfs.timers import Timers
 from epochfs.tree import Tree
 from epochfs.views.rootfs import RootfsPlace
 from epochfs.views.view import AssembledFile
 
 CACHED_XATTR = "user.epochfs.cached"
 XATTR_PREFIX = "user."
+
+_REST_SECONDS = 5.0
+"""How long after the last file was closed the memory that reading took is given back."""
 
 
 class _Readable(Protocol):
@@ -117,6 +122,8 @@ class FileSystem:
         self._lock = threading.Lock()
         self._files: dict[int, _Readable] = {}
         self._directories: dict[int, Listing] = {}
+        self._timers = Timers()
+        self._to_rest = False
         self._handles = itertools.count(1)
 
     def getattr(self, path: str) -> Attr:
@@ -197,8 +204,20 @@ class FileSystem:
         """Close an open file."""
         with self._lock:
             file = self._files.pop(handle, None)
+            to_rest = not self._files and not self._to_rest
+            self._to_rest = self._to_rest or to_rest
         if file is not None:
             file.close()
+        if to_rest:
+            self._timers.call(_REST_SECONDS, self._rest)
+
+    def _rest(self) -> None:
+        """Give memory back, unless files have been opened since."""
+        with self._lock:
+            self._to_rest = False
+            at_rest = not self._files
+        if at_rest:
+            give_back()
 
     def xattrs(self, path: str) -> Xattrs:
         """Return the extended attributes of a node."""

@@ -18,6 +18,7 @@ import pytest
 from builders import Content, image, load, random_bytes
 from mounts import Mounts
 from scripted import until
+from stacks import stack
 from views import Opener, View, names, read, walk
 
 from epochfs import samples
@@ -352,6 +353,24 @@ WRITES: dict[str, Callable[[Path], object]] = {
 
 def target(root: Path) -> Path:
     return root / f"library/nginx/manifests/{NGINX.digest}/manifest.json"
+
+
+def test_memory_is_given_back_once_no_file_has_been_open_for_a_while(
+    registry: EmbeddedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[None] = []
+    monkeypatch.setattr("epochfs.vfs._REST_SECONDS", 0.2)
+    monkeypatch.setattr("epochfs.vfs.give_back", lambda: given_back.append(None))
+    with stack(registry.url, tmp_path) as layers:
+        one = layers.filesystem.open(blob_path(NGINX, 0)).handle
+        other = layers.filesystem.open(blob_path(NGINX, 0)).handle
+        layers.filesystem.release(one)
+        time.sleep(0.5)
+        assert not given_back
+        layers.filesystem.release(other)
+        until(lambda: len(given_back) == 1)
+        layers.filesystem.release(layers.filesystem.open(blob_path(NGINX, 0)).handle)
+        until(lambda: len(given_back) == 2)
 
 
 class TestThroughTheKernelAlone:
