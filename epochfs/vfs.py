@@ -177,7 +177,9 @@ class FileSystem:
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
         if isinstance(node, AssembledFile):
             assembly = node.assembly(self._listings)
-            return OpenFile(self._add(AssembledHandle(self._blobs, node.repository, assembly)))
+            spoiled = any(self._blobs.was_spoiled(part.digest) for part in assembly.extents)
+            file = AssembledHandle(self._blobs, node.repository, assembly)
+            return OpenFile(self._add(file), direct_io=spoiled)
         if isinstance(node, GeneratedFile):
             return OpenFile(self._add(_Bytes(self._generated.read(node))), direct_io=True)
         if isinstance(node, RootfsNode):

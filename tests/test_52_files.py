@@ -278,10 +278,13 @@ class TestSplitDisks:
         content = artifact(self.parts("disk.qcow2.{}"), OS_IMAGE)
         with Flipped(content.blobs[2]) as registry, stack(registry.url, tmp_path) as layers:
             load(registry, "app", "latest", content)
-            view = VfsView(layers.filesystem)
+            path = f"/app/manifests/{content.digest}/files/disk.qcow2"
+            assert not layers.filesystem.open(path).direct_io
             with pytest.raises(OSError, match="digest") as caught:
-                read(view, f"/app/manifests/{content.digest}/files/disk.qcow2")
+                read(VfsView(layers.filesystem), path)
             assert caught.value.errno == errno.EIO
+            # From now on no reader's pages may end what another reads.
+            assert layers.filesystem.open(path).direct_io
 
 
 class Flipped(EmbeddedRegistry):
