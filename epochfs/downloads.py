@@ -3,7 +3,8 @@
 A `Download` knows which bytes of its staged file are present. Readers wait for the range they need.
 Workers each fetch one claimed range at a time and hash what they can of the contiguous bytes from
 the start; the one that finds all bytes present hashes the rest, and when the digest matches, the
-blob is kept.
+blob is kept. What is hashed as it arrives must be what the file has: bytes that were there before
+are read back, and if two streams may have written the same range, all are.
 
 What to fetch next is `FetchPlan`'s to say. While a blob is fetched whole, the read that would take
 its last byte is held back until the digest has matched. A server that ignores Range is given one
@@ -28,6 +29,7 @@ from epochfs.buffers import page_aligned
 from epochfs.client import BlobStream
 from epochfs.config import BlobOptions
 from epochfs.errors import (
+    CacheFailure,
     ContentMismatch,
     DeadlineExceeded,
     EpochfsError,
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 _READ_SIZE = 1 << 19
 _BREAKS_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = 0.2
+_OTHERS_SECONDS = 0.05
 
 Source = Callable[[int, int | None], BlobStream]
 """Opens a stream of the blob's bytes `[start, end)`; to its end where `end` is None."""
@@ -102,6 +105,7 @@ class Download:
         self._waiters: list[_Waiter] = []
         self._verifier = Verifier(digest)
         self._finishing = False
+        self._overlapped = False
         self._threads = 0
         self._breaks = 0
         self._served = False
@@ -223,9 +227,16 @@ class Download:
     def _employ(self) -> None:
         """Start as many workers as there is work for."""
         while (claim := self._next_claim()) is not None:
-            self._threads += 1
             name = f"fetch {self.digest.encoded[:8]}"
-            threading.Thread(target=self._run, args=(claim,), name=name, daemon=True).start()
+            worker = threading.Thread(target=self._run, args=(claim,), name=name, daemon=True)
+            try:
+                worker.start()
+            except RuntimeError as error:
+                self._plan.release(claim)
+                if not self._plan.claims:
+                    self._end_waits(Unavailable(f"no thread to fetch {self.digest}: {error}"))
+                return
+            self._threads += 1
 
     def _next_claim(self) -> Claim | None:
         if self._stopped:
@@ -240,13 +251,15 @@ class Download:
 
     def _run(self, claim: Claim) -> None:
         """Be a worker; whatever goes wrong, tell the readers, and leave nothing behind."""
+        finishing = False
         try:
             try:
                 self._work(claim)
-                if self._is_last():
+                finishing = self._is_last()
+                if finishing:
                     self._finish()
             except EpochfsError as error:
-                self._fail(error)
+                self._fail(error, for_good=finishing)
             except Exception:
                 log.exception("unforeseen failure while fetching %s", self.digest)
                 self._fail(ProtocolViolation("unforeseen failure, see the log"), for_good=True)
@@ -285,13 +298,16 @@ class Download:
             except (Unavailable, DeadlineExceeded):
                 with self._lock:
                     self._plan.window.refused()
-                    if len(self._plan.claims) > 1:
+                    self._plan.release(claim)
+                    if self._plan.claims:
                         return  # the others will see to it
                 raise
-            finally:
+            except BaseException:
                 with self._lock:
                     self._plan.release(claim)
+                raise
             with self._lock:
+                self._plan.release(claim)
                 following = self._next_claim()
                 self._employ()
 
@@ -327,10 +343,11 @@ class Download:
             if position == stop:
                 return False
             try:
-                while position < stop and not self._closing:
+                while position < stop and not self._stopped:
                     data = buffer[: stream.read_into(buffer)]
-                    self._store(position, data)
-                    self._look_after(position, data)
+                    if stream.ranged:
+                        data = data[: stop - position]
+                    self._look_after(position, self._store(position, data))
                     position += len(data)
             except (Unavailable, DeadlineExceeded) as error:
                 self._pause(error, progressed=self._plan.present.total > before)
@@ -358,14 +375,18 @@ class Download:
             self._plan.ranged = stream.ranged
             if not stream.ranged:
                 first = self._plan.take_all(claim)
+                self._overlapped = self._overlapped or len(self._plan.claims) > 1
                 start, stop = (0, self.size) if first else (stop, stop)
             self._employ()
         if self._plan.whole:
             self._staging.allocate()
         return start, stop
 
-    def _store(self, position: int, data: memoryview) -> None:
-        """Write what of `data` is not present yet, and let the readers know."""
+    def _store(self, position: int, data: memoryview) -> memoryview:
+        """Write what of `data` is not present yet, and let the readers know.
+
+        Returns what the file has got of it, if that is all; else nothing.
+        """
         if not data:
             raise Unavailable(f"the stream of {self.digest} ended early")
         stop = position + len(data)
@@ -379,9 +400,13 @@ class Download:
             self._plan.window.arrived(len(data))
             self._add(position, stop)
             self._end_waits()
+        return data if absent == [(position, stop)] else data[:0]
 
     def _look_after(self, position: int, data: memoryview) -> None:
-        """After the readers have been served: hash on, and now and then save what is here."""
+        """After the readers have been served: hash on, and now and then save what is here.
+
+        `data` is what the file has at `position`, as far as it is known without reading it back.
+        """
         if self._plan.whole:
             self._verifier.received(position, data, self.fileno(), self._plan.prefix)
         self._staging.save_now_and_then(self._snapshot)
@@ -405,7 +430,8 @@ class Download:
 
     def _publish(self) -> None:
         """Let readers take the contiguous bytes without the lock, once any has been served."""
-        if self._served and not self.verified and not self._options.verify_first:
+        settled = self.verified or self._failure is not None
+        if self._served and not settled and not self._options.verify_first:
             self._readable = min(self._plan.prefix, self.size - 1)
 
     def _pause(self, error: EpochfsError, *, progressed: bool) -> None:
@@ -422,20 +448,40 @@ class Download:
 
     def _finish(self) -> None:
         """Once all bytes are here: keep them if the digest matches, refuse them if not."""
+        if self._overlapped:
+            self._await_others()
+            self._verifier.restart()
         if not self._verifier.finish(self.fileno(), self.size, lambda: self._stopped):
             if self._stopped:
                 return
             self._distrust()
-            if self._start_over():
-                return
-            self._staging.discard()
-            raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")
+            self._give_up_bytes()
+            return
         with self._lock:
             self.verified = True
             self._readable = self.size
             self._end_waits()
         self._staging.promote()
         self._on_end()
+
+    def _await_others(self) -> None:
+        """Wait until nobody writes any more, since what they write may be here already."""
+        with self._lock:
+            streams = [claim.stream for claim in self._plan.claims if claim.stream is not None]
+        for stream in streams:
+            stream.close()
+        while self._plan.claims and not self._stopped:
+            time.sleep(_OTHERS_SECONDS)
+
+    def _give_up_bytes(self) -> None:
+        """After a mismatch: fetch all once more if that may be, else raise ContentMismatch."""
+        try:
+            if self._start_over():
+                return
+            self._staging.discard()
+        except CacheFailure as error:
+            log.warning("wrong bytes of %s stay in the cache's way: %s", self.digest, error)
+        raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")
 
     def _start_over(self) -> bool:
         """Forget all bytes and fetch them once more, if none has been served; return whether.
@@ -448,7 +494,7 @@ class Download:
             if self._served or self._refetched:
                 return False
             self._refetched = True
-            self._finishing = False
+            self._finishing = self._overlapped = False
             self._plan.present = RangeSet()
             self._employ()
         log.warning("the bytes sent for %s have another digest, fetching again", self.digest)

@@ -17,14 +17,21 @@ from epochfs.window import MIB, Budget, Window
 CHUNK = MIB
 """What a random read fetches, aligned, in bytes."""
 
-SEGMENT_ALONE = 64 * MIB
-"""What a download asks for in one request, in bytes, while others use up the connections."""
-
 PRECISE = 64 * 1024
 """To what the range of a read is widened where its reader knows what it needs, in bytes."""
 
 SMALL = 4 * MIB
 """A blob up to this many bytes is fetched whole, in one request, at its first read."""
+
+
+_NEAR = 2 * MIB
+"""How far behind a claim a reader may be for its worker to come to him next, in bytes."""
+
+_ALONE = 16
+"""How many segments a download asks for at a time while others use up the connections."""
+
+SEGMENT_ALONE = 64 * MIB
+"""The most that this comes to, in bytes, if a segment is not larger."""
 
 
 class Closeable(Protocol):
@@ -88,13 +95,16 @@ class FetchPlan:
 
     def next_claim(self, waiting: Iterable[tuple[int, int]]) -> Claim | None:
         """Claim the most urgent absent range: one that is waited for, else what a whole lacks."""
-        if self._enough_workers():
-            return None
+        spans = list(waiting)
+        enough = self._enough_workers()
+        if enough:
+            spans = [span for span in spans if self._is_far_off(span[0])]
+            if not spans or self.ranged is not True or len(self.claims) > self.window.size:
+                return None
         taken = RangeSet(self.present)
         for claim in self.claims:
             taken.add(claim.start, claim.stop)
-        spans = list(waiting)
-        if self.whole:
+        if self.whole and not enough:
             spans += [(self.cursor, self.size), (0, self.cursor)]
         for start, stop in spans:
             for begin, until in taken.missing(start, stop):
@@ -120,6 +130,13 @@ class FetchPlan:
     def _is_all(self, claim: Claim) -> bool:
         return (claim.start, claim.stop) == (0, self.size)
 
+    def _is_far_off(self, position: int) -> bool:
+        """Whether a reader there would wait for more than the end of what is being fetched.
+
+        One worker more than there should be is worth that he need not.
+        """
+        return not any(claim.start <= position < claim.stop + _NEAR for claim in self.claims)
+
     def _enough_workers(self) -> bool:
         if not self.claims:
             return False
@@ -132,8 +149,9 @@ class FetchPlan:
     @property
     def _segment(self) -> int:
         """How much one request asks for: much where no other connection could have taken a part."""
+        segment = self.window.segment
         alone = not self.claims and not self._budget.spare
-        return max(self.window.segment, SEGMENT_ALONE) if alone else self.window.segment
+        return max(segment, min(_ALONE * segment, SEGMENT_ALONE)) if alone else segment
 
     def _widen(self, taken: RangeSet, begin: int, until: int) -> tuple[int, int]:
         """Turn an absent byte into a request worth making: a segment, or an aligned chunk."""

@@ -53,7 +53,8 @@ class Staging:
 
     def allocate(self) -> None:
         """Make room for the whole blob before it is written."""
-        self._file.allocate()
+        with self._opening:
+            self._file.allocate()
 
     def fileno(self) -> int:
         """Return the descriptor of the file."""
@@ -100,13 +101,16 @@ class Staging:
     def put_away(self, present: RangeSet | None) -> None:
         """After the last worker: leave what is `present` to a later download, and close the file.
 
-        Bytes that cannot be put on record would only fill the disk, and are removed.
+        Bytes that cannot be put on record, or are not wanted, would only fill the disk, and are
+        removed; a blob that was promoted is no longer here.
         """
         if self._staged is None:
             return
         try:
             if present is not None:
                 self._keep(present)
+            else:
+                self._file.discard()
         except CacheFailure as error:
             log.warning("what was fetched of %s is lost: %s", self._digest, error)
         finally:
