@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -164,6 +165,13 @@ class TestResuming:
         assert shorter.resumed.total == 0
         shorter.close()
 
+    def test_a_size_that_no_file_can_have_leaves_nothing_open(self, cache: BlobCache) -> None:
+        before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - of names, not paths
+        for _ in range(3):
+            with pytest.raises(CacheFailure):
+                cache.stage(DIGEST, 1 << 62)
+        assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
 
 class TestEviction:
     @pytest.fixture
@@ -186,6 +194,33 @@ class TestEviction:
         for data in blobs * 3:
             keep(cache, data)
             assert sum(entry.size for entry in cache.room.entries()) <= 9 * PAGE
+
+    def test_the_limit_holds_also_for_blobs_that_came_together(
+        self, directory: Path, blobs: list[bytes]
+    ) -> None:
+        cache = opened(directory, limit=9 * PAGE)
+        with contextlib.ExitStack() as closing:
+            together = [closing.enter_context(staged(cache, data)) for data in blobs]
+            for blob, data in zip(together, blobs, strict=True):
+                blob.allocate()
+                blob.write(0, memoryview(data))
+            for blob in together:
+                blob.promote()
+                blob.close = lambda: None  # type: ignore[method-assign]
+                os.close(blob.fileno())
+        keep(cache)
+        assert sum(entry.size for entry in cache.room.entries()) <= 9 * PAGE
+
+    def test_what_a_partial_blob_has_already_needs_no_room(
+        self, directory: Path, blobs: list[bytes]
+    ) -> None:
+        cache = opened(directory, limit=9 * PAGE)
+        keep(cache, blobs[0])
+        with staged(cache, blobs[1]) as blob:
+            blob.write(0, memoryview(blobs[1]))
+            blob.allocate()
+            blob.promote()
+        assert held(cache) == {Digest.of(data) for data in blobs[:2]}
 
     def test_a_blob_in_use_stays(self, directory: Path, blobs: list[bytes]) -> None:
         cache = opened(directory, limit=5 * PAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -26,6 +27,18 @@ def read_exactly(fd: int, view: memoryview, offset: int) -> None:
             if not count:
                 raise CacheFailure("a cached blob is shorter than it was")
             view, offset = view[count:], offset + count
+
+
+def allocate(fd: int, size: int) -> None:
+    """Reserve the disk's blocks for a file of `size` bytes, where the file system can do that.
+
+    Where it cannot, the writes themselves tell. By fallocate(2) itself: posix_fallocate(3) would
+    then write into each block, over what others are writing there.
+    """
+    library = ctypes.CDLL(None)
+    fallocate = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if fallocate is not None:
+        fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
 
 
 def unlink(directory: int, name: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 
-from epochfs.blobcache.files import MAP_SUFFIX, read_map, unlink
+from epochfs.blobcache.files import MAP_SUFFIX, allocate, read_map, unlink
 from epochfs.blobcache.room import BLOBS, Room
 from epochfs.cachedir import CacheDirectory, cache_errors, is_ours
 from epochfs.names import Digest
@@ -17,8 +17,8 @@ from epochfs.ranges import RangeSet
 class StagedBlob:
     """A blob on its way into the cache: a sparse file of its size, and what is present in it.
 
-    Used by one download. `write` and `read` may be called by many threads at once for ranges that
-    do not overlap; the other methods by one thread at a time. Raises CacheFailure.
+    Used by one download. `write` may be called by many threads at once for ranges that do not
+    overlap; the other methods by one thread at a time. Raises CacheFailure.
     """
 
     def __init__(
@@ -32,10 +32,14 @@ class StagedBlob:
         self._size = size
         self._allocated = False
         self._fd, self._named = self._open()
-        self.resumed = read_map(directory, digest, size) if self._named else RangeSet()
-        if os.fstat(self._fd).st_size != size or not self.resumed.total:
-            self.resumed = RangeSet()
-            self._reset()
+        try:
+            self.resumed = read_map(directory, digest, size) if self._named else RangeSet()
+            if os.fstat(self._fd).st_size != size or not self.resumed.total:
+                self.resumed = RangeSet()
+                self._reset()
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def _open(self) -> tuple[int, bool]:
         """Open the staged file: the blob's own, or one without a name while another writes that."""
@@ -51,6 +55,9 @@ class StagedBlob:
                 return fd, True
         except (BlockingIOError, FileNotFoundError):
             pass
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
         name = f"{self._digest.encoded}.{secrets.token_hex(8)}"
         fd = os.open(name, flags | os.O_EXCL, 0o600, dir_fd=self._directory)
@@ -77,28 +84,20 @@ class StagedBlob:
         if self._allocated or not self._size:
             return
         with cache_errors(f"making room for {self._size} bytes"):
-            self._room.make(self._size)
-            if not self._reserve():
-                # Full, or a file system without fallocate: evict all that can go and let the
-                # writes themselves tell.
+            self._room.make(max(0, self._size - self._held()))
+            # Counted first: ext4 keeps what it found for a file that did not fit, and a size that
+            # a registry made up would fill the disk.
+            disk = os.fstatvfs(self._fd)
+            if self._size - self._held() <= disk.f_bavail * disk.f_frsize:
+                allocate(self._fd, self._size)
+            else:
+                # Evict all that can go and let the writes themselves tell.
                 self._room.make(self._room.size_limit)
             self._allocated = True
 
-    def _reserve(self) -> bool:
-        """Reserve the disk's blocks; return False where there are too few, or it cannot be done.
-
-        They are counted first: ext4 keeps what it found for a file that did not fit, and a size
-        that a registry made up would fill the disk.
-        """
-        disk = os.fstatvfs(self._fd)
-        held = os.fstat(self._fd).st_blocks * 512
-        if self._size - held > disk.f_bavail * disk.f_frsize:
-            return False
-        try:
-            os.posix_fallocate(self._fd, 0, self._size)
-        except OSError:
-            return False
-        return True
+    def _held(self) -> int:
+        """Return how many bytes the file takes on disk."""
+        return os.fstat(self._fd).st_blocks * 512
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`."""
@@ -152,6 +151,7 @@ class StagedBlob:
             self._unlink(MAP_SUFFIX)
             self._named = False
             self._room.account(self._size)
+            self._room.make(0)
 
     def discard(self) -> None:
         """Remove the staged file's name and map; open readers keep what they have."""
