@@ -3,8 +3,8 @@
 `operations` puts this behind the kernel; tests call it directly. Every method takes absolute paths
 and raises nothing but `EpochfsError`s. It only reads: there is no method that could write.
 
-Locks: `FileSystem._lock` guards the tables of open files and open directories, and `_to_rest`; no
-I/O happens under it.
+Locks: `FileSystem._lock` guards the tables of open files and open directories, `_verified` and
+`_to_rest`; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
+
+from cachetools import LRUCache
 
 from epochfs.assembly import AssembledHandle
 from epochfs.blobs import BlobStore
@@ -37,8 +39,11 @@ from epochfs.views.view import AssembledFile
 CACHED_XATTR = "user.epochfs.cached"
 XATTR_PREFIX = "user."
 
+_MAX_VERIFIED = 100_000
+"""Of how many blobs it is remembered that they were verified when they were last opened."""
+
 _REST_SECONDS = 5.0
-"""How long after the last file was closed the memory that reading took is given back."""
+"""How long after no file was open the memory that reading took is given back."""
 
 
 class _Readable(Protocol):
@@ -122,6 +127,7 @@ class FileSystem:
         self._lock = threading.Lock()
         self._files: dict[int, _Readable] = {}
         self._directories: dict[int, Listing] = {}
+        self._verified: LRUCache[str, None] = LRUCache(_MAX_VERIFIED)
         self._timers = Timers()
         self._to_rest = False
         self._handles = itertools.count(1)
@@ -168,10 +174,10 @@ class FileSystem:
             blob = self._blobs.open(node.repository, node.digest, known.size)
             if self._blobs.was_spoiled(node.digest):
                 return OpenFile(self._add(blob), direct_io=True)
-            # Pages read before the digest had matched may be wrong: only then are they kept.
             verified = blob.verified
             backing = blob.fileno() if verified else None
-            return OpenFile(self._add(blob), keep_cache=verified, backing=backing)
+            keep_cache = self._keeps_pages(path, verified=verified)
+            return OpenFile(self._add(blob), keep_cache=keep_cache, backing=backing)
         if isinstance(node, ManifestFile):
             raw = node.document(self._listings).raw
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
@@ -189,6 +195,19 @@ class FileSystem:
             text = json.dumps(dataclasses.asdict(self.status()), indent=2) + "\n"
             return OpenFile(self._add(_Bytes(text.encode())), direct_io=True)
         raise NotFound(f"{path} is no file")
+
+    def _keeps_pages(self, path: str, *, verified: bool) -> bool:
+        """Whether the kernel's pages of a blob that is opened now are all of verified bytes.
+
+        They are if it was verified at the last open too, which had it drop those from before.
+        """
+        with self._lock:
+            keeps = verified and path in self._verified
+            if verified:
+                self._verified[path] = None
+            else:
+                self._verified.pop(path, None)
+            return keeps
 
     def read_into(self, handle: int, view: memoryview, offset: int) -> int:
         """Read exactly `min(len(view), size - offset)` bytes of an open file; return that."""

@@ -355,6 +355,24 @@ def target(root: Path) -> Path:
     return root / f"library/nginx/manifests/{NGINX.digest}/manifest.json"
 
 
+def test_the_kernel_keeps_pages_only_of_what_was_verified_before_they_were_read(
+    registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    path = blob_path(NGINX, 0)
+    with stack(registry.url, tmp_path) as layers:
+        filesystem = layers.filesystem
+
+        def keeps_pages() -> bool:
+            opened = filesystem.open(path)
+            filesystem.read(opened.handle, 0, len(LARGE))
+            filesystem.release(opened.handle)
+            return opened.keep_cache
+
+        assert not keeps_pages()
+        until(lambda: layers.blobs.counters().downloads == 0)
+        assert [keeps_pages() for _ in range(3)] == [False, True, True]
+
+
 def test_memory_is_given_back_once_no_file_has_been_open_for_a_while(
     registry: EmbeddedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
