@@ -6,6 +6,7 @@ stays, and only `verify` removes a name all the same, for its bytes are wrong.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -71,11 +72,13 @@ def survey(cache: BlobCache) -> Survey:
         found.oldest = entry.used if found.oldest is None else min(found.oldest, entry.used)
     with cache_errors("looking at the cache"), cache.directory.alone() as top:
         for name in _databases(top):
-            status = os.stat(name, dir_fd=top, follow_symlinks=False)
-            found.databases.add(status.st_blocks * 512)
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=top, follow_symlinks=False)
+                found.databases.add(status.st_blocks * 512)
         for directory, name in _indexes(cache):
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            found.indexes.add(status.st_blocks * 512)
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                found.indexes.add(status.st_blocks * 512)
         found.users = users(cache.directory)
     return found
 

@@ -36,7 +36,7 @@ class Mount:
 
 def parse_mountinfo(text: str) -> Iterator[Mount]:
     """Yield the mounts of a mountinfo file in their order: the last one on a path is on top."""
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and at nothing else: paths may hold what splitlines() cuts at
         before, separator, after = line.partition(" - ")
         fields, tail = before.split(" "), after.split(" ")
         if separator and len(fields) >= 6 and len(tail) >= 2:

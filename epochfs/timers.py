@@ -8,10 +8,13 @@ taken under it. Nothing is held while an action runs.
 
 from __future__ import annotations
 
+import logging
 import sched
 import threading
 import time
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 
 class Timers:
@@ -24,13 +27,23 @@ class Timers:
         self._running = False
 
     def call(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call `action`, which must not raise, in `seconds`, or once those before it have ended."""
+        """Call `action` in `seconds`, or once those before it have ended."""
+
+        def logged() -> None:
+            try:
+                action()
+            except Exception:
+                log.exception("unforeseen failure of what was put off")
+
         with self._lock:
-            self._scheduler.enter(seconds, 0, action)
+            self._scheduler.enter(seconds, 0, logged)
             self._added.set()
             if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="timers", daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, name="timers", daemon=True).start()
+                    self._running = True
+                except RuntimeError as error:
+                    log.warning("what was put off waits for the next of its kind: %s", error)
 
     def _sleep(self, seconds: float) -> None:
         """Wait for the next action's time, or until another has been added, maybe before it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from scripted import until
 
 from epochfs.timers import Timers
@@ -27,6 +28,14 @@ def test_actions_are_called_in_the_order_of_their_times_by_one_thread() -> None:
 def test_one_that_is_due_before_all_others_does_not_wait_for_them() -> None:
     timers, called = Timers(), threading.Event()
     timers.call(3600, lambda: None)
+    timers.call(0.05, called.set)
+    assert called.wait(10)
+
+
+@pytest.mark.expects_log("unforeseen failure")
+def test_one_that_fails_keeps_none_from_being_called() -> None:
+    timers, called = Timers(), threading.Event()
+    timers.call(0, lambda: 1 // 0)
     timers.call(0.05, called.set)
     assert called.wait(10)
 

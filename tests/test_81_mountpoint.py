@@ -36,6 +36,11 @@ def test_mountinfo_is_parsed_with_its_escapes() -> None:
     ]
 
 
+def test_a_line_of_mountinfo_ends_with_a_newline_and_with_nothing_else() -> None:
+    line = "42 22 0:39 / /mnt/a\x0cb\u2028c ro - fuse.epochfs https://h ro\n"
+    assert [mount.path for mount in parse_mountinfo(line)] == [Path("/mnt/a\x0cb\u2028c")]
+
+
 def test_the_topmost_mount_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     show(monkeypatch, tmp_path, MOUNTINFO)
     top = mountinfo.mounted_on(Path("/mnt/shared"))

@@ -102,7 +102,10 @@ class Daemon:
     def is_alive(self) -> bool:
         """Whether the child still runs."""
         if self._exit_code is None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:  # who started us ignores SIGCHLD, so nobody kept its code
+                pid, status = self._pid, 0
             self._exit_code = os.waitstatus_to_exitcode(status) if pid else None
         return self._exit_code is None
 

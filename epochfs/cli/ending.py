@@ -53,8 +53,15 @@ class Signals:
 
     def _wait(self) -> None:
         while (received := signal.Signals(signal.sigwait(self._received))) not in self._ending:
-            self.on_hangup()
-        _unmount(received, self._path)
+            try:
+                self.on_hangup()
+            except Exception:
+                log.exception("unforeseen failure upon %s", received.name)
+        try:
+            _unmount(received, self._path)
+        except Exception:
+            log.exception("cannot unmount %s", printable(self._path))
+            exit_now(1)
 
 
 def _unmount(received: signal.Signals, path: Path) -> None:

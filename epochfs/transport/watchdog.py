@@ -136,10 +136,9 @@ class Watchdog:
                 raise Unavailable("the client is closed")
             self._watches.add(watch)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="epochfs-watchdog", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="epochfs-watchdog", daemon=True)
+                thread.start()
+                self._thread = thread
             self._wake_by(watch.deadline)
         return watch
 
