@@ -24,6 +24,9 @@ from epochfs.ttlcache import Entry, LruStore
 
 _ALGORITHM, _DIGEST_BYTES = "sha256", 32
 _NEVER = float("-inf")
+_MOST_OTHERS = 100_000
+"""So many tags without a row are remembered: anybody may ask for any number of absent ones."""
+
 _name = attrgetter("name")
 
 Key = tuple[Repository, Tag]
@@ -38,7 +41,7 @@ class Resolved:
 
 
 class TagTables:
-    """The store of a `TtlCache` of tags: at most `limit` rows, and as many tags without a row.
+    """The store of a `TtlCache` of tags: at most `limit` rows, and fewer tags without a row.
 
     The least recently used goes first, a repository's rows at once.
     """
@@ -46,7 +49,7 @@ class TagTables:
     def __init__(self, limit: float) -> None:
         self._lock = threading.Lock()
         self._tables: LRUCache[Repository, _Table] = LRUCache(limit, getsizeof=len)
-        self._others: LruStore[Key, Resolved] = LruStore(limit)
+        self._others: LruStore[Key, Resolved] = LruStore(min(limit, _MOST_OTHERS))
 
     def arrange(self, repository: Repository, tags: tuple[Tag, ...]) -> None:
         """Give the sorted tags of a new listing their rows, with what is known of them."""

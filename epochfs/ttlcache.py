@@ -81,9 +81,6 @@ class LruStore(Generic[K, V]):
 
         self._entries: LRUCache[K, Entry[V]] = LRUCache(limit, size_of and measured)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def get(self, key: K) -> Entry[V] | None:
         """Return the entry for `key`, which is the most recently used from then on."""
         return self._entries.get(key)
@@ -171,7 +168,9 @@ class TtlCache(Generic[K, V]):
             self._remember(key, flight.value, None)
         except NotFound as error:
             flight.error = error
-            self._remember(key, None, error)
+            # Bare: its traceback would keep the frames of this fetch, and with them the error
+            # that was remembered before, and so on back to the first.
+            self._remember(key, None, type(error)(*error.args))
         except (Unavailable, DeadlineExceeded) as error:
             if old is None or old.error is not None or self._clock() >= old.stale_until:
                 flight.error = error

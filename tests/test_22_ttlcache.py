@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -108,7 +110,10 @@ class TestBounds:
         for number in range(1000):
             with pytest.raises(NotFound):
                 cache.get(str(number))
-        assert len(cache._store) == 10
+        for number in (*range(990, 1000), 0):
+            with pytest.raises(NotFound):
+                cache.get(str(number))
+        assert source.fetched[1000:] == ["0"]
 
 
 class TestTime:
@@ -161,6 +166,24 @@ class TestErrors:
         source.error = None
         clock.now += 0.1
         assert cache.get("a") == "a2"
+
+    def test_an_absence_that_is_asked_for_again_and_again_leaves_nothing_behind(
+        self, clock: Clock
+    ) -> None:
+        raised: weakref.WeakSet[NotFound] = weakref.WeakSet()
+
+        def fetch(key: str) -> str:
+            error = NotFound("no such thing")
+            raised.add(error)
+            raise error
+
+        cache = TtlCache("thing", fetch, POLICY, clock=clock)
+        for _ in range(200):
+            with pytest.raises(NotFound):
+                cache.get("a")
+            clock.now += 5
+        gc.collect()
+        assert len(raised) == 0
 
     @pytest.mark.parametrize(
         "kind",

@@ -116,6 +116,17 @@ def test_a_listing_over_the_bound_gets_no_rows_and_its_tags_are_bounded_one_by_o
     assert sum(tables.get((APP, tag)) is not None for tag in listing) == 100
 
 
+def test_tags_that_no_listing_names_have_a_bound_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("epochfs.tagtables._MOST_OTHERS", 10)
+    tables = TagTables(100)
+    absent = tags(*(f"absent{number}" for number in range(50)))
+    for tag in absent:
+        tables.put((APP, tag), Entry(None, NotFound("no such tag"), 10.0, 10.0))
+    assert sum(tables.get((APP, tag)) is not None for tag in absent) == 10
+
+
 @pytest.fixture
 def traced() -> Iterator[None]:
     tracemalloc.start()
