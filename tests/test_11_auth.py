@@ -226,6 +226,61 @@ def test_the_expiry_of_tokens_is_told(clock: list[float]) -> None:
     assert abs(expiry - time.time() - 200) < 5
 
 
+class NamingServer(TokenServer):
+    """Issues tokens that say to whom."""
+
+    def __call__(self, request: TokenRequest) -> bytes:
+        self.requests.append(request)
+        secret = request.authorization.partition(" ")[2]
+        who = base64.b64decode(secret).decode() or parse_qs(request.form)["refresh_token"][0]
+        return json.dumps({"token": f"for-{who}", "expires_in": 3600}).encode()
+
+
+def write_logins(path: Path, **entries: dict[str, str]) -> None:
+    """Write a file with an entry for each directory of repositories."""
+    auths = {f"reg.example/{name}": entry for name, entry in entries.items()}
+    path.write_text(json.dumps({"auths": auths}))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"username": "robot", "password": "a"}, {"username": "robot", "password": "b"}),
+        ({"identitytoken": "a"}, {"identitytoken": "b"}),
+    ],
+)
+def test_logins_that_look_the_same_have_tokens_of_their_own(
+    tmp_path: Path, first: dict[str, str], second: dict[str, str]
+) -> None:
+    write_logins(tmp_path / "auth.json", one=first, two=second)
+    server, subject = NamingServer(), authenticator(auth_files=(tmp_path / "auth.json",))
+    tokens = {
+        subject.renew(f"{name}/app:pull", CHALLENGE, "", 0, server, 1) for name in ("one", "two")
+    }
+    assert {token[-1] for token in tokens} == {"a", "b"}
+
+
+def test_the_token_of_a_login_is_not_sent_once_the_file_has_another(tmp_path: Path) -> None:
+    path = tmp_path / "auth.json"
+    server, subject = NamingServer(), authenticator(auth_files=(path,))
+    write_logins(path, team={"username": "alice", "password": "old"})
+    assert subject.renew("team/app:pull", CHALLENGE, "", 0, server, 1) == "Bearer for-alice:old"
+    write_logins(path, team={"username": "bob", "password": "geheim"})
+    assert subject.header("team/app:pull", server, 1) == "Bearer for-bob:geheim"
+    assert subject.header("team/app:pull", server, 1) == "Bearer for-bob:geheim"
+    write_logins(path, team={"username": "alice", "password": "old"})
+    assert subject.header("team/app:pull", server, 1) == "Bearer for-alice:old"
+    assert len(server.requests) == 2
+
+
+def test_after_a_bearer_challenge_basic_is_sent_no_more() -> None:
+    server, subject = TokenServer(), authenticator(username="user", password="secret")
+    subject.renew("a:pull", 'Basic realm="x"', "", 0, server, 1)
+    subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
+    assert subject.header("a:pull", server, 1) == "Bearer t"
+    assert subject.header("b:pull", server, 1) == ""
+
+
 def test_a_basic_challenge_is_answered_with_basic_from_then_on() -> None:
     server, subject = TokenServer(), authenticator(username="user", password="secret")
     assert subject.renew("a:pull", 'Basic realm="x"', "", 0, server, 1) == BASIC

@@ -305,9 +305,9 @@ def test_refused_credentials_are_replaced_before_anyone_is_denied(installed: Ins
         return b'{"token": "t"}'
 
     challenge = 'Bearer realm="https://auth.example/"'
-    assert (
-        Authenticator(store, "https").renew("a:pull", challenge, "", 0, fetch, SOON) == "Bearer t"
-    )
+    subject = Authenticator(store, "https")
+    assert subject.renew("a:pull", challenge, "", 0, fetch, SOON) == "Bearer t"
+    assert subject.header("a:pull", fetch, SOON) == "Bearer t"
     assert len(set(sent)) == len(sent) == 2
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cachetools import LRUCache
 
@@ -58,8 +58,9 @@ class Authenticator:
     def header(self, scope: str, fetch: Fetch, patience: float) -> str:
         """Return the Authorization value for a first attempt, or "" to send none.
 
-        Fetches a token only to replace one that is about to expire. `patience` is how many
-        seconds there are to get it.
+        Fetches a token only to replace one that is about to expire, or that was issued to other
+        credentials than there are now. `patience` is how many seconds there are to get it. Raises
+        what `renew` does.
         """
         static = self._store.bearer()
         if static:
@@ -69,7 +70,10 @@ class Authenticator:
             return self._basic(turn, "")
         with self._lock:
             key = self._keys.get(scope)
-        return "" if key is None else self._bearer(key, 0.0, turn)
+        if key is None:
+            return ""
+        login = self._store.login(turn.repository, turn.deadline)
+        return self._bearer(replace(key, login=login), 0.0, turn)
 
     def renew(
         self,
@@ -97,9 +101,8 @@ class Authenticator:
             parameters = offered["bearer"].parameters
             realm = checked_realm(parameters.get("realm", ""), self._registry_scheme)
             login = self._store.login(turn.repository, turn.deadline)
-            key = TokenKey(
-                realm, parameters.get("service", ""), parameters.get("scope", ""), str(login)
-            )
+            key = TokenKey(realm, parameters.get("service", ""), parameters.get("scope", ""), login)
+            self._basic_wanted = False
             with self._lock:
                 self._keys[scope] = key
             return self._bearer(key, sent_at, turn)
@@ -137,7 +140,22 @@ class Authenticator:
         return login.basic() if login is not None else ""
 
     def _bearer(self, key: TokenKey, asked_since: float, turn: _Turn) -> str:
-        """Return the Authorization value for a token asked for no earlier than `asked_since`."""
+        """Return the Authorization value for a token asked for no earlier than `asked_since`.
+
+        Where the token server refuses the credentials, those there are then are tried.
+        """
+        try:
+            token = self._token(key, asked_since, turn)
+        except Denied:
+            if key.login is None:
+                raise
+            another = self._store.after_refusal(key.login, turn.repository, turn.deadline)
+            if another is None:
+                raise
+            token = self._token(replace(key, login=another), asked_since, turn)
+        return f"Bearer {token.value}" if token.value else ""
+
+    def _token(self, key: TokenKey, asked_since: float, turn: _Turn) -> Token:
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             token = slot.token
@@ -147,28 +165,25 @@ class Authenticator:
             try:
                 token = slot.token
                 if token is None or not token.usable(asked_since):
-                    token = slot.token = self._fetched(key, turn)
+                    token = slot.token = _asked(key, turn.fetch)
             finally:
                 slot.gate.release()
-        return f"Bearer {token.value}" if token.value else ""
+        return token
 
-    def _fetched(self, key: TokenKey, turn: _Turn) -> Token:
-        """Get a token with the credentials there are, and those there are once these are refused.
 
-        Without credentials some servers give no token at all, yet the registry may answer
-        anonymous requests; that is remembered, so that not every request asks again.
-        """
-        login = self._store.login(turn.repository, turn.deadline)
-        try:
-            return ask(key, login, turn.fetch)
-        except Denied:
-            if login is None:
-                now = time.monotonic()
-                return Token("", now, now + SHORTEST_LIFE)
-            another = self._store.after_refusal(login, turn.repository, turn.deadline)
-            if another is None:
-                raise
-        return ask(key, another, turn.fetch)
+def _asked(key: TokenKey, fetch: Fetch) -> Token:
+    """Get a token.
+
+    Without credentials some servers give no token at all, yet the registry may answer anonymous
+    requests; that is remembered, so that not every request asks again.
+    """
+    try:
+        return ask(key, fetch)
+    except Denied:
+        if key.login is not None:
+            raise
+        now = time.monotonic()
+        return Token("", now, now + SHORTEST_LIFE)
 
 
 def _turn(scope: str, fetch: Fetch, patience: float) -> _Turn:

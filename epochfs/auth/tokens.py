@@ -49,12 +49,12 @@ Unsupported for 404 and 405."""
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """What a token was issued for, in the words of the challenge, and to whom."""
+    """What a token was issued for, in the words of the challenge, and to whom: None for nobody."""
 
     realm: str
     service: str
     scope: str
-    account: str
+    login: Login | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +70,36 @@ class Token:
         return self.asked_at >= asked_since and time.monotonic() < self.expires_at - _EXPIRY_MARGIN
 
 
-def ask(key: TokenKey, login: Login | None, fetch: Fetch) -> Token:
-    """Get a token for a login, or for nobody; raises Denied, and ProtocolViolation.
+def ask(key: TokenKey, fetch: Fetch) -> Token:
+    """Get a token; raises Denied, and ProtocolViolation.
 
     An identity token is posted. A password goes with a GET, which every token server but those
     of OAuth 2 alone takes, and is posted to the others.
     """
     asked_at = time.monotonic()
     try:
-        if login is not None and login.identity_token:
-            raw = fetch(_post(key, login))
+        if key.login is not None and key.login.identity_token:
+            raw = fetch(_post(key, key.login))
         else:
-            raw = _ask_by_get(key, login, fetch)
+            raw = _ask_by_get(key, fetch)
     except Unsupported as error:
         raise ProtocolViolation(f"{error}: no answer of a token server") from None
     value, lifetime = parse_token(raw)
     return Token(value, asked_at, asked_at + lifetime)
 
 
-def _ask_by_get(key: TokenKey, login: Login | None, fetch: Fetch) -> bytes:
+def _ask_by_get(key: TokenKey, fetch: Fetch) -> bytes:
     try:
-        return fetch(_get(key, login))
+        return fetch(_get(key))
     except Unsupported:
-        if login is None or not login.password:
+        if key.login is None or not key.login.password:
             raise
-        return fetch(_post(key, login))
+        return fetch(_post(key, key.login))
 
 
-def _get(key: TokenKey, login: Login | None) -> TokenRequest:
+def _get(key: TokenKey) -> TokenRequest:
     """Return the request by GET; a challenge's several scopes become several parameters."""
+    login = key.login
     query = [("service", key.service)] if key.service else []
     query += [("scope", scope) for scope in key.scope.split()]
     query.append(("client_id", CLIENT_ID))
