@@ -71,7 +71,14 @@ class _Each(Protocol):
 class Listings:
     """The registry's names, remembered. Any thread may call anything."""
 
-    def __init__(self, source: Source, options: ListingOptions, history: TagHistory) -> None:
+    def __init__(
+        self,
+        source: Source,
+        options: ListingOptions,
+        history: TagHistory,
+        recalled: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`recalled` tells how often the source gave an older answer, to be asked again soon."""
         self._source = source
         self._options = options
         self._history = history
@@ -85,11 +92,17 @@ class Listings:
             options.listing_ttl, options.negative_ttl, options.stale_if_error, limit=1_000_000
         )
         lasting = CachePolicy(_FOREVER, options.negative_ttl, limit=_MANIFEST_BYTES)
-        self._catalogues = TtlCache("the catalogue", self._fetch_catalogue, changing)
-        self._tags = TtlCache("tags of", self._fetch_tags, changing, size_of=_counted)
+        self._catalogues = TtlCache(
+            "the catalogue", self._fetch_catalogue, changing, recalled=recalled
+        )
+        self._tags = TtlCache(
+            "tags of", self._fetch_tags, changing, size_of=_counted, recalled=recalled
+        )
         self._tables = TagTables(changing.limit)
-        self._resolved = TtlCache("tag", self._fetch_resolved, changing, store=self._tables)
-        self._heads = TtlCache("blob", self._fetch_head, changing)
+        self._resolved = TtlCache(
+            "tag", self._fetch_resolved, changing, store=self._tables, recalled=recalled
+        )
+        self._heads = TtlCache("blob", self._fetch_head, changing, recalled=recalled)
         self._manifests = TtlCache(
             "manifest",
             self._fetch_manifest,
@@ -99,7 +112,7 @@ class Listings:
         self._described = TtlCache(
             "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED)
         )
-        self._referrers = Referrers(source, self._tagged, changing, self._ahead)
+        self._referrers = Referrers(source, self._tagged, changing, self._ahead, recalled)
         self._contents = TtlCache("content", self._fetch_content, lasting, size_of=len)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)

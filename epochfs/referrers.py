@@ -37,7 +37,12 @@ class Referrers:
     """The referrers in one registry, remembered. Any thread may call anything."""
 
     def __init__(
-        self, source: Source, tagged: Tagged, policy: CachePolicy, ahead: Executor
+        self,
+        source: Source,
+        tagged: Tagged,
+        policy: CachePolicy,
+        ahead: Executor,
+        recalled: Callable[[], int],
     ) -> None:
         self._source = source
         self._ahead = ahead
@@ -46,7 +51,11 @@ class Referrers:
         self._uncalled: TTLCache[Repository, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
         self._listed: LRUCache[Repository, Sequence[Digest]] = LRUCache(_MAX_LISTED)
         self._cache = TtlCache(
-            "referrers of", self._fetch, policy, size_of=lambda found: 1 + len(found)
+            "referrers of",
+            self._fetch,
+            policy,
+            size_of=lambda found: 1 + len(found),
+            recalled=recalled,
         )
 
     def expect(self, repository: Repository, digests: Iterable[Digest]) -> None:

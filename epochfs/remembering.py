@@ -70,7 +70,7 @@ class RememberingClient:
 
     @property
     def recalled(self) -> int:
-        """How many answers were served from the cache in place of the registry's."""
+        """How many answers, refusals among them, the cache gave in place of the registry."""
         return self._recalled
 
     def catalog(self) -> list[str]:
@@ -211,6 +211,7 @@ class RememberingClient:
             return None
         refusal = _REFUSALS.get(raw)
         if refusal is not None:
+            self._count_recalled()
             raise refusal("so the registry said when it last answered")
         try:
             if not raw.startswith(_ANSWER):
@@ -220,9 +221,12 @@ class RememberingClient:
             log.info("a remembered answer cannot be used: %s", error)
             self._answers.forget(question)
             return None
+        self._count_recalled()
+        return value
+
+    def _count_recalled(self) -> None:
         with self._lock:
             self._recalled += 1
-        return value
 
     def _remember_description(self, name: Repository, document: Document) -> None:
         """Keep what a HEAD of the manifest would say."""

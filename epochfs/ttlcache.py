@@ -6,6 +6,7 @@
 - **Negative**: NotFound is remembered for `negative_ttl` seconds. No other error ever is.
 - **Stale if error**: when the registry cannot be reached, an older value still serves, up to
   `stale` seconds past its time; the next try is made `negative_ttl` seconds later.
+- **Recalled**: so is it where the fetch itself had an older value to give, which it counts.
 
 Locks: `TtlCache._lock` guards the store and the flights; no fetch happens under it. A store with a
 lock of its own is called under this one.
@@ -104,7 +105,11 @@ class LruStore(Generic[K, V]):
 
 @dataclass(slots=True, eq=False)
 class _Flight(Generic[V]):
-    """A fetch under way and, once `done`, how it ended."""
+    """A fetch under way and, once `done`, how it ended.
+
+    It is one that `TtlCache._flights` names, or was begun before that was cleared: then nothing of
+    it is kept, and who comes later does not wait for it.
+    """
 
     done: threading.Event = field(default_factory=threading.Event)
     value: V | None = None
@@ -114,7 +119,8 @@ class _Flight(Generic[V]):
 class TtlCache(Generic[K, V]):
     """A cache over `fetch`; `name` says in log lines what it holds.
 
-    Without a `store` it keeps entries by number, or by `size_of` their values.
+    Without a `store` it keeps entries by number, or by `size_of` their values. `recalled` tells how
+    often a fetch, of any key, has given an older value in place of the present one.
     """
 
     def __init__(
@@ -125,11 +131,13 @@ class TtlCache(Generic[K, V]):
         *,
         size_of: Callable[[V], float] | None = None,
         store: Store[K, V] | None = None,
+        recalled: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._fetch = fetch
         self._policy = policy
+        self._recalled = recalled
         self._clock = clock
         self._lock = threading.Lock()
         self._flights: dict[K, _Flight[V]] = {}
@@ -158,26 +166,32 @@ class TtlCache(Generic[K, V]):
             return entry.value if entry is not None and self._clock() < entry.until else None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, and what is being fetched just now."""
         with self._lock:
             self._store.clear()
+            self._flights = {}
 
     def _fly(self, key: K, flight: _Flight[V], old: Entry[V] | None) -> None:
+        recalled = self._recalled()
         try:
             flight.value = self._fetch(key)
-            self._remember(key, flight.value, None)
+            is_new = self._recalled() == recalled
+            ttl = self._policy.ttl if is_new else min(self._policy.ttl, self._policy.negative_ttl)
+            self._keep(key, flight, Entry(flight.value, None, *self._times(ttl)))
         except NotFound as error:
             flight.error = error
             # Bare: its traceback would keep the frames of this fetch, and with them the error
             # that was remembered before, and so on back to the first.
-            self._remember(key, None, type(error)(*error.args))
+            bare = type(error)(*error.args)
+            self._keep(key, flight, Entry(None, bare, *self._times(self._policy.negative_ttl)))
         except (Unavailable, DeadlineExceeded) as error:
             if old is None or old.error is not None or self._clock() >= old.stale_until:
                 flight.error = error
             else:
                 flight.value = old.value
                 log.info("%s %s is served stale: %s", self._name, printable(key), error)
-                self._keep(key, old)
+                until, _ = self._times(self._policy.negative_ttl)
+                self._keep(key, flight, Entry(old.value, None, until, old.stale_until))
         except EpochfsError as error:
             flight.error = error
         except BaseException:
@@ -185,22 +199,19 @@ class TtlCache(Generic[K, V]):
             raise
         finally:
             with self._lock:
-                del self._flights[key]
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
             flight.done.set()
 
-    def _remember(self, key: K, value: V | None, error: NotFound | None) -> None:
-        now = self._clock()
-        until = now + (self._policy.ttl if error is None else self._policy.negative_ttl)
-        self._put(key, Entry(value, error, until, until + self._policy.stale))
+    def _times(self, ttl: float) -> tuple[float, float]:
+        """Return until when an entry made now is used, and until when it is where there is need."""
+        until = self._clock() + ttl
+        return until, until + self._policy.stale
 
-    def _keep(self, key: K, old: Entry[V]) -> None:
-        """Use an old value a little longer before the registry is asked again."""
-        until = self._clock() + self._policy.negative_ttl
-        self._put(key, Entry(old.value, None, until, old.stale_until))
-
-    def _put(self, key: K, entry: Entry[V]) -> None:
+    def _keep(self, key: K, flight: _Flight[V], entry: Entry[V]) -> None:
         with self._lock:
-            self._store.put(key, entry)
+            if self._flights.get(key) is flight:
+                self._store.put(key, entry)
 
 
 def _unwrap(value: V | None, error: EpochfsError | None) -> V:

@@ -139,6 +139,21 @@ class TestTime:
         clock.now += 60
         assert cache.peek("a") is None
 
+    def test_what_was_recalled_is_asked_for_again_soon(self, source: Source, clock: Clock) -> None:
+        recalled = [0]
+
+        def fetch(key: str) -> str:
+            recalled[0] += key == "recalled"
+            return source(key)
+
+        cache = TtlCache("thing", fetch, POLICY, recalled=lambda: recalled[0], clock=clock)
+        for key in ("recalled", "new"):
+            cache.get(key)
+        clock.now += 4.9
+        assert (cache.peek("recalled"), cache.peek("new")) == ("recalled1", "new2")
+        clock.now += 0.1
+        assert (cache.peek("recalled"), cache.peek("new")) == (None, "new2")
+
     def test_clearing_forgets(self, cache: TtlCache[str, str]) -> None:
         cache.get("a")
         cache.clear()
@@ -333,6 +348,20 @@ class TestThreads:
                 cache.get("a")
             gate.go.set()
             assert first.result(PATIENCE) == "a1"
+
+    def test_what_was_asked_for_before_a_clearing_is_not_kept_after_it(self) -> None:
+        gate = Gate()
+        cache = TtlCache("thing", gate, POLICY)
+        with ThreadPoolExecutor(2) as pool:
+            before = pool.submit(cache.get, "a")
+            assert gate.began.wait(PATIENCE)
+            gate.began.clear()
+            cache.clear()
+            after = pool.submit(cache.get, "a")
+            assert gate.began.wait(PATIENCE)
+            gate.go.set()
+            assert before.result(PATIENCE) == after.result(PATIENCE) == "a2"
+        assert gate.fetches == 2
 
     def test_a_bug_in_a_fetch_reaches_its_caller_and_strands_nobody(
         self, cache: TtlCache[str, str], source: Source

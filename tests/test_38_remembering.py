@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,15 +14,17 @@ from builders import image, load
 from epochfs import health as health_module
 from epochfs.answers import AnswerStore
 from epochfs.client import RegistryClient
-from epochfs.config import Credentials, RegistryUrl, TransportOptions
+from epochfs.config import Credentials, ListingOptions, RegistryUrl, TransportOptions
 from epochfs.errors import Denied, NotFound, Unavailable, Unsupported
 from epochfs.health import Health
 from epochfs.hosts import RegistryHosts, find
+from epochfs.listings import Listings
 from epochfs.manifests import OCI_MANIFEST
 from epochfs.names import Digest, Repository, Tag
 from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.remembering import RememberingClient
 from epochfs.samples import descriptor
+from epochfs.taghistory import TagHistory
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 IMAGE = image()
@@ -214,6 +217,25 @@ def test_a_registry_without_a_catalogue_has_none_while_it_is_down_either(opened:
         registry.stop()
         with pytest.raises(Unsupported):
             opened(registry).catalog()
+
+
+def test_an_answer_recalled_for_one_failure_of_the_registry_is_soon_asked_for_again(
+    opened: Open, tmp_path: Path
+) -> None:
+    with Closing() as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        opened(registry).resolve(APP, LATEST)
+        load(registry, "team/app", "latest", SIGNATURE)
+        client = opened(registry)
+        history = TagHistory(tmp_path / "tags.sqlite", registry.url)
+        options = ListingOptions(metadata_ttl=60, negative_ttl=0.1)
+        listings = Listings(client, options, history, lambda: client.recalled)
+        with closing(history), closing(listings):
+            registry.status = 503
+            assert listings.resolve(APP, LATEST).digest == IMAGE.digest
+            registry.status = 0
+            time.sleep(0.15)
+            assert listings.resolve(APP, LATEST).digest == SIGNATURE.digest
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"=application/json\n{}", b"=\xff\n{}", b"=[7]"])

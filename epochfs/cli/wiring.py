@@ -99,10 +99,10 @@ def _assemble(
         listings = Listings(source, plan.listings, history)
         blobs = LayoutBlobs(source, plan.blobs)
     else:
-        remembering = _remembering(plan, source, cache, closing)
+        remembering = client = _remembering(plan, source, cache, closing)
         # What is served while the registry is down, and for how long, is decided in one place.
         fresh = dataclasses.replace(plan.listings, stale_if_error=0.0)
-        listings = Listings(remembering, fresh, history)
+        listings = Listings(client, fresh, history, lambda: client.recalled)
         source.health.on_return = listings.clear
         blobs = Blobs(remembering, cache, plan.blobs)
     closing.callback(listings.close)
