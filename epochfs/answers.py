@@ -10,7 +10,9 @@ Answers about names grow old, and are asked for with a limit of age. What a dige
 The file is bounded: those given longest ago go first. Writing is put off for a moment and done in
 one transaction by a thread, for a listing of a thousand tags is a thousand answers.
 
-Locks: `_connection_lock` serialises use of the one connection; `_pending_lock` guards what is yet
+A damaged file is replaced, even if that shows only in use: the answers are then given anew.
+
+Locks: `_database_lock` serialises use of the database; `_pending_lock` guards what is yet
 to be written, and is the leaf. Local statements run under the first, nothing under the second.
 """
 
@@ -26,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from epochfs.database import open_database
+from epochfs.database import Database
 from epochfs.errors import CacheFailure, DeadlineExceeded, Denied
 
 log = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ class AnswerStore:
         self._fingerprint = fingerprint
         self._limit = limit
         self._clock = clock
-        self._connection_lock = threading.Lock()
+        self._database_lock = threading.Lock()
         self._pending_lock = threading.Lock()
         self._pending: dict[tuple[str, Question], tuple[float, bytes]] = {}
         self._pending_bytes = 0
@@ -88,8 +90,7 @@ class AnswerStore:
         self._closing = threading.Event()
         self._unknown = ""
         try:
-            self._connection = open_database(path, _SCHEMA, "what the registry said")
-            self._salt = _salt(self._connection)
+            self._database = Database(path, _SCHEMA, "what the registry said", self._salted)
         except (OSError, sqlite3.Error) as error:
             raise CacheFailure(f"cannot keep what the registry says in {path}: {error}") from error
         self._thread = threading.Thread(target=self._write_on, name="answers", daemon=True)
@@ -115,14 +116,16 @@ class AnswerStore:
             return None
         since = 0.0 if max_age is None else self._clock() - max_age
         try:
-            with self._connection_lock:
+            with self._database_lock:
                 self._write_pending()
-                row = self._connection.execute(
-                    "SELECT value FROM answer "
-                    "WHERE scope=? AND repository=? AND kind=? AND name=? AND given>=?",
-                    (scope, question.repository, question.kind, question.name, since),
-                ).fetchone()
-        except sqlite3.Error as error:
+                row = self._database.run(
+                    lambda database: database.execute(
+                        "SELECT value FROM answer "
+                        "WHERE scope=? AND repository=? AND kind=? AND name=? AND given>=?",
+                        (scope, question.repository, question.kind, question.name, since),
+                    ).fetchone()
+                )
+        except (OSError, sqlite3.Error) as error:
             log.warning("what the registry said cannot be read: %s", error)
             return None
         return None if row is None else bytes(row[0])
@@ -140,9 +143,17 @@ class AnswerStore:
         self._closing.set()
         self._wake.set()
         self._thread.join()
-        with self._connection_lock:
+        with self._database_lock:
             self._write_pending()
-            self._connection.close()
+            self._database.close()
+
+    def _salted(self, database: sqlite3.Connection) -> None:
+        """Take the salt of a file, which is made at its first use."""
+        with database:
+            database.execute(
+                "INSERT OR IGNORE INTO salt VALUES (1, ?)", (secrets.token_bytes(_SALT_BYTES),)
+            )
+            self._salt = bytes(database.execute("SELECT value FROM salt").fetchone()[0])
 
     def _scope(self, repository: str) -> str | None:
         """Return whose answers about a repository are ours, or None if that cannot be said."""
@@ -161,15 +172,19 @@ class AnswerStore:
         scope = self._scope(repository)
         if scope is None:
             return
+
+        def delete(database: sqlite3.Connection) -> None:
+            with database:
+                database.execute(
+                    f"DELETE FROM answer WHERE scope=? AND repository=?{which}",
+                    (scope, repository, *names),
+                )
+
         try:
-            with self._connection_lock:
+            with self._database_lock:
                 self._write_pending()
-                with self._connection as connection:
-                    connection.execute(
-                        f"DELETE FROM answer WHERE scope=? AND repository=?{which}",
-                        (scope, repository, *names),
-                    )
-        except sqlite3.Error as error:
+                self._database.run(delete)
+        except (OSError, sqlite3.Error) as error:
             log.warning("what the registry said cannot be forgotten: %s", error)
 
     def _write_on(self) -> None:
@@ -178,11 +193,11 @@ class AnswerStore:
             self._wake.wait()
             self._wake.clear()
             self._closing.wait(_PAUSE_SECONDS)
-            with self._connection_lock:
+            with self._database_lock:
                 self._write_pending()
 
     def _write_pending(self) -> None:
-        """Write what is pending, or lose it where the disk fails. The connection's lock is held."""
+        """Write what is pending, or lose it where the disk fails. The database's lock is held."""
         with self._pending_lock:
             pending, self._pending, self._pending_bytes = self._pending, {}, 0
         rows = [
@@ -191,20 +206,24 @@ class AnswerStore:
         ]
         if not rows:
             return
-        try:
-            with self._connection as connection:
-                connection.executemany(
+
+        def write(database: sqlite3.Connection) -> None:
+            with database:
+                database.executemany(
                     "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?)", rows
                 )
-            self._shrink()
-        except sqlite3.Error as error:
+            self._shrink(database)
+
+        try:
+            self._database.run(write)
+        except (OSError, sqlite3.Error) as error:
             log.info("%d answers of the registry are not kept: %s", len(rows), error)
 
-    def _shrink(self) -> None:
+    def _shrink(self, database: sqlite3.Connection) -> None:
         """Remove the oldest answers, a tenth at a time, until the file is within its limit."""
-        while _used(self._connection) > self._limit:
-            with self._connection as connection:
-                gone = connection.execute(
+        while _used(database) > self._limit:
+            with database:
+                gone = database.execute(
                     "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer ORDER BY given "
                     "LIMIT (SELECT 1 + count(*) / 10 FROM answer))"
                 )
@@ -212,17 +231,8 @@ class AnswerStore:
                 return
 
 
-def _salt(connection: sqlite3.Connection) -> bytes:
-    """Return the salt of this file, made at its first use."""
-    with connection:
-        connection.execute(
-            "INSERT OR IGNORE INTO salt VALUES (1, ?)", (secrets.token_bytes(_SALT_BYTES),)
-        )
-        return bytes(connection.execute("SELECT value FROM salt").fetchone()[0])
-
-
-def _used(connection: sqlite3.Connection) -> int:
+def _used(database: sqlite3.Connection) -> int:
     """Return how many bytes of the file hold something; free pages are used again."""
     sizes = ("page_count", "freelist_count", "page_size")
-    pages, free, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in sizes)
+    pages, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in sizes)
     return int((pages - free) * size)

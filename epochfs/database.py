@@ -2,6 +2,9 @@
 
 A `flock` of the directory lets one process at a time open a file: two that make it at once would
 each find it locked, and take that for damage. Write-ahead logging lets several mounts share it.
+
+Most damage shows only when a page is read. Who meets it then opens the file again, which another
+mount may have replaced by then, and replaces it only if a check of the whole finds the damage too.
 """
 
 from __future__ import annotations
@@ -11,30 +14,85 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+from epochfs.errors import printable
 
 log = logging.getLogger(__name__)
 
 _BUSY_SECONDS = 5.0
 
 
-def open_database(path: Path, schema: str, what: str) -> sqlite3.Connection:
-    """Open a file that has the tables of `schema`, or a new one in its place if it is damaged.
+T = TypeVar("T")
 
-    `what` is in it, as a log line may say. The connection may be used by any thread, one at a
-    time. Raises OSError and sqlite3.Error.
+
+class Database:
+    """A file that has the tables of `schema`; used by any thread, but by one at a time.
+
+    `what` is in it, as a log line may say. `prepare` is called with each connection made. Raises
+    OSError and sqlite3.Error, as does `run`.
     """
-    with _alone_in(path.parent):
+
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        what: str,
+        prepare: Callable[[sqlite3.Connection], None] = lambda _: None,
+    ) -> None:
+        self._path = path
+        self._schema = schema
+        self._what = what
+        self._prepare = prepare
+        self._connection = self._open(_connect)
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do this with the connection; once more, where the file proves damaged, with a new one."""
         try:
-            return _connect(path, schema)
-        except sqlite3.OperationalError:
-            raise  # locked, or a disk that fails: nothing is known to be wrong with the file
+            return work(self._connection)
         except sqlite3.DatabaseError as error:
-            log.warning("%s in %s is damaged and begins anew: %s", what, path, error)
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        return _connect(path, schema)
+            if not _is_damage(error):
+                raise
+            log.info("%s in %s seems damaged: %s", self._what, self._path, error)
+        fresh = self._open(_checked)
+        self.close()
+        self._connection = fresh
+        return work(fresh)
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    def _open(self, connect: Callable[[Path, str], sqlite3.Connection]) -> sqlite3.Connection:
+        """Open the file, or a new one in its place if it is damaged."""
+        with _alone_in(self._path.parent):
+            try:
+                connection = connect(self._path, self._schema)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                log.warning(
+                    "%s in %s is damaged and begins anew: %s",
+                    self._what,
+                    self._path,
+                    printable(error),
+                )
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+                connection = _connect(self._path, self._schema)
+            self._prepare(connection)
+            return connection
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error says that the file is wrong; its subclasses are about other things.
+
+    Such as a file that is locked, or a disk that fails.
+    """
+    return type(error) is sqlite3.DatabaseError
 
 
 @contextlib.contextmanager
@@ -56,4 +114,17 @@ def _connect(path: Path, schema: str) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.executescript(schema)
     connection.commit()
+    return connection
+
+
+def _checked(path: Path, schema: str) -> sqlite3.Connection:
+    """Connect, and read all of the file; raises sqlite3.DatabaseError if it is damaged."""
+    connection = _connect(path, schema)
+    try:
+        [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection

@@ -6,20 +6,19 @@ would miss it or copy everything again. The registry does not tell, so the first
 A `database` that several mounts may share. A damaged file is replaced: times then begin anew, which
 costs a backup a second look and nothing else.
 
-Locks: `TagHistory._lock` serialises use of the one connection. The local statements under it take
-microseconds; none waits for the network.
+Locks: `TagHistory._lock` serialises use of the database. The local statements under it take
+microseconds, unless a damaged file is replaced; none waits for the network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from epochfs.database import open_database
+from epochfs.database import Database
 from epochfs.errors import CacheFailure
 from epochfs.names import Digest, Repository, Tag
 
@@ -47,7 +46,7 @@ class TagHistory:
         self._clock = clock
         self._lock = threading.Lock()
         try:
-            self._connection = open_database(path, _SCHEMA, "the tag history")
+            self._database = Database(path, _SCHEMA, "the tag history")
         except (OSError, sqlite3.Error) as error:
             raise CacheFailure(f"cannot keep the tag history in {path}: {error}") from error
 
@@ -55,19 +54,22 @@ class TagHistory:
         """Return since when `tag` has `digest`, in nanoseconds of the epoch; now if that is new."""
         key = (self._registry, repository.name, tag.name)
         try:
-            with self._lock, self._connection as connection:
-                row = connection.execute(
-                    "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
-                    key,
-                ).fetchone()
-                if row is not None and row[0] == str(digest):
-                    return int(row[1])
-                row = connection.execute(_UPSERT, (*key, str(digest), self._clock())).fetchone()
-                return int(row[0])
-        except sqlite3.Error as error:
+            with self._lock:
+                return self._database.run(lambda database: self._seen(database, key, str(digest)))
+        except (OSError, sqlite3.Error) as error:
             raise CacheFailure(f"the tag history failed: {error}") from error
+
+    def _seen(self, database: sqlite3.Connection, key: tuple[str, str, str], digest: str) -> int:
+        with database:
+            row = database.execute(
+                "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?", key
+            ).fetchone()
+            if row is not None and row[0] == digest:
+                return int(row[1])
+            row = database.execute(_UPSERT, (*key, digest, self._clock())).fetchone()
+            return int(row[0])
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock, contextlib.suppress(sqlite3.Error):
-            self._connection.close()
+        with self._lock:
+            self._database.close()

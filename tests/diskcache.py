@@ -66,6 +66,16 @@ def place(directory: Path, kind: str, suffix: str = "") -> Path:
     return directory / "v1" / kind / "sha256" / f"{DIGEST.encoded}{suffix}"
 
 
+def damage(database: Path) -> None:
+    """Overwrite a closed database but for the pages that are read when it is opened."""
+    spared = 8 * PAGE
+    size = database.stat().st_size
+    assert size > 4 * spared
+    with database.open("r+b") as file:
+        file.seek(spared)
+        file.write(random_bytes(size - spared))
+
+
 def failing(number: int) -> Callable[..., Any]:
     def call(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))

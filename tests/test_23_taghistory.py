@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from diskcache import damage
 
 from epochfs.errors import CacheFailure
 from epochfs.names import Digest, Repository, Tag
@@ -97,6 +98,22 @@ def test_a_damaged_file_begins_anew(path: Path, damage: bytes) -> None:
         assert history.since(APP, LATEST, FIRST) == 200
     with closing(opened(path, 300)) as history:
         assert history.since(APP, LATEST, FIRST) == 200
+
+
+@pytest.mark.expects_log("is damaged and begins anew")
+def test_damage_that_shows_only_in_use_costs_two_mounts_their_times_and_no_more(
+    path: Path,
+) -> None:
+    tags = [Tag(f"t{number:04}") for number in range(2000)]
+    with closing(opened(path, 1)) as history:
+        for tag in tags:
+            history.since(APP, tag, FIRST)
+    damage(path)
+    with closing(opened(path, 10_000)) as history, closing(opened(path, 20_000)) as other:
+        times = [history.since(APP, tag, FIRST) for tag in tags]
+        assert times == sorted(times)
+        assert times[-1] > 10_000
+        assert [other.since(APP, tag, FIRST) for tag in tags] == times
 
 
 @pytest.mark.expects_log("is damaged and begins anew")

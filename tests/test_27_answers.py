@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diskcache import damage
 
 from epochfs.answers import AnswerStore, Fingerprint, Question
 from epochfs.auth import CredentialStore
@@ -89,8 +90,8 @@ def test_on_a_full_disk_what_was_kept_is_still_there(path: Path, opened: Open) -
     store = opened()
     store.put(TAGS, b"one")
     assert store.get(TAGS) == b"one"
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count={pages}")
+    pages = store._database._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._database._connection.execute(f"PRAGMA max_page_count={pages}")
     large = Question("manifest", "team/app", "large")
     store.put(large, bytes(1 << 20))
     assert store.get(large) is None
@@ -196,6 +197,24 @@ def test_a_damaged_file_begins_anew(path: Path, opened: Open) -> None:
     assert store.get(TAGS) is None
     store.put(TAGS, b"one")
     assert store.get(TAGS) == b"one"
+
+
+@pytest.mark.expects_log("is damaged and begins anew")
+def test_damage_that_shows_only_in_use_costs_what_was_kept_and_no_more(
+    path: Path, opened: Open
+) -> None:
+    filled = AnswerStore(path, REGISTRY, shown(ALICE))
+    questions = [Question("tags", f"team/app{number}") for number in range(200)]
+    for question in questions:
+        filled.put(question, b"old" * 1000)
+    filled.close()
+    damage(path)
+    store, other = opened(), opened()
+    for one in (store, other):
+        assert [one.get(question) for question in (*questions, TAGS)][-1] is None
+    store.put(TAGS, b"new")
+    assert [one.get(TAGS) for one in (store, other, opened())] == [b"new"] * 3
+    assert [store.get(question) for question in questions] == [None] * len(questions)
 
 
 def test_a_place_that_cannot_be_written_is_a_cache_failure(tmp_path: Path) -> None:
