@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _BUSY_SECONDS = 5.0
 
-
 T = TypeVar("T")
 
 

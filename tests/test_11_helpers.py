@@ -285,6 +285,17 @@ def test_threads_share_one_answer(installed: Installed) -> None:
     assert len(installed.requests) == 1
 
 
+@pytest.mark.parametrize("content", [{}, {"credsStore": "test"}], ids=["dedicated", "for all"])
+def test_a_caller_without_time_for_a_helper_makes_it_fail_for_nobody_else(
+    installed: Installed, content: dict[str, object]
+) -> None:
+    installed.install(f"sleep 0.3; {ANSWER}")
+    store = installed.store(**content)
+    with pytest.raises(DeadlineExceeded, match="docker-credential-test did not answer"):
+        ask(store, 0.1)
+    assert ask(store) == Login("from docker-credential-test", "bob", "geheim")
+
+
 def test_refused_credentials_are_replaced_before_anyone_is_denied(installed: Installed) -> None:
     """By Bearer, at the token server; and by Basic, at the registry."""
     installed.answer("bob", "old")

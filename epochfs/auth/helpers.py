@@ -6,7 +6,8 @@ of `<token>` says that the secret is an identity token. Helpers run without a sh
 anything of ours but the environment, in a session of their own, and within a time limit.
 
 What a helper said is kept until it is refused; then it is asked anew, but if it says the same
-again, or nothing, or fails, not before half a minute has passed.
+again, or nothing, or fails, not before half a minute has passed. That the caller had no time to
+wait for it is no failure of the helper's.
 
 Locks: `Helpers._gate` is held while a helper runs; others wait for it no longer than they have
 time. `Helpers._lock` guards what is kept; it is taken after the gate.
@@ -48,6 +49,10 @@ log = logging.getLogger(__name__)
 
 class _Failure(Exception):
     """What went wrong with a helper, without a word of what it said."""
+
+
+class _TooLate(_Failure):
+    """A helper did not end in time."""
 
 
 @dataclass(slots=True)
@@ -97,11 +102,14 @@ class Helpers:
                     kept.good_until = now
 
     def _ask(self, helper: Helper, before: _Kept | None, deadline: float) -> _Kept:
-        limit = min(max(deadline - time.monotonic(), 0), TIME_LIMIT)
+        left = max(deadline - time.monotonic(), 0)
         login, failure = None, ""
         try:
-            login = _login(helper, _run(_path(helper), helper.server, limit))
+            said = _run(_path(helper), helper.server, min(left, TIME_LIMIT))
+            login = _login(helper, said)
         except _Failure as error:
+            if isinstance(error, _TooLate) and left < TIME_LIMIT:
+                raise DeadlineExceeded(f"{_program(helper)} {error}") from None
             failure = f"{_program(helper)}, named in '{helper.source}', {error}"
             if before is None or before.failure != failure:
                 log.warning("no credentials for %s: %s", printable(helper.server), failure)
@@ -174,8 +182,8 @@ def _read(process: subprocess.Popen[bytes], deadline: float, seconds: float) -> 
     raise _Failure("says more than credentials can be")
 
 
-def _too_late(seconds: float) -> _Failure:
-    return _Failure(f"did not answer within {seconds:.0f} s: does it wait for somebody?")
+def _too_late(seconds: float) -> _TooLate:
+    return _TooLate(f"did not answer within {seconds:.1f} s: does it wait for somebody?")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
