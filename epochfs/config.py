@@ -183,8 +183,12 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class ListingOptions:
-    """How long and how much of the registry's names and manifests is remembered, and listed."""
+    """How long and how much of the registry's names and manifests is remembered, and listed.
 
+    `timeout` is for all that one operation asks together; each request has the transport's.
+    """
+
+    timeout: float = 60.0
     metadata_ttl: float = 60.0
     negative_ttl: float = 5.0
     stale_if_error: float = 86400.0

@@ -13,17 +13,17 @@ Locks: `Listings._lock` guards `_armed` and `_known`; no I/O happens under it.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from cachetools import LRUCache
 
+from epochfs.batches import Each, InParallel, tolerant
 from epochfs.catalogue import Catalogue
 from epochfs.config import ListingOptions
 from epochfs.errors import (
@@ -53,19 +53,9 @@ _MANIFEST_BYTES = 32 * 1024 * 1024
 _PARSED_FACTOR = 4
 _MAX_KNOWN_BLOBS = 50_000
 _MAX_DESCRIBED = 100_000
-_BATCH = 1000
 _FOREVER = 10 * 365 * 86400.0
 
-A = TypeVar("A")
-B = TypeVar("B")
 Name = TypeVar("Name", Repository, Tag)
-
-
-class _Each(Protocol):
-    """What `map` does: in this thread, or in several."""
-
-    def __call__(self, ask: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
-        """Ask for all items; the answers are in their order."""
 
 
 class Listings:
@@ -89,9 +79,15 @@ class Listings:
         self._armed: set[Repository] = set()
         self._known: LRUCache[tuple[Repository, Digest], Descriptor] = LRUCache(_MAX_KNOWN_BLOBS)
         changing = CachePolicy(
-            options.listing_ttl, options.negative_ttl, options.stale_if_error, limit=1_000_000
+            options.listing_ttl,
+            options.negative_ttl,
+            options.stale_if_error,
+            limit=1_000_000,
+            wait=options.timeout,
         )
-        lasting = CachePolicy(_FOREVER, options.negative_ttl, limit=_MANIFEST_BYTES)
+        lasting = CachePolicy(
+            _FOREVER, options.negative_ttl, limit=_MANIFEST_BYTES, wait=options.timeout
+        )
         self._catalogues = TtlCache(
             "the catalogue", self._fetch_catalogue, changing, recalled=recalled
         )
@@ -176,12 +172,13 @@ class Listings:
 
         A tag that was deleted meanwhile is left out. Raises rather than leave out another.
         """
+        in_parallel = self._in_parallel()
 
         def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
             resolved = self._resolved.get((repository, tag))
             return tag, resolved, self._described.get((repository, resolved.digest))
 
-        answers = self._in_parallel(_tolerant(ask), self._tags.get(repository))
+        answers = in_parallel(tolerant(ask), self._tags.get(repository))
         return [one for one in answers if one is not None]
 
     def manifest(self, repository: Repository, digest: Digest) -> Document:
@@ -221,7 +218,7 @@ class Listings:
         that lists a platform nobody pushed. So is, with a log line, a manifest that is malformed.
         """
         self._reachable_walk.asked(repository)
-        return self._follow(repository, self._in_parallel)
+        return self._follow(repository, self._in_parallel())
 
     def clear(self) -> None:
         """Forget what may have changed; manifests cannot."""
@@ -239,7 +236,7 @@ class Listings:
         for pool in (self._pool, self._ahead):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    # ---- in parallel -------------------------------------------------------------------------
+    # ---- in parallel, and ahead --------------------------------------------------------------
 
     def _resolve_all(self, repository: Repository) -> None:
         """Begin to resolve all tags of a listing, in its order, in the background."""
@@ -263,11 +260,9 @@ class Listings:
             for _ in range(self._options.parallel):
                 self._ahead.submit(work)
 
-    def _in_parallel(self, ask: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        """Ask for all items, as `map` does; in batches, since one that waits costs a kilobyte."""
-        remaining = iter(items)
-        while batch := list(itertools.islice(remaining, _BATCH)):
-            yield from self._pool.map(ask, batch)
+    def _in_parallel(self) -> InParallel:
+        """Return what asks for all that one operation needs, within the time limit for it."""
+        return InParallel(self._pool, self._options.timeout)
 
     def _following(self, repository: Repository, count: int) -> list[Repository]:
         catalogue = self._catalogues.peek(())
@@ -282,15 +277,13 @@ class Listings:
         if self._tags.peek(repository) is None:
             self._follow(repository, map)
 
-    def _follow(self, repository: Repository, each: _Each) -> Reachable:
+    def _follow(self, repository: Repository, each: Each) -> Reachable:
         resolved = each(
-            _tolerant(lambda tag: self._resolved.get((repository, tag))), self._tags.get(repository)
+            tolerant(lambda tag: self._resolved.get((repository, tag))), self._tags.get(repository)
         )
         return follow(
             dict.fromkeys(one.digest for one in resolved if one is not None),
-            lambda level: each(
-                _tolerant(lambda digest: self._tolerated(repository, digest)), level
-            ),
+            lambda level: each(tolerant(lambda digest: self._tolerated(repository, digest)), level),
         )
 
     def _tolerated(self, repository: Repository, digest: Digest) -> Document | None:
@@ -361,18 +354,6 @@ class Listings:
     def _fetch_content(self, key: tuple[Repository, Digest]) -> bytes:
         repository, digest = key
         return self._source.read_blob(repository, digest, self._options.manifest_limit)
-
-
-def _tolerant(ask: Callable[[A], B]) -> Callable[[A], B | None]:
-    """Return `ask` with None for what the registry does not have."""
-
-    def asking(item: A) -> B | None:
-        try:
-            return ask(item)
-        except NotFound:
-            return None
-
-    return asking
 
 
 def _counted(tags: tuple[Tag, ...]) -> int:

@@ -47,7 +47,7 @@ class CachePolicy:
     negative_ttl: float = 5.0
     stale: float = 0.0
     limit: float = 100_000
-    wait: float = 120.0
+    wait: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def stack(
 ) -> Iterator[Stack]:
     """Build the layers over a registry and a cache directory; `listing` are ListingOptions."""
     with contextlib.ExitStack() as closing:
-        options = ListingOptions(**listing)  # type: ignore[arg-type]
+        options = ListingOptions(timeout=timeout, **listing)  # type: ignore[arg-type]
         transport = TransportOptions(timeout=timeout, connect_timeout=timeout, retries=retries)
         client = RegistryClient(
             url,

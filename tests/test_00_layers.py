@@ -20,6 +20,7 @@ RANKS = {
     "names": 1,
     "config": 1,
     "auth": 1,
+    "batches": 1,
     "buffers": 1,
     "hosts": 1,
     "ranges": 1,

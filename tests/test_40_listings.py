@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 from builders import image, index, load, random_bytes
+from scripted import until
 from stacks import Stack, stack
 
-from epochfs.errors import Denied, NotFound, Unavailable
+from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable
+from epochfs.listings import Listings
 from epochfs.names import Digest, Repository, Tag
 from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 
@@ -271,6 +274,57 @@ def load_repositories(registry: EmbeddedRegistry, repositories: int) -> list[str
             load(registry, name, tag, image(f"{name} {tag}".encode()))
     registry.forget_requests()
     return names
+
+
+class Slow(EmbeddedRegistry):
+    """Takes a while for whatever is asked about a manifest."""
+
+    def respond(self, request: Request) -> Response:
+        if "/manifests/" in request.path:
+            time.sleep(0.1)
+        return super().respond(request)
+
+
+class TestTheTimeLimit:
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda listings: len(listings.reachable(APP).manifests),
+            lambda listings: len(listings.tagged(APP)),
+        ],
+        ids=["reachable", "tagged"],
+    )
+    def test_what_takes_many_requests_ends_in_time_and_another_try_goes_on(
+        self, opened: Open, ask: Callable[[Listings], int]
+    ) -> None:
+        with Slow() as registry:
+            load_tags(registry, 40)
+            listings = opened(registry, timeout=0.6, parallel=4).listings
+            tries = 0
+            while True:
+                tries += 1
+                began = time.monotonic()
+                try:
+                    found = ask(listings)
+                    break
+                except DeadlineExceeded as error:
+                    assert "another try goes on" in str(error)
+                assert 0.5 < time.monotonic() - began < 1.2
+                assert tries < 10
+            assert found == 40
+            assert tries > 1
+            assert registry.count("HEAD", "/manifests/t") == 40
+            assert registry.count("", "/manifests/sha256") == 40
+
+    def test_what_is_done_ahead_of_a_walk_has_none(self, opened: Open) -> None:
+        with Slow() as registry:
+            names = load_repositories(registry, 4)
+            listings = opened(registry, timeout=0.3, parallel=1).listings
+            listings.catalogue()
+            for name in names[:2]:
+                with suppress(DeadlineExceeded):
+                    listings.reachable(Repository(name))
+            until(lambda: registry.count("GET", f"/{names[2]}/manifests/") == 2)
 
 
 class TestWalks:

@@ -119,6 +119,7 @@ def command(
         connection=connection,
         cache=fetching.cache,
         listings=ListingOptions(
+            timeout=connection.transport.timeout,
             metadata_ttl=metadata_ttl,
             stale_if_error=stale_if_error,
             manifest_limit=fetching.manifest_limit,

@@ -100,7 +100,9 @@ def _direct(
         connection=connection,
         cache=fetching.cache,
         listings=ListingOptions(
-            manifest_limit=fetching.manifest_limit, repositories=connection.repositories
+            timeout=connection.transport.timeout,
+            manifest_limit=fetching.manifest_limit,
+            repositories=connection.repositories,
         ),
         blobs=BlobOptions(connection.transport.timeout, connections=fetching.connections),
         offline_ok=False,
