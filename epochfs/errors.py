@@ -7,6 +7,7 @@
     ├── InvalidName             text that is no repository, tag, digest or path of the tree
     ├── NotFound                the registry does not know it (404, *_UNKNOWN)
     ├── Denied                  401 after authenticating, or 403
+    │   └── CredentialsUnavailable  ours cannot be had: a file, a helper; the registry was not asked
     ├── Unsupported             the registry does not offer the endpoint (405, 501, UNSUPPORTED)
     ├── Unavailable             refused, reset, unresolvable, or 5xx after the retries
     │   └── TlsFailure          no trust between the registry and us; the message names the cure
@@ -44,6 +45,10 @@ class NotFound(EpochfsError):
 
 class Denied(EpochfsError):
     """The registry refuses access with the present credentials."""
+
+
+class CredentialsUnavailable(Denied):
+    """The credentials to ask with cannot be had, which is no answer of the registry's."""
 
 
 class Unsupported(EpochfsError):

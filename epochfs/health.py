@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from epochfs.errors import Denied, EpochfsError
+from epochfs.errors import CredentialsUnavailable, Denied, EpochfsError
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +111,9 @@ class Health:
     def _answers(self) -> bool:
         try:
             self._ping()
-        except Denied:
-            return True
         except EpochfsError as error:
+            if isinstance(error, Denied) and not isinstance(error, CredentialsUnavailable):
+                return True
             log.debug("registry %s does not answer: %s", self._registry, error)
             return False
         return True

@@ -27,6 +27,7 @@ from epochfs.batches import Each, InParallel, tolerant
 from epochfs.catalogue import Catalogue
 from epochfs.config import ListingOptions
 from epochfs.errors import (
+    CredentialsUnavailable,
     DeadlineExceeded,
     Denied,
     EpochfsError,
@@ -145,6 +146,8 @@ class Listings:
             self._tags.get(repository)
         except (NotFound, Unsupported):
             return False
+        except CredentialsUnavailable:
+            raise
         except Denied:
             # Docker Hub and GHCR deny what does not exist. Only without a catalogue is that a
             # plain no: where there is one, a denial is worth an error.
@@ -301,6 +304,8 @@ class Listings:
         listed = self._options.repositories
         try:
             texts = self._source.catalog()
+        except CredentialsUnavailable:
+            raise
         except (NotFound, Denied, Unsupported) as error:
             log.debug("the registry has no catalogue for us: %s", error)
             return Catalogue(listed, complete=False)

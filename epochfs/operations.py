@@ -22,6 +22,7 @@ from epochfs.config import MAX_READ
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
+    CredentialsUnavailable,
     DeadlineExceeded,
     Denied,
     EpochfsError,
@@ -68,6 +69,7 @@ ERRNO: dict[type[EpochfsError], int] = {
     NotFound: errno.ENOENT,
     InvalidName: errno.ENOENT,
     Denied: errno.EACCES,
+    CredentialsUnavailable: errno.EACCES,
     ReadOnly: errno.EROFS,
     DeadlineExceeded: errno.ETIMEDOUT,
     ContentMismatch: errno.EIO,

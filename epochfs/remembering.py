@@ -22,6 +22,7 @@ from epochfs.answers import AnswerStore, Question
 from epochfs.client import BlobStream, RegistryClient
 from epochfs.errors import (
     CacheFailure,
+    CredentialsUnavailable,
     DeadlineExceeded,
     Denied,
     EpochfsError,
@@ -178,6 +179,8 @@ class RememberingClient:
             if kept is None:
                 raise
             return kept
+        except CredentialsUnavailable:
+            raise  # nobody was asked
         except EpochfsError as error:
             self.health.answered()
             self._remember_refusal(question, error, for_names=max_age is not None)

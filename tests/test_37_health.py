@@ -9,7 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from epochfs import health as health_module
-from epochfs.errors import Denied, EpochfsError, ProtocolViolation, Unavailable
+from epochfs.errors import (
+    CredentialsUnavailable,
+    Denied,
+    EpochfsError,
+    ProtocolViolation,
+    Unavailable,
+)
 from epochfs.health import Health
 
 DOWN = "is down, what is cached is served"
@@ -76,6 +82,17 @@ def test_an_outage_ends_by_itself_once_a_ping_is_answered(made: list[Health]) ->
     until(back)
     assert registry.pings == 5
     assert not health.is_down
+
+
+@pytest.mark.expects_log(DOWN)
+def test_a_ping_for_which_there_are_no_credentials_ends_no_outage(made: list[Health]) -> None:
+    health, registry = watched(made, CredentialsUnavailable("the helper failed"))
+    health.failed(Unavailable("refused"), pinged=True)
+    deadline = time.monotonic() + 5
+    while registry.pings < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert health.is_down
 
 
 @pytest.mark.expects_log(DOWN)

@@ -15,7 +15,7 @@ from epochfs import health as health_module
 from epochfs.answers import AnswerStore
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials, ListingOptions, RegistryUrl, TransportOptions
-from epochfs.errors import Denied, NotFound, Unavailable, Unsupported
+from epochfs.errors import CredentialsUnavailable, Denied, NotFound, Unavailable, Unsupported
 from epochfs.health import Health
 from epochfs.hosts import RegistryHosts, find
 from epochfs.listings import Listings
@@ -47,12 +47,18 @@ def opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     with ExitStack() as stack:
 
         def build(
-            registry: EmbeddedRegistry, username: str = "", max_age: float = 60, mirrors: str = ""
+            registry: EmbeddedRegistry,
+            username: str = "",
+            max_age: float = 60,
+            mirrors: str = "",
+            token_file: Path | None = None,
         ) -> RememberingClient:
             stack.close()
             client = RegistryClient(
                 registry.url,
-                credentials=Credentials(username, "password" if username else ""),
+                credentials=Credentials(
+                    username, "password" if username else "", token_file=token_file
+                ),
                 options=TransportOptions(5, 5, 0),
                 hosts=hosts_of(registry, path.parent, mirrors),
             )
@@ -193,6 +199,25 @@ def test_once_access_was_denied_nothing_of_the_repository_is_recalled(opened: Op
         with pytest.raises(Unavailable):
             client.get_manifest(APP, IMAGE.digest)
         assert client.list_tags(Repository("team/other")) == tags
+
+
+@pytest.mark.expects_log("neither kept nor served: cannot read the token file")
+def test_credentials_that_cannot_be_had_for_a_moment_end_nothing_that_was_remembered(
+    opened: Open, embedded: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    file = tmp_path / "token"
+    file.write_text("canary")
+    client = opened(embedded, token_file=file)
+    asked = everything(client)
+    file.unlink()
+    embedded.stop()
+    client.health.failed(Unavailable("refused"), pinged=True)
+    with pytest.raises(CredentialsUnavailable):
+        client.list_tags(APP)
+    assert client.health.is_down
+    file.write_text("canary")
+    assert everything(client) == asked
 
 
 def test_what_the_registry_no_longer_has_is_recalled_no_more(opened: Open) -> None:

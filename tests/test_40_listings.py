@@ -15,7 +15,8 @@ from builders import image, index, load, random_bytes
 from scripted import until
 from stacks import Stack, stack
 
-from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable
+from epochfs.config import Credentials
+from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied, NotFound, Unavailable
 from epochfs.listings import Listings
 from epochfs.names import Digest, Repository, Tag
 from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
@@ -151,6 +152,18 @@ class TestWithoutACatalogue:
     def test_a_catalogue_that_fails_is_no_missing_one(self, opened: Open) -> None:
         with Answering({"/v2/_catalog": 500}) as registry, pytest.raises(Unavailable):
             opened(registry, repositories=(APP,)).listings.catalogue()
+
+    def test_where_there_are_no_credentials_to_ask_with_there_is_no_answer(
+        self, opened: Open, embedded: EmbeddedRegistry, tmp_path: Path
+    ) -> None:
+        load(embedded, "team/app", "latest", image())
+        file = tmp_path / "token"
+        layers = opened(embedded, credentials=Credentials(token_file=file))
+        for _ in range(2):
+            with pytest.raises(CredentialsUnavailable):
+                layers.listings.is_repository(APP)
+        file.write_text("canary")
+        assert APP in layers.listings.catalogue()
 
     def test_repositories_of_the_command_line_join_a_catalogue(self, opened: Open) -> None:
         with EmbeddedRegistry() as registry:

@@ -88,9 +88,9 @@ class Authenticator:
 
         `challenge` is the WWW-Authenticate header, `refused` the value that was sent with the
         request. A token is used only if it was asked for after `sent_at` (monotonic seconds).
-        Raises Denied if the token server refuses the credentials, or they cannot be had;
-        ProtocolViolation for a token server that must not see them and for an answer that holds
-        no token.
+        Raises Denied if the token server refuses the credentials, CredentialsUnavailable if they
+        cannot be had, ProtocolViolation for a token server that must not see them and for an
+        answer that holds no token.
         """
         static = self._store.bearer()
         if static:

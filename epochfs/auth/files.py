@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.auth.logins import Login
-from epochfs.errors import Denied, printable
+from epochfs.errors import CredentialsUnavailable, printable
 
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -53,7 +53,10 @@ class AuthFile:
 
     @classmethod
     def parse(cls, path: Path, raw: bytes) -> AuthFile:
-        """Parse a file's content; raises Denied, without a word of it, if it is malformed."""
+        """Parse a file's content.
+
+        Raises CredentialsUnavailable, without a word of it, if it is malformed.
+        """
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError):
@@ -71,7 +74,7 @@ class AuthFile:
         """Yield what may have the credentials for a repository, best first.
 
         `registries` are the registry's names, `host[:port]`; an empty `repository` stands for
-        the registry as a whole. Raises Denied for a malformed entry.
+        the registry as a whole. Raises CredentialsUnavailable for a malformed entry.
         """
         names = [normal_key(registry) for registry in registries]
         for name in names:
@@ -124,7 +127,8 @@ class AuthFiles:
     def find(self, registries: Sequence[str], repository: str) -> Iterator[Login | Helper]:
         """Yield what `AuthFile.find` does, of one file after the other.
 
-        A file that is not there holds nothing. Raises Denied for one that cannot be read.
+        A file that is not there holds nothing. Raises CredentialsUnavailable for one that cannot
+        be read.
         """
         for path in self._paths:
             try:
@@ -203,5 +207,5 @@ def _decoded(pair: str) -> tuple[str, str]:
     return username, password.rstrip("\0")
 
 
-def _malformed(path: Path, what: str) -> Denied:
-    return Denied(f"the credentials in '{printable(path)}' cannot be used: {what}")
+def _malformed(path: Path, what: str) -> CredentialsUnavailable:
+    return CredentialsUnavailable(f"the credentials in '{printable(path)}' cannot be used: {what}")

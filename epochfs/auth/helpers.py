@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 from epochfs.auth.files import Helper
 from epochfs.auth.logins import Login
-from epochfs.errors import DeadlineExceeded, Denied, printable
+from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, printable
 
 TIME_LIMIT = 10.0
 """Seconds that a helper may take. It may ask a server of its own."""
@@ -76,8 +76,8 @@ class Helpers:
     def login(self, helper: Helper, deadline: float) -> Login | None:
         """Return the credentials that a helper has, or None; raises DeadlineExceeded.
 
-        `deadline` is on the monotonic clock. Raises Denied for a failure of a helper that was
-        named for this very registry; others are no help then, and the log says so.
+        `deadline` is on the monotonic clock. Raises CredentialsUnavailable for a failure of a
+        helper that was named for this very registry; others are no help then, and the log says so.
         """
         if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise DeadlineExceeded(f"{_program(helper)} took all of the time limit")
@@ -90,7 +90,7 @@ class Helpers:
         finally:
             self._gate.release()
         if kept.failure and helper.dedicated:
-            raise Denied(kept.failure)
+            raise CredentialsUnavailable(kept.failure)
         return kept.login
 
     def refuse(self, login: Login) -> None:

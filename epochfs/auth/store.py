@@ -19,7 +19,7 @@ from epochfs.auth.files import AuthFiles, Helper
 from epochfs.auth.helpers import Helpers
 from epochfs.auth.logins import Login
 from epochfs.config import Credentials
-from epochfs.errors import Denied, printable
+from epochfs.errors import CredentialsUnavailable, printable
 
 ANONYMOUS = "anonymous"
 """What `describe` says where no credentials were used."""
@@ -44,23 +44,30 @@ class CredentialStore:
         self._last: Login | None = None
 
     def bearer(self) -> str:
-        """Return the static token, or "" if there is none; raises Denied for an unusable one."""
+        """Return the static token, or "" if there is none.
+
+        Raises CredentialsUnavailable for one that cannot be read or sent.
+        """
         token, file = self._given.token.strip(), self._given.token_file
         if file is not None:
             try:
                 token = file.read_text("ascii").strip()
             except (OSError, UnicodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
-                raise Denied(f"cannot read the token file {printable(file)}: {reason}") from None
+                raise CredentialsUnavailable(
+                    f"cannot read the token file {printable(file)}: {reason}"
+                ) from None
         if token and not _HEADER_SAFE.match(token):
-            raise Denied("the registry token holds spaces or characters outside ASCII")
+            raise CredentialsUnavailable(
+                "the registry token holds spaces or characters outside ASCII"
+            )
         return token
 
     def login(self, repository: str, deadline: float) -> Login | None:
         """Return the credentials for a repository ("": for the registry itself), or None.
 
-        May run a helper, until `deadline` on the monotonic clock. Raises Denied for a file or a
-        helper that should have the credentials and fails, DeadlineExceeded.
+        May run a helper, until `deadline` on the monotonic clock. Raises CredentialsUnavailable for
+        a file or a helper that should have the credentials and fails, DeadlineExceeded.
         """
         login = self._find(repository, deadline)
         if login is not None:
