@@ -7,7 +7,7 @@ A blob's size is known because a manifest of the same repository named it, or be
 answered; that is also the proof that this repository may see the blob, without which the blob
 cache is not consulted.
 
-Locks: `Listings._lock` guards `_armed` and `_known`; no I/O happens under it.
+Locks: `Listings._lock` guards `_armed`; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TypeVar
 
 from cachetools import LRUCache
@@ -26,6 +25,7 @@ from cachetools import LRUCache
 from epochfs.batches import Each, InParallel, tolerant
 from epochfs.catalogue import Catalogue
 from epochfs.config import ListingOptions
+from epochfs.documents import Documents
 from epochfs.errors import (
     CredentialsUnavailable,
     DeadlineExceeded,
@@ -41,7 +41,7 @@ from epochfs.errors import (
 from epochfs.lookahead import Lookahead
 from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository, Tag
-from epochfs.reachable import Reachable, follow, named_blobs
+from epochfs.reachable import Reachable, follow
 from epochfs.referrers import Referrers
 from epochfs.source import Source
 from epochfs.taghistory import TagHistory
@@ -50,11 +50,7 @@ from epochfs.ttlcache import CachePolicy, TtlCache
 
 log = logging.getLogger(__name__)
 
-_MANIFEST_BYTES = 32 * 1024 * 1024
-_PARSED_FACTOR = 4
-_MAX_KNOWN_BLOBS = 50_000
-_MAX_DESCRIBED = 100_000
-_FOREVER = 10 * 365 * 86400.0
+_MAX_ARMED = 1000
 
 Name = TypeVar("Name", Repository, Tag)
 
@@ -77,8 +73,7 @@ class Listings:
         # Apart from the other, so that nobody waits for what was only begun in case of need.
         self._ahead = ThreadPoolExecutor(options.parallel, thread_name_prefix="resolving")
         self._lock = threading.Lock()
-        self._armed: set[Repository] = set()
-        self._known: LRUCache[tuple[Repository, Digest], Descriptor] = LRUCache(_MAX_KNOWN_BLOBS)
+        self._armed: LRUCache[Repository, None] = LRUCache(_MAX_ARMED)
         changing = CachePolicy(
             options.listing_ttl,
             options.negative_ttl,
@@ -86,9 +81,7 @@ class Listings:
             limit=1_000_000,
             wait=options.timeout,
         )
-        lasting = CachePolicy(
-            _FOREVER, options.negative_ttl, limit=_MANIFEST_BYTES, wait=options.timeout
-        )
+        self._documents = Documents(source, options.manifest_limit, changing)
         self._catalogues = TtlCache(
             "the catalogue", self._fetch_catalogue, changing, recalled=recalled
         )
@@ -100,17 +93,7 @@ class Listings:
             "tag", self._fetch_resolved, changing, store=self._tables, recalled=recalled
         )
         self._heads = TtlCache("blob", self._fetch_head, changing, recalled=recalled)
-        self._manifests = TtlCache(
-            "manifest",
-            self._fetch_manifest,
-            lasting,
-            size_of=lambda document: _PARSED_FACTOR * document.size,
-        )
-        self._described = TtlCache(
-            "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED)
-        )
         self._referrers = Referrers(source, self._tagged, changing, self._ahead, recalled)
-        self._contents = TtlCache("content", self._fetch_content, lasting, size_of=len)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
         self._reachable_walk = Lookahead(self._ahead, self._following, self._reach_ahead, depth)
@@ -159,13 +142,13 @@ class Listings:
     def expect_resolves(self, repository: Repository) -> None:
         """Take note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
         with self._lock:
-            self._armed.add(repository)
+            self._armed[repository] = None
 
     def resolve(self, repository: Repository, tag: Tag) -> Resolved:
         """Return what a tag names now; the rest of a listing begins to be resolved with it."""
         with self._lock:
             listed = repository in self._armed
-            self._armed.discard(repository)
+            self._armed.pop(repository, None)
         if listed and self._resolved.peek((repository, tag)) is None:
             self._resolve_all(repository)
         return self._resolved.get((repository, tag))
@@ -179,25 +162,23 @@ class Listings:
 
         def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
             resolved = self._resolved.get((repository, tag))
-            return tag, resolved, self._described.get((repository, resolved.digest))
+            return tag, resolved, self._documents.describe(repository, resolved.digest)
 
         answers = in_parallel(tolerant(ask), self._tags.get(repository))
         return [one for one in answers if one is not None]
 
     def manifest(self, repository: Repository, digest: Digest) -> Document:
         """Return a manifest, hashed and parsed; its descriptors are known from then on."""
-        return self._manifests.get((repository, digest))
+        return self._documents.manifest(repository, digest)
 
     def descriptor(self, repository: Repository, digest: Digest) -> Descriptor:
         """Describe a blob: as a manifest of the repository does, else as a HEAD says."""
-        with self._lock:
-            known = self._known.get((repository, digest))
+        known = self._documents.named_blob(repository, digest)
         return known if known is not None else self._heads.get((repository, digest))
 
     def names_blob(self, repository: Repository, digest: Digest) -> bool:
         """Whether a manifest of the repository is known to name a digest as a blob's."""
-        with self._lock:
-            return (repository, digest) in self._known
+        return self._documents.named_blob(repository, digest) is not None
 
     def expect_referrers(self, repository: Repository, digests: Iterable[Digest]) -> None:
         """Take note that these manifests were listed: a walk will ask what refers to each."""
@@ -205,14 +186,15 @@ class Listings:
 
     def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
         """Return what refers to a manifest, sorted: signatures, lists of what is in it."""
-        return self._referrers.of(repository, digest)
+        with self._documents.unless_denied(repository):
+            return self._referrers.of(repository, digest)
 
     def content(self, repository: Repository, digest: Digest) -> bytes:
         """Return all of a blob that is a document, such as a config, hashed.
 
         Raises TooLarge for one that is larger than a manifest may be.
         """
-        return self._contents.get((repository, digest))
+        return self._documents.content(repository, digest)
 
     def reachable(self, repository: Repository) -> Reachable:
         """Follow all tags through indexes, in parallel. Raises rather than leave something out.
@@ -314,7 +296,8 @@ class Listings:
 
     def _fetch_tags(self, repository: Repository) -> tuple[Tag, ...]:
         try:
-            texts = self._source.list_tags(repository)
+            with self._documents.unless_denied(repository):
+                texts = self._source.list_tags(repository)
         except NotFound:
             # Docker's registry goes on listing a repository whose last tag was deleted.
             if repository in self.catalogue():
@@ -326,27 +309,14 @@ class Listings:
 
     def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Resolved:
         repository, tag = key
-        digest = self._source.resolve(repository, tag).digest
+        with self._documents.unless_denied(repository):
+            digest = self._source.resolve(repository, tag).digest
         return Resolved(digest, self._history.since(repository, tag, digest))
-
-    def _fetch_manifest(self, key: tuple[Repository, Digest]) -> Document:
-        repository, digest = key
-        document = self._source.get_manifest(repository, digest, self._options.manifest_limit)
-        with self._lock:
-            for descriptor in named_blobs(document.view):
-                self._known[repository, descriptor.digest] = descriptor
-        return document
-
-    def _fetch_description(self, key: tuple[Repository, Digest]) -> Descriptor:
-        """Describe a manifest; the media type and size of a digest cannot change."""
-        document = self._manifests.peek(key)
-        if document is None:
-            return self._source.resolve(*key)
-        return Descriptor(document.media_type, document.digest, document.size)
 
     def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
         repository, digest = key
-        return Descriptor("", digest, self._source.blob_size(repository, digest))
+        with self._documents.unless_denied(repository):
+            return Descriptor("", digest, self._source.blob_size(repository, digest))
 
     def _tagged(self, repository: Repository, tag: Tag) -> Document | None:
         """Return what a tag names; None if the repository lists no such tag."""
@@ -355,10 +325,6 @@ class Listings:
         if tags[place : place + 1] != (tag,):
             return None
         return self.manifest(repository, self._resolved.get((repository, tag)).digest)
-
-    def _fetch_content(self, key: tuple[Repository, Digest]) -> bytes:
-        repository, digest = key
-        return self._source.read_blob(repository, digest, self._options.manifest_limit)
 
 
 def _counted(tags: tuple[Tag, ...]) -> int:

@@ -98,6 +98,11 @@ class LruStore(Generic[K, V]):
         """Forget one entry, if it is there."""
         self._entries.pop(key, None)
 
+    def drop_where(self, match: Callable[[K], bool]) -> None:
+        """Forget the entries whose keys match."""
+        for key in [key for key in self._entries if match(key)]:
+            self.drop(key)
+
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
@@ -107,7 +112,7 @@ class LruStore(Generic[K, V]):
 class _Flight(Generic[V]):
     """A fetch under way and, once `done`, how it ended.
 
-    It is one that `TtlCache._flights` names, or was begun before that was cleared: then nothing of
+    Once `TtlCache._flights` no longer names it, because its key was forgotten meanwhile, nothing of
     it is kept, and who comes later does not wait for it.
     """
 

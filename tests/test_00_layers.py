@@ -51,6 +51,7 @@ RANKS = {
     "registry": 3,
     "lookahead": 3,
     "tagtables": 3,
+    "documents": 4,
     "referrers": 4,
     "listings": 4,
     "staging": 4,

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,91 @@ class TestTheTimeLimit:
                 with suppress(DeadlineExceeded):
                     listings.reachable(Repository(name))
             until(lambda: registry.count("GET", f"/{names[2]}/manifests/") == 2)
+
+
+class TestDenials:
+    """What digests name was proved readable once; a denial of the repository ends that."""
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda listings: listings.tags(APP),
+            lambda listings: listings.resolve(APP, LATEST),
+            lambda listings: listings.manifest(APP, Digest.of(b"another")),
+            lambda listings: listings.descriptor(APP, Digest.of(b"another")),
+            lambda listings: listings.content(APP, Digest.of(b"another")),
+            lambda listings: listings.referrers(APP, Digest.of(b"another")),
+        ],
+        ids=["tags", "tag", "manifest", "blob", "content", "referrers"],
+    )
+    def test_a_denied_repository_is_forgotten_and_its_neighbours_are_not(
+        self, opened: Open, ask: Callable[[Listings], object]
+    ) -> None:
+        content, other = image(), Repository("team/other")
+        config = Digest.of(content.blobs[0])
+        with Deniable() as registry:
+            for repository in (APP, other):
+                load(registry, repository.name, "latest", content)
+            listings = opened(registry).listings
+            for repository in (APP, other):
+                listings.manifest(repository, content.digest)
+                listings.content(repository, config)
+            registry.denied = "/v2/team/app/"
+            with pytest.raises(Denied):
+                ask(listings)
+            assert not listings.names_blob(APP, config)
+            for again in (listings.manifest, listings.content, listings.descriptor):
+                with pytest.raises(Denied):
+                    again(APP, content.digest if again == listings.manifest else config)
+            registry.forget_requests()
+            assert listings.manifest(other, content.digest).raw == content.raw
+            assert listings.content(other, config) == content.blobs[0]
+            assert listings.names_blob(other, config)
+            assert registry.count() == 0
+
+    def test_what_was_being_fetched_over_a_denial_is_not_kept(self, opened: Open) -> None:
+        content = image()
+        with Deniable() as registry, ThreadPoolExecutor(1) as pool:
+            load(registry, "team/app", "latest", content)
+            listings = opened(registry).listings
+            registry.held = f"/manifests/{content.digest}"
+            before = pool.submit(listings.manifest, APP, content.digest)
+            assert registry.holds.wait(20)
+            registry.denied = "/v2/team/app/tags/"
+            with pytest.raises(Denied):
+                listings.tags(APP)
+            registry.go.set()
+            assert before.result(20).raw == content.raw
+            registry.denied = "/v2/team/app/"
+            with pytest.raises(Denied):
+                listings.manifest(APP, content.digest)
+
+
+class Deniable(EmbeddedRegistry):
+    """Denies what begins with `denied`; answers what ends with `held` once it may `go` on."""
+
+    denied = held = "nothing"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds, self.go = threading.Event(), threading.Event()
+
+    def respond(self, request: Request) -> Response:
+        if request.path.startswith(self.denied):
+            return Response(403)
+        if request.path.endswith(self.held):
+            self.holds.set()
+            assert self.go.wait(20)
+        return super().respond(request)
+
+
+def test_listings_of_ever_more_repositories_are_not_all_taken_note_of(
+    opened: Open, embedded: EmbeddedRegistry
+) -> None:
+    listings = opened(embedded).listings
+    for number in range(2000):
+        listings.expect_resolves(Repository(f"r{number}"))
+    assert len(listings._armed) <= 1000
 
 
 class TestWalks:
