@@ -166,6 +166,43 @@ def test_an_entry_for_the_registry_itself_is_no_mirror(tmp_path: Path) -> None:
     assert found == RegistryHosts(NAMESPACE, Host(URL, skip_verify=True))
 
 
+@pytest.mark.parametrize("address", ["https://r.example", "https://r.example:443", "R.Example"])
+@pytest.mark.parametrize("server", ["", 'server = "https://r.example"', 'server = "r.example:443"'])
+def test_what_an_entry_for_the_registry_itself_leaves_open_stands_at_the_top(
+    tmp_path: Path, address: str, server: str
+) -> None:
+    here = tmp_path / "r.example"
+    text = f"""
+        {server}
+        ca = "top.pem"
+        client = "top.cert"
+        skip_verify = true
+        dial_timeout = "1s"
+        header = {{x-a = "top", X-B = "top"}}
+        [host."{address}"]
+    """
+    found = hosts(tmp_path, text, "https://r.example", "r.example")
+    assert (found.mirrors, found.elsewhere) == ((), False)
+    top = found.origin
+    assert top.base.removesuffix(":443") == "https://r.example"
+    assert top.ca_certs == (here / "top.pem",)
+    assert top.client_certs == ((here / "top.cert", None),)
+    assert (top.skip_verify, top.connect_timeout) == (True, 1.0)
+    assert top.headers == (("x-a", "top"), ("X-B", "top"))
+    text += """
+        ca = "own.pem"
+        client = "own.cert"
+        skip_verify = false
+        dial_timeout = "2s"
+        header = {x-b = "own"}
+    """
+    own = hosts(tmp_path, text, "https://r.example", "r.example").origin
+    assert own.ca_certs == (here / "top.pem", here / "own.pem")
+    assert own.client_certs == ((here / "own.cert", None),)
+    assert (own.skip_verify, own.connect_timeout) == (False, 2.0)
+    assert own.headers == (("x-a", "top"), ("x-b", "own"))
+
+
 @pytest.mark.parametrize(
     ("url", "server", "elsewhere"),
     [

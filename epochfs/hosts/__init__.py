@@ -6,7 +6,8 @@ Where this differs:
 
 - A file that cannot be read as it was meant is a UsageError, where containerd goes on without it.
   What is merely unknown is left out, with a warning.
-- An entry that names the registry's own address is no mirror: it says how to speak to the registry.
+- An entry that names the registry's own address is no mirror: it says how to speak to the registry,
+  and what it does not say stands at the top of the file.
 - The registry itself is trusted with everything, whatever the file's `capabilities` are.
 - `docker.io`, `index.docker.io` and `registry-1.docker.io` are one registry, whose namespace is the
   first and whose address the last.

@@ -52,8 +52,8 @@ def parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> Regi
             raise UsageError(f"'{what}' must be a table")
         entry = _Section(what, section.directory, table)
         host = _described(entry, _address(what, name, _api_root(entry)))
-        if (host.base, host.root) == (origin.base, origin.root):
-            origin = host
+        if (_place(host.base), host.root) == (_place(origin.base), origin.root):
+            origin = _merged(origin, host)
         else:
             mirrors.append(host)
     origin = replace(origin, capabilities=ALL_CAPABILITIES)
@@ -94,10 +94,27 @@ class _Section:
 
 def _is_same_server(given: str, named: str) -> bool:
     """Whether a URL is that of the server at another, or of its https."""
-    ours, theirs = urlsplit(given), urlsplit(named)
-    ports = [parts.port or _DEFAULT_PORTS[parts.scheme] for parts in (ours, theirs)]
-    same = ours.hostname == theirs.hostname and ports[0] == ports[1]
-    return same and (ours.scheme, theirs.scheme) != ("https", "http")
+    ours, theirs = _place(given), _place(named)
+    return ours[1:] == theirs[1:] and (ours[0], theirs[0]) != ("https", "http")
+
+
+def _place(base: str) -> tuple[str, str | None, int]:
+    """Return scheme, host and port of a URL, whether it names the default port or not."""
+    parts = urlsplit(base)
+    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme]
+
+
+def _merged(top: Host, entry: Host) -> Host:
+    """Return the registry's own host: what an entry says of it, and else the top of the file."""
+    named = {name.lower() for name, _ in entry.headers}
+    return replace(
+        top,
+        ca_certs=top.ca_certs + entry.ca_certs,
+        client_certs=entry.client_certs or top.client_certs,
+        skip_verify=top.skip_verify if entry.skip_verify is None else entry.skip_verify,
+        headers=(*(one for one in top.headers if one[0].lower() not in named), *entry.headers),
+        connect_timeout=entry.connect_timeout or top.connect_timeout,
+    )
 
 
 def _described(section: _Section, host: Host) -> Host:
