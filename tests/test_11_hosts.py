@@ -247,12 +247,12 @@ def test_headers_do_not_show(tmp_path: Path) -> None:
     assert "secret" not in repr(hosts(tmp_path, '[host.a.header]\nAuthorization = "secret"'))
 
 
-@pytest.mark.expects_log(r"hosts\.toml': proxy is not known")
+@pytest.mark.expects_log(r"hosts\.toml': server_name is not known")
 @pytest.mark.expects_log(r"hosts\.toml: host m\.example': host is not known")
 @pytest.mark.expects_log(r"hosts\.toml: host m\.example': header Range is not for a file to set")
 def test_what_is_not_known_is_left_out_with_a_warning(tmp_path: Path) -> None:
     text = """
-        proxy = "http://proxy.example"
+        server_name = "registry"
         [host."m.example".host."nested.example"]
         [host."m.example".header]
           Range = "bytes=0-0"
@@ -298,6 +298,8 @@ def test_what_is_not_known_is_left_out_with_a_warning(tmp_path: Path) -> None:
         ('dial_timeout = "soon"', "dial_timeout must be"),
         ("dial_timeout = 5", "dial_timeout must be"),
         ('dial_timeout = "0s"', "dial_timeout must be"),
+        ('proxy = "http://proxy.example"', "proxy is not supported"),
+        ('[host.a]\nproxy = "http://proxy.example"', "proxy is not supported"),
         ("header = 1", "header must be"),
         ("header = {a = 1}", "header a cannot be sent"),
         ('header = {"a b" = "x"}', "header a b cannot be sent"),

@@ -119,6 +119,8 @@ def _merged(top: Host, entry: Host) -> Host:
 
 def _described(section: _Section, host: Host) -> Host:
     """Return a host with all that a section says of it."""
+    if "proxy" in section.table:
+        raise UsageError(f"'{section.what}': proxy is not supported, and requests would go direct")
     capabilities = section.take("capabilities", _capabilities, "a list of pull, resolve, push")
     certificates = section.take("client", _pairs, "paths, or pairs of paths") or ()
     host = replace(
