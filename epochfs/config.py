@@ -27,6 +27,7 @@ _NUMBER = r"(\d{1,18}(?:\.\d{1,18})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 _SECONDS = re.compile(rf"{_NUMBER}\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
 _HOST = re.compile(r"[0-9a-z._~-]+|[0-9a-f:.]+", re.ASCII)
+_PORT = re.compile(r"\d{1,5}", re.ASCII)
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -60,6 +61,8 @@ class RegistryUrl:
         Without a scheme it is https, and http on loopback. Empty text is Epoch's default.
         """
         text = text.strip() or DEFAULT_URL
+        if "@" in text:  # first of all, as other errors quote the text, and with it a password
+            raise UsageError("a registry URL must not hold credentials, or any @: use --username")
         try:
             if "://" not in text:
                 host = urlsplit(f"//{text}").hostname or ""
@@ -68,8 +71,6 @@ class RegistryUrl:
             host, port = parts.hostname or "", parts.port
         except ValueError as error:
             raise UsageError(f"not a registry URL: '{printable(text)}' ({error})") from None
-        if parts.username is not None or parts.password is not None:
-            raise UsageError("a registry URL must not hold credentials: use --username")
         known = parts.scheme in ("http", "https") and _HOST.fullmatch(host)
         if not known or parts.query or parts.fragment:
             raise UsageError(f"not a registry URL: '{printable(text)}' (http(s)://host[:port])")
@@ -80,11 +81,6 @@ class RegistryUrl:
             raise UsageError(str(error)) from None
         shown_host = f"[{host}]" if ":" in host else host
         return cls(f"{parts.scheme}://{shown_host}{f':{port}' if port else ''}", prefix)
-
-    @property
-    def host(self) -> str:
-        """The host name, in lower case and without brackets."""
-        return urlsplit(self.base).hostname or ""
 
     def __str__(self) -> str:
         return f"{self.base}/{self.prefix}" if self.prefix else self.base
@@ -105,7 +101,7 @@ class Address:
         """
         host, _, port = text.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-        if not (port.isascii() and port.isdigit() and int(port[:6]) < 65536):
+        if not (_PORT.fullmatch(port) and int(port) < 65536):
             raise UsageError(f"not an address: '{printable(text)}' (write PORT or HOST:PORT)")
         return cls(host, int(port))
 

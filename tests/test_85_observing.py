@@ -94,7 +94,9 @@ class TestAddress:
     def test_without_a_host_it_is_loopback(self, text: str, shown: str) -> None:
         assert str(Address.parse(text)) == shown
 
-    @pytest.mark.parametrize("text", ["", "host", "host:", "1:65536", "x:-1", "9" * 99, "1:²"])
+    @pytest.mark.parametrize(
+        "text", ["", "host", "host:", "1:65536", "x:-1", "9" * 99, "0000070000", "1:²"]
+    )
     def test_anything_else_is_refused(self, text: str) -> None:
         with pytest.raises(UsageError, match="not an address"):
             Address.parse(text)
