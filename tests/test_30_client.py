@@ -474,6 +474,21 @@ def test_a_get_finds_the_size_where_the_head_does_not_say(
     assert client.blob_size("a", BLOB_DIGEST) == 77
 
 
+@pytest.mark.parametrize("status", [200, 405])
+def test_an_empty_blobs_size_is_found_where_the_head_does_not_say(
+    connect: Connect, status: int
+) -> None:
+    def script(seen: Seen) -> list[Step]:
+        if seen.method == "HEAD":
+            return [reply(status, Content_Length=None)]
+        if "range" in seen.headers:
+            return [reply(416, Content_Range="bytes */0")]
+        return [reply(200, b"")]
+
+    _, client = connect(script)
+    assert client.blob_size("a", Digest.of(b"")) == 0
+
+
 def test_a_size_nobody_tells_is_a_violation(connect: Connect) -> None:
     def script(seen: Seen) -> list[Step]:
         chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
