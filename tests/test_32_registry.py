@@ -148,6 +148,15 @@ def test_a_range_is_answered_206(embedded: EmbeddedRegistry, header: str, expect
     assert answer.headers["Docker-Content-Digest"] == str(digest)
 
 
+def test_no_more_requests_are_logged_than_are_wanted() -> None:
+    with EmbeddedRegistry(logged=0) as quiet, EmbeddedRegistry(logged=2) as registry:
+        for path in ("/v2/a", "/v2/b", "/v2/c"):
+            ask(quiet, "GET", path)
+            ask(registry, "GET", path)
+    assert quiet.requests == []
+    assert [request.path for request in registry.requests] == ["/v2/b", "/v2/c"]
+
+
 @pytest.mark.parametrize("header", ["bytes=5-2", "bytes=-", "pages=1-2", "bytes=0-1,4-5", "x"])
 def test_a_range_that_makes_no_sense_is_ignored(embedded: EmbeddedRegistry, header: str) -> None:
     digest = embedded.put_blob("a", b"0123456789")

@@ -38,7 +38,7 @@ def command(directory: str | None) -> None:
         system.require_fuse(allow_other=False)
         # Held back from here on, and taken by `_stay`: nothing is left half made by a Ctrl-C.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        registry = stack.enter_context(EmbeddedRegistry())
+        registry = stack.enter_context(EmbeddedRegistry(logged=0))
         samples.load(registry)
         _serve(registry.url, path, scratch)
 

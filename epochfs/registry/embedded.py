@@ -21,7 +21,6 @@ from epochfs.registry.messages import OciError, Request, Response
 from epochfs.registry.server import Server
 from epochfs.registry.storage import Storage
 
-_LOGGED_REQUESTS = 100_000
 _POLL_SECONDS = 0.01
 """How often the accepting thread looks whether it is to stop."""
 
@@ -30,8 +29,9 @@ class EmbeddedRegistry:
     """A registry that listens on `host` and `port` (0: any free one) from `start` to `stop`.
 
     `username` and `password` are asked for as `behaviour.auth` says; without both of them everyone
-    may have a token. With `ssl_context` it speaks https. After `stop` it can `start` again, at the
-    same port and with all it held. Overriding `respond` changes single answers.
+    may have a token. With `ssl_context` it speaks https. The last `logged` requests can be looked
+    at, and cost a kilobyte each. After `stop` it can `start` again, at the same port and with all
+    it held. Overriding `respond` changes single answers.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class EmbeddedRegistry:
         host: str = "127.0.0.1",
         port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
+        logged: int = 100_000,
     ) -> None:
         self.behaviour = behaviour
         self._address = (host, port)
@@ -53,7 +54,7 @@ class EmbeddedRegistry:
         self._endpoints = Endpoints(behaviour, self._storage)
         self._server: Server | None = None
         self._log_lock = threading.Lock()
-        self._log: deque[Request] = deque(maxlen=_LOGGED_REQUESTS)
+        self._log: deque[Request] = deque(maxlen=logged)
 
     def start(self) -> None:
         """Listen, and answer from threads of its own; raises OSError if the port is taken."""
@@ -105,7 +106,7 @@ class EmbeddedRegistry:
 
     @property
     def requests(self) -> list[Request]:
-        """The requests so far, oldest first and without their bodies; the last 100,000 at most."""
+        """The requests so far, oldest first and without their bodies; the last `logged` at most."""
         with self._log_lock:
             return list(self._log)
 
