@@ -62,7 +62,7 @@ class Question:
 
 Fingerprint = Callable[[bytes, str], str]
 """Makes, of a salt and a repository ("": the registry as a whole), a hash of the credentials that
-the repository is read with now. Raises Denied or DeadlineExceeded if they cannot be had."""
+the repository is read with now. Raises CredentialsUnavailable or DeadlineExceeded without them."""
 
 
 class AnswerStore:

@@ -34,6 +34,8 @@ from epochfs.errors import (
 
 log = logging.getLogger(__name__)
 
+_MOST_ABSENT = 100_000
+
 K = TypeVar("K", bound=Hashable)
 K_contra = TypeVar("K_contra", bound=Hashable, contravariant=True)
 V = TypeVar("V")
@@ -74,13 +76,21 @@ class Store(Protocol[K_contra, V]):
 
 
 class LruStore(Generic[K, V]):
-    """Entries up to a sum of sizes of `limit`, the least recently used out first."""
+    """Entries up to a sum of sizes of `limit`, the least recently used out first.
+
+    Without `size_of`, a value counts for one. An absence counts for so much that there are at most
+    `_MOST_ABSENT`, for anybody may ask for any number of names that are not there.
+    """
 
     def __init__(self, limit: float, size_of: Callable[[V], float] | None = None) -> None:
-        def measured(entry: Entry[V]) -> float:
-            return 1 if size_of is None or entry.value is None else size_of(entry.value)
+        absence = max(1, limit // _MOST_ABSENT)
 
-        self._entries: LRUCache[K, Entry[V]] = LRUCache(limit, size_of and measured)
+        def measured(entry: Entry[V]) -> float:
+            if entry.value is None:
+                return absence
+            return 1 if size_of is None else size_of(entry.value)
+
+        self._entries: LRUCache[K, Entry[V]] = LRUCache(limit, measured)
 
     def get(self, key: K) -> Entry[V] | None:
         """Return the entry for `key`, which is the most recently used from then on."""

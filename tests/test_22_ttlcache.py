@@ -104,9 +104,18 @@ class TestBounds:
         assert cache.get("a") == "far too large"
         assert cache.peek("a") is None
 
-    def test_absences_are_bounded_too(self, source: Source) -> None:
+    @pytest.mark.parametrize("limit", [10, 1_000_000])
+    @pytest.mark.parametrize("size_of", [None, len])
+    def test_absences_are_bounded_too(
+        self,
+        source: Source,
+        limit: int,
+        size_of: Callable[[str], int] | None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("epochfs.ttlcache._MOST_ABSENT", 10)
         source.error = NotFound("no such thing")
-        cache = small(source, 10)
+        cache = small(source, limit, size_of=size_of)
         for number in range(1000):
             with pytest.raises(NotFound):
                 cache.get(str(number))
