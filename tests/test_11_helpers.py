@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from scripted import at_most
+from scripted import at_most, until
 
 from epochfs.auth import Authenticator, CredentialStore, Login, TokenRequest, helpers
 from epochfs.auth.files import Helper
@@ -283,6 +283,22 @@ def test_threads_share_one_answer(installed: Installed) -> None:
     assert len(found) == 8
     assert len(set(map(str, found))) == 1
     assert len(installed.requests) == 1
+
+
+def test_what_a_helper_has_said_is_there_while_another_runs(installed: Installed) -> None:
+    installed.install(ANSWER, "quick")
+    installed.install(f"sleep 0.5; {ANSWER}", "slow")
+    quick, slow = (Helper(name, SERVER, "f", dedicated=True) for name in ("quick", "slow"))
+    subject = helpers.Helpers()
+    subject.login(quick, time.monotonic() + SOON)
+    running = threading.Thread(target=lambda: subject.login(slow, time.monotonic() + SOON))
+    running.start()
+    until(lambda: len(installed.requests) == 2)
+    assert subject.login(quick, time.monotonic()) == Login(
+        "from docker-credential-quick", "bob", "geheim"
+    )
+    assert running.is_alive()
+    running.join(10)
 
 
 @pytest.mark.parametrize("content", [{}, {"credsStore": "test"}], ids=["dedicated", "for all"])

@@ -79,16 +79,16 @@ class Helpers:
         `deadline` is on the monotonic clock. Raises CredentialsUnavailable for a failure of a
         helper that was named for this very registry; others are no help then, and the log says so.
         """
-        if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            raise DeadlineExceeded(f"{_program(helper)} took all of the time limit")
-        try:
-            kept = self._kept.get(helper)
-            if kept is None or kept.good_until <= time.monotonic():
-                kept = self._ask(helper, kept, deadline)
+        kept = self._good(helper)
+        if kept is None:
+            if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
+                raise DeadlineExceeded(f"{_program(helper)} took all of the time limit")
+            try:
+                kept = self._good(helper) or self._ask(helper, self._kept.get(helper), deadline)
                 with self._lock:
                     self._kept[helper] = kept
-        finally:
-            self._gate.release()
+            finally:
+                self._gate.release()
         if kept.failure and helper.dedicated:
             raise CredentialsUnavailable(kept.failure)
         return kept.login
@@ -100,6 +100,12 @@ class Helpers:
             for kept in self._kept.values():
                 if kept.login == login and kept.refusable_at <= now:
                     kept.good_until = now
+
+    def _good(self, helper: Helper) -> _Kept | None:
+        """Return what a helper said last, unless it is to be asked again."""
+        with self._lock:
+            kept = self._kept.get(helper)
+        return kept if kept is not None and time.monotonic() < kept.good_until else None
 
     def _ask(self, helper: Helper, before: _Kept | None, deadline: float) -> _Kept:
         left = max(deadline - time.monotonic(), 0)
