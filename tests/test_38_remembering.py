@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import image, load
@@ -51,14 +53,12 @@ def opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
             username: str = "",
             max_age: float = 60,
             mirrors: str = "",
-            token_file: Path | None = None,
+            **given: Any,
         ) -> RememberingClient:
             stack.close()
             client = RegistryClient(
                 registry.url,
-                credentials=Credentials(
-                    username, "password" if username else "", token_file=token_file
-                ),
+                credentials=Credentials(username, "password" if username else "", **given),
                 options=TransportOptions(5, 5, 0),
                 hosts=hosts_of(registry, path.parent, mirrors),
             )
@@ -169,6 +169,35 @@ def test_other_credentials_recall_nothing(opened: Open) -> None:
             client = opened(registry, other)
             with pytest.raises(Unavailable):
                 client.get_manifest(APP, IMAGE.digest)
+
+
+def test_who_logs_in_after_another_recalls_nothing_of_what_that_one_was_told(
+    opened: Open, tmp_path: Path
+) -> None:
+    """Not even by the other's token, which is good for some time yet."""
+    file = tmp_path / "auth.json"
+
+    def log_in(registry: EmbeddedRegistry, username: str) -> None:
+        entry = {"username": username, "password": "password"}
+        file.write_text(json.dumps({"auths": {registry.host: entry}}))
+
+    with EmbeddedRegistry(
+        Behaviour(auth="bearer"), username="alice", password="password"
+    ) as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        log_in(registry, "alice")
+        client = opened(registry, auth_files=(file,))
+        tags = client.list_tags(APP)
+        log_in(registry, "mallory")
+        with pytest.raises(Denied):
+            client.list_tags(APP)
+        with pytest.raises(Denied):
+            client.get_manifest(APP, IMAGE.digest)
+    for ask in (lambda one: one.list_tags(APP), lambda one: one.get_manifest(APP, IMAGE.digest)):
+        with pytest.raises(Unavailable):
+            ask(opened(registry, auth_files=(file,)))
+    log_in(registry, "alice")
+    assert opened(registry, auth_files=(file,)).list_tags(APP) == tags
 
 
 class Closing(EmbeddedRegistry):
