@@ -23,6 +23,16 @@ from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from mounts import Mount, Mounts
 from scripted import until
 
+from epochfs.cli import wiring
+from epochfs.cli.plan import Connection, FileSystemPlan
+from epochfs.config import (
+    BlobOptions,
+    CacheOptions,
+    Credentials,
+    ListingOptions,
+    RegistryUrl,
+    TransportOptions,
+)
 from epochfs.names import Digest
 from epochfs.registry import EmbeddedRegistry, Request, Response
 from epochfs.registry.messages import OciError
@@ -267,3 +277,39 @@ def test_many_readers_of_two_mounts_share_a_blob_that_is_fetched_meanwhile(
     assert Digest.of((third.path / layer).read_bytes()) == Digest.of(big)
     assert status(third)["blobs"]["hits"] == 1
     assert status(third)["bytes_received"] < 10_000
+
+
+class Failing(EmbeddedRegistry):
+    """Answers 503 about manifests while it is `broken`, and everything else as ever."""
+
+    broken = False
+
+    def respond(self, request: Request) -> Response:
+        if self.broken and "/manifests/" in request.path:
+            return Response(503)
+        return super().respond(request)
+
+
+def test_a_tag_recalled_for_one_failure_of_a_registry_that_is_up_is_soon_resolved_anew(
+    tmp_path: Path,
+) -> None:
+    link, another = "/team/app/tags/latest", image(b"another")
+    with Failing() as registry:
+        plan = FileSystemPlan(
+            url=RegistryUrl.parse(registry.url),
+            connection=Connection(TransportOptions(10, 10, 0), Credentials(), ()),
+            cache=CacheOptions(tmp_path / "cache"),
+            listings=ListingOptions(negative_ttl=0.1),
+            blobs=BlobOptions(),
+            offline_ok=False,
+        )
+        load(registry, "team/app", "latest", CONTENT)
+        with ExitStack() as closing:
+            assert str(CONTENT.digest) in wiring.open_filesystem(plan, closing).readlink(link)
+        load(registry, "team/app", "latest", another)
+        registry.broken = True
+        with ExitStack() as closing:
+            filesystem = wiring.open_filesystem(plan, closing)
+            assert str(CONTENT.digest) in filesystem.readlink(link)
+            registry.broken = False
+            until(lambda: str(another.digest) in filesystem.readlink(link))
