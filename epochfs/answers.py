@@ -98,7 +98,7 @@ class AnswerStore:
 
     def put(self, question: Question, value: bytes) -> None:
         """Keep an answer, soon. Where more comes than can be written, some is not kept."""
-        scope = self._scope(question.repository)
+        scope = self.scope(question.repository)
         if scope is None:
             return
         size = len(value) + _ROW_BYTES
@@ -111,7 +111,7 @@ class AnswerStore:
 
     def get(self, question: Question, max_age: float | None = None) -> bytes | None:
         """Return an answer that was given at most `max_age` seconds ago, or None."""
-        scope = self._scope(question.repository)
+        scope = self.scope(question.repository)
         if scope is None:
             return None
         since = 0.0 if max_age is None else self._clock() - max_age
@@ -155,8 +155,11 @@ class AnswerStore:
             )
             self._salt = bytes(database.execute("SELECT value FROM salt").fetchone()[0])
 
-    def _scope(self, repository: str) -> str | None:
-        """Return whose answers about a repository are ours, or None if that cannot be said."""
+    def scope(self, repository: str) -> str | None:
+        """Return whose answers about a repository are ours, or None if that cannot be said.
+
+        An answer is to be kept only if this is the same before it was asked for and after.
+        """
         try:
             fingerprint = self._fingerprint(self._salt, repository)
         except (Denied, DeadlineExceeded) as error:
@@ -169,7 +172,7 @@ class AnswerStore:
         return hashlib.sha256(self._salt + identity).hexdigest()
 
     def _delete(self, repository: str, which: str = "", *names: str) -> None:
-        scope = self._scope(repository)
+        scope = self.scope(repository)
         if scope is None:
             return
 

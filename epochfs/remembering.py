@@ -101,17 +101,16 @@ class RememberingClient:
     ) -> Document:
         """Return a manifest; the blobs it names are then known to be the repository's."""
 
-        def ask() -> Document:
-            document = self._client.get_manifest(name, reference, limit)
+        def remember_what_it_names(document: Document) -> None:
             self._remember_description(name, document)
             self._remember_blobs(name, document)
-            return document
 
         return self._ask(
             Question(_MANIFEST, name.name, str(reference)),
-            ask,
+            lambda: self._client.get_manifest(name, reference, limit),
             lambda value: f"{value.media_type}\n".encode() + value.raw,
             lambda raw: _document(reference, raw),
+            besides=remember_what_it_names,
         )
 
     def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
@@ -165,12 +164,17 @@ class RememberingClient:
         dump: Callable[[T], bytes],
         load: Callable[[bytes], T],
         max_age: float | None = None,
+        besides: Callable[[T], None] = lambda _: None,
     ) -> T:
-        """Ask the registry and remember its answer; recall the last one where it gives none."""
+        """Ask the registry and remember its answer; recall the last one where it gives none.
+
+        `besides` remembers what else follows from an answer.
+        """
         if self.health.is_down:
             kept = self._recall(question, load, max_age)
             if kept is not None:
                 return kept
+        scope = self._answers.scope(question.repository)
         try:
             value = ask()
         except (Unavailable, DeadlineExceeded) as error:
@@ -183,10 +187,14 @@ class RememberingClient:
             raise  # nobody was asked
         except EpochfsError as error:
             self.health.answered()
-            self._remember_refusal(question, error, for_names=max_age is not None)
+            if self._answers.scope(question.repository) == scope:
+                self._remember_refusal(question, error, for_names=max_age is not None)
             raise
         self._answered(question.kind)
-        self._answers.put(question, _ANSWER + dump(value))
+        # Who logged in meanwhile did not ask this.
+        if self._answers.scope(question.repository) == scope:
+            self._answers.put(question, _ANSWER + dump(value))
+            besides(value)
         return value
 
     def _answered(self, kind: str) -> None:

@@ -171,24 +171,24 @@ def test_other_credentials_recall_nothing(opened: Open) -> None:
                 client.get_manifest(APP, IMAGE.digest)
 
 
+def log_in(file: Path, registry: EmbeddedRegistry, username: str) -> None:
+    entry = {"username": username, "password": "password"}
+    file.write_text(json.dumps({"auths": {registry.host: entry}}))
+
+
 def test_who_logs_in_after_another_recalls_nothing_of_what_that_one_was_told(
     opened: Open, tmp_path: Path
 ) -> None:
     """Not even by the other's token, which is good for some time yet."""
     file = tmp_path / "auth.json"
-
-    def log_in(registry: EmbeddedRegistry, username: str) -> None:
-        entry = {"username": username, "password": "password"}
-        file.write_text(json.dumps({"auths": {registry.host: entry}}))
-
     with EmbeddedRegistry(
         Behaviour(auth="bearer"), username="alice", password="password"
     ) as registry:
         load(registry, "team/app", "latest", IMAGE)
-        log_in(registry, "alice")
+        log_in(file, registry, "alice")
         client = opened(registry, auth_files=(file,))
         tags = client.list_tags(APP)
-        log_in(registry, "mallory")
+        log_in(file, registry, "mallory")
         with pytest.raises(Denied):
             client.list_tags(APP)
         with pytest.raises(Denied):
@@ -196,8 +196,36 @@ def test_who_logs_in_after_another_recalls_nothing_of_what_that_one_was_told(
     for ask in (lambda one: one.list_tags(APP), lambda one: one.get_manifest(APP, IMAGE.digest)):
         with pytest.raises(Unavailable):
             ask(opened(registry, auth_files=(file,)))
-    log_in(registry, "alice")
+    log_in(file, registry, "alice")
     assert opened(registry, auth_files=(file,)).list_tags(APP) == tags
+
+
+def test_who_logs_in_while_another_asks_recalls_nothing_of_the_answer(
+    opened: Open, tmp_path: Path
+) -> None:
+    file = tmp_path / "auth.json"
+
+    class Overtaken(EmbeddedRegistry):
+        def respond(self, request: Request) -> Response:
+            answer = super().respond(request)
+            if answer.status == 200 and "/team/app/" in request.path:
+                log_in(file, self, "mallory")
+            return answer
+
+    with Overtaken(Behaviour(auth="basic"), username="alice", password="password") as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        log_in(file, registry, "alice")
+        opened(registry, auth_files=(file,)).list_tags(APP)
+        log_in(file, registry, "alice")
+        opened(registry, auth_files=(file,)).get_manifest(APP, IMAGE.digest)
+    client = opened(registry, auth_files=(file,))
+    for ask in (
+        lambda: client.list_tags(APP),
+        lambda: client.get_manifest(APP, IMAGE.digest),
+        lambda: client.resolve(APP, IMAGE.digest),
+    ):
+        with pytest.raises(Unavailable):
+            ask()
 
 
 class Closing(EmbeddedRegistry):
