@@ -380,15 +380,16 @@ def test_memory_is_given_back_once_no_file_has_been_open_for_a_while(
     monkeypatch.setattr("epochfs.vfs._REST_SECONDS", 0.2)
     monkeypatch.setattr("epochfs.vfs.give_back", lambda: given_back.append(None))
     with stack(registry.url, tmp_path) as layers:
-        one = layers.filesystem.open(blob_path(NGINX, 0)).handle
-        other = layers.filesystem.open(blob_path(NGINX, 0)).handle
-        layers.filesystem.release(one)
-        time.sleep(0.5)
-        assert not given_back
-        layers.filesystem.release(other)
-        until(lambda: len(given_back) == 1)
-        layers.filesystem.release(layers.filesystem.open(blob_path(NGINX, 0)).handle)
-        until(lambda: len(given_back) == 2)
+        filesystem = layers.filesystem
+        one = filesystem.open(blob_path(NGINX, 0)).handle
+        other = filesystem.open(blob_path(NGINX, 0)).handle
+        filesystem.release(one)
+        assert not filesystem._to_rest
+        for handle in (other, filesystem.open(blob_path(NGINX, 0)).handle):
+            filesystem.release(handle)
+        assert filesystem._to_rest
+        until(lambda: not filesystem._to_rest)
+        until(lambda: bool(given_back))
 
 
 class TestThroughTheKernelAlone:
