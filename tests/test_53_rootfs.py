@@ -369,6 +369,29 @@ def test_a_table_that_nothing_vouches_for_is_not_believed(make: Make, show: Show
         assert root.read("a") == b"from the tar stream"
 
 
+def two_faced() -> Layer:
+    """Return a layer whose tar stream has `real`, and whose table of contents has `other`."""
+    stream = gzipped(File("real", b"real")).blob
+    layer = estargz(File("other", b"other"))
+    start = layer.blob.rindex(b"STARGZ") - 16
+    offset = int(layer.blob[start : start + 16], 16)
+    moved = layer.blob[:start] + b"%016x" % (offset + len(stream)) + layer.blob[start + 16 :]
+    return replace(layer, blob=stream + moved)
+
+
+@pytest.mark.parametrize("first", ["believed", "not believed"])
+def test_a_table_is_believed_only_by_the_manifest_that_vouches_for_it(
+    first: str, show: Show
+) -> None:
+    layer = two_faced()
+    expected = {True: ["other"], False: ["real"]}
+    shown = {}
+    for believed in (first == "believed", first != "believed"):
+        annotations = layer.annotations if believed else {}
+        shown[believed] = show(replace(layer, annotations=annotations)).names()
+    assert shown == expected
+
+
 def test_without_its_decoder_a_layer_says_what_to_install(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ an index says has been verified.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 
@@ -24,16 +25,29 @@ from epochfs.rootfs.tarwalk import ForwardStream, walk
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
-
+_VOUCHER_DIGITS = 32
 
 WITH_TOC = (stargz.FORMAT, zstdchunked.FORMAT)
 """What is recorded as the compression of a layer that has a table of contents."""
 
 
+def voucher(layer: Descriptor) -> str:
+    """Return what tells a layer's index from others of the same blob.
+
+    One manifest's annotations vouch for a table of contents, and another manifest need not believe
+    it: they are part of what the index is kept under. Without them the blob's digest is enough.
+    """
+    names = (*stargz.ANNOTATIONS, *zstdchunked.ANNOTATIONS)
+    found = [(name, layer.annotations[name]) for name in names if name in layer.annotations]
+    if not found:
+        return "tar"
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:_VOUCHER_DIGITS]
+
+
 def has_toc(layer: Descriptor) -> bool:
     """Whether something vouches for a table of contents."""
-    vouchers = (*stargz.TOC_DIGESTS, *zstdchunked.TOC_DIGESTS)
-    return any(name in layer.annotations for name in vouchers)
+    names = (*stargz.TOC_DIGESTS, *zstdchunked.TOC_DIGESTS)
+    return any(name in layer.annotations for name in names)
 
 
 def build(layer: Descriptor, blob: BlobHandle, path: str, ending: threading.Event) -> None:

@@ -23,6 +23,9 @@ FORMAT = "estargz"
 TOC_DIGESTS = ("containerd.io/snapshot/stargz/toc.digest",)
 """The annotation of a layer with the digest of its table, not compressed."""
 
+ANNOTATIONS = TOC_DIGESTS
+"""All that the table is found and vouched for by."""
+
 _TOC_FILE = "stargz.index.json"
 _OWN_FILES = frozenset({_TOC_FILE, ".prefetch.landmark", ".no.prefetch.landmark"})
 _FOOTER_BYTES = 51

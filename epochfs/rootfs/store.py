@@ -2,7 +2,11 @@
 
 ::
 
-    <cache>/v1/layers/<algorithm>/<encoded>.<format>      the index of the layer of that digest
+    <cache>/v1/layers/<algorithm>/<encoded>.<voucher>.<format>    the index of a layer
+
+What vouches for an index is the layer's digest, and for a table of contents also annotations in one
+manifest. Another manifest's, of another repository or registry, make another index of the same blob
+(`build.voucher`).
 
 An index is written without a name in that directory, synced, and only then given its name, so
 that being there is being complete. Those used longest ago are removed where all together take more
@@ -26,7 +30,7 @@ from epochfs.errors import CacheFailure
 from epochfs.manifests import Descriptor
 from epochfs.names import Digest, Repository
 from epochfs.rootfs.archive import open_archive
-from epochfs.rootfs.build import WITH_TOC, build, has_toc
+from epochfs.rootfs.build import WITH_TOC, build, has_toc, voucher
 from epochfs.rootfs.content import ChunkCache, ChunkPieces, LayerFile, Pieces, TarPieces
 from epochfs.rootfs.layerindex import FORMAT, Inode, LayerIndex, open_index
 from epochfs.rootfs.shelf import Shelf
@@ -36,6 +40,9 @@ log = logging.getLogger(__name__)
 _MAX_INDEXES = 512
 _MAX_ARCHIVES = 8
 _SHARE = 10
+
+_Key = tuple[Digest, int, str]
+"""An index in memory: of what blob, of how many bytes, and what vouches for it."""
 
 
 class Layers:
@@ -49,19 +56,19 @@ class Layers:
         self._blobs = blobs
         self._cache = cache
         self._ending = threading.Event()
-        self._indexes: Shelf[Digest, LayerIndex] = Shelf("layer", _MAX_INDEXES)
-        self._opened: Shelf[Digest, Pieces] = Shelf("archive", _MAX_ARCHIVES)
+        self._indexes: Shelf[_Key, LayerIndex] = Shelf("layer", _MAX_INDEXES)
+        self._opened: Shelf[tuple[Repository, _Key], Pieces] = Shelf("archive", _MAX_ARCHIVES)
         self._chunks = ChunkCache()
 
     def begin(self, repository: Repository, layers: Iterable[Descriptor]) -> None:
         """Begin to read the indexes of layers that will all be asked for."""
         for layer in layers:
-            self._indexes.begin(layer.digest, partial(self._make_index, repository, layer))
+            self._indexes.begin(_key(layer), partial(self._make_index, repository, layer))
 
     def index(self, repository: Repository, layer: Descriptor, deadline: float) -> LayerIndex:
         """Return the index of a layer. Raises DeadlineExceeded (`deadline` is monotonic)."""
         make = partial(self._make_index, repository, layer)
-        return self._indexes.get(layer.digest, make, deadline)
+        return self._indexes.get(_key(layer), make, deadline)
 
     def open(
         self, repository: Repository, layer: Descriptor, file: Inode, deadline: float
@@ -69,7 +76,7 @@ class Layers:
         """Open a file of a layer."""
         index = self.index(repository, layer, deadline)
         make = partial(self._open_pieces, repository, layer, index)
-        pieces = self._opened.get(layer.digest, make, deadline)
+        pieces = self._opened.get((repository, _key(layer)), make, deadline)
         return LayerFile(index, file.id, file.size, pieces)
 
     def close(self) -> None:
@@ -92,7 +99,7 @@ class Layers:
         return self._blobs.open(repository, layer.digest, layer.size, precise=precise)
 
     def _make_index(self, repository: Repository, layer: Descriptor) -> LayerIndex:
-        name = f"{layer.digest.encoded}.{FORMAT}"
+        name = f"{layer.digest.encoded}.{voucher(layer)}.{FORMAT}"
         try:
             with self._cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
                 found = _open(directory, name)
@@ -125,6 +132,10 @@ class Layers:
             raise
         finally:
             os.close(fd)
+
+
+def _key(layer: Descriptor) -> _Key:
+    return layer.digest, layer.size, voucher(layer)
 
 
 def _open(directory: int, name: str) -> LayerIndex | None:

@@ -32,6 +32,9 @@ _TOC_POSITIONS = (
 )
 """The annotation with the table's offset, length, length not compressed, and version."""
 
+ANNOTATIONS = (*TOC_DIGESTS, *_TOC_POSITIONS)
+"""All that the table is found and vouched for by."""
+
 _POSITION = re.compile(r"(\d{1,18}):(\d{1,18}):(\d{1,18}):1\Z")
 
 
