@@ -6,6 +6,7 @@ import errno
 import gzip
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -319,6 +320,38 @@ def test_a_layer_of_too_many_bytes_of_names_is_too_large(
 def test_a_header_that_never_ends_is_too_large(show: Show) -> None:
     root = show(gzipped(File("a", xattrs={"user.big": bytes(5 * MIB)})))
     assert errno_of(root, "a") == errno.EFBIG
+
+
+@pytest.mark.parametrize("mtime", ["1e99999", "-1e99999", "inf", "nan"])
+def test_a_time_that_is_none_is_an_error(mtime: str, show: Show) -> None:
+    started = time.monotonic()
+    assert errno_of(show(gzipped(File("a", mtime=mtime))), "a") == errno.EIO
+    assert time.monotonic() - started < 5
+
+
+def test_a_time_beyond_64_bits_is_the_last_one(show: Show) -> None:
+    root = show(gzipped(File("a", mtime="1e15"), File("b", mtime="-99999999999.5")))
+    assert root.view.stat(root / "a").time_ns == 2**63 - 1
+    assert root.view.stat(root / "b").time_ns == 1 - 2**63
+
+
+def test_very_long_numbers_in_a_header_are_an_error(show: Show) -> None:
+    root = show(gzipped(File("a", xattrs={"user.n": b"1" * 5000})))
+    assert errno_of(root, "a") == errno.EIO
+    usual = {"user.n": b"1" * 1000, **{f"user.{n}": b"0123456789" * 10 for n in range(50)}}
+    assert show(gzipped(File("a", b"x", xattrs=usual))).read("a") == b"x"
+
+
+@pytest.mark.expects_log("is read whole")
+def test_headers_without_end_before_a_table_are_an_error(show: Show) -> None:
+    layer = gzipped(File("a", b"in the stream"))
+    start = len(layer.blob)
+    nested = gzip.compress(File("x").header()[:1024] * 3000)
+    footer = estargz().blob[-51:]
+    footer = footer[:16] + b"%016x" % start + footer[32:]
+    annotations = {"containerd.io/snapshot/stargz/toc.digest": f"sha256:{'0' * 64}"}
+    root = show(replace(layer, blob=layer.blob + nested + footer, annotations=annotations))
+    assert root.read("a") == b"in the stream"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ a tar stream of its own; the footer behind it, of fixed length, tells where it b
 from __future__ import annotations
 
 import re
-import tarfile
 from io import BytesIO
 
 from epochfs.blobs import BlobHandle
@@ -17,6 +16,7 @@ from epochfs.names import Digest
 from epochfs.rootfs import toc
 from epochfs.rootfs.decoders import GzipMember, read_range, read_up_to
 from epochfs.rootfs.entry import Entry
+from epochfs.rootfs.tarwalk import ForwardStream, walk
 
 FORMAT = "estargz"
 
@@ -26,8 +26,8 @@ TOC_DIGESTS = ("containerd.io/snapshot/stargz/toc.digest",)
 ANNOTATIONS = TOC_DIGESTS
 """All that the table is found and vouched for by."""
 
-_TOC_FILE = "stargz.index.json"
-_OWN_FILES = frozenset({_TOC_FILE, ".prefetch.landmark", ".no.prefetch.landmark"})
+_TOC_FILE = b"stargz.index.json"
+_OWN_FILES = frozenset({_TOC_FILE.decode(), ".prefetch.landmark", ".no.prefetch.landmark"})
 _FOOTER_BYTES = 51
 _FOOTER = re.compile(rb"\x1f\x8b.{8}\x1a\0SG\x16\0([0-9a-f]{16})STARGZ", re.DOTALL)
 _TAR_OVERHEAD = 64 << 10
@@ -59,16 +59,11 @@ def _table(blob: BlobHandle) -> bytes:
         raise ProtocolViolation("there is no eStargz footer")
     if end - start > toc.MAX_BYTES:
         raise TooLarge(f"it takes {end - start} bytes")
-    try:
-        packed = BytesIO(read_range(blob, start, end - start))
-        stream = read_up_to(GzipMember(packed), toc.MAX_BYTES + _TAR_OVERHEAD)
-        with tarfile.open(fileobj=BytesIO(stream), mode="r:") as archive:
-            member = archive.next()
-            file = archive.extractfile(member) if member is not None else None
-            if member is None or file is None or member.name != _TOC_FILE:
-                raise ProtocolViolation(f"it is no {_TOC_FILE}")
-            if member.size > toc.MAX_BYTES:
-                raise TooLarge(f"it is of {member.size} bytes")
-            return file.read()
-    except (tarfile.TarError, ValueError, KeyError) as error:
-        raise ProtocolViolation(f"it cannot be read: {error}") from None
+    packed = BytesIO(read_range(blob, start, end - start))
+    stream = read_up_to(GzipMember(packed), toc.MAX_BYTES + _TAR_OVERHEAD)
+    file = next(walk(ForwardStream(BytesIO(stream), len(stream), lambda _: None)), None)
+    if file is None or file.path != _TOC_FILE:
+        raise ProtocolViolation(f"it is no {_TOC_FILE.decode()}")
+    if file.size > toc.MAX_BYTES:
+        raise TooLarge(f"it is of {file.size} bytes")
+    return b"".join(stream[piece.offset :][: piece.size] for piece in file.pieces)

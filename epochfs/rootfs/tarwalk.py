@@ -6,9 +6,11 @@ read forwards only, and what `tarfile` would take into memory at once is bounded
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -29,6 +31,16 @@ _MAX_OWNER = 2**32 - 1
 _MAX_XATTR_NAME = 255
 _MAX_XATTR_BYTES = 64 << 10
 _XATTR = "SCHILY.xattr."
+
+_LONG_NUMBER = re.compile(rb"[0-9]{20,}")
+_MAX_SQUARES = 2_000_000
+"""The squares of the lengths of long numbers in one header, together: `tarfile` before Python
+3.11.10 and 3.12.6 takes so many steps to look through it, during which no other thread runs
+(CVE-2024-6232)."""
+
+_MAX_TIME_DIGITS = 12
+"""So many seconds no 64-bit time in nanoseconds has; an integer of a time such as 1e999999 would
+take minutes to make."""
 
 _TYPES = {
     tarfile.REGTYPE: stat.S_IFREG,
@@ -90,6 +102,8 @@ class ForwardStream(io.RawIOBase):
             if not count:
                 break
             view = view[count:]
+        if sum(len(number) ** 2 for number in _LONG_NUMBER.findall(data)) > _MAX_SQUARES:
+            raise ProtocolViolation("a tar header with numbers that are too long")
         return bytes(data[: size - len(view)])
 
     def next_entry(self) -> None:
@@ -188,10 +202,11 @@ def _pieces(member: tarfile.TarInfo) -> Iterator[Piece]:
 
 def _time_ns(member: tarfile.TarInfo) -> int:
     """Return the time as the layer has it; as a float, which `tarfile` makes of it, it is not."""
-    try:
-        return checked_time(int(Decimal(member.pax_headers["mtime"]) * 10**9))
-    except (KeyError, InvalidOperation, ValueError, OverflowError):
-        return checked_time(int(member.mtime) * 10**9)
+    with contextlib.suppress(KeyError, InvalidOperation, ValueError, OverflowError):
+        seconds = Decimal(member.pax_headers["mtime"])
+        if seconds.adjusted() < _MAX_TIME_DIGITS:
+            return checked_time(int(seconds * 10**9))
+    return checked_time(int(member.mtime) * 10**9)
 
 
 def _xattrs(headers: Mapping[str, str]) -> dict[str, bytes]:
