@@ -6,6 +6,7 @@ import errno
 import gzip
 import os
 import stat
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -42,6 +43,10 @@ MIB = 1 << 20
 
 def plain(*files: File) -> Layer:
     return Layer(tar(*files))
+
+
+def gzipped_stream(stream: bytes) -> Layer:
+    return Layer(gzip.compress(stream))
 
 
 Make = Callable[..., Layer]
@@ -368,6 +373,42 @@ def test_headers_without_end_before_a_table_are_an_error(show: Show) -> None:
 )
 def test_what_is_no_layer_is_an_error(blob: bytes, show: Show) -> None:
     assert errno_of(show(Layer(blob)), "a") == errno.EIO
+
+
+def block(file: File) -> bytes:
+    """Return an empty file as one block without extended headers."""
+    return tarfile.TarInfo(file.name).tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize("make", [Layer, gzipped_stream])
+def test_a_damaged_header_is_not_taken_for_the_end(make: Make, show: Show) -> None:
+    first, second = block(File("a")), block(File("b"))
+    damaged = second[:10] + b"x" + second[11:]
+    assert errno_of(show(make(first + damaged + bytes(1024))), "a") == errno.EIO
+    assert errno_of(show(make(first + second[:300])), "a") == errno.EIO
+    for end in (bytes(1024), bytes(512), bytes(300), b""):
+        assert show(make(first + second + end)).names() == ["a", "b"]
+
+
+def test_headers_of_the_whole_layer_do_not_add_up_without_end(show: Show) -> None:
+    def layer(count: int, size: int) -> Layer:
+        headers = (
+            tarfile.TarInfo.create_pax_global_header({f"key{n}": "v" * size}) + block(File(f"{n}"))
+            for n in range(count)
+        )
+        return gzipped_stream(b"".join(headers) + bytes(1024))
+
+    assert len(show(layer(90, 1000)).names()) == 90
+    assert errno_of(show(layer(9, MIB)), "0") == errno.EFBIG
+    assert errno_of(show(layer(200, 10)), "0") == errno.EFBIG
+
+
+@pytest.mark.expects_log("could not be a path|is read whole")
+@every_format
+def test_a_hard_link_does_not_take_the_place_of_the_root(make: Make, show: Show) -> None:
+    root = show(make(File("a", b"1"), File("./", type=HARD_LINK, link="a")))
+    assert "a" in root.names()
+    assert root.view.stat(root.path).kind == stat.S_IFDIR
 
 
 def test_an_attribute_that_linux_could_not_have_is_left_out(show: Show) -> None:

@@ -16,7 +16,7 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Protocol, cast
+from typing import Protocol, Self, cast
 
 from epochfs.errors import InvalidName, ProtocolViolation, TooLarge, printable
 from epochfs.rootfs.entry import Entry, Piece, checked_time, clean_path
@@ -31,6 +31,8 @@ _MAX_OWNER = 2**32 - 1
 _MAX_XATTR_NAME = 255
 _MAX_XATTR_BYTES = 64 << 10
 _XATTR = "SCHILY.xattr."
+
+_MAX_GLOBAL_HEADERS = 100
 
 _LONG_NUMBER = re.compile(rb"[0-9]{20,}")
 _MAX_SQUARES = 2_000_000
@@ -54,6 +56,19 @@ _TYPES = {
     tarfile.DIRTYPE: stat.S_IFDIR,
     tarfile.FIFOTYPE: stat.S_IFIFO,
 }
+
+
+class _Member(tarfile.TarInfo):
+    """A header. A damaged one is an error, where `tarfile` would take it for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf.strip(b"\0"):
+                raise ProtocolViolation(f"not a tar stream: {printable(error)}") from error
+            raise  # nothing but zeros: the end of the archive
 
 
 class Source(Protocol):
@@ -132,10 +147,11 @@ def walk(stream: ForwardStream) -> Iterator[Entry]:
     """
     refused: list[InvalidName] = []
     try:
-        with tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as archive:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member, errorlevel=2) as archive:
             while (member := archive.next()) is not None:
                 stream.next_entry()
                 archive.members.clear()  # type: ignore[attr-defined] # it keeps them
+                _check_global(archive.pax_headers)
                 try:
                     entry = _entry(member)
                 except InvalidName as error:
@@ -150,16 +166,23 @@ def walk(stream: ForwardStream) -> Iterator[Entry]:
         log.warning("left out of a layer what could not be a path: %s", refused[0])
 
 
+def _check_global(headers: Mapping[str, str]) -> None:
+    """Refuse more headers of the whole archive than anybody writes: they come with each entry."""
+    size = sum(len(key) + len(value) for key, value in headers.items())
+    if len(headers) > _MAX_GLOBAL_HEADERS or size > MAX_HEADER_BYTES:
+        raise TooLarge(f"a layer with {len(headers)} global headers, of {size} characters")
+
+
 def _entry(member: tarfile.TarInfo) -> Entry | None:
     kind = _TYPES.get(member.type)
     if kind is None:
         return None
     path = clean_path(os.fsencode(member.name))
     link = os.fsencode(member.linkname)
-    if member.islnk():
-        return Entry(path, kind, link=clean_path(link), is_hard_link=True)
     if not path and kind != stat.S_IFDIR:
         raise InvalidName("a root that is no directory")
+    if member.islnk():
+        return Entry(path, kind, link=clean_path(link), is_hard_link=True)
     is_file = kind == stat.S_IFREG
     is_device = kind in (stat.S_IFCHR, stat.S_IFBLK)
     return Entry(

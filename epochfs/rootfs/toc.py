@@ -81,6 +81,8 @@ def _entry(group: list[Row]) -> Entry:
     if kind is None:
         raise ProtocolViolation("an entry of an unknown type in a table of contents")
     path = clean_path(_text(row, "name").encode())
+    if not path and kind != stat.S_IFDIR:
+        raise ProtocolViolation("a root that is no directory in a table of contents")
     link = _text(row, "linkName").encode()
     if row["type"] == "hardlink":
         return Entry(path, kind, link=clean_path(link), is_hard_link=True)
