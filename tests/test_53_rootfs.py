@@ -228,6 +228,40 @@ def test_a_hard_link_may_name_a_file_of_a_lower_layer(show: Show) -> None:
     assert root.layers.filesystem.getattr(root / "low").links == 2
 
 
+def test_an_opaque_root_hides_all_below(show: Show) -> None:
+    root = show(gzipped(File("x"), File("d/x")), gzipped(File(".wh..wh..opq"), File("d/y")))
+    assert (root.names(), root.names("d")) == (["d"], ["y"])
+    for path in ("x", "d/x"):
+        assert errno_of(root, path) == errno.ENOENT
+
+
+def test_a_hard_link_to_what_is_not_there_hides_what_it_is_over(show: Show) -> None:
+    above = gzipped(
+        File("a", type=HARD_LINK, link="absent"),
+        File("b", type=HARD_LINK, link="d"),
+        File("kept", b"2"),
+    )
+    root = show(gzipped(File("a"), File("b"), File("d/x")), above)
+    assert root.names() == ["d", "kept"]
+    assert {errno_of(root, path) for path in "ab"} == {errno.ENOENT}
+
+
+def test_a_directory_over_a_hard_link_is_a_directory(show: Show) -> None:
+    link = gzipped(File("link", type=HARD_LINK, link="a"))
+    root = show(gzipped(File("a", b"1")), link, gzipped(File("link/x")))
+    assert root.names("link") == ["x"]
+    assert root.view.stat(root / "link").kind == stat.S_IFDIR
+
+
+def test_hard_links_over_hundreds_of_layers_are_counted_once_each(show: Show) -> None:
+    crossed = gzipped(File("b", type=HARD_LINK, link="a"), File("a", type=HARD_LINK, link="b"))
+    root = show(gzipped(File("a", b"1"), File("b", b"2")), *[crossed] * 1200)
+    started = time.monotonic()
+    assert root.layers.filesystem.getattr(root / "a").links == 2
+    assert root.read("a") == b"1"
+    assert time.monotonic() - started < 10
+
+
 def test_a_name_that_a_higher_layer_hides_is_not_counted(show: Show) -> None:
     below = gzipped(File("a", b"1"), File("b", type=HARD_LINK, link="a"))
     root = show(below, gzipped(File("a", b"new")))

@@ -127,15 +127,15 @@ class IndexWriter:
     def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
         target_parent, target_name = split_path(entry.link)
         found = self._connection.execute(
-            "SELECT inode, first FROM name JOIN inode ON id = inode WHERE parent=? AND name=? "
-            f"AND mode != 0 AND mode & {_TYPE_BITS} != {stat.S_IFDIR}",
+            "SELECT inode, first, mode, link FROM name JOIN inode ON id = inode "
+            f"WHERE parent=? AND name=? AND mode & {_TYPE_BITS} != {stat.S_IFDIR}",
             (target_parent, target_name),
         ).fetchone()
-        if found is None:
-            self._add_inode(replace(entry, mode=0), parent, name)
-            self._run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", entry.link, entry.path)
+        inode, first, mode, link = found or (IMPLICIT, b"", 0, entry.link)
+        if mode == 0:  # the target is in a lower layer, or a name of what is
+            self._add_inode(replace(entry, mode=0, link=link), parent, name)
+            self._run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
             return
-        inode, first = found
         self._give_name(parent, name, inode, is_directory=False)
         for path in (first, entry.path):
             self._run("INSERT OR IGNORE INTO alias VALUES (?, ?, ?)", inode, *split_path(path))

@@ -100,7 +100,7 @@ class LayerIndex:
 
         A directory on the way that is opaque, whited out or no directory hides all below it.
         """
-        hides, parent = False, b""
+        hides, parent = bool(path) and self._hides(b"", b""), b""
         names = path.split(b"/") if path else [b""]
         for depth, name in enumerate(names, start=1):
             is_last = depth == len(names)
@@ -120,15 +120,15 @@ class LayerIndex:
         """Whether the layer hides all that layers below have in a directory."""
         return self._hides(directory, b"")
 
-    def children(self, directory: bytes) -> list[tuple[bytes, int, int]]:
-        """The names in a directory, each with its mode and inode."""
+    def children(self, directory: bytes) -> list[tuple[bytes, int]]:
+        """The names in a directory, each with its mode."""
         rows = self._rows(
-            "SELECT name, coalesce(mode, ?), inode FROM name LEFT JOIN inode ON id = inode "
+            "SELECT name, coalesce(mode, ?) FROM name LEFT JOIN inode ON id = inode "
             "WHERE parent = ? AND name != x''",
             stat.S_IFDIR,
             directory,
         )
-        return [(name, mode, inode) for name, mode, inode in rows]
+        return [(name, mode) for name, mode in rows]
 
     def hidden(self, directory: bytes) -> set[bytes]:
         """The names in a directory that are whited out in the layers below."""

@@ -76,11 +76,13 @@ class Image:
                 if not stat.S_ISDIR(seen.mode):
                     break
                 exists = True
-                for name, mode, inode in layer.children(path):
+                for name, mode in layer.children(path):
                     if name not in hidden and name not in children:
-                        child = self._child(number, join_path(path, name), mode, inode)
+                        child = self._child(number, join_path(path, name), mode)
                         if child is not None:
                             children[name] = child
+                        else:
+                            hidden.add(name)
                 hidden |= layer.hidden(path)
             if seen.hides_below or layer.is_opaque(path):
                 break
@@ -91,7 +93,8 @@ class Image:
     def names_of(self, found: Found) -> list[bytes]:
         """Return the paths that a file of several names is seen at; none for one of one name.
 
-        Where there are very many of them, all that its layer gives it count as seen.
+        Where there are very many of them, all that layers give it count as seen, and no more are
+        looked for.
         """
         names = self._given_names(found)
         if len(names) > _MAX_ALIASES:
@@ -105,26 +108,30 @@ class Image:
 
     def _find(self, path: bytes, above: int) -> Found:
         """Find a path in the layers below the one of a number."""
-        implied = not path
+        implied, is_linked = not path, False
         for number in self._downwards(above):
             layer = self._index(number)
             seen = layer.see(path)
             if seen.inode == IMPLICIT:
                 implied = True
             elif seen.inode is not None:
-                found = Found(number, layer.inode(seen.inode))
-                if seen.mode == 0:
-                    return self._find(found.inode.link, number)
+                inode = layer.inode(seen.inode)
                 if implied and not stat.S_ISDIR(seen.mode):
                     break
-                return found
+                if seen.mode == 0:
+                    # What it is another name of is in the layers below, and is no directory.
+                    path, is_linked = inode.link, True
+                    continue
+                if is_linked and stat.S_ISDIR(seen.mode):
+                    break
+                return Found(number, inode)
             if seen.hides_below:
                 break
-        if implied:
+        if implied and not is_linked:
             return Found(0, _IMPLIED)
         raise NotFound(f"no {printable(path)} in the image")
 
-    def _child(self, layer: int, path: bytes, mode: int, inode: int) -> Child | None:
+    def _child(self, layer: int, path: bytes, mode: int) -> Child | None:
         """Describe a name in a directory; None for a hard link to what is not there."""
         if stat.S_ISDIR(mode):
             return Child(stat.S_IFDIR, path)
@@ -159,8 +166,9 @@ class Image:
         names = self._index(found.layer).aliases(found.inode.id) or [found.inode.first]
         for number in range(found.layer + 1, len(self._descriptors)):
             layer = self._index(number)
-            if layer.has_foreign_links:
+            if layer.has_foreign_links and len(names) <= _MAX_ALIASES:
                 names += [link for name in names for link in layer.foreign_links(name)]
+                names = list(dict.fromkeys(names))
         return names if len(names) > 1 else []
 
     def _is_at(self, found: Found, path: bytes) -> bool:
