@@ -356,6 +356,13 @@ def test_a_layer_of_too_many_bytes_of_names_is_too_large(
     assert errno_of(root, "0") == errno.EFBIG
 
 
+def test_directories_that_are_only_implied_are_counted_too(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_BYTES", MIB)
+    assert errno_of(show(gzipped(File("a/" * 2000))), "a") == errno.EFBIG
+
+
 def test_a_header_that_never_ends_is_too_large(show: Show) -> None:
     root = show(gzipped(File("a", xattrs={"user.big": bytes(5 * MIB)})))
     assert errno_of(root, "a") == errno.EFBIG

@@ -83,10 +83,14 @@ class IndexWriter:
 
     def _count(self, entry: Entry) -> None:
         self._entries += 1
-        self._bytes += _ROW_BYTES * (1 + len(entry.pieces)) + len(entry.path) + len(entry.link)
-        self._bytes += sum(len(name) + len(value) for name, value in entry.xattrs.items())
         if self._entries > MAX_ENTRIES:
             raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
+        attributes = sum(len(name) + len(value) for name, value in entry.xattrs.items())
+        rows = _ROW_BYTES * (1 + len(entry.pieces))
+        self._count_bytes(rows + len(entry.path) + len(entry.link) + attributes)
+
+    def _count_bytes(self, count: int) -> None:
+        self._bytes += count
         if self._bytes > MAX_BYTES:
             raise TooLarge(f"a layer whose index would be over {MAX_BYTES} bytes")
 
@@ -106,6 +110,8 @@ class IndexWriter:
             added = self._run("INSERT OR IGNORE INTO name VALUES (?, ?, ?)", parent, name, IMPLICIT)
             if not added:
                 return
+            # A long key takes about twice its length in SQLite's pages.
+            self._count_bytes(_ROW_BYTES + 2 * len(directory))
             directory = parent
         self._run("INSERT OR IGNORE INTO name VALUES (x'', x'', ?)", IMPLICIT)
 
