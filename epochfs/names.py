@@ -32,6 +32,9 @@ MAX_TITLE_SEGMENT_BYTES = 255
 MAX_TITLE_BYTES = 1024
 """Longest title in bytes; under PATH_MAX together with the longest repository name."""
 
+MAX_TITLE_DEPTH = 32
+"""Most directories that one title makes: each is kept in memory, with a path as long."""
+
 _CONFORMING_SEGMENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
 _CONFORMING_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 _ENCODED = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "sha512": re.compile(r"[0-9a-f]{128}\Z")}
@@ -171,6 +174,8 @@ class Title:
         """
         if len(text) > MAX_TITLE_BYTES or len(text.encode("utf-8", "replace")) > MAX_TITLE_BYTES:
             raise InvalidName(f"title is too long: '{printable(text)}'")
+        if text.count("/") > MAX_TITLE_DEPTH:
+            raise InvalidName(f"title is too deep: '{printable(text)}'")
         for segment in text.split("/"):
             _checked_segment(segment, "title", MAX_TITLE_SEGMENT_BYTES)
         if _is_digest(text.partition("/")[0]):

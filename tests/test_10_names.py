@@ -196,7 +196,9 @@ def test_names_are_values() -> None:
 
 
 class TestTitles:
-    @pytest.mark.parametrize("text", ["README.md", "docs/a b/ü.txt", "...", "-", "a" * 255, "~"])
+    @pytest.mark.parametrize(
+        "text", ["README.md", "docs/a b/ü.txt", "...", "-", "a" * 255, "~", "d/" * 32 + "a"]
+    )
     def test_harmless_paths_are_titles(self, text: str) -> None:
         assert Title.parse(text).path == text
 
@@ -218,6 +220,7 @@ class TestTitles:
             "\ud800",
             "a" * 256,
             "/".join(["a"] * 600),
+            "d/" * 33 + "a",
             "ü" * 128,
             f"sha256:{'0' * 64}",
             f"sha256:{'0' * 64}/x",
