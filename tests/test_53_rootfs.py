@@ -484,6 +484,17 @@ def test_a_table_that_nothing_vouches_for_is_not_believed(make: Make, show: Show
         assert root.read("a") == b"from the tar stream"
 
 
+@pytest.mark.expects_log("is read whole: its table of contents: it has more than")
+@pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
+def test_a_table_of_too_many_rows_is_not_parsed(
+    make: Make, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.rootfs.toc.MAX_ROWS", 100)
+    root = show(make(*(File(f"d/{n}", b"x") for n in range(200))))
+    assert len(root.names("d")) == 200
+    assert root.read("d/7") == b"x"
+
+
 def two_faced() -> Layer:
     """Return a layer whose tar stream has `real`, and whose table of contents has `other`."""
     stream = gzipped(File("real", b"real")).blob

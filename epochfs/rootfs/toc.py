@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from epochfs.errors import InvalidName, ProtocolViolation
+from epochfs.errors import InvalidName, ProtocolViolation, TooLarge
 from epochfs.manifests import load_json
 from epochfs.names import Digest
 from epochfs.rootfs.entry import Entry, Piece, checked_time, clean_path
 from epochfs.rootfs.tarwalk import is_xattr
 
-MAX_BYTES = 32 << 20
+MAX_BYTES = 8 << 20
+MAX_ROWS = 100_000
 """The longest table that is taken into memory; a layer with a longer one is read whole."""
 
 MAX_CHUNK_BYTES = 64 << 20
@@ -45,8 +46,11 @@ Row = Mapping[str, Any]
 def parse(raw: bytes, own_files: frozenset[str]) -> list[Entry]:
     """Parse a table; leave out `own_files`, which are the format's and not the image's.
 
-    Raises ProtocolViolation where anything is not as it should be.
+    Raises ProtocolViolation where anything is not as it should be, and TooLarge.
     """
+    if raw.count(b"{") + raw.count(b"[") > MAX_ROWS:
+        # Objects take a hundred times the memory of the text `{}`, and so they are counted in that.
+        raise TooLarge(f"it has more than {MAX_ROWS} rows")
     document = load_json(raw)
     rows = document.get("entries") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
