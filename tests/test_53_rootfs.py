@@ -9,6 +9,7 @@ import stat
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,11 @@ from layers import (
 from stacks import Stack, stack
 from views import VfsView, names, read
 
+from epochfs.errors import ContentMismatch
+from epochfs.names import Digest
 from epochfs.registry import EmbeddedRegistry
+from epochfs.rootfs.content import ChunkCache, ChunkPieces
+from epochfs.rootfs.entry import Piece
 
 pytest.importorskip("indexed_gzip")
 
@@ -469,6 +474,75 @@ def test_a_chunk_of_other_bytes_than_the_table_says_is_an_error(make: Make, show
     with pytest.raises(OSError, match="does not have the digest") as raised:
         root.read("a")
     assert raised.value.errno == errno.EIO
+
+
+class Stored:
+    """A blob that is here (a `BlobHandle`)."""
+
+    verified = True
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+
+    def fileno(self) -> int:
+        raise NotImplementedError
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        found = self.data[offset : offset + len(view)]
+        view[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_chunk_that_is_shorter_than_the_table_says_is_an_error() -> None:
+    blob = Stored(gzip.compress(b"short"))
+    pieces = ChunkPieces(Digest.of(blob.data), "estargz", lambda: blob, ChunkCache())
+    piece = Piece(0, 1000, 0, 0, str(Digest.of(b"short")))
+    with pytest.raises(ContentMismatch):
+        pieces.read_piece(piece, 0, memoryview(bytearray(1000)))
+
+
+def test_a_chunk_is_made_once_for_all_who_want_it_and_few_at_once() -> None:
+    data = random_bytes(1000)
+    piece = Piece(0, 1000, 0, 0, str(Digest.of(data)))
+    opened: list[int] = []
+    done: list[int] = []
+    under_way: list[int] = []
+    cache = ChunkCache()
+
+    def make(number: int) -> bytes:
+        opened.append(number)
+        under_way.append(len(opened) - len(done))
+        time.sleep(0.05)
+        done.append(number)
+        return data
+
+    with ThreadPoolExecutor(24) as pool:
+        layers = [Digest.of(b"%d" % (n % 8)) for n in range(24)]
+        found = pool.map(lambda n: cache.get(layers[n], piece, lambda: make(n % 8)), range(24))
+        assert list(found) == [data] * 24
+    assert sorted(opened) == list(range(8))
+    assert max(under_way) <= 4
+
+
+def test_a_chunk_that_could_not_be_made_is_made_anew() -> None:
+    piece, cache = Piece(0, 1, 0), ChunkCache()
+
+    def fail() -> bytes:
+        time.sleep(0.1)
+        raise ContentMismatch("wrong")
+
+    def wanted(_: int) -> bytes:
+        return cache.get(Digest.of(b""), piece, fail)
+
+    with ThreadPoolExecutor(3) as pool:
+        for failed in [pool.submit(wanted, n) for n in range(3)]:
+            with pytest.raises(ContentMismatch):
+                failed.result()
+    assert cache.get(Digest.of(b""), piece, lambda: b"x") == b"x"
 
 
 @pytest.mark.expects_log("is read whole")

@@ -1,6 +1,6 @@
 """The bytes of one file of a layer.
 
-Locks: `ChunkCache._lock` guards its table; no I/O happens under it.
+Locks: `ChunkCache._lock` guards its tables; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Protocol
 
 from cachetools import LRUCache
 
 from epochfs.blobs import BlobHandle
-from epochfs.errors import ContentMismatch
+from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, fresh
 from epochfs.names import Digest
 from epochfs.rootfs import stargz
 from epochfs.rootfs.archive import Archive
@@ -22,6 +23,12 @@ from epochfs.rootfs.entry import Piece
 from epochfs.rootfs.layerindex import LayerIndex
 
 _CACHED_BYTES = 128 << 20
+_MAX_DECODERS = 4
+_PATIENCE_SECONDS = 30.0
+"""How long a chunk waits for others to be made, which is half the time that a read has."""
+
+_Chunk = tuple[Digest, Piece]
+"""A chunk of the layer of that digest."""
 
 
 class Pieces(Protocol):
@@ -87,20 +94,50 @@ class TarPieces:
 
 
 class ChunkCache:
-    """The chunks last read, of any layer: the kernel reads a chunk in many pieces."""
+    """The chunks last read, of any layer: the kernel reads a chunk in many pieces, some at once.
+
+    A chunk is made once for all who want it at that moment, and few are made at once, as each may
+    take `toc.MAX_CHUNK_BYTES`.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._chunks: LRUCache[tuple[Digest, Piece], bytes] = LRUCache(_CACHED_BYTES, len)
+        self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
+        self._chunks: LRUCache[_Chunk, bytes] = LRUCache(_CACHED_BYTES, len)
+        self._making: dict[_Chunk, Future[bytes]] = {}
 
     def get(self, layer: Digest, piece: Piece, make: Callable[[], bytes]) -> bytes:
         """Return a chunk; made now if it is not here."""
+        key = (layer, piece)
         with self._lock:
-            chunk = self._chunks.get((layer, piece))
-        if chunk is None:
-            chunk = make()
+            if key in self._chunks:
+                return self._chunks[key]
+            others = self._making.get(key)
+            mine = self._making.setdefault(key, Future())
+        if others is None:
+            return self._make(key, mine, make)
+        try:
+            return others.result()
+        except EpochfsError as error:
+            raise fresh(error) from None
+
+    def _make(self, key: _Chunk, promise: Future[bytes], make: Callable[[], bytes]) -> bytes:
+        try:
+            if not self._slots.acquire(timeout=_PATIENCE_SECONDS):
+                raise DeadlineExceeded("other chunks of layers take their time")
+            try:
+                chunk = make()
+            finally:
+                self._slots.release()
+        except BaseException as error:
             with self._lock:
-                self._chunks[layer, piece] = chunk
+                del self._making[key]
+            promise.set_exception(error)
+            raise
+        with self._lock:
+            del self._making[key]
+            self._chunks[key] = chunk
+        promise.set_result(chunk)
         return chunk
 
 
@@ -132,7 +169,7 @@ def _chunk(compression: str, blob: BlobHandle, piece: Piece) -> bytes:
     decoder: Decoder = GzipMember(file) if compression == stargz.FORMAT else zstd_decoder(file)
     read_up_to(decoder, piece.skip)
     chunk = read_up_to(decoder, piece.size)
-    if not Digest.parse(piece.digest).matches(chunk):
+    if len(chunk) != piece.size or not Digest.parse(piece.digest).matches(chunk):
         raise ContentMismatch(
             "a chunk of a layer does not have the digest of its table of contents"
         )
