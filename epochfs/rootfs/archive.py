@@ -63,15 +63,30 @@ def closed_with(owner: object, blob: BlobHandle) -> None:
 def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archive:
     """Open the tar stream of a blob, which is closed when the last reader lets go of the archive.
 
-    Takes the time of decompressing it all for zstd, where the copy is not there yet.
+    Takes the time of reading it all where that is not verified yet, and for zstd the time of
+    decompressing it all where the copy is not there yet.
     """
     compression = index.meta["compression"]
-    if compression == "gzip":
-        return _GzipArchive(blob, index)
     if compression == "zstd":
         with contextlib.closing(blob):
             return _CopyArchive(_decompressed(index, blob, cache))
-    return _PlainArchive(blob)
+    try:
+        if not blob.verified:
+            # It was when the index was made, and is no longer in the cache.
+            read_to_end(blob, 0)
+    except BaseException:
+        blob.close()
+        raise
+    return _GzipArchive(blob, index) if compression == "gzip" else _PlainArchive(blob)
+
+
+def read_to_end(blob: BlobHandle, offset: int) -> None:
+    """Read on from an offset: only at its end is a blob verified."""
+    view = memoryview(bytearray(_COPY_BYTES))
+    while count := blob.read_into(view, offset):
+        offset += count
+    if not blob.verified:
+        raise ContentMismatch("a layer came to its end without being verified")
 
 
 class _PlainArchive:
@@ -167,11 +182,12 @@ def _decompressed(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> int:
             staged.write(position, piece)
             position += len(piece)
         if hasher.hexdigest() != digest.encoded:
-            staged.discard()
             raise ContentMismatch("a layer does not decompress to what it did before")
-        # A duplicate shares the lock by which a blob in use is not evicted.
-        fd = os.dup(staged.fileno())
         staged.promote()
-        return fd
+        # A duplicate shares the lock by which a blob in use is not evicted.
+        return os.dup(staged.fileno())
+    except BaseException:
+        staged.discard()
+        raise
     finally:
         staged.close()

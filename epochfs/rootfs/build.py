@@ -14,17 +14,16 @@ import logging
 import threading
 
 from epochfs.blobs import BlobHandle
-from epochfs.errors import ContentMismatch, ProtocolViolation, TooLarge, Vanished
+from epochfs.errors import ProtocolViolation, TooLarge, Vanished
 from epochfs.manifests import Descriptor
 from epochfs.rootfs import stargz, zstdchunked
-from epochfs.rootfs.archive import gzip_spacing, size_limit
+from epochfs.rootfs.archive import gzip_spacing, read_to_end, size_limit
 from epochfs.rootfs.decoders import BlobFile, compression_of, gzip_decoder, zstd_decoder
 from epochfs.rootfs.indexwriter import IndexWriter
 from epochfs.rootfs.tarwalk import ForwardStream, walk
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 20
 _VOUCHER_DIGITS = 32
 
 WITH_TOC = (stargz.FORMAT, zstdchunked.FORMAT)
@@ -94,19 +93,10 @@ def _write_walk(blob: BlobHandle, writer: IndexWriter, ending: threading.Event) 
     for entry in walk(stream):
         writer.add(entry)
     size = stream.drain()
-    _read_on(blob, file.tell())
+    read_to_end(blob, file.tell())
     writer.set_meta("compression", compression)
     if compression == "zstd":
         writer.set_meta("tar_size", size)
         writer.set_meta("tar_digest", f"sha256:{hasher.hexdigest()}")
     if gzip is not None:
         writer.set_gzip_points(gzip.export_index())
-
-
-def _read_on(blob: BlobHandle, offset: int) -> None:
-    """Read what no decoder wanted of a blob: only to its end is it verified."""
-    view = memoryview(bytearray(_READ_BYTES))
-    while count := blob.read_into(view, offset):
-        offset += count
-    if not blob.verified:
-        raise ContentMismatch("a layer came to its end without being verified")

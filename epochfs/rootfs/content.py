@@ -14,7 +14,14 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from epochfs.blobs import BlobHandle
-from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, fresh
+from epochfs.errors import (
+    ContentMismatch,
+    DeadlineExceeded,
+    EpochfsError,
+    ProtocolViolation,
+    Vanished,
+    fresh,
+)
 from epochfs.names import Digest
 from epochfs.rootfs import stargz
 from epochfs.rootfs.archive import Archive
@@ -43,13 +50,24 @@ class Pieces(Protocol):
 
 
 class LayerFile:
-    """One open file of `size` bytes: its pieces, and zeros where there is none."""
+    """One open file of `size` bytes: its pieces, and zeros where there is none.
 
-    def __init__(self, index: LayerIndex, number: int, size: int, pieces: Pieces) -> None:
+    `on_failure` is called when the pieces cannot be read, and never will be from where they are.
+    """
+
+    def __init__(
+        self,
+        index: LayerIndex,
+        number: int,
+        size: int,
+        pieces: Pieces,
+        on_failure: Callable[[], None],
+    ) -> None:
         self._index = index
         self._number = number
         self._size = size
         self._pieces = pieces
+        self._on_failure = on_failure
 
     @property
     def verified(self) -> bool:
@@ -64,12 +82,17 @@ class LayerFile:
             start, end = max(piece.start, offset), min(piece.start + piece.size, stop)
             if start < end:
                 _clear(view[position - offset : start - offset])
-                self._pieces.read_piece(
-                    piece, start - piece.start, view[start - offset : end - offset]
-                )
+                self._read(piece, start - piece.start, view[start - offset : end - offset])
                 position = end
         _clear(view[position - offset : count])
         return count
+
+    def _read(self, piece: Piece, offset: int, view: memoryview) -> None:
+        try:
+            self._pieces.read_piece(piece, offset, view)
+        except (ProtocolViolation, Vanished):
+            self._on_failure()
+            raise
 
     def close(self) -> None:
         """Let go of it."""

@@ -76,8 +76,9 @@ class Layers:
         """Open a file of a layer."""
         index = self.index(repository, layer, deadline)
         make = partial(self._open_pieces, repository, layer, index)
-        pieces = self._opened.get((repository, _key(layer)), make, deadline)
-        return LayerFile(index, file.id, file.size, pieces)
+        key = (repository, _key(layer))
+        pieces = self._opened.get(key, make, deadline)
+        return LayerFile(index, file.id, file.size, pieces, partial(self._opened.drop, key))
 
     def close(self) -> None:
         """Give up what is being read; who waits for it gets an error."""
