@@ -581,6 +581,16 @@ def test_a_layer_whose_blob_failed_is_opened_anew(failure: EpochfsError, tmp_pat
     assert content() == b"well"
 
 
+@pytest.mark.expects_log("is read whole")
+def test_a_layer_that_is_read_whole_is_opened_for_that(tmp_path: Path) -> None:
+    layer = estargz(File("a", b"in the stream"))
+    wrong = dict.fromkeys(layer.annotations, f"sha256:{'0' * 64}")
+    store = Store(layer.blob)
+    image = of_store(store, replace(layer, annotations=wrong), tmp_path)
+    assert image().find(b"a").inode.size == 13
+    assert store.opened == [True, False]  # precise for the table, and then not
+
+
 def test_a_copy_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
     layer = zstd(File("a", random_bytes(8 * MIB)))
     store = Store(layer.blob)

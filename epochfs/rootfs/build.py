@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import threading
+from contextlib import closing
+from typing import Protocol
 
 from epochfs.blobs import BlobHandle
 from epochfs.errors import ProtocolViolation, TooLarge, Vanished
@@ -43,37 +45,46 @@ def voucher(layer: Descriptor) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:_VOUCHER_DIGITS]
 
 
-def has_toc(layer: Descriptor) -> bool:
+def _has_toc(layer: Descriptor) -> bool:
     """Whether something vouches for a table of contents."""
     names = (*stargz.TOC_DIGESTS, *zstdchunked.TOC_DIGESTS)
     return any(name in layer.annotations for name in names)
 
 
-def build(layer: Descriptor, blob: BlobHandle, path: str, ending: threading.Event) -> None:
+class OpenBlob(Protocol):
+    """Opens a layer's blob; `precise` as `BlobStore.open` has it."""
+
+    def __call__(self, *, precise: bool = False) -> BlobHandle: ...
+
+
+def build(layer: Descriptor, open_blob: OpenBlob, path: str, ending: threading.Event) -> None:
     """Write the index of a layer to a file. Gives up with Vanished once `ending` is set."""
     writer = IndexWriter(path)
     try:
-        if not _write_toc(layer, blob, writer):
-            _write_walk(blob, writer, ending)
+        if not _has_toc(layer) or not _write_toc(layer, open_blob, writer):
+            with closing(open_blob()) as blob:
+                _write_walk(blob, writer, ending)
         writer.finish()
     except BaseException:
         writer.abandon()
         raise
 
 
-def _write_toc(layer: Descriptor, blob: BlobHandle, writer: IndexWriter) -> bool:
+def _write_toc(layer: Descriptor, open_blob: OpenBlob, writer: IndexWriter) -> bool:
     """Index a layer by its table of contents; False where it has none that can be used."""
-    for module in (stargz, zstdchunked):
-        try:
-            entries = module.read_entries(layer, blob)
-        except (ProtocolViolation, TooLarge) as error:
-            log.warning("layer %s is read whole: its table of contents: %s", layer.digest, error)
-            continue
-        if entries is not None:
-            for entry in entries:
-                writer.add(entry)
-            writer.set_meta("compression", module.FORMAT)
-            return True
+    with closing(open_blob(precise=True)) as blob:
+        for module in (stargz, zstdchunked):
+            try:
+                entries = module.read_entries(layer, blob)
+            except (ProtocolViolation, TooLarge) as error:
+                digest = layer.digest
+                log.warning("layer %s is read whole: its table of contents: %s", digest, error)
+                continue
+            if entries is not None:
+                for entry in entries:
+                    writer.add(entry)
+                writer.set_meta("compression", module.FORMAT)
+                return True
     return False
 
 

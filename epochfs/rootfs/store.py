@@ -30,7 +30,7 @@ from epochfs.errors import CacheFailure
 from epochfs.manifests import Descriptor
 from epochfs.names import Digest, Repository
 from epochfs.rootfs.archive import open_archive
-from epochfs.rootfs.build import WITH_TOC, build, has_toc, voucher
+from epochfs.rootfs.build import WITH_TOC, build, voucher
 from epochfs.rootfs.content import ChunkCache, ChunkPieces, LayerFile, Pieces, TarPieces
 from epochfs.rootfs.layerindex import FORMAT, Inode, LayerIndex, open_index
 from epochfs.rootfs.shelf import Shelf
@@ -121,9 +121,8 @@ class Layers:
             draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory
         )
         try:
-            precise = has_toc(layer)
-            with contextlib.closing(self._open_blob(repository, layer, precise=precise)) as blob:
-                build(layer, blob, f"/proc/self/fd/{directory}/{draft}", self._ending)
+            open_blob = partial(self._open_blob, repository, layer)
+            build(layer, open_blob, f"/proc/self/fd/{directory}/{draft}", self._ending)
             os.fsync(fd)
             os.replace(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
             os.fsync(directory)
