@@ -1,8 +1,8 @@
 """The blobs of an OCI image layout, read where they are: no second copy is made.
 
 As with a download, no reader comes to a clean end of wrong bytes: the read that takes the last byte
-of a blob waits until the file has been hashed, once for as long as it stays the same file. Hashing
-begins when a reader looks set to read on, or comes to the end.
+of a blob waits until the file has been hashed, once for as long as it stays the same file, and is
+refused where it no longer is. Hashing begins when a reader looks set to read on, or at the end.
 
 Locks: `LayoutBlobs._lock` guards `_checks` and `_opened`; no I/O happens under it.
 """
@@ -127,8 +127,10 @@ class LayoutHandle:
 
     @property
     def verified(self) -> bool:
+        """Whether the file is right, and still the one that was found to be."""
         check = self._check
-        return check is not None and check.done() and check.exception() is None
+        is_right = check is not None and check.done() and check.exception() is None
+        return is_right and identity_of(self._fd) == self._identity
 
     def fileno(self) -> int:
         return self._fd
@@ -142,6 +144,8 @@ class LayoutHandle:
             elif self._read_bytes > _SET_TO_READ_ON and self._check is None:
                 self._check = self._blobs.check(self._digest, self._fd, self._identity)
         read_exactly(self._fd, view[:count], offset)
+        if offset + count == self.size:
+            self._refuse_changed()
         return count
 
     def close(self) -> None:
@@ -156,5 +160,8 @@ class LayoutHandle:
             raise DeadlineExceeded(f"hashing {self._digest} takes its time") from None
         except EpochfsError as error:
             raise fresh(error) from error
+        self._refuse_changed()
+
+    def _refuse_changed(self) -> None:
         if identity_of(self._fd) != self._identity:
             raise ContentMismatch(f"the file of {self._digest} was changed")

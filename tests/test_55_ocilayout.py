@@ -219,6 +219,19 @@ class TestMalice:
         ):
             opened.pread(1, 0)
 
+    def test_a_file_that_changes_after_it_was_hashed_has_no_clean_end(
+        self, directory: Path
+    ) -> None:
+        file = directory / "blobs/sha256" / LAYER.encoded
+        with viewed(directory) as view, view.opened(f"/app/blobs/{LAYER}") as opened:
+            assert opened.pread(10, 8_999_995) == APP.blobs[1][-5:]
+            with file.open("r+b") as changed:
+                changed.write(b"other bytes")
+            assert opened.pread(5, 0) == b"other"
+            with pytest.raises(OSError, match="was changed") as raised:
+                opened.pread(10, 8_999_995)
+            assert raised.value.errno == errno.EIO
+
     def test_the_kernel_is_given_only_a_file_that_is_verified(self, directory: Path) -> None:
         path = f"/app/blobs/{LAYER}"
         with served(directory) as filesystem:
