@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from epochfs.errors import TooLarge
 from epochfs.manifests import Descriptor, Document, Index, Manifest
 from epochfs.names import Digest
 
@@ -28,7 +29,10 @@ def follow(
     start: Iterable[Digest],
     fetch: Callable[[Iterable[Digest]], Iterable[Document | None]],
 ) -> Reachable:
-    """Follow manifests through indexes; `fetch` returns documents, None for one to pass over."""
+    """Follow manifests through indexes; `fetch` returns documents, None for one to pass over.
+
+    Raises TooLarge where indexes are nested deeper than makes sense.
+    """
     found = Reachable()
     level = list(start)
     for _ in range(_MAX_INDEX_DEPTH):
@@ -38,6 +42,8 @@ def follow(
                 found.manifests[document.digest] = None
                 below.update(_children(document, found.blobs))
         level = [digest for digest in below if digest not in found.manifests]
+    if level:
+        raise TooLarge(f"{level[0]} is below indexes within indexes, {_MAX_INDEX_DEPTH} deep")
     return found
 
 

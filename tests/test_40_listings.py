@@ -17,7 +17,14 @@ from scripted import until
 from stacks import Stack, stack
 
 from epochfs.config import Credentials
-from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied, NotFound, Unavailable
+from epochfs.errors import (
+    CredentialsUnavailable,
+    DeadlineExceeded,
+    Denied,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
 from epochfs.listings import Listings
 from epochfs.names import Digest, Repository, Tag
 from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
@@ -487,8 +494,17 @@ class TestReachable:
             for _ in range(50):
                 content = index(content)
             load(registry, "team/app", "latest", content)
-            reachable = opened(registry).listings.reachable(APP)
-        assert 0 < len(reachable.manifests) < 50
+            with pytest.raises(TooLarge, match="indexes within indexes"):
+                opened(registry).listings.reachable(APP)
+            assert registry.count("GET", "/manifests/") < 10
+
+    def test_indexes_as_deep_as_may_be_are_listed_whole(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        content = index(index(index(image())))
+        load(embedded, "team/app", "latest", content)
+        reachable = opened(embedded).listings.reachable(APP)
+        assert set(reachable.manifests) == {one.digest for one in content.every_manifest()}
 
     def test_a_platform_that_nobody_pushed_is_passed_over(
         self, opened: Open, embedded: EmbeddedRegistry
