@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from epochfs.errors import ProtocolViolation
+from epochfs.errors import ProtocolViolation, fresh
 from epochfs.manifests import (
     MAX_SIZE,
     TITLE,
@@ -45,6 +46,8 @@ _IMAGE_CONFIGS = (
 _DISK_PREFIXES = ("application/vnd.cocoonstack.disk.", "application/vnd.cocoonstack.windows.disk.")
 _DISK_FORMATS = ("qcow2", "raw")
 _PART = ".part"
+_CONFIGS = 2
+"""How many configs it is remembered of what they say."""
 
 
 def kind_of(document: Document) -> str:
@@ -137,13 +140,13 @@ def sparse_map(config: bytes, layer: Descriptor) -> SparseMap | None:
 
     Raises ProtocolViolation unless the pieces are all that is stored, and fit the file.
     """
-    document = load_json(config)
-    files = document.get("files") if isinstance(document, dict) else None
-    entry = files.get(_title(layer)) if isinstance(files, dict) else None
-    if not isinstance(entry, dict) or not entry.get("sparseMap"):
+    described = _described(config)
+    if isinstance(described, ProtocolViolation):
+        raise fresh(described)
+    if _title(layer) not in described:
         return None
-    size = checked_size(entry.get("sparseSize"))
-    pieces = _pieces(entry["sparseMap"])
+    text, stated_size = described[_title(layer)]
+    size, pieces = checked_size(stated_size), _pieces(text)
     end = 0
     for offset, length in pieces:
         if offset < end:
@@ -154,8 +157,30 @@ def sparse_map(config: bytes, layer: Descriptor) -> SparseMap | None:
     return SparseMap(size, pieces)
 
 
-def _pieces(text: object) -> tuple[tuple[int, int], ...]:
-    items = load_json(text.encode("utf-8", "replace")) if isinstance(text, str) else None
+@lru_cache(maxsize=_CONFIGS)
+def _described(config: bytes) -> dict[str, tuple[str, int]] | ProtocolViolation:
+    """Return the map and the size of each file with holes, as the config has them; or what is wrong
+    with the config. A listing asks this for each of many files.
+    """
+    try:
+        document = load_json(config)
+    except ProtocolViolation as error:
+        return error
+    files = document.get("files") if isinstance(document, dict) else None
+    found = {}
+    for title, entry in files.items() if isinstance(files, dict) else ():
+        if isinstance(entry, dict) and entry.get("sparseMap"):
+            text, size = entry["sparseMap"], entry.get("sparseSize")
+            # What is no text or number is neither a map nor a size.
+            found[title] = (
+                text if isinstance(text, str) else "",
+                size if isinstance(size, int) else -1,
+            )
+    return found
+
+
+def _pieces(text: str) -> tuple[tuple[int, int], ...]:
+    items = load_json(text.encode("utf-8", "replace"))
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise ProtocolViolation("a sparse map that is not a list of pieces")
     return tuple((checked_size(item.get("o")), checked_size(item.get("l"))) for item in items)

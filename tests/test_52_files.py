@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from mounts import Mounts
 from stacks import stack
 from views import Opener, VfsView, View, names, read, walk
 
+from epochfs.artifacts import sparse_map
 from epochfs.assembly import AssembledHandle, Assembly, Extent
 from epochfs.errors import ProtocolViolation
-from epochfs.manifests import OCI_MANIFEST, TITLE
+from epochfs.manifests import OCI_MANIFEST, TITLE, Descriptor, load_json
 from epochfs.names import Digest, Repository
 from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.samples import EMPTY, descriptor, encode
@@ -497,3 +498,21 @@ class TestSnapshots:
         assert shown(view, directory)["memory-ranges"] == self.MEMORY
         with pytest.raises(FileNotFoundError):
             view.stat(f"{directory}/sparse")
+
+    @pytest.mark.parametrize("end", [b"", b"}"], ids=["well-formed", "malformed"])
+    def test_the_config_is_parsed_once_for_many_files(
+        self, monkeypatch: pytest.MonkeyPatch, end: bytes
+    ) -> None:
+        parsed = []
+
+        def counting(raw: bytes) -> object:
+            parsed.append(raw)
+            return load_json(raw)
+
+        monkeypatch.setattr("epochfs.artifacts.load_json", counting)
+        config = encode({"files": {f"f{n}": {"mode": n} for n in range(100)}, "end": len(end)})
+        for n in range(100):
+            layer = Descriptor("", Digest.of(b"1"), 1, annotations={TITLE: f"f{n}"})
+            with pytest.raises(ProtocolViolation) if end else nullcontext():
+                assert sparse_map(config + end, layer) is None
+        assert len(parsed) == 1
