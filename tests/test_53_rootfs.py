@@ -192,6 +192,53 @@ def test_a_later_entry_of_a_path_counts(show: Show) -> None:
         root.view.stat(root / "d/x")
 
 
+@every_format
+def test_an_entry_below_a_link_of_its_layer_is_where_that_leads(make: Make, show: Show) -> None:
+    root = show(
+        make(
+            File("usr/lib/", type=DIRECTORY, mode=0o700),
+            File("lib", type=LINK, link="usr/lib"),
+            File("lib/one", b"1"),
+            File("lib/two", type=HARD_LINK, link="lib/one"),
+            File("usr/lib64", type=LINK, link="/../lib"),
+            File("usr/lib64/deep/three", b"3"),
+            File("new", type=LINK, link="made/here"),
+            File("new/four", b"4"),
+        )
+    )
+    assert root.names() == ["lib", "made", "new", "usr"]
+    assert root.names("usr/lib") == ["deep", "one", "two"]
+    assert root.view.readlink(root / "lib") == "usr/lib"
+    assert root.layers.filesystem.getattr(root / "usr/lib/two").links == 2
+    assert (root.read("usr/lib/two"), root.read("usr/lib/deep/three")) == (b"1", b"3")
+    assert root.read("made/here/four") == b"4"
+
+
+def test_a_whiteout_below_a_link_of_its_layer_is_where_that_leads(show: Show) -> None:
+    above = gzipped(File("lib", type=LINK, link="usr/lib"), File("lib/.wh.gone"))
+    root = show(gzipped(File("usr/lib/gone"), File("usr/lib/kept")), above)
+    assert root.names("usr/lib") == ["kept"]
+
+
+def test_an_entry_below_a_file_makes_a_directory_of_it(show: Show) -> None:
+    root = show(gzipped(File("d", b"file"), File("d/x", b"in it")))
+    assert (root.names(), root.names("d"), root.read("d/x")) == (["d"], ["x"], b"in it")
+
+
+@pytest.mark.parametrize(("one", "other"), [("b", "a"), ("a/x", "a/x"), ("/" * 5000, "x")])
+def test_links_that_lead_nowhere_are_an_error(one: str, other: str, show: Show) -> None:
+    links = [File("a", type=LINK, link=one), File("b", type=LINK, link=other)]
+    assert show(gzipped(*links, File("c"))).names() == ["a", "b", "c"]
+    assert errno_of(show(gzipped(*links, File("a/x"))), "c") == errno.EIO
+
+
+def test_the_ways_to_entries_are_bounded(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_STEPS", 1000)
+    far = "/".join("d" * 100)
+    files = [File(f"{far}/{n}/x") for n in range(20)]
+    assert errno_of(show(gzipped(File("l", type=LINK, link="x"), *files)), "l") == errno.EFBIG
+
+
 # ---- layers over layers (layer.md) ---------------------------------------------------------------
 
 

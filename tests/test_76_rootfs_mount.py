@@ -32,6 +32,12 @@ BELOW = gzipped(
     File("link", type=LINK, link="/d/\udcfe", mode=0o777),
     File("fifo", type=FIFO, mode=0o600),
     File("tty", type=DEVICE, device=(5, 1), mode=0o620),
+    File("usr/", type=DIRECTORY, mode=0o755),
+    File("usr/lib/", type=DIRECTORY, mode=0o755),
+    File("lib", type=LINK, link="usr/lib", mode=0o777),
+    File("lib/one", b"below a link"),
+    File("usr/up", type=LINK, link="/../../lib", mode=0o777),
+    File("usr/up/two", type=HARD_LINK, link="lib/one"),
 )
 ABOVE = gzipped(
     File("d/.wh.gone"),

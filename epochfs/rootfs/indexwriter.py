@@ -1,7 +1,8 @@
 """Writes the index of a layer, entry by entry, with a bound on everything.
 
 What is in a layer is applied as extracting it in order would: a later entry of the same path takes
-the name, and a hard link is one more name of whatever its target was at that moment.
+the name, a hard link is one more name of whatever its target was at that moment, and an entry below
+a link goes where that leads.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ import sqlite3
 import stat
 from dataclasses import replace
 
-from epochfs.errors import CacheFailure, TooLarge
-from epochfs.rootfs.entry import Entry, join_path, split_path
+from epochfs.errors import CacheFailure, ProtocolViolation, TooLarge
+from epochfs.rootfs.entry import MAX_PATH_BYTES, Entry, join_path, split_path
 from epochfs.rootfs.layerindex import IMPLICIT, SCHEMA
+
+MAX_LINKS = 40
+"""Of so many links on the way to one path, Linux follows all."""
+
+MAX_STEPS = 20_000_000
+"""How many directories are passed through on the ways to all entries of a layer."""
 
 MAX_ENTRIES = 1_000_000
 MAX_BYTES = 256 << 20
@@ -25,6 +32,12 @@ _RESERVED = b".wh..wh."
 _ROW_BYTES = 100
 _TYPE_BITS = 0o170000
 _CACHE_KIB = 16 << 10
+
+_IMPLY = (
+    "INSERT INTO name VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET inode = excluded.inode WHERE "
+    f"(SELECT mode & {_TYPE_BITS} != {stat.S_IFDIR} FROM inode WHERE id = name.inode)"
+)
+"""Have a directory of a name, unless there is one."""
 
 
 class IndexWriter:
@@ -44,19 +57,26 @@ class IndexWriter:
         self._entries = 0
         self._bytes = 0
         self._known_parent: bytes | None = None
+        self._stated_parent = self._parent = b""
+        self._has_links = False
+        self._steps = 0
 
     def add(self, entry: Entry) -> None:
         """Add the next entry of the layer."""
         self._count(entry)
-        parent, name = split_path(entry.path)
+        stated, name = split_path(entry.path)
+        if stated != self._stated_parent:
+            # What is put into a directory does not change the way to it; so it holds for them all.
+            self._stated_parent, self._parent = stated, self._follow(stated)
+        parent = self._parent
+        if parent != stated:
+            entry = replace(entry, path=join_path(parent, name))
+        self._imply(parent)
         if name.startswith(_WHITEOUT):
-            self._imply(parent)
             self._hide(parent, name)
         elif entry.is_hard_link:
-            self._imply(parent)
             self._add_link(entry, parent, name)
         else:
-            self._imply(parent)
             self._add_inode(entry, parent, name)
 
     def set_gzip_points(self, points: bytes) -> None:
@@ -100,14 +120,47 @@ class IndexWriter:
         if name == _OPAQUE or (hidden not in (b"", b".", b"..") and not name.startswith(_RESERVED)):
             self._run("INSERT OR IGNORE INTO hidden VALUES (?, ?)", parent, hidden)
 
+    def _follow(self, directory: bytes) -> bytes:
+        """Return where a directory is, by the layer's own links, of which none leaves the root."""
+        if not self._has_links:
+            return directory
+        found, links, names = b"", 0, directory.split(b"/")[::-1]
+        while names:
+            name = names.pop()
+            if name == b"..":
+                found, _ = split_path(found)
+            elif name not in (b"", b"."):
+                target = self._target(found, name)
+                if target is None:
+                    found = join_path(found, name)
+                    continue
+                links += 1
+                if links > MAX_LINKS or len(target) > MAX_PATH_BYTES:
+                    raise ProtocolViolation("a layer with an entry below links that lead nowhere")
+                found = b"" if target.startswith(b"/") else found
+                names += target.split(b"/")[::-1]
+        return found
+
+    def _target(self, parent: bytes, name: bytes) -> bytes | None:
+        """Return where a link leads; None for what is no link."""
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise TooLarge(f"a layer with more than {MAX_STEPS} directories on the ways to entries")
+        query = (
+            "SELECT link FROM name JOIN inode ON id = inode WHERE parent=? AND name=? "
+            f"AND mode & {_TYPE_BITS} = {stat.S_IFLNK}"
+        )
+        row = self._execute(query, parent, name).fetchone()
+        return None if row is None else bytes(row[0])
+
     def _imply(self, directory: bytes) -> None:
-        """Have a directory, and those it is in, where the layer has nothing of that name yet."""
+        """Have a directory, and those it is in, where the layer has none of that name yet."""
         if directory == self._known_parent:
             return
         self._known_parent = directory
         while directory:
             parent, name = split_path(directory)
-            added = self._run("INSERT OR IGNORE INTO name VALUES (?, ?, ?)", parent, name, IMPLICIT)
+            added = self._run(_IMPLY, parent, name, IMPLICIT)
             if not added:
                 return
             # A long key takes about twice its length in SQLite's pages.
@@ -117,6 +170,7 @@ class IndexWriter:
 
     def _add_inode(self, entry: Entry, parent: bytes, name: bytes) -> None:
         self._inodes += 1
+        self._has_links = self._has_links or stat.S_ISLNK(entry.mode)
         values = {key: value.decode("latin-1") for key, value in entry.xattrs.items()}
         self._run(
             "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -131,12 +185,14 @@ class IndexWriter:
         self._give_name(parent, name, self._inodes, is_directory=stat.S_ISDIR(entry.mode))
 
     def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
-        target_parent, target_name = split_path(entry.link)
-        found = self._connection.execute(
+        stated, target_name = split_path(entry.link)
+        target_parent = self._follow(stated)
+        entry = replace(entry, link=join_path(target_parent, target_name))
+        query = (
             "SELECT inode, first, mode, link FROM name JOIN inode ON id = inode "
-            f"WHERE parent=? AND name=? AND mode & {_TYPE_BITS} != {stat.S_IFDIR}",
-            (target_parent, target_name),
-        ).fetchone()
+            f"WHERE parent=? AND name=? AND mode & {_TYPE_BITS} != {stat.S_IFDIR}"
+        )
+        found = self._execute(query, target_parent, target_name).fetchone()
         inode, first, mode, link = found or (IMPLICIT, b"", 0, entry.link)
         if mode == 0:  # the target is in a lower layer, or a name of what is
             self._add_inode(replace(entry, mode=0, link=link), parent, name)
@@ -159,7 +215,10 @@ class IndexWriter:
 
     def _run(self, statement: str, *values: str | bytes | int) -> int:
         """Execute a statement; return how many rows it changed."""
+        return self._execute(statement, *values).rowcount
+
+    def _execute(self, statement: str, *values: str | bytes | int) -> sqlite3.Cursor:
         try:
-            return self._connection.execute(statement, values).rowcount
+            return self._connection.execute(statement, values)
         except sqlite3.Error as error:
             raise CacheFailure(f"cannot write the index of a layer: {error}") from error
