@@ -225,11 +225,24 @@ def test_an_entry_below_a_file_makes_a_directory_of_it(show: Show) -> None:
     assert (root.names(), root.names("d"), root.read("d/x")) == (["d"], ["x"], b"in it")
 
 
-@pytest.mark.parametrize(("one", "other"), [("b", "a"), ("a/x", "a/x"), ("/" * 5000, "x")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("b", "a"), ("a/x", "a/x"), ("/" * 5000, "x"), ("n" * 300, "x"), ("b/" + "d/" * 999, "d/" * 1999)],
+)
 def test_links_that_lead_nowhere_are_an_error(one: str, other: str, show: Show) -> None:
     links = [File("a", type=LINK, link=one), File("b", type=LINK, link=other)]
     assert show(gzipped(*links, File("c"))).names() == ["a", "b", "c"]
     assert errno_of(show(gzipped(*links, File("a/x"))), "c") == errno.EIO
+
+
+def test_what_links_lead_to_is_counted_too(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_BYTES", 100_000)
+    link = File("l", type=LINK, link="/".join("d" * 500))
+    for files in (
+        [File(f"l/{n}") for n in range(99)],
+        [File(f"{n}", type=HARD_LINK, link="l/x") for n in range(99)],
+    ):
+        assert errno_of(show(gzipped(link, *files)), "l") == errno.EFBIG
 
 
 def test_the_ways_to_entries_are_bounded(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import sqlite3
 import stat
 from dataclasses import replace
 
-from epochfs.errors import CacheFailure, ProtocolViolation, TooLarge
-from epochfs.rootfs.entry import MAX_PATH_BYTES, Entry, join_path, split_path
+from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
+from epochfs.rootfs.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
 from epochfs.rootfs.layerindex import IMPLICIT, SCHEMA
 
 MAX_LINKS = 40
@@ -63,14 +63,9 @@ class IndexWriter:
 
     def add(self, entry: Entry) -> None:
         """Add the next entry of the layer."""
+        entry = self._placed(entry)
         self._count(entry)
-        stated, name = split_path(entry.path)
-        if stated != self._stated_parent:
-            # What is put into a directory does not change the way to it; so it holds for them all.
-            self._stated_parent, self._parent = stated, self._follow(stated)
-        parent = self._parent
-        if parent != stated:
-            entry = replace(entry, path=join_path(parent, name))
+        parent, name = split_path(entry.path)
         self._imply(parent)
         if name.startswith(_WHITEOUT):
             self._hide(parent, name)
@@ -120,6 +115,19 @@ class IndexWriter:
         if name == _OPAQUE or (hidden not in (b"", b".", b"..") and not name.startswith(_RESERVED)):
             self._run("INSERT OR IGNORE INTO hidden VALUES (?, ?)", parent, hidden)
 
+    def _placed(self, entry: Entry) -> Entry:
+        """Return an entry as it is where the layer's own links lead."""
+        stated, name = split_path(entry.path)
+        if stated != self._stated_parent:
+            # What is put into a directory does not change the way to it; so it holds for them all.
+            self._stated_parent, self._parent = stated, self._follow(stated)
+        if self._parent != stated:
+            entry = replace(entry, path=join_path(self._parent, name))
+        if entry.is_hard_link and self._has_links:
+            stated, name = split_path(entry.link)
+            entry = replace(entry, link=join_path(self._follow(stated), name))
+        return entry
+
     def _follow(self, directory: bytes) -> bytes:
         """Return where a directory is, by the layer's own links, of which none leaves the root."""
         if not self._has_links:
@@ -139,7 +147,10 @@ class IndexWriter:
                     raise ProtocolViolation("a layer with an entry below links that lead nowhere")
                 found = b"" if target.startswith(b"/") else found
                 names += target.split(b"/")[::-1]
-        return found
+        try:
+            return clean_path(found)
+        except InvalidName as error:
+            raise ProtocolViolation(f"links in a layer lead to {error}") from None
 
     def _target(self, parent: bytes, name: bytes) -> bytes | None:
         """Return where a link leads; None for what is no link."""
@@ -185,14 +196,11 @@ class IndexWriter:
         self._give_name(parent, name, self._inodes, is_directory=stat.S_ISDIR(entry.mode))
 
     def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
-        stated, target_name = split_path(entry.link)
-        target_parent = self._follow(stated)
-        entry = replace(entry, link=join_path(target_parent, target_name))
         query = (
             "SELECT inode, first, mode, link FROM name JOIN inode ON id = inode "
             f"WHERE parent=? AND name=? AND mode & {_TYPE_BITS} != {stat.S_IFDIR}"
         )
-        found = self._execute(query, target_parent, target_name).fetchone()
+        found = self._execute(query, *split_path(entry.link)).fetchone()
         inode, first, mode, link = found or (IMPLICIT, b"", 0, entry.link)
         if mode == 0:  # the target is in a lower layer, or a name of what is
             self._add_inode(replace(entry, mode=0, link=link), parent, name)
