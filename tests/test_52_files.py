@@ -18,10 +18,9 @@ from stacks import stack
 from views import Opener, VfsView, View, names, read, walk
 
 from epochfs.artifacts import sparse_map
-from epochfs.assembly import AssembledHandle, Assembly, Extent
 from epochfs.errors import ProtocolViolation
 from epochfs.manifests import OCI_MANIFEST, TITLE, Descriptor, load_json
-from epochfs.names import Digest, Repository
+from epochfs.names import Digest
 from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.samples import EMPTY, descriptor, encode
 
@@ -301,75 +300,6 @@ class TestSplitDisks:
             with pytest.raises(OSError) as caught:
                 file.pread(1010, 0)
             assert caught.value.errno == errno.EIO
-
-    def test_a_disk_of_very_many_parts_holds_few_of_them_open(self) -> None:
-        blobs, assembly = Counted(), joined(30)
-        handle = AssembledHandle(blobs, Repository("app"), assembly)
-        whole = bytearray(assembly.size)
-        assert handle.read_into(memoryview(whole), 0) == assembly.size
-        assert whole == b"".join(b"%02d" % n for n in range(30))
-        assert blobs.most <= 9
-        handle.read_into(memoryview(bytearray(2)), 58)
-        assert blobs.count == 30  # the last one is open still
-        handle.close()
-        assert blobs.now == 0
-
-    def test_a_part_that_is_read_stays_open(self) -> None:
-        blobs, assembly = Counted(), joined(30)
-        handle = AssembledHandle(blobs, Repository("app"), assembly)
-        blobs.meanwhile = lambda: handle.read_into(memoryview(bytearray(56)), 4)
-        handle.read_into(memoryview(bytearray(2)), 0)
-        handle.close()
-        assert blobs.now == 0
-
-    def test_a_part_that_ends_too_early_is_an_error(self) -> None:
-        part = joined(1).extents[0]
-        assembly = Assembly(5, (replace(part, stop=5),))
-        handle = AssembledHandle(Counted(), Repository("app"), assembly)
-        with pytest.raises(ProtocolViolation, match="ends within"):
-            handle.read_into(memoryview(bytearray(5)), 0)
-
-
-def joined(count: int) -> Assembly:
-    """Return a file of parts of two bytes, which are their numbers."""
-    parts = [Digest.of(b"%02d" % n) for n in range(count)]
-    extents = tuple(Extent(2 * n, 2 * n + 2, digest, 2) for n, digest in enumerate(parts))
-    return Assembly(2 * count, extents)
-
-
-class Counted:
-    """Blobs of which it is counted how many are open. `meanwhile` is done within the first read."""
-
-    def __init__(self) -> None:
-        self.count = self.now = self.most = 0
-        self.meanwhile: Callable[[], object] | None = None
-
-    def open(self, repository: Repository, digest: Digest, size: int) -> CountedHandle:
-        self.count += 1
-        self.now += 1
-        self.most = max(self.most, self.now)
-        return CountedHandle(self, digest)
-
-
-class CountedHandle:
-    def __init__(self, blobs: Counted, digest: Digest) -> None:
-        self.blobs = blobs
-        self.data = next(b"%02d" % n for n in range(100) if digest.matches(b"%02d" % n))
-        self.closed = False
-
-    def read_into(self, view: memoryview, offset: int) -> int:
-        meanwhile, self.blobs.meanwhile = self.blobs.meanwhile, None
-        if meanwhile is not None:
-            meanwhile()
-        assert not self.closed
-        found = self.data[offset : offset + len(view)]
-        view[: len(found)] = found
-        return len(found)
-
-    def close(self) -> None:
-        assert not self.closed
-        self.closed = True
-        self.blobs.now -= 1
 
 
 class Flipped(EmbeddedRegistry):
