@@ -140,6 +140,52 @@ def test_a_damaged_header_is_not_taken_for_the_end(make: Make, show: Show) -> No
         assert show(make(first + second + end)).names() == ["a", "b"]
 
 
+def extended(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """Return an extended header with this body."""
+    info = tarfile.TarInfo("extended")
+    info.type, info.size = kind, len(body)
+    return info.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"2 " * 500 + b"=",  # records that overlap, which would each be as long as all that follow
+        b"9 a=b\n",
+        b"6 a=b",
+        b"5 =b\n",
+        b"4 a\n",
+        b"0 a=b\n",
+        b"a=b\n",
+        b"000000006 a=b\n",
+    ],
+    ids=ascii,
+)
+def test_a_malformed_extended_header_is_an_error(body: bytes, show: Show) -> None:
+    root = show(gzipped_stream(extended(body) + block(File("a")) + bytes(1024)))
+    assert errno_of(root, "a") == errno.EIO
+
+
+def test_names_that_look_like_headers_are_taken_for_names(show: Show) -> None:
+    name = "d" * 100 + "/" + "x" * 250
+    bodies = [
+        extended(name.encode() + b"\0", tarfile.GNUTYPE_LONGNAME),
+        extended(b"6 a=b\n10 b=\n\n=\n\n"),
+        extended(b"512 comment=" + b"x" * 499 + b"\n"),
+        extended(b""),
+    ]
+    for number, body in enumerate(bodies):
+        root = show(gzipped_stream(body + block(File(f"{number}", b"")) + bytes(1024)))
+        assert root.names() == (["d" * 100] if number == 0 else [f"{number}"])
+
+
+def test_global_headers_of_one_entry_are_bounded(show: Show) -> None:
+    records = b"".join(b"8 %04d=\n" % n for n in range(1000))
+    headers = extended(records, tarfile.XGLTYPE) + extended(b"6 a=b\n") * 100
+    root = show(gzipped_stream(headers + block(File("a")) + bytes(1024)))
+    assert errno_of(root, "a") == errno.EFBIG
+
+
 def test_headers_of_the_whole_layer_do_not_add_up_without_end(show: Show) -> None:
     def layer(count: int, size: int) -> Layer:
         headers = (

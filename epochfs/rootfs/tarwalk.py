@@ -23,8 +23,9 @@ from epochfs.rootfs.entry import Entry, Piece, checked_time, clean_path
 
 log = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 4 << 20
-"""The longest headers of one entry together: names, and attributes of at most 64 KiB each."""
+MAX_HEADER_BYTES = 1 << 20
+"""The longest headers of one entry together: names, attributes of at most 64 KiB each, and where a
+sparse file has its data, of which `tarfile` makes a hundred times as much."""
 
 _SKIP_BYTES = 1 << 20
 _MAX_OWNER = 2**32 - 1
@@ -33,6 +34,9 @@ _MAX_XATTR_BYTES = 64 << 10
 _XATTR = "SCHILY.xattr."
 
 _MAX_GLOBAL_HEADERS = 100
+_RECORD = re.compile(rb"([0-9]{1,8}) ")
+_RECORDS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 _LONG_NUMBER = re.compile(rb"[0-9]{20,}")
 _MAX_SQUARES = 2_000_000
@@ -90,6 +94,8 @@ class ForwardStream(io.RawIOBase):
         self._observe = observe
         self._position = 0
         self._taken = 0
+        self._globals = 0
+        self._body = b""
         self._buffer = memoryview(bytearray(_SKIP_BYTES))
 
     def tell(self) -> int:
@@ -117,13 +123,27 @@ class ForwardStream(io.RawIOBase):
             if not count:
                 break
             view = view[count:]
-        if sum(len(number) ** 2 for number in _LONG_NUMBER.findall(data)) > _MAX_SQUARES:
-            raise ProtocolViolation("a tar header with numbers that are too long")
-        return bytes(data[: size - len(view)])
+        header = bytes(data[: size - len(view)])
+        self._check(header)
+        return header
 
     def next_entry(self) -> None:
         """Begin to count the bytes of headers anew."""
-        self._taken = 0
+        self._taken = self._globals = 0
+
+    def _check(self, header: bytes) -> None:
+        """Refuse what would cost `tarfile` much more than its own length."""
+        if sum(len(number) ** 2 for number in _LONG_NUMBER.findall(header)) > _MAX_SQUARES:
+            raise ProtocolViolation("a tar header with numbers that are too long")
+        body, self._body = self._body, b""
+        if body in _RECORDS:
+            count = _count_records(header)
+            self._globals += count if body == tarfile.XGLTYPE else 0
+            if self._globals > _MAX_GLOBAL_HEADERS:
+                raise TooLarge(f"{self._globals} global headers in a layer, one after the other")
+        elif not body and len(header) == tarfile.BLOCKSIZE:
+            kind = header[156:157]
+            self._body = kind if kind in (*_RECORDS, *_LONG_NAMES) else b""
 
     def drain(self) -> int:
         """Read on to the end; return how many bytes there were."""
@@ -138,6 +158,24 @@ class ForwardStream(io.RawIOBase):
             raise TooLarge(f"a layer that decompresses to more than {self._limit} bytes")
         self._observe(view[:count])
         return count
+
+
+def _count_records(body: bytes) -> int:
+    """Count the records of an extended header (pax, "pax Extended Header").
+
+    `tarfile` takes one that does not have the length it says for many that overlap, each of them
+    as long as all that follows.
+    """
+    count = position = 0
+    while record := _RECORD.match(body, position):
+        end = position + int(record[1])
+        # The key has at least one character, and the last one is a newline.
+        if body.find(b"=", record.end() + 1, end - 1) < 0 or body[end - 1 : end] != b"\n":
+            break
+        count, position = count + 1, end
+    if body[position:].strip(b"\0"):
+        raise ProtocolViolation("an extended header of a tar stream that is malformed")
+    return count
 
 
 def walk(stream: ForwardStream) -> Iterator[Entry]:
@@ -167,7 +205,7 @@ def walk(stream: ForwardStream) -> Iterator[Entry]:
 
 
 def _check_global(headers: Mapping[str, str]) -> None:
-    """Refuse more headers of the whole archive than anybody writes: they come with each entry."""
+    """Refuse more headers of the whole layer than anybody writes: each entry gets a copy."""
     size = sum(len(key) + len(value) for key, value in headers.items())
     if len(headers) > _MAX_GLOBAL_HEADERS or size > MAX_HEADER_BYTES:
         raise TooLarge(f"a layer with {len(headers)} global headers, of {size} characters")
