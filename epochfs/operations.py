@@ -54,7 +54,10 @@ log = logging.getLogger(__name__)
 _CAP_PASSTHROUGH = 1 << 29
 """FUSE_CAP_PASSTHROUGH of libfuse 3.17's fuse_common.h."""
 
-_MAX_BACKGROUND = 64
+_MAX_BACKGROUND = 40
+"""How many READs ahead the kernel has under way, each of which takes a MiB of memory until it is
+answered. While so many wait for a slow registry, what is cached is not read ahead either."""
+
 _MAX_THREADS = 128
 _MAX_IDLE_THREADS = 16
 _BLOCK = 512
