@@ -147,6 +147,18 @@ def test_a_whiteout_below_a_link_of_its_layer_is_where_that_leads(show: Show) ->
     above = gzipped(File("lib", type=LINK, link="usr/lib"), File("lib/.wh.gone"))
     root = show(gzipped(File("usr/lib/gone"), File("usr/lib/kept")), above)
     assert root.names("usr/lib") == ["kept"]
+    with pytest.raises(FileNotFoundError):
+        root.view.stat(root / "usr/lib/gone")
+
+
+def test_a_directory_that_becomes_a_link_with_its_whiteouts_makes_nothing_where_that_leads(
+    show: Show,
+) -> None:
+    below = gzipped(File("share/a"), File("share/b"))
+    above = gzipped(File("share", type=LINK, link="/nowhere"), File("share/.wh.a"))
+    root = show(below, above)
+    assert root.names() == ["share"]
+    assert root.view.readlink(root / "share") == "/nowhere"
 
 
 def test_an_entry_below_a_file_makes_a_directory_of_it(show: Show) -> None:

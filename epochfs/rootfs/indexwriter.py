@@ -63,11 +63,16 @@ class IndexWriter:
 
     def add(self, entry: Entry) -> None:
         """Add the next entry of the layer."""
+        stated = entry.path
         entry = self._placed(entry)
         self._count(entry)
         parent, name = split_path(entry.path)
-        self._imply(parent)
-        if name.startswith(_WHITEOUT):
+        hides = name.startswith(_WHITEOUT)
+        # Where a directory became a link, whiteouts of what was in it may come behind the link:
+        # they are for where it leads, and make nothing there.
+        if entry.path == stated or not hides:
+            self._imply(parent)
+        if hides:
             self._hide(parent, name)
         elif entry.is_hard_link:
             self._add_link(entry, parent, name)

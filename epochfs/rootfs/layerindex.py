@@ -93,28 +93,31 @@ class LayerIndex:
         weakref.finalize(self, connection.close).atexit = False
         self.meta: dict[str, str | int] = dict(self._rows("SELECT key, value FROM meta"))
         self.has_aliases = any(self._rows("SELECT 1 FROM alias LIMIT 1"))
+        self._has_hidden = any(self._rows("SELECT 1 FROM hidden LIMIT 1"))
         self.has_foreign_links = any(self._rows("SELECT 1 FROM foreign_link LIMIT 1"))
 
     def see(self, path: bytes) -> Seen:
         """Say what the layer has at a path, and whether it hides what is below.
 
-        A directory on the way that is opaque, whited out or no directory hides all below it.
+        A directory on the way that is opaque, whited out or no directory hides all below it. It
+        need not be in this layer: a whiteout behind a link is where that leads.
         """
         hides, parent = bool(path) and self._hides(b"", b""), b""
         names = path.split(b"/") if path else [b""]
+        inode: int | None = IMPLICIT
+        mode = 0
         for depth, name in enumerate(names, start=1):
-            is_last = depth == len(names)
             hides = hides or (bool(name) and self._hides(parent, name))
-            inode, mode = self._look_up(parent, name)
-            if inode is None:
-                return Seen(None, hides_below=hides)
-            if not stat.S_ISDIR(mode):
-                return Seen(inode if is_last else None, mode, hides_below=True)
+            if inode is not None:
+                inode, mode = self._look_up(parent, name)
+            if inode is not None and not stat.S_ISDIR(mode):
+                return Seen(inode if depth == len(names) else None, mode, hides_below=True)
+            if inode is None and (hides or not self._has_hidden):
+                break
             parent = join_path(parent, name)
-            if is_last:
-                return Seen(inode, mode, hides)
-            hides = hides or self._hides(parent, b"")
-        raise AssertionError("a path has at least one name")
+            hides = hides or (depth < len(names) and self._hides(parent, b""))
+        is_found = inode is not None and depth == len(names)
+        return Seen(inode, mode, hides) if is_found else Seen(None, hides_below=hides)
 
     def is_opaque(self, directory: bytes) -> bool:
         """Whether the layer hides all that layers below have in a directory."""

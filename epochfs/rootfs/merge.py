@@ -83,7 +83,7 @@ class Image:
                             children[name] = child
                         else:
                             hidden.add(name)
-                hidden |= layer.hidden(path)
+            hidden |= layer.hidden(path)
             if seen.hides_below or layer.is_opaque(path):
                 break
         if path and not exists:
