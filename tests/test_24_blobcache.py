@@ -195,7 +195,7 @@ class TestEviction:
             keep(cache, data)
             assert sum(entry.size for entry in cache.room.entries()) <= 9 * PAGE
 
-    def test_the_limit_holds_also_for_blobs_that_came_together(
+    def test_blobs_that_came_together_are_within_the_limit_once_the_next_comes(
         self, directory: Path, blobs: list[bytes]
     ) -> None:
         cache = opened(directory, limit=9 * PAGE)

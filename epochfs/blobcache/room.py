@@ -48,14 +48,22 @@ class Room:
         self._scanned = 0.0
 
     def make(self, wanted: int) -> None:
-        """Evict what was used longest ago until `wanted` more bytes fit, or nothing is left to."""
+        """Evict what was used longest ago until `wanted` more bytes fit, or nothing is left to.
+
+        What alone is over the limit makes nothing else go: it is here for as long as it is in use.
+        """
+        if wanted > self.size_limit:
+            return
         if self._total + wanted <= self.size_limit and time.monotonic() < self._scanned:
             return
         entries = sorted(self.entries(), key=lambda entry: entry.used)
-        total = sum(entry.size for entry in entries)
+        total = sum(entry.size for entry in entries if entry.size <= self.size_limit)
         for entry in entries:
+            if entry.size > self.size_limit:
+                self.evict(entry)
+                continue
             if total + wanted <= self.size_limit:
-                break
+                continue
             if self.evict(entry):
                 total -= entry.size
         with self._lock:

@@ -151,7 +151,6 @@ class StagedBlob:
             self._unlink(MAP_SUFFIX)
             self._named = False
             self._room.account(self._size)
-            self._room.make(0)
 
     def discard(self) -> None:
         """Remove the staged file's name and map; open readers keep what they have."""
