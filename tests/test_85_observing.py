@@ -137,7 +137,8 @@ def test_metrics_and_status_show_the_same_numbers(
     shown.pop("pid")
     for name, value in numbers(shown):
         exported = found.get(f"epochfs_{name}", found.get(f"epochfs_{name}_total"))
-        assert exported == value, name
+        # What is free on the disk is not ours alone to change, between the one look and the other.
+        assert exported == (pytest.approx(value, rel=0.01) if name == "cache_free" else value), name
     assert shown["blobs"]["misses"] == 1
     assert shown["bytes_received"] > 1 << 20
     assert shown["cache"]["held"] >= 1 << 20
