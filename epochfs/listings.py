@@ -12,7 +12,6 @@ Locks: `Listings._lock` guards `_armed`; no I/O happens under it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from bisect import bisect_left
@@ -22,20 +21,17 @@ from typing import TypeVar
 
 from cachetools import LRUCache
 
-from epochfs.batches import Each, InParallel, tolerant
+from epochfs.batches import Ahead, Each, InParallel, tolerant
 from epochfs.catalogue import Catalogue
 from epochfs.config import ListingOptions
 from epochfs.documents import Documents
 from epochfs.errors import (
     CredentialsUnavailable,
-    DeadlineExceeded,
     Denied,
-    EpochfsError,
     InvalidName,
     NotFound,
     ProtocolViolation,
     TooLarge,
-    Unavailable,
     Unsupported,
 )
 from epochfs.lookahead import Lookahead
@@ -93,7 +89,8 @@ class Listings:
             "tag", self._fetch_resolved, changing, store=self._tables, recalled=recalled
         )
         self._heads = TtlCache("blob", self._fetch_head, changing, recalled=recalled)
-        self._referrers = Referrers(source, self._tagged, changing, self._ahead, recalled)
+        self._begin = Ahead(self._ahead, options.parallel)
+        self._referrers = Referrers(source, self._tagged, changing, self._begin, recalled)
         depth = options.parallel
         self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
         self._reachable_walk = Lookahead(self._ahead, self._following, self._reach_ahead, depth)
@@ -225,25 +222,11 @@ class Listings:
 
     def _resolve_all(self, repository: Repository) -> None:
         """Begin to resolve all tags of a listing, in its order, in the background."""
-        remaining = iter(self._tags.get(repository))
-        lock = threading.Lock()
-
-        def work() -> None:
-            while True:
-                with lock:
-                    tag = next(remaining, None)
-                if tag is None:
-                    return
-                try:
-                    self._resolved.get((repository, tag))
-                except (Unavailable, DeadlineExceeded):
-                    return  # the registry is away, and each further tag would wait as long
-                except EpochfsError as error:
-                    log.debug("resolving %s of %s ahead: %s", tag, repository, error)
-
-        with contextlib.suppress(RuntimeError):  # the pool is shut down while unmounting
-            for _ in range(self._options.parallel):
-                self._ahead.submit(work)
+        self._begin(
+            lambda tag: self._resolved.get((repository, tag)),
+            self._tags.get(repository),
+            f"resolving tags of {repository}",
+        )
 
     def _in_parallel(self) -> InParallel:
         """Return what asks for all that one operation needs, within the time limit for it."""

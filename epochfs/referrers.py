@@ -10,15 +10,14 @@ Locks: `Referrers._lock` guards `_uncalled` and `_listed`; no I/O happens under 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 
 from cachetools import LRUCache, TTLCache
 
-from epochfs.errors import DeadlineExceeded, EpochfsError, Unavailable, Unsupported
+from epochfs.batches import Ahead
+from epochfs.errors import Unsupported
 from epochfs.manifests import Descriptor, Document, Index
 from epochfs.names import Digest, Repository, Tag, referrers_tag
 from epochfs.source import Source
@@ -41,11 +40,11 @@ class Referrers:
         source: Source,
         tagged: Tagged,
         policy: CachePolicy,
-        ahead: Executor,
+        begin: Ahead,
         recalled: Callable[[], int],
     ) -> None:
         self._source = source
-        self._ahead = ahead
+        self._begin = begin
         self._tagged = tagged
         self._lock = threading.Lock()
         self._uncalled: TTLCache[Repository, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
@@ -68,7 +67,11 @@ class Referrers:
         with self._lock:
             listed = self._listed.pop(repository, ())
         if self._cache.peek((repository, digest)) is None:
-            self._begin(repository, [one for one in listed if one != digest])
+            self._begin(
+                lambda one: self._cache.get((repository, one)),
+                [one for one in listed if one != digest],
+                f"referrers in {repository}",
+            )
         return self._cache.get((repository, digest))
 
     def clear(self) -> None:
@@ -77,23 +80,6 @@ class Referrers:
         with self._lock:
             self._uncalled.clear()
             self._listed.clear()
-
-    def _begin(self, repository: Repository, digests: Sequence[Digest]) -> None:
-        """Ask for all of these in the background, until the registry does not answer."""
-        away = threading.Event()
-
-        def ask(digest: Digest) -> None:
-            try:
-                if not away.is_set():
-                    self._cache.get((repository, digest))
-            except (Unavailable, DeadlineExceeded):
-                away.set()
-            except EpochfsError as error:
-                log.debug("referrers of %s in %s ahead: %s", digest, repository, error)
-
-        with contextlib.suppress(RuntimeError):  # the pool is shut down while unmounting
-            for digest in digests:
-                self._ahead.submit(ask, digest)
 
     def _fetch(self, key: tuple[Repository, Digest]) -> tuple[Digest, ...]:
         repository, digest = key
