@@ -153,12 +153,10 @@ class Download:
             if self._closing:
                 return
             self._closing = True
-            streams = [claim.stream for claim in self._plan.claims if claim.stream is not None]
             last = self._threads == 0
             error = Unavailable("the mount is shutting down")
             self._end_waits(error)
-        for stream in streams:
-            stream.close()
+        self._close_streams(0, self.size)
         if last:
             self._put_away()
 
@@ -196,14 +194,16 @@ class Download:
         Otherwise one that trickles on for ever would keep everybody from those bytes. A stream
         without Range is left alone: what it has brought so far would have to come again.
         """
+        if self._plan.ranged:
+            self._close_streams(start, stop)
+
+    def _close_streams(self, start: int, stop: int) -> None:
+        """Close the streams of all claims on a range; their workers will come upon that."""
         with self._lock:
-            slow = [
-                claim.stream
-                for claim in self._plan.claims
-                if self._plan.ranged and claim.start < stop and start < claim.stop and claim.stream
-            ]
-        for stream in slow:
-            stream.close()
+            claims = [claim for claim in self._plan.claims if claim.overlaps(start, stop)]
+        for claim in claims:
+            if claim.stream is not None:
+                claim.stream.close()
 
     # ---- bookkeeping, all with the lock held -------------------------------------------------
 
@@ -466,10 +466,7 @@ class Download:
 
     def _await_others(self) -> None:
         """Wait until nobody writes any more, since what they write may be here already."""
-        with self._lock:
-            streams = [claim.stream for claim in self._plan.claims if claim.stream is not None]
-        for stream in streams:
-            stream.close()
+        self._close_streams(0, self.size)
         while self._plan.claims and not self._stopped:
             time.sleep(_OTHERS_SECONDS)
 

@@ -49,6 +49,10 @@ class Claim:
     stop: int
     stream: Closeable | None = None
 
+    def overlaps(self, start: int, stop: int) -> bool:
+        """Whether it has some of the bytes `[start, stop)`."""
+        return self.start < stop and start < self.stop
+
 
 class FetchPlan:
     """The state of one blob's fetching.
