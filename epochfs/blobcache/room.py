@@ -56,14 +56,16 @@ class Room:
             return
         if self._total + wanted <= self.size_limit and time.monotonic() < self._scanned:
             return
-        entries = sorted(self.entries(), key=lambda entry: entry.used)
-        total = sum(entry.size for entry in entries if entry.size <= self.size_limit)
-        for entry in entries:
-            if entry.size > self.size_limit:
+        entries = []
+        for entry in self.entries():
+            if entry.size <= self.size_limit:
+                entries.append(entry)
+            else:
                 self.evict(entry)
-                continue
+        total = sum(entry.size for entry in entries)
+        for entry in sorted(entries, key=lambda entry: entry.used):
             if total + wanted <= self.size_limit:
-                continue
+                break
             if self.evict(entry):
                 total -= entry.size
         with self._lock:
