@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from epochfs.blobs import BlobHandle, BlobStore
+from epochfs.buffers import clear
 from epochfs.errors import ProtocolViolation, Vanished
 from epochfs.names import Digest, Repository
 
@@ -66,14 +67,14 @@ class AssembledHandle:
         done = 0
         for extent in self._touched(offset, offset + count):
             start, stop = max(extent.start, offset), min(extent.stop, offset + count)
-            _zero(view[done : start - offset])
+            clear(view[done : start - offset])
             done = stop - offset
             piece = view[start - offset : done]
             with self._blob(extent) as blob:
                 got = blob.read_into(piece, extent.blob_start + start - extent.start)
             if got != len(piece):
                 raise ProtocolViolation(f"{extent.digest} ends within the file it is a part of")
-        _zero(view[done:count])
+        clear(view[done:count])
         return count
 
     def close(self) -> None:
@@ -131,7 +132,3 @@ class AssembledHandle:
             surplus = [self._opened.pop(key) for key in idle[: max(0, len(idle) - kept)]]
         for opened in surplus:
             opened.blob.close()
-
-
-def _zero(view: memoryview) -> None:
-    view[:] = bytes(len(view))

@@ -19,6 +19,11 @@ def page_aligned(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size))
 
 
+def clear(view: memoryview) -> None:
+    """Fill a buffer with zeros."""
+    view[:] = bytes(len(view))
+
+
 def share_one_heap() -> None:
     """Have all threads allocate from one heap, where the C library can do that (glibc).
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from epochfs.blobs import BlobHandle
+from epochfs.buffers import clear
 from epochfs.errors import (
     ContentMismatch,
     DeadlineExceeded,
@@ -81,10 +82,10 @@ class LayerFile:
         for piece in self._index.pieces(self._number, offset, stop):
             start, end = max(piece.start, offset), min(piece.start + piece.size, stop)
             if start < end:
-                _clear(view[position - offset : start - offset])
+                clear(view[position - offset : start - offset])
                 self._read(piece, start - piece.start, view[start - offset : end - offset])
                 position = end
-        _clear(view[position - offset : count])
+        clear(view[position - offset : count])
         return count
 
     def _read(self, piece: Piece, offset: int, view: memoryview) -> None:
@@ -96,10 +97,6 @@ class LayerFile:
 
     def close(self) -> None:
         """Let go of it."""
-
-
-def _clear(view: memoryview) -> None:
-    view[:] = bytes(len(view))
 
 
 class TarPieces:

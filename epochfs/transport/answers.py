@@ -48,7 +48,6 @@ class Reply:
     """
 
     what: str
-    method: str
     url: Url
     status: int
     headers: Mapping[str, str]
@@ -189,9 +188,7 @@ class Answer:
         return bytes(body)
 
     def _reply(self, body: bytes) -> Reply:
-        return Reply(
-            self.what, self._method, self.url, self.status, self.headers, body, self.authorization
-        )
+        return Reply(self.what, self.url, self.status, self.headers, body, self.authorization)
 
 
 def content_length(what: str, headers: Mapping[str, str]) -> int | None:
