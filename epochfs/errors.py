@@ -6,6 +6,7 @@
     ├── UsageError              an option or argument is wrong; nothing was tried
     ├── InvalidName             text that is no repository, tag, digest or path of the tree
     ├── NotFound                the registry does not know it (404, *_UNKNOWN)
+    │   └── UnconfirmedNotFound a 404 without an error of the specification: perhaps not its word
     ├── Denied                  401 after authenticating, or 403
     │   └── CredentialsUnavailable  ours cannot be had: a file, a helper; the registry was not asked
     ├── Unsupported             the registry does not offer the endpoint (405, 501, UNSUPPORTED)
@@ -41,6 +42,14 @@ class InvalidName(EpochfsError, ValueError):
 
 class NotFound(EpochfsError):
     """The registry does not know the object."""
+
+
+class UnconfirmedNotFound(NotFound):
+    """A 404 that carries no error code of the specification.
+
+    An ingress or a proxy gives such for whatever it cannot route, so it is no proof that something
+    is gone that the registry had (OCI Distribution specification 1.1, "Error Codes").
+    """
 
 
 class Denied(EpochfsError):

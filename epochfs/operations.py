@@ -34,6 +34,7 @@ from epochfs.errors import (
     TlsFailure,
     TooLarge,
     Unavailable,
+    UnconfirmedNotFound,
     Unsupported,
     UsageError,
     Vanished,
@@ -70,6 +71,7 @@ _DirectoryEntry = tuple[str, dict[str, int], int]
 
 ERRNO: dict[type[EpochfsError], int] = {
     NotFound: errno.ENOENT,
+    UnconfirmedNotFound: errno.ENOENT,
     InvalidName: errno.ENOENT,
     Denied: errno.EACCES,
     CredentialsUnavailable: errno.EACCES,

@@ -32,6 +32,7 @@ from epochfs.errors import (
     TlsFailure,
     TooLarge,
     Unavailable,
+    UnconfirmedNotFound,
     Unsupported,
     printable,
 )
@@ -190,8 +191,10 @@ def refusal(what: str, status: int, body: bytes, text: str) -> EpochfsError:
         return Denied(f"{shown}: credentials are missing or not accepted")
     if status == 403:
         return Denied(f"{shown}: access is refused")
-    if status == 404 or any(code.endswith("_UNKNOWN") for code in codes):
+    if any(code.endswith("_UNKNOWN") for code in codes) or (status == 404 and any(codes)):
         return NotFound(shown)
+    if status == 404:
+        return UnconfirmedNotFound(shown)
     if status in (405, 501) or "UNSUPPORTED" in codes:
         return Unsupported(f"{shown}: the registry does not offer this")
     if status == 413:
