@@ -6,6 +6,7 @@ What registries really answer is in the contract suite; here they answer oddly.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from clients import Connect, connecting
@@ -22,6 +23,7 @@ from epochfs.errors import (
     ProtocolViolation,
     TooLarge,
     Unavailable,
+    UnconfirmedNotFound,
     Unsupported,
     UsageError,
 )
@@ -50,6 +52,11 @@ def manifest(raw: bytes = RAW, digest: object = DIGEST, **headers: str | None) -
 
 def head(length: object = len(RAW), digest: object = DIGEST) -> list[Step]:
     return manifest(b"", digest, Content_Length=None if length is None else str(length))
+
+
+def errors(code: str) -> bytes:
+    """Return the body of a refusal as the specification has it."""
+    return json.dumps({"errors": [{"code": code, "message": "why"}]}).encode()
 
 
 # Making a client
@@ -346,10 +353,8 @@ def test_resolve_needs_only_the_head(connect: Connect) -> None:
         head(digest=None),
         head(digest="sha256:short"),
         head(length=None),
-        [reply(405)],
-        [reply(501)],
     ],
-    ids=["no digest", "bad digest", "no length", "405", "501"],
+    ids=["no digest", "bad digest", "no length"],
 )
 def test_resolve_asks_again_where_the_head_says_too_little(
     connect: Connect, answer: list[Step]
@@ -358,6 +363,108 @@ def test_resolve_asks_again_where_the_head_says_too_little(
     descriptor = client.resolve("a", "latest")
     assert (descriptor.digest, descriptor.size) == (DIGEST, len(RAW))
     assert [seen.method for seen in server.seen] == ["HEAD", "GET"]
+
+
+# A HEAD that is refused
+
+REFUSALS = (400, 401, 403, 404, 405, 406, 410, 414, 422, 451, 501)
+"""How registries, and what stands in front of them, refuse HEAD for what GET gives."""
+
+BY_HEAD: dict[str, Callable[[RegistryClient], object]] = {
+    "resolve a tag": lambda client: client.resolve("a", "latest").digest,
+    "resolve a digest": lambda client: client.resolve("a", DIGEST).digest,
+    "blob_size": lambda client: client.blob_size("a", BLOB_DIGEST),
+    "blob_exists": lambda client: client.blob_exists("a", BLOB_DIGEST),
+}
+BY_GET = {
+    "resolve a tag": DIGEST,
+    "resolve a digest": DIGEST,
+    "blob_size": len(BLOB),
+    "blob_exists": True,
+}
+
+each_by_head = pytest.mark.parametrize("call", BY_HEAD)
+
+
+def get_gives(seen: Seen) -> list[Step]:
+    """Answer a GET as a registry does that has it; of a blob no more than one byte is wanted."""
+    if "/manifests/" in seen.path:
+        return manifest()
+    assert seen.headers["range"] == "bytes=0-0"
+    return [reply(206, BLOB[:1], Content_Range=f"bytes 0-0/{len(BLOB)}")]
+
+
+@each_by_head
+@pytest.mark.parametrize("status", REFUSALS)
+def test_what_head_refuses_get_may_give(connect: Connect, call: str, status: int) -> None:
+    server, client = connect(
+        lambda seen: [reply(status)] if seen.method == "HEAD" else get_gives(seen)
+    )
+    assert BY_HEAD[call](client) == BY_GET[call]
+    assert [seen.method for seen in server.seen] == ["HEAD", "GET"]
+
+
+@each_by_head
+@pytest.mark.parametrize("status", REFUSALS)
+def test_what_storage_refuses_to_head_get_may_give(
+    connect: Connect, call: str, status: int
+) -> None:
+    """A URL may be signed for GET alone."""
+    storage, _ = connect(lambda seen: [reply(status)] if seen.method == "HEAD" else get_gives(seen))
+    _, client = connect(lambda seen: [reply(307, Location=f"{storage.url}{seen.path}?sig=x")])
+    assert BY_HEAD[call](client) == BY_GET[call]
+
+
+@each_by_head
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (reply(404, errors("MANIFEST_UNKNOWN")), NotFound),
+        (reply(404, b"404 page not found"), UnconfirmedNotFound),
+        (reply(403, errors("DENIED")), Denied),
+        (reply(401, errors("UNAUTHORIZED")), Denied),
+        (reply(400, errors("UNSUPPORTED")), Unsupported),
+        (reply(503), Unavailable),
+    ],
+    ids=["404 of the specification", "404 of an ingress", "403", "401", "unsupported", "503"],
+)
+def test_what_get_says_is_what_is_raised(
+    connect: Connect, call: str, status: int, answer: bytes, error: type[Exception]
+) -> None:
+    _, client = connect(
+        lambda seen: [reply(status) if seen.method == "HEAD" else answer],
+        options=TransportOptions(timeout=5.0, retries=0),
+    )
+    if call == "blob_exists" and issubclass(error, NotFound):
+        assert not client.blob_exists("a", BLOB_DIGEST)
+        return
+    with pytest.raises(error) as raised:
+        BY_HEAD[call](client)
+    assert type(raised.value) is error
+    assert "GET" in str(raised.value)
+
+
+@each_by_head
+def test_a_head_that_authentication_answers_is_no_refusal(connect: Connect, call: str) -> None:
+    def script(seen: Seen) -> list[Step]:
+        if "authorization" not in seen.headers:
+            return [reply(401, WWW_Authenticate='Basic realm="x"')]
+        return head() if "/manifests/" in seen.path else [reply(200, Content_Length=str(len(BLOB)))]
+
+    server, client = connect(script, credentials=Credentials(username="u", password="p"))
+    assert BY_HEAD[call](client) == BY_GET[call]
+    assert [seen.method for seen in server.seen] == ["HEAD", "HEAD"]
+
+
+@each_by_head
+def test_a_head_without_an_answer_is_not_followed_by_get(connect: Connect, call: str) -> None:
+    server, client = connect(
+        lambda _: [reply(503)], options=TransportOptions(timeout=5.0, retries=0)
+    )
+    with pytest.raises(Unavailable):
+        BY_HEAD[call](client)
+    assert [seen.method for seen in server.seen] == ["HEAD"]
 
 
 def test_a_digest_resolves_to_itself_or_not_at_all(connect: Connect) -> None:

@@ -177,6 +177,30 @@ def test_a_mirror_without_a_blob_is_not_asked_for_each_part_of_it(
         assert (mirror.count("GET"), mirror.count("HEAD")) == (1, 1)
 
 
+class RefusingHead(Mirror):
+    """A host that refuses HEAD in one way, for what it has."""
+
+    status = 404
+
+    def respond(self, request: Request) -> Response:
+        return Response(self.status) if request.method == "HEAD" else super().respond(request)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 406, 410])
+def test_what_every_host_refuses_to_head_the_registry_is_asked_for_by_get(
+    client_of: Client, status: int
+) -> None:
+    with RefusingHead() as mirror, RefusingHead() as origin:
+        mirror.status = origin.status = status
+        client = client_of(origin, mirror.url)
+        assert client.resolve(NAME, "latest").digest == IMAGE.digest
+        assert client.blob_size(NAME, BLOB) == len(LAYER)
+        assert client.blob_exists(NAME, BLOB)
+        assert mirror.count("HEAD") >= 1
+        assert mirror.count("GET") == 0
+        assert (origin.count("HEAD"), origin.count("GET")) == (3, 3)
+
+
 def test_wrong_bytes_of_a_manifest_are_never_shown(
     client_of: Client, origin: EmbeddedRegistry
 ) -> None:

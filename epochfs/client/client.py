@@ -13,9 +13,10 @@ the same words (`reads`). Listings and writes are the registry's own.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import epochfs.client.reads as reads
 from epochfs.client.mirrors import MirrorState, mirrors_of, origin_transport
@@ -39,6 +40,8 @@ from epochfs.names import Digest, Reference, Repository, Tag
 from epochfs.transport import BlobStream, Reply, Request, TransportStats
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 MANIFEST_LIMIT = 4 * 1024 * 1024
 """Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""
@@ -186,12 +189,12 @@ class RegistryClient:
     def resolve(self, name: Repository | str, reference: Reference | str) -> Descriptor:
         """Return the descriptor of what a reference names now (`HEAD`, §Pulling manifests).
 
-        Where HEAD is not offered, or its headers do not give digest and size, the manifest is
-        fetched. Raises ContentMismatch if a digest resolves to another one.
+        Where HEAD is refused, or its headers do not give digest and size, the manifest is fetched:
+        what does not exist is NotFound only if GET says so too. Raises ContentMismatch if a digest
+        resolves to another one.
         """
         repository, wanted = _repository(name), _reference(reference)
-        ask = partial(reads.resolve, repository, wanted, self._manifest_limit)
-        return self._mirrors.ask(Capability.RESOLVE, ask)
+        return self._by_head(partial(reads.resolve, repository, wanted, self._manifest_limit))
 
     def put_manifest(
         self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
@@ -250,19 +253,20 @@ class RegistryClient:
             raise Unsupported(f"{error}: the registry has no referrers") from error
 
     def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
-        """Return whether the repository has a blob (`HEAD`, §Checking if content exists)."""
+        """Return whether the repository has a blob (`HEAD`, §Checking if content exists).
+
+        Where HEAD is refused, a GET of one byte decides.
+        """
         repository, wanted = _repository(name), _digest(digest)
-        try:
-            self._mirrors.ask(Capability.RESOLVE, partial(reads.check_blob, repository, wanted))
-        except NotFound:
-            return False
-        return True
+        return self._exists(partial(reads.check_blob, repository, wanted))
 
     def blob_size(self, name: Repository | str, digest: Digest | str) -> int:
-        """Return a blob's size in bytes (`HEAD`); a GET finds it where HEAD does not say."""
+        """Return a blob's size in bytes (`HEAD`).
+
+        A GET of one byte finds it where HEAD is refused or does not say.
+        """
         repository, wanted = _repository(name), _digest(digest)
-        ask = partial(reads.blob_size, repository, wanted)
-        return self._mirrors.ask(Capability.RESOLVE, ask)
+        return self._by_head(partial(reads.blob_size, repository, wanted))
 
     def get_blob(
         self,
@@ -309,6 +313,17 @@ class RegistryClient:
     def close(self) -> None:
         """End every call under way, with Unavailable, and close the connections."""
         self._mirrors.close()
+
+    def _by_head(self, ask: Callable[..., _T]) -> _T:
+        """Ask one of `reads` that begins with HEAD, which no refusal but the registry's ends."""
+        return self._mirrors.ask(Capability.RESOLVE, ask, partial(ask, decides=True))
+
+    def _exists(self, check: Callable[..., None]) -> bool:
+        try:
+            self._by_head(check)
+        except NotFound:
+            return False
+        return True
 
     def _fetch(self, method: str, path: str, scope: str = "", limit: int = PAGE_LIMIT) -> Reply:
         return self._transport.fetch(Request(method, self._transport.url(path), scope), limit)

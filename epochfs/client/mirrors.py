@@ -176,12 +176,12 @@ class Mirrors:
         self._wrong: LRUCache[Digest, None] = LRUCache(_REMEMBERED)
         self._absent: TTLCache[tuple[Mirror, Digest], None] = TTLCache(_REMEMBERED, _ABSENT_SECONDS)
 
-    def ask(self, capability: Capability, ask: Ask[_T]) -> _T:
+    def ask(self, capability: Capability, ask: Ask[_T], decide: Ask[_T] | None = None) -> _T:
         """Return the first answer of a mirror that is trusted with this, else the registry's own.
 
-        Raises what the registry itself raises.
+        The registry itself is asked by `decide`, if that is given. Raises what it raises.
         """
-        return self._ask(self._able(capability), lambda _: ask)
+        return self._ask(self._able(capability), lambda mirror: ask if mirror else decide or ask)
 
     def open_blob(
         self, request: Callable[[Transport], Request], digest: Digest, start: int, end: int | None

@@ -1,12 +1,14 @@
 """The endpoints that only read, asked of one host: the registry itself, or a mirror of it.
 
-Each ends within `seconds`. `RegistryClient` documents what they return and raise.
+Each ends within `seconds`. `RegistryClient` documents what they return and raise. Of those that
+ask by HEAD, the host that `decides`, the registry itself, is asked again by GET where it refuses.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from urllib.parse import quote
 
 from epochfs.errors import (
@@ -18,7 +20,7 @@ from epochfs.errors import (
 )
 from epochfs.manifests import ACCEPT, Descriptor, Document, checked_size
 from epochfs.names import Digest, Reference, Repository
-from epochfs.transport import Reply, Request, Transport, Watch
+from epochfs.transport import Reply, Request, Transport
 
 log = logging.getLogger(__name__)
 
@@ -50,47 +52,68 @@ def manifest(
     repository: Repository, reference: Reference, limit: int, transport: Transport, seconds: float
 ) -> Document:
     """Fetch a manifest of at most `limit` bytes, and check it against its digests."""
+    request = _manifest_request(transport, repository, reference)
     with transport.watch(seconds) as watch:
-        return _manifest(transport, watch, repository, reference, limit)
+        reply = accepted(transport, transport.fetch(request, limit, watch))
+    announced = announced_digest(reply)
+    for digest in (reference, announced):
+        if isinstance(digest, Digest) and not digest.matches(reply.body):
+            raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
+    named = reference if isinstance(reference, Digest) else announced
+    return Document(named or Digest.of(reply.body), _media_type(reply), reply.body)
 
 
 def resolve(
-    repository: Repository, reference: Reference, limit: int, transport: Transport, seconds: float
+    repository: Repository,
+    reference: Reference,
+    limit: int,
+    transport: Transport,
+    seconds: float,
+    *,
+    decides: bool = False,
 ) -> Descriptor:
     """Ask what a reference names now: by HEAD, or else by GET of at most `limit` bytes."""
-    with transport.watch(seconds) as watch:
-        found = _announced(transport, watch, repository, reference)
-        if found is None:
-            document = _manifest(transport, watch, repository, reference, limit)
-            found = Descriptor(document.media_type, document.digest, document.size)
-        return found
+    request = _manifest_request(transport, repository, reference)
+    reply, left = _head(transport, request, seconds, decides=decides)
+    found = None if reply is None else _announced(reply, reference)
+    if found is None:
+        document = manifest(repository, reference, limit, transport, left)
+        found = Descriptor(document.media_type, document.digest, document.size)
+    return found
 
 
 def check_blob(
-    repository: Repository, digest: Digest, transport: Transport, seconds: float
+    repository: Repository,
+    digest: Digest,
+    transport: Transport,
+    seconds: float,
+    *,
+    decides: bool = False,
 ) -> None:
     """Ask whether the repository has a blob; raises NotFound if not."""
-    with transport.watch(seconds) as watch:
-        _blob_head(transport, watch, repository, digest)
+    request = blob_request(repository, digest, 0, None, transport)
+    reply, left = _head(transport, request, seconds, decides=decides)
+    if reply is None:
+        _told_by_first_byte(repository, digest, transport, left)
 
 
-def blob_size(repository: Repository, digest: Digest, transport: Transport, seconds: float) -> int:
-    """Ask for a blob's size in bytes: by HEAD, or else by GET."""
-    with transport.watch(seconds) as watch:
-        try:
-            size = announced_size(_blob_head(transport, watch, repository, digest))
-        except Unsupported:
-            size = None
-        left = watch.remaining()
-    if size is not None:
-        return size
-    # Of an empty blob no range can be asked for (416), and all of it costs nothing.
-    end = None if digest.matches(b"") else 1
-    request = blob_request(repository, digest, 0, end, transport)
-    with transport.open(request, 0, end, left) as stream:
-        if stream.total is None:
-            raise ProtocolViolation(f"{digest} in {repository}: the registry tells no size")
-        return stream.total
+def blob_size(
+    repository: Repository,
+    digest: Digest,
+    transport: Transport,
+    seconds: float,
+    *,
+    decides: bool = False,
+) -> int:
+    """Ask for a blob's size in bytes: by HEAD, or else by GET of its first byte."""
+    request = blob_request(repository, digest, 0, None, transport)
+    reply, left = _head(transport, request, seconds, decides=decides)
+    size = None if reply is None else announced_size(reply)
+    if size is None:
+        size = _told_by_first_byte(repository, digest, transport, left)
+    if size is None:
+        raise ProtocolViolation(f"{digest} in {repository}: the registry tells no size")
+    return size
 
 
 def small_blob(
@@ -139,28 +162,30 @@ def announced_size(reply: Reply) -> int | None:
     return None if length is None else checked_size(length)
 
 
-def _manifest(
-    transport: Transport, watch: Watch, repository: Repository, reference: Reference, limit: int
-) -> Document:
-    request = _manifest_request(transport, "GET", repository, reference)
-    reply = accepted(transport, transport.fetch(request, limit, watch))
-    announced = announced_digest(reply)
-    for digest in (reference, announced):
-        if isinstance(digest, Digest) and not digest.matches(reply.body):
-            raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
-    named = reference if isinstance(reference, Digest) else announced
-    return Document(named or Digest.of(reply.body), _media_type(reply), reply.body)
+def _head(
+    transport: Transport, get: Request, seconds: float, *, decides: bool
+) -> tuple[Reply | None, float]:
+    """Return the answer to a HEAD of what `get` asks for, and the seconds left.
+
+    None stands for a refusal that is not to be believed: GET has to say, whose body has the reason.
+    There are registries that refuse HEAD, in any words, for what GET gives, and redirects to URLs
+    that are signed for GET alone. A host that does not decide, a mirror, is not asked twice: what
+    it refuses is raised, unless what it refuses is HEAD itself.
+    """
+    with transport.watch(seconds) as watch:
+        reply = transport.fetch(replace(get, method="HEAD"), watch=watch)
+        left = watch.remaining()
+    if reply.ok:
+        return reply, left
+    error = transport.refusal(reply)
+    if not (decides or isinstance(error, Unsupported)):
+        raise error
+    log.debug("%s; asking by GET", error)
+    return None, left
 
 
-def _announced(
-    transport: Transport, watch: Watch, repository: Repository, reference: Reference
-) -> Descriptor | None:
-    """Return what HEAD says a reference names, or None where that is not enough."""
-    request = _manifest_request(transport, "HEAD", repository, reference)
-    try:
-        reply = accepted(transport, transport.fetch(request, watch=watch))
-    except Unsupported:
-        return None
+def _announced(reply: Reply, reference: Reference) -> Descriptor | None:
+    """Return what the answer to a HEAD says a reference names, None where it says too little."""
     digest, size = announced_digest(reply), announced_size(reply)
     if isinstance(reference, Digest):
         if digest and digest.algorithm == reference.algorithm and digest != reference:
@@ -172,15 +197,21 @@ def _announced(
 
 
 def _manifest_request(
-    transport: Transport, method: str, repository: Repository, reference: Reference
+    transport: Transport, repository: Repository, reference: Reference
 ) -> Request:
     url = transport.url(manifest_path(repository, reference))
-    return Request(method, url, pull(repository), {"Accept": ACCEPT})
+    return Request("GET", url, pull(repository), {"Accept": ACCEPT})
 
 
-def _blob_head(transport: Transport, watch: Watch, repository: Repository, digest: Digest) -> Reply:
-    request = Request("HEAD", transport.url(blob_path(repository, digest)), pull(repository))
-    return accepted(transport, transport.fetch(request, watch=watch))
+def _told_by_first_byte(
+    repository: Repository, digest: Digest, transport: Transport, seconds: float
+) -> int | None:
+    """Return a blob's size in bytes as a GET of its first byte tells it, if it does."""
+    # Of an empty blob no range can be asked for (416), and all of it costs nothing.
+    end = None if digest.matches(b"") else 1
+    request = blob_request(repository, digest, 0, end, transport)
+    with transport.open(request, 0, end, seconds) as stream:
+        return stream.total
 
 
 def _media_type(reply: Reply) -> str:
