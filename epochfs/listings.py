@@ -164,6 +164,10 @@ class Listings:
         answers = in_parallel(tolerant(ask), self._tags.get(repository))
         return [one for one in answers if one is not None]
 
+    def layout_since(self, repository: Repository, index: bytes) -> int:
+        """Return since when a repository has this index of its tags, in epoch nanoseconds."""
+        return self._history.layout_since(repository, index)
+
     def manifest(self, repository: Repository, digest: Digest) -> Document:
         """Return a manifest, hashed and parsed; its descriptors are known from then on."""
         return self._documents.manifest(repository, digest)

@@ -2,6 +2,8 @@
 
 A tag link's time must change when the tag moves and at no other moment, or incremental backups
 would miss it or copy everything again. The registry does not tell, so the first sight is recorded.
+So is that of all the tags of a repository together: a tag that is deleted, and two that swap their
+digests, leave no newer time on any link, and yet `layout/index.json` is another file.
 
 A `database` that several mounts may share. A damaged file is replaced: times then begin anew, which
 costs a backup a second look and nothing else.
@@ -16,6 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.database import Database
@@ -26,20 +29,42 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tag (
     registry TEXT, repository TEXT, tag TEXT, digest TEXT, since_ns INTEGER,
     PRIMARY KEY (registry, repository, tag)
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS layout (
+    registry TEXT, repository TEXT, digest TEXT, since_ns INTEGER,
+    PRIMARY KEY (registry, repository)
+) WITHOUT ROWID;
 """
+"""`layout` came later: a file of before has no such table, and is given one when it is opened."""
 
-
-_UPSERT = """
-INSERT INTO tag VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+_MOVED = """
+ON CONFLICT DO UPDATE SET
     since_ns = iif(digest = excluded.digest, since_ns, excluded.since_ns), digest = excluded.digest
 RETURNING since_ns
 """
 """In one statement, so that of two mounts that see a tag move at once, one tells both the time."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """How to ask for one kind of thing: what is known of it, and how a sight of it is recorded."""
+
+    select: str
+    upsert: str
+
+
+_TAG = _Question(
+    "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
+    f"INSERT INTO tag VALUES (?, ?, ?, ?, ?) {_MOVED}",
+)
+_LAYOUT = _Question(
+    "SELECT digest, since_ns FROM layout WHERE registry=? AND repository=?",
+    f"INSERT INTO layout VALUES (?, ?, ?, ?) {_MOVED}",
+)
+
+
 class TagHistory:
-    """The first sights of one registry's tags, in the SQLite file `path`."""
+    """The first sights of one registry's tags and layouts, in the SQLite file `path`."""
 
     def __init__(self, path: Path, registry: str, clock: Callable[[], int] = time.time_ns) -> None:
         self._registry = registry
@@ -52,21 +77,29 @@ class TagHistory:
 
     def since(self, repository: Repository, tag: Tag, digest: Digest) -> int:
         """Return since when `tag` has `digest`, in nanoseconds of the epoch; now if that is new."""
-        key = (self._registry, repository.name, tag.name)
+        return self._since(_TAG, (self._registry, repository.name, tag.name), digest)
+
+    def layout_since(self, repository: Repository, index: bytes) -> int:
+        """Return since when a repository has this index of its tags, as `since` does of a tag."""
+        return self._since(_LAYOUT, (self._registry, repository.name), Digest.of(index))
+
+    def _since(self, question: _Question, key: tuple[str, ...], digest: Digest) -> int:
         try:
             with self._lock:
-                return self._database.run(lambda database: self._seen(database, key, str(digest)))
+                return self._database.run(
+                    lambda database: self._seen(database, question, key, str(digest))
+                )
         except (OSError, sqlite3.Error) as error:
             raise CacheFailure(f"the tag history failed: {error}") from error
 
-    def _seen(self, database: sqlite3.Connection, key: tuple[str, str, str], digest: str) -> int:
+    def _seen(
+        self, database: sqlite3.Connection, question: _Question, key: tuple[str, ...], digest: str
+    ) -> int:
         with database:
-            row = database.execute(
-                "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?", key
-            ).fetchone()
+            row = database.execute(question.select, key).fetchone()
             if row is not None and row[0] == digest:
                 return int(row[1])
-            row = database.execute(_UPSERT, (*key, digest, self._clock())).fetchone()
+            row = database.execute(question.upsert, (*key, digest, self._clock())).fetchone()
             return int(row[0])
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,28 @@ def test_a_tag_that_moves_back_has_moved(path: Path) -> None:
         for digest in (FIRST, SECOND):
             history.since(APP, LATEST, digest)
         assert history.since(APP, LATEST, FIRST) == 102
+
+
+def test_the_time_of_a_layout_moves_with_its_index_and_at_no_other_moment(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        assert history.layout_since(APP, b"one tag") == 100
+        assert history.layout_since(OTHER, b"one tag") == 101
+        assert history.layout_since(APP, b"two tags") == 102
+        assert history.layout_since(APP, b"two tags") == 102
+    with closing(opened(path, 200)) as history, closing(opened(path, 300, "http://other")) as there:
+        assert history.layout_since(APP, b"two tags") == 102
+        assert history.layout_since(APP, b"one tag") == 200
+        assert there.layout_since(APP, b"one tag") == 300
+
+
+def test_a_file_from_before_layouts_had_times_keeps_what_it_has(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        history.since(APP, LATEST, FIRST)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE layout")
+    with closing(opened(path, 200)) as history:
+        assert history.since(APP, LATEST, FIRST) == 100
+        assert history.layout_since(APP, b"index") == 200
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all, but long enough" * 100])

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import image, index, load, random_bytes
+from builders import Content, image, index, load, random_bytes
 from conftest import Skopeo, serve_docker_registry
 from mounts import Mounts
 from stacks import stack
@@ -71,12 +71,34 @@ class TestTheDirectory:
             for tag, content in (("1.0", APP), ("latest", BOTH))
         ]
 
-    def test_its_time_is_that_of_the_newest_tag(
-        self, registry: EmbeddedRegistry, through: Opener
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param({}, id="nothing"),
+            pytest.param({"1.0": BOTH, "latest": APP}, id="two tags swap"),
+            pytest.param({"latest": None}, id="the newest tag is deleted"),
+            pytest.param({"1.0": None}, id="an older tag is deleted"),
+            pytest.param({"new": APP}, id="a tag is made"),
+            pytest.param({"1.0": BOTH}, id="a tag moves"),
+        ],
+    )
+    def test_its_time_moves_with_every_change_of_the_tags_and_with_nothing_else(
+        self, registry: EmbeddedRegistry, tmp_path: Path, change: Mapping[str, Content | None]
     ) -> None:
-        with through(registry) as view:
-            times = [view.stat(f"/team/app/tags/{tag}").time_ns for tag in ("1.0", "latest")]
-            assert view.stat("/team/app/layout/index.json").time_ns == max(times)
+        path = "/team/app/layout/index.json"
+        with stack(registry.url, tmp_path) as layers:
+            view = VfsView(layers.filesystem)
+            before = view.stat(path).time_ns
+            for tag, content in change.items():
+                if content is None:
+                    layers.client.delete_manifest("team/app", Tag(tag))
+                else:
+                    load(registry, "team/app", tag, content)
+            layers.filesystem.drop_listings()
+            assert (view.stat(path).time_ns > before) == bool(change)
+            before = view.stat(path).time_ns
+        with stack(registry.url, tmp_path) as layers:
+            assert VfsView(layers.filesystem).stat(path).time_ns == before
 
     def test_every_blob_is_a_link_to_what_has_its_digest(
         self, registry: EmbeddedRegistry, through: Opener

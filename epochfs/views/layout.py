@@ -21,7 +21,7 @@ from epochfs.generated import Generated, GeneratedFile
 from epochfs.listings import Listings
 from epochfs.manifests import OCI_INDEX, REF_NAME
 from epochfs.names import ALGORITHMS, Digest, Repository
-from epochfs.node import CONSTANT_TIME_NS, LINK, Attr, Entries, Node, RepositoryDirectory
+from epochfs.node import LINK, Attr, Entries, Node, RepositoryDirectory
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -60,15 +60,17 @@ class LayoutFile(GeneratedFile):
 
 @dataclass(frozen=True, slots=True)
 class IndexFile(GeneratedFile):
-    """`layout/index.json`: the tags as an image index, the same bytes for the same tags."""
+    """`layout/index.json`: the tags as an image index, the same bytes for the same tags.
+
+    Its time is the moment this cache first saw these bytes: it moves with every change of the tags,
+    when one is deleted and when two swap their digests too.
+    """
 
     repository: Repository
 
     def generated(self, listings: Listings) -> Generated:
         manifests = []
-        newest = CONSTANT_TIME_NS
-        for tag, resolved, descriptor in listings.tagged(self.repository):
-            newest = max(newest, resolved.since_ns)
+        for tag, _, descriptor in listings.tagged(self.repository):
             manifests.append(
                 {
                     "mediaType": descriptor.media_type,
@@ -78,7 +80,8 @@ class IndexFile(GeneratedFile):
                 }
             )
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
-        return Generated(json.dumps(index, separators=(",", ":")).encode() + b"\n", newest)
+        data = json.dumps(index, separators=(",", ":")).encode() + b"\n"
+        return Generated(data, listings.layout_since(self.repository, data))
 
 
 class LayoutBlobsDirectory(RepositoryDirectory):
