@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
@@ -158,11 +158,14 @@ class TtlCache(Generic[K, V]):
         self._flights: dict[K, _Flight[V]] = {}
         self._store = store or LruStore[K, V](policy.limit, size_of)
 
-    def get(self, key: K) -> V:
-        """Return the value for `key`, remembered or fetched; raises what the fetch raises."""
+    def get(self, key: K, max_age: float | None = None) -> V:
+        """Return the value for `key`, remembered or fetched; raises what the fetch raises.
+
+        A remembered value may be `max_age` seconds old, `ttl` by default.
+        """
         with self._lock:
             entry = self._store.get(key)
-            if entry is not None and self._clock() < entry.until:
+            if entry is not None and self._clock() < self._use_until(entry, max_age):
                 return _unwrap(entry.value, entry.error)
             flight = self._flights.get(key)
             leads = flight is None
@@ -179,6 +182,20 @@ class TtlCache(Generic[K, V]):
         with self._lock:
             entry = self._store.get(key)
             return entry.value if entry is not None and self._clock() < entry.until else None
+
+    def last(self, key: K) -> V | None:
+        """Return the value that the last fetch to succeed gave for `key`, however old, if it is
+        still remembered and no absence came after it."""
+        with self._lock:
+            entry = self._store.get(key)
+            return entry.value if entry is not None else None
+
+    def expire(self, key: K) -> None:
+        """Have the value for `key` fetched when it is next asked for; `last` still returns it."""
+        with self._lock:
+            entry = self._store.get(key)
+            if entry is not None:
+                self._store.put(key, replace(entry, until=self._clock()))
 
     def clear(self) -> None:
         """Forget everything, and what is being fetched just now."""
@@ -217,6 +234,11 @@ class TtlCache(Generic[K, V]):
                 if self._flights.get(key) is flight:
                     del self._flights[key]
             flight.done.set()
+
+    def _use_until(self, entry: Entry[V], max_age: float | None) -> float:
+        if max_age is None:
+            return entry.until
+        return entry.until - max(0.0, self._policy.ttl - max_age)
 
     def _times(self, ttl: float) -> tuple[float, float]:
         """Return until when an entry made now is used, and until when it is where there is need."""

@@ -385,3 +385,43 @@ class TestThreads:
             cache.get("a")
         source.error = None
         assert cache.get("a") == "a2"
+
+
+class TestAges:
+    def test_an_older_value_is_fetched_anew_for_who_wants_a_younger_one(self) -> None:
+        clock, values = Clock(), iter("abc")
+        cache = TtlCache("letters", lambda _: next(values), CachePolicy(60), clock=clock)
+        assert cache.get("key") == "a"
+        clock.now += 10
+        assert cache.get("key", 20) == "a"
+        assert cache.get("key", 5) == "b"
+        assert cache.get("key", 5) == "b"
+
+    def test_the_last_value_outlives_its_time_and_failures_but_no_absence(self) -> None:
+        clock, answers = Clock(), iter(["a", Unavailable("down"), NotFound("gone")])
+
+        def fetch(_: str) -> str:
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        cache = TtlCache("letters", fetch, CachePolicy(60), clock=clock)
+        assert cache.last("key") is None
+        cache.get("key")
+        clock.now += 100
+        assert cache.last("key") == "a"
+        with pytest.raises(Unavailable):
+            cache.get("key")
+        assert cache.last("key") == "a"
+        with pytest.raises(NotFound):
+            cache.get("key")
+        assert cache.last("key") is None
+
+    def test_an_expired_value_is_fetched_anew_and_still_the_last_one(self) -> None:
+        values = iter("ab")
+        cache = TtlCache("letters", lambda _: next(values), CachePolicy(60), clock=Clock())
+        cache.get("key")
+        cache.expire("key")
+        assert (cache.peek("key"), cache.last("key")) == (None, "a")
+        assert cache.get("key") == "b"
