@@ -1,8 +1,9 @@
 """What digests name in each repository: manifests, other documents, and the blobs they tell of.
 
 None of it can change, so it is kept for as long as there is room. But that a repository has it, and
-that we may read it, was proved with the credentials of then: once the registry denies anything of a
-repository, all that was had of it is forgotten.
+that we may read it, was proved with the credentials of then: once the registry denies a manifest or
+blob of a repository, all that was had of it is forgotten. That it denies a listing says nothing of
+them.
 
 Locks: `Documents._lock` guards `_blobs`; no I/O happens under it.
 """
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from cachetools import LRUCache
 
-from epochfs.errors import CredentialsUnavailable, Denied
+from epochfs.errors import CredentialsUnavailable, Denied, TooLarge
 from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository
 from epochfs.reachable import named_blobs
@@ -63,7 +64,7 @@ class Documents:
         return self._manifests.get((repository, digest))
 
     def describe(self, repository: Repository, digest: Digest) -> Descriptor:
-        """Describe a manifest, without fetching it if it is not here."""
+        """Describe a manifest; its media type is the document's own word (`Document.own_type`)."""
         return self._described.get((repository, digest))
 
     def content(self, repository: Repository, digest: Digest) -> bytes:
@@ -77,7 +78,7 @@ class Documents:
 
     @contextlib.contextmanager
     def unless_denied(self, repository: Repository) -> Iterator[None]:
-        """Ask the registry about a repository; if it denies that, forget the repository."""
+        """Ask for a manifest or blob of a repository; if that is denied, forget the repository."""
         try:
             yield
         except CredentialsUnavailable:
@@ -97,18 +98,19 @@ class Documents:
         repository, digest = key
         with self.unless_denied(repository):
             document = self._source.get_manifest(repository, digest, self._limit)
-        with self._lock:
-            for descriptor in named_blobs(document.view):
-                self._blobs[repository, descriptor.digest] = descriptor
+        if document.readable_view is not None:
+            with self._lock:
+                for descriptor in named_blobs(document.readable_view):
+                    self._blobs[repository, descriptor.digest] = descriptor
         return document
 
     def _fetch_description(self, key: _Key) -> Descriptor:
-        """Describe a manifest; the media type and size of a digest cannot change."""
-        document = self._manifests.peek(key)
-        if document is not None:
-            return Descriptor(document.media_type, document.digest, document.size)
-        with self.unless_denied(key[0]):
-            return self._source.resolve(*key)
+        try:
+            document = self._manifests.get(key)
+        except TooLarge:
+            with self.unless_denied(key[0]):
+                return self._source.resolve(*key)
+        return Descriptor(document.own_type, document.digest, document.size)
 
     def _fetch_content(self, key: _Key) -> bytes:
         repository, digest = key

@@ -21,8 +21,8 @@ _PIECE = 1 << 20
 class Files(Protocol):
     """A tree to read."""
 
-    def names(self, path: str) -> list[str]:
-        """Return what is listed in a directory."""
+    def names(self, path: str) -> Iterator[str]:
+        """Yield what is listed in a directory; then raise what kept the rest from being listed."""
 
     def target(self, path: str) -> str:
         """Return the target of a link."""
@@ -46,8 +46,8 @@ class DirectFiles:
     def __init__(self, filesystem: FileSystem) -> None:
         self._filesystem = filesystem
 
-    def names(self, path: str) -> list[str]:
-        return [entry.name for entry in self._filesystem.listdir(path)]
+    def names(self, path: str) -> Iterator[str]:
+        return (entry.name for entry in self._filesystem.listdir(path))
 
     def target(self, path: str) -> str:
         return self._filesystem.readlink(path)
@@ -75,9 +75,10 @@ class MountedFiles:
     def __init__(self, root: Path) -> None:
         self._root = str(root)
 
-    def names(self, path: str) -> list[str]:
-        with _mount_errors(path):
-            return os.listdir(self._root + path)  # noqa: PTH208 - of names, not paths
+    def names(self, path: str) -> Iterator[str]:
+        with _mount_errors(path), os.scandir(self._root + path) as entries:
+            for entry in entries:
+                yield entry.name
 
     def target(self, path: str) -> str:
         with _mount_errors(path):

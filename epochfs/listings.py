@@ -1,7 +1,6 @@
-"""What the registry says of its names: catalogue, tags, tag → digest, manifests, blob sizes.
+"""What the registry says of its names: repositories, tags, tag → digest, manifests, blob sizes.
 
-Every answer is remembered in a bounded `TtlCache`; the tree asks here and nowhere else. What a
-server sends as a name is parsed here: what could not be a path is left out, with one log line.
+Every answer is remembered in a bounded `TtlCache`; the tree asks here and nowhere else.
 
 A blob's size is known because a manifest of the same repository named it, or because a HEAD
 answered; that is also the proof that this repository may see the blob, without which the blob
@@ -15,9 +14,8 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from cachetools import LRUCache
 
@@ -26,19 +24,19 @@ from epochfs.catalogue import Catalogue
 from epochfs.config import ListingOptions
 from epochfs.documents import Documents
 from epochfs.errors import (
-    CredentialsUnavailable,
-    Denied,
-    InvalidName,
+    EpochfsError,
     NotFound,
     ProtocolViolation,
-    TooLarge,
+    UnconfirmedNotFound,
     Unsupported,
 )
+from epochfs.facts import Facts
 from epochfs.lookahead import Lookahead
 from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository, Tag
-from epochfs.reachable import Reachable, follow
+from epochfs.reachable import Fetched, Reachable, follow
 from epochfs.referrers import Referrers
+from epochfs.repositories import Repositories
 from epochfs.source import Source
 from epochfs.taghistory import TagHistory
 from epochfs.tagtables import Resolved, TagTables
@@ -47,8 +45,6 @@ from epochfs.ttlcache import CachePolicy, TtlCache
 log = logging.getLogger(__name__)
 
 _MAX_ARMED = 1000
-
-Name = TypeVar("Name", Repository, Tag)
 
 
 class Listings:
@@ -60,8 +56,10 @@ class Listings:
         options: ListingOptions,
         history: TagHistory,
         recalled: Callable[[], int] = lambda: 0,
+        facts: Facts | None = None,
     ) -> None:
         """`recalled` tells how often the source gave an older answer, to be asked again soon."""
+        facts = Facts() if facts is None else facts
         self._source = source
         self._options = options
         self._history = history
@@ -78,22 +76,27 @@ class Listings:
             wait=options.timeout,
         )
         self._documents = Documents(source, options.manifest_limit, changing)
-        self._catalogues = TtlCache(
-            "the catalogue", self._fetch_catalogue, changing, recalled=recalled
-        )
-        self._tags = TtlCache(
-            "tags of", self._fetch_tags, changing, size_of=_counted, recalled=recalled
-        )
         self._tables = TagTables(changing.limit)
+        self._repositories = Repositories(
+            source,
+            options,
+            changing,
+            history,
+            facts,
+            self._ahead,
+            recalled,
+            self._tables.arrange,
+        )
         self._resolved = TtlCache(
             "tag", self._fetch_resolved, changing, store=self._tables, recalled=recalled
         )
         self._heads = TtlCache("blob", self._fetch_head, changing, recalled=recalled)
         self._begin = Ahead(self._ahead, options.parallel)
-        self._referrers = Referrers(source, self._tagged, changing, self._begin, recalled)
+        self._referrers = Referrers(source, self._tagged, changing, facts, recalled)
         depth = options.parallel
-        self._tags_walk = Lookahead(self._ahead, self._following, self._tags.get, depth)
-        self._reachable_walk = Lookahead(self._ahead, self._following, self._reach_ahead, depth)
+        following = self._repositories.following
+        self._tags_walk = Lookahead(self._ahead, following, self._repositories.tags, depth)
+        self._reachable_walk = Lookahead(self._ahead, following, self._reach_ahead, depth)
 
     @property
     def kernel_ttl(self) -> float:
@@ -108,33 +111,28 @@ class Listings:
     # ---- what the tree asks ------------------------------------------------------------------
 
     def catalogue(self) -> Catalogue:
-        """The repositories listed; only those of `--repo` where the registry has no catalogue."""
-        return self._catalogues.get(())
+        """Return the repositories listed; only those of `--repo` where there is no catalog.
+
+        Raises Denied and the like where the registry had one that it does not give now.
+        """
+        return self._repositories.catalogue()
+
+    def known_catalogue(self) -> Catalogue | None:
+        """Return the last catalog that was read, however old; None if none ever was."""
+        return self._repositories.known()
 
     def tags(self, repository: Repository) -> tuple[Tag, ...]:
-        """The repository's tags, sorted."""
+        """Return the repository's tags, sorted; raises NotFound for what is no repository."""
         self._tags_walk.asked(repository)
-        return self._tags.get(repository)
+        return self._repositories.tags(repository)
 
-    def is_repository(self, repository: Repository) -> bool:
-        """Whether the registry has it: listed, or a tags request says so."""
-        if repository in self.catalogue():
-            return True
-        if not repository.conforms:
-            return False
-        try:
-            self._tags.get(repository)
-        except (NotFound, Unsupported):
-            return False
-        except CredentialsUnavailable:
-            raise
-        except Denied:
-            # Docker Hub and GHCR deny what does not exist. Only without a catalogue is that a
-            # plain no: where there is one, a denial is worth an error.
-            if self.catalogue().complete:
-                raise
-            return False
-        return True
+    def check(self, repository: Repository, *, or_parent: bool = False) -> None:
+        """Raise NotFound unless a repository is there or can be entered (`Repositories.check`)."""
+        self._repositories.check(repository, or_parent=or_parent)
+
+    def holds_tags(self, repository: Repository) -> bool:
+        """Return whether a directory is to list what a repository has (`Repositories`)."""
+        return self._repositories.holds_tags(repository)
 
     def expect_resolves(self, repository: Repository) -> None:
         """Take note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
@@ -148,7 +146,7 @@ class Listings:
             self._armed.pop(repository, None)
         if listed and self._resolved.peek((repository, tag)) is None:
             self._resolve_all(repository)
-        return self._resolved.get((repository, tag))
+        return self._resolve(repository, tag)
 
     def tagged(self, repository: Repository) -> list[tuple[Tag, Resolved, Descriptor]]:
         """Return all tags, sorted, with what they name now; all at once, in parallel.
@@ -158,10 +156,10 @@ class Listings:
         in_parallel = self._in_parallel()
 
         def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
-            resolved = self._resolved.get((repository, tag))
-            return tag, resolved, self._documents.describe(repository, resolved.digest)
+            resolved = self._resolve(repository, tag)
+            return tag, resolved, self._describe(repository, tag, resolved.digest)
 
-        answers = in_parallel(tolerant(ask), self._tags.get(repository))
+        answers = in_parallel(tolerant(ask), self._repositories.tags(repository))
         return [one for one in answers if one is not None]
 
     def layout_since(self, repository: Repository, index: bytes) -> int:
@@ -181,14 +179,9 @@ class Listings:
         """Whether a manifest of the repository is known to name a digest as a blob's."""
         return self._documents.named_blob(repository, digest) is not None
 
-    def expect_referrers(self, repository: Repository, digests: Iterable[Digest]) -> None:
-        """Take note that these manifests were listed: a walk will ask what refers to each."""
-        self._referrers.expect(repository, digests)
-
     def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
         """Return what refers to a manifest, sorted: signatures, lists of what is in it."""
-        with self._documents.unless_denied(repository):
-            return self._referrers.of(repository, digest)
+        return self._referrers.of(repository, digest)
 
     def content(self, repository: Repository, digest: Digest) -> bytes:
         """Return all of a blob that is a document, such as a config, hashed.
@@ -198,23 +191,17 @@ class Listings:
         return self._documents.content(repository, digest)
 
     def reachable(self, repository: Repository) -> Reachable:
-        """Follow all tags through indexes, in parallel. Raises rather than leave something out.
+        """Follow all tags through indexes and to what refers to them, in parallel.
 
-        What the registry itself no longer has is passed over: a tag deleted meanwhile, an index
-        that lists a platform nobody pushed. So is, with a log line, a manifest that is malformed.
+        What could not be had is told in `Reachable.error`. What the registry itself no longer has
+        is passed over: a tag deleted meanwhile, an index that lists a platform nobody pushed.
         """
         self._reachable_walk.asked(repository)
         return self._follow(repository, self._in_parallel())
 
     def clear(self) -> None:
         """Forget what may have changed; manifests cannot."""
-        for cache in (
-            self._catalogues,
-            self._tags,
-            self._resolved,
-            self._heads,
-            self._referrers,
-        ):
+        for cache in (self._repositories, self._resolved, self._heads, self._referrers):
             cache.clear()
 
     def close(self) -> None:
@@ -228,7 +215,7 @@ class Listings:
         """Begin to resolve all tags of a listing, in its order, in the background."""
         self._begin(
             lambda tag: self._resolved.get((repository, tag)),
-            self._tags.get(repository),
+            self._repositories.tags(repository),
             f"resolving tags of {repository}",
         )
 
@@ -236,63 +223,82 @@ class Listings:
         """Return what asks for all that one operation needs, within the time limit for it."""
         return InParallel(self._pool, self._options.timeout)
 
-    def _following(self, repository: Repository, count: int) -> list[Repository]:
-        catalogue = self._catalogues.peek(())
-        return catalogue.following(repository, count) if catalogue is not None else []
-
     def _reach_ahead(self, repository: Repository) -> None:
         """Follow the tags of a repository that nobody waits for yet; one at a time, unless known.
 
         Many repositories are under way at once, and threads that wait for others of their own
         pool would wait for ever.
         """
-        if self._tags.peek(repository) is None:
+        if not self._repositories.has_current_tags(repository):
             self._follow(repository, map)
 
-    def _follow(self, repository: Repository, each: Each) -> Reachable:
-        resolved = each(
-            tolerant(lambda tag: self._resolved.get((repository, tag))), self._tags.get(repository)
-        )
-        return follow(
-            dict.fromkeys(one.digest for one in resolved if one is not None),
-            lambda level: each(tolerant(lambda digest: self._tolerated(repository, digest)), level),
-        )
+    # ---- what tags lead to -------------------------------------------------------------------
 
-    def _tolerated(self, repository: Repository, digest: Digest) -> Document | None:
+    def _resolve(self, repository: Repository, tag: Tag) -> Resolved:
+        """Return what a tag names. Raises NotFound only for a tag that is listed no more."""
+        try:
+            return self._resolved.get((repository, tag))
+        except NotFound as error:
+            if self._lists(repository, tag):
+                raise ProtocolViolation(
+                    f"the registry lists tag {tag} of {repository}, but: {error}"
+                ) from error
+            raise
+
+    def _lists(self, repository: Repository, tag: Tag) -> bool:
+        """Return whether the registry lists a tag, by a listing that is no older than a moment."""
+        if not _holds(self._repositories.last_tags(repository), tag):
+            return False
+        tags = self._repositories.tags(repository, self._options.negative_ttl)
+        return _holds(tags, tag)
+
+    def _describe(self, repository: Repository, tag: Tag, digest: Digest) -> Descriptor:
+        try:
+            return self._documents.describe(repository, digest)
+        except NotFound as error:
+            raise ProtocolViolation(
+                f"tag {tag} of {repository} leads to {digest}, but: {error}"
+            ) from error
+
+    def _follow(self, repository: Repository, each: Each) -> Reachable:
+        def target(tag: Tag) -> Digest | EpochfsError | None:
+            try:
+                return self._resolve(repository, tag).digest
+            except NotFound:
+                return None  # deleted since it was listed
+            except EpochfsError as error:
+                return error
+
+        targets = list(each(target, self._repositories.tags(repository)))
+        found = follow(
+            [one for one in targets if isinstance(one, Digest)],
+            lambda level: each(lambda digest: self._fetched(repository, digest), level),
+        )
+        for one in targets:
+            if isinstance(one, EpochfsError):
+                found.fail(one)
+        return found
+
+    def _fetched(self, repository: Repository, digest: Digest) -> Fetched:
+        """Fetch a manifest, and what refers to it, as far as they can be had."""
         try:
             document = self.manifest(repository, digest)
+        except UnconfirmedNotFound as error:
+            return Fetched(error=ProtocolViolation(f"{error}: no answer of a registry"))
+        except NotFound:
+            return Fetched()
+        except EpochfsError as error:
+            return Fetched(error=error)
+        missing: EpochfsError | None = None
+        referrers: tuple[Digest, ...] = ()
+        try:
             document.view  # noqa: B018 - parsed here so that a malformed one is known here
-        except (ProtocolViolation, TooLarge) as error:
-            log.warning("left out of %s: manifest %s: %s", repository, digest, error)
-            return None
-        return document
+            referrers = self.referrers(repository, digest)
+        except EpochfsError as error:
+            missing = error
+        return Fetched(document, referrers, missing)
 
     # ---- what the caches fetch ---------------------------------------------------------------
-
-    def _fetch_catalogue(self, _: tuple[()]) -> Catalogue:
-        listed = self._options.repositories
-        try:
-            texts = self._source.catalog()
-        except CredentialsUnavailable:
-            raise
-        except (NotFound, Denied, Unsupported) as error:
-            log.debug("the registry has no catalogue for us: %s", error)
-            return Catalogue(listed, complete=False)
-        found = _parse(texts, Repository.parse, "repositories")
-        return Catalogue((*found, *listed), complete=True)
-
-    def _fetch_tags(self, repository: Repository) -> tuple[Tag, ...]:
-        try:
-            with self._documents.unless_denied(repository):
-                texts = self._source.list_tags(repository)
-        except NotFound:
-            # Docker's registry goes on listing a repository whose last tag was deleted.
-            if repository in self.catalogue():
-                return ()
-            raise
-        tags = _parse(texts, Tag.parse, f"tags of {repository}")
-        self._tables.arrange(repository, tags)
-        return tags
 
     def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Resolved:
         repository, tag = key
@@ -306,28 +312,23 @@ class Listings:
             return Descriptor("", digest, self._source.blob_size(repository, digest))
 
     def _tagged(self, repository: Repository, tag: Tag) -> Document | None:
-        """Return what a tag names; None if the repository lists no such tag."""
-        tags = self._tags.get(repository)
-        place = bisect_left(tags, tag)
-        if tags[place : place + 1] != (tag,):
-            return None
-        return self.manifest(repository, self._resolved.get((repository, tag)).digest)
+        """Return what a tag names; None if the repository has no such tag.
 
-
-def _counted(tags: tuple[Tag, ...]) -> int:
-    """Return what a listing counts for; one without tags takes its place too."""
-    return 1 + len(tags)
-
-
-def _parse(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tuple[Name, ...]:
-    """Parse names from the server, sorted; leave out what could not be a path, and log that."""
-    names: set[Name] = set()
-    refused: list[InvalidName] = []
-    for text in texts:
+        Where there is no tag list, only asking for the tag can tell.
+        """
         try:
-            names.add(parse(text))
-        except InvalidName as error:
-            refused.append(error)
-    if refused:
-        log.warning("left out %d of the %s: %s", len(refused), what, refused[0])
-    return tuple(sorted(names))
+            listed = _holds(self._repositories.tags(repository), tag)
+        except (NotFound, Unsupported):
+            listed = True
+        if not listed:
+            return None
+        try:
+            return self.manifest(repository, self._resolve(repository, tag).digest)
+        except NotFound:
+            return None
+
+
+def _holds(tags: tuple[Tag, ...], tag: Tag) -> bool:
+    """Return whether a sorted listing has a tag."""
+    place = bisect_left(tags, tag)
+    return tags[place : place + 1] == (tag,)

@@ -20,7 +20,7 @@ from epochfs.node import (
     Xattrs,
     content_xattrs,
 )
-from epochfs.views import VIEWS
+from epochfs.views import REFERRERS, VIEWS
 from epochfs.views.view import ManifestLink, ManifestNode
 
 MANIFEST_FILE = "manifest.json"
@@ -37,7 +37,9 @@ class _Described(ManifestNode):
 
     def xattrs(self, listings: Listings) -> Xattrs:
         document = self.document(listings)
-        values = content_xattrs(self.digest, document.media_type, _artifact_type(document))
+        if document.readable_view is None:
+            return content_xattrs(self.digest, document.own_type, "")
+        values = content_xattrs(self.digest, document.own_type, _artifact_type(document))
         values["user.epochfs.kind"] = kind_of(document)
         for key, value in document.view.annotations.items():
             name = f"user.oci.annotation.{key}"
@@ -66,8 +68,11 @@ class ManifestDirectory(_Described):
         return Attr(DIRECTORY, time_ns=_created(self.document(listings)))
 
     def entries(self, listings: Listings) -> Entries:
+        document = self.document(listings)
         yield MANIFEST_FILE, stat.S_IFREG
-        view = self.document(listings).view
+        if document.readable_view is None:
+            yield REFERRERS, stat.S_IFDIR
+        view = document.view
         if isinstance(view, Manifest):
             if view.config is not None:
                 yield "config", stat.S_IFLNK
@@ -148,7 +153,8 @@ def _artifact_type(document: Document) -> str:
 
 def _created(document: Document) -> int:
     """Return when an image was made, where it says so in a way that can be a time (RFC 3339)."""
-    text = document.view.annotations.get(CREATED, "")
+    view = document.readable_view
+    text = view.annotations.get(CREATED, "") if view is not None else ""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -9,6 +9,7 @@ manifest.md and image-index.md; Docker's schema 2 documents have the same shape.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,11 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
+DOCKER_SIGNED_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w.+!#$&^-]*/[A-Za-z0-9][\w.+!#$&^-]*\Z", re.ASCII)
+"""What a media type looks like (RFC 6838, section 4.2)."""
 
 ACCEPT = ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, "*/*;q=0.1"))
 """The Accept header of a manifest request. Docker's registry answers an old, re-signed schema 1
@@ -83,6 +89,36 @@ class Document:
     def view(self) -> Manifest | Index:
         """The parsed view; raises ProtocolViolation for bytes that are no manifest or index."""
         return parse(self.raw)
+
+    @cached_property
+    def readable_view(self) -> Manifest | Index | None:
+        """The parsed view; None for bytes that are no manifest or index."""
+        try:
+            return self.view
+        except ProtocolViolation:
+            return None
+
+    @cached_property
+    def own_type(self) -> str:
+        """The media type by the document's own word: its `mediaType`, or else its structure.
+
+        Some registries serve every manifest as `text/plain`, and Epoch an index without `mediaType`
+        as a manifest. Where the document does not tell, it is the type that it came with.
+        """
+        try:
+            document = load_json(self.raw)
+        except ProtocolViolation:
+            return self.media_type
+        if not isinstance(document, dict):
+            return self.media_type
+        stated = document.get("mediaType")
+        if isinstance(stated, str) and MEDIA_TYPE.match(stated):
+            return stated
+        if document.get("schemaVersion") == 1:
+            return DOCKER_SIGNED_SCHEMA_1 if "signatures" in document else DOCKER_SCHEMA_1
+        if isinstance(self.readable_view, Index):
+            return OCI_INDEX
+        return self.media_type if self.readable_view is None else OCI_MANIFEST
 
     @property
     def size(self) -> int:

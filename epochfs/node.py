@@ -74,7 +74,10 @@ class Node:
         raise NotImplementedError
 
     def entries(self, listings: Listings) -> Entries:
-        """Return what is listed in this directory."""
+        """Yield what is listed in this directory; then raise what kept the rest from being known.
+
+        Whoever lists the directory is given those entries, and the error behind the last of them.
+        """
         raise NotImplementedError
 
     def identities(self, listings: Listings) -> Mapping[str, str]:
@@ -97,8 +100,7 @@ class RepositoryDirectory(Node):
     repository: Repository
 
     def attr(self, listings: Listings) -> Attr:
-        if not listings.is_repository(self.repository):
-            raise NotFound(f"no repository {self.repository}")
+        listings.check(self.repository)
         return Attr(DIRECTORY)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 
-from epochfs.errors import InvalidName, NotFound
+from epochfs.catalogue import Catalogue
+from epochfs.errors import EpochfsError, InvalidName, NotFound
 from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestDirectory
 from epochfs.manifests import Descriptor
@@ -79,28 +80,33 @@ class Namespace(Node):
         raise NotFound(f"no {name} here")
 
     def attr(self, listings: Listings) -> Attr:
-        if not self._exists(listings):
-            raise NotFound(f"no repository {'/'.join(self.segments)}")
+        if self.segments:
+            listings.check(Repository("/".join(self.segments)), or_parent=True)
         return Attr(DIRECTORY)
 
-    def _exists(self, listings: Listings) -> bool:
-        if not self.segments:
-            return True
-        catalogue = listings.catalogue()
-        repository = Repository("/".join(self.segments))
-        if catalogue.is_parent(self.segments) or repository in catalogue:
-            return True
-        if not catalogue.complete:
-            # Nobody can say what lies below, so any name the specification allows can be entered.
-            return repository.conforms
-        return listings.is_repository(repository)
-
     def entries(self, listings: Listings) -> Entries:
-        if self.segments and listings.is_repository(Repository("/".join(self.segments))):
+        missing: EpochfsError | None = None
+        found = False
+        if self.segments:
+            try:
+                found = listings.holds_tags(Repository("/".join(self.segments)))
+            except EpochfsError as error:
+                missing = error
+        if found:
             for name in ("blobs", "layout", "manifests", "tags"):
                 yield name, stat.S_IFDIR
-        for segment in listings.catalogue().children(self.segments):
+        catalogue: Catalogue | None
+        try:
+            catalogue = listings.catalogue()
+        except EpochfsError as error:
+            catalogue, missing = listings.known_catalogue(), missing or error
+        children = catalogue.children(self.segments) if catalogue is not None else []
+        for segment in children:
             yield shown_segment(segment), stat.S_IFDIR
+        if missing is not None:
+            raise missing
+        if self.segments and not found and not children:
+            raise NotFound(f"no repository {'/'.join(self.segments)}")
 
 
 class TagsDirectory(RepositoryDirectory):
@@ -130,8 +136,8 @@ class ManifestsDirectory(RepositoryDirectory):
 
     def entries(self, listings: Listings) -> Entries:
         reachable = listings.reachable(self.repository)
-        listings.expect_referrers(self.repository, reachable.manifests)
-        return ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
+        yield from ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
+        reachable.complete()
 
 
 class BlobsDirectory(RepositoryDirectory):
@@ -144,7 +150,8 @@ class BlobsDirectory(RepositoryDirectory):
 
     def entries(self, listings: Listings) -> Entries:
         reachable = listings.reachable(self.repository)
-        return ((str(digest), stat.S_IFREG) for digest in sorted(reachable.blobs))
+        yield from ((str(digest), stat.S_IFREG) for digest in sorted(reachable.blobs))
+        reachable.complete()
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,12 +255,16 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
         without offsets libfuse would keep 200 bytes a name while the directory is open.
         """
         listing = self._filesystem.readdir(path, fh, anew=offset == 0)
+        if listing.error is not None and offset >= _DOTS + len(listing):
+            raise listing.error  # behind the last entry, as readdir(3) allows: the names were given
         return _shown(path, listing, offset)
 
     @_translated
     def readdir(self, path: str, fh: int) -> Iterator[_DirectoryEntry]:
         """All of a directory at once. Called by fusepy, which does not tell the offset."""
         listing = self._filesystem.readdir(path, fh, anew=True)
+        if listing.error is not None:
+            raise listing.error
         return ((name, attributes, 0) for name, attributes, _ in _shown(path, listing, 0))
 
     @_translated

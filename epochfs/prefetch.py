@@ -26,7 +26,8 @@ from epochfs.manifestnodes import MANIFEST_FILE
 from epochfs.manifests import Document
 from epochfs.names import Digest, Reference, Repository, Tag
 from epochfs.nodes import CONTROL, RESERVED, STATUS_FILE, shown_segment
-from epochfs.reachable import follow
+from epochfs.reachable import Fetched, follow
+from epochfs.views import REFERRERS
 
 TICK_SECONDS = 0.2
 """At least so often `find` and `fetch` yield."""
@@ -205,11 +206,12 @@ class Prefetch:
             below: list[str] = []
 
             def enter(path: str, below: list[str] = below) -> None:
-                names = self._files.names(path)
                 parent = path.rstrip("/")
-                if "blobs" in names:
-                    found.append(Selection(parent))
-                below += [f"{parent}/{name}" for name in names if name not in RESERVED]
+                for name in self._files.names(path):
+                    if name == "blobs":
+                        found.append(Selection(parent))
+                    elif name not in RESERVED:
+                        below.append(f"{parent}/{name}")
 
             yield from self._each(enter, level)
             level = below
@@ -227,25 +229,34 @@ class Prefetch:
             if is_new:
                 self._count(blobs=1, size=blob.size, left=blob.size - blob.here)
 
-    def _digests(self, selection: Selection) -> Iterable[Digest]:
+    def _digests(self, selection: Selection) -> Iterator[Digest]:
+        """Yield the blobs of a selection; then raise what kept others from being found."""
         if selection.reference is None:
-            return map(Digest.parse, self._files.names(f"{selection.path}/blobs"))
+            yield from map(Digest.parse, self._files.names(f"{selection.path}/blobs"))
+            return
         if isinstance(selection.reference, Digest):
             start = selection.reference
         else:
             link = f"{selection.path}/tags/{selection.reference}"
             start = Digest.parse(PurePosixPath(self._files.target(link)).name)
+        manifests = f"{selection.path}/manifests"
+        found = follow([start], lambda level: (self._fetched(manifests, one) for one in level))
+        yield from found.blobs
+        found.complete()
 
-        def document(digest: Digest) -> Document | None:
-            try:
-                raw = self._content(f"{selection.path}/manifests/{digest}/{MANIFEST_FILE}")
-            except NotFound:
-                if digest == start:
-                    raise
-                return None  # an index may list a platform that nobody pushed
-            return Document(digest, "", raw)
-
-        return follow([start], lambda level: map(document, level)).blobs
+    def _fetched(self, manifests: str, digest: Digest) -> Fetched:
+        document = None
+        referrers: list[Digest] = []
+        try:
+            document = Document(digest, "", self._content(f"{manifests}/{digest}/{MANIFEST_FILE}"))
+            document.view  # noqa: B018 - parsed here so that a malformed one is known here
+            listed = self._files.names(f"{manifests}/{digest}/{REFERRERS}")
+            referrers.extend(map(Digest.parse, listed))
+        except NotFound as error:
+            return Fetched(document, error=error if document is not None else None)
+        except EpochfsError as error:
+            return Fetched(document, tuple(referrers), error)
+        return Fetched(document, tuple(referrers))
 
     def _content(self, path: str) -> bytes:
         return b"".join(bytes(piece) for piece in self._files.pieces(path))

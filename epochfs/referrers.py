@@ -1,23 +1,24 @@
-"""What refers to each manifest: from the registry's own call, or from a tag where it has none.
+"""The referrers of each manifest: from the registry's own call, or from a tag where it has none.
 
-A registry without the call answers 404 for every manifest. That is remembered of a repository for
-as long as a listing is, so that a walk asks once and not for each manifest again. Where there is
-the call, a walk would wait for each answer; so once the manifests of a repository were listed, and
-the referrers of one are asked for, those of all are begun in the background.
+A registry without the call answers 404, or refuses it in some other way; other clients go on to the
+tag then, and so does this one (OCI Distribution specification 1.1, "Referrers Tag Schema"). That is
+remembered of the registry for as long as a listing is, so that a walk asks once and not for each
+manifest again. But a refusal by a repository that answered before is an error: what referred to its
+manifests is not known to be gone.
 
-Locks: `Referrers._lock` guards `_uncalled` and `_listed`; no I/O happens under it.
+Locks: `Referrers._lock` guards `_uncalled`; no I/O happens under it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 
-from epochfs.batches import Ahead
-from epochfs.errors import Unsupported
+from epochfs.errors import Denied, ProtocolViolation, Unavailable, Unsupported
+from epochfs.facts import NO_REFERRERS_CALL, Facts, answers_referrers
 from epochfs.manifests import Descriptor, Document, Index
 from epochfs.names import Digest, Repository, Tag, referrers_tag
 from epochfs.source import Source
@@ -26,7 +27,8 @@ from epochfs.ttlcache import CachePolicy, TtlCache
 log = logging.getLogger(__name__)
 
 _MAX_REPOSITORIES = 10_000
-_MAX_LISTED = 16
+_ALL = None
+"""Stands for every repository of the registry."""
 
 Tagged = Callable[[Repository, Tag], Document | None]
 """Returns the manifest under a tag; None where the repository has no such tag."""
@@ -40,15 +42,14 @@ class Referrers:
         source: Source,
         tagged: Tagged,
         policy: CachePolicy,
-        begin: Ahead,
+        facts: Facts,
         recalled: Callable[[], int],
     ) -> None:
         self._source = source
-        self._begin = begin
         self._tagged = tagged
+        self._facts = facts
         self._lock = threading.Lock()
-        self._uncalled: TTLCache[Repository, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
-        self._listed: LRUCache[Repository, Sequence[Digest]] = LRUCache(_MAX_LISTED)
+        self._uncalled: TTLCache[Repository | None, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
         self._cache = TtlCache(
             "referrers of",
             self._fetch,
@@ -57,29 +58,15 @@ class Referrers:
             recalled=recalled,
         )
 
-    def expect(self, repository: Repository, digests: Iterable[Digest]) -> None:
-        """Take note that these manifests were listed."""
-        with self._lock:
-            self._listed[repository] = sorted(digests)
-
     def of(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
-        """Return what refers to a manifest, sorted; a walk of those listed begins with it."""
-        with self._lock:
-            listed = self._listed.pop(repository, ())
-        if self._cache.peek((repository, digest)) is None:
-            self._begin(
-                lambda one: self._cache.get((repository, one)),
-                [one for one in listed if one != digest],
-                f"referrers in {repository}",
-            )
+        """Return what refers to a manifest, sorted."""
         return self._cache.get((repository, digest))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything but the facts."""
         self._cache.clear()
         with self._lock:
             self._uncalled.clear()
-            self._listed.clear()
 
     def _fetch(self, key: tuple[Repository, Digest]) -> tuple[Digest, ...]:
         repository, digest = key
@@ -87,15 +74,35 @@ class Referrers:
         return tuple(sorted({one.digest for one in self._ask(repository, digest)} - {digest}))
 
     def _ask(self, repository: Repository, digest: Digest) -> Sequence[Descriptor]:
+        answers = answers_referrers(repository.name)
         with self._lock:
-            uncalled = repository in self._uncalled
-        if not uncalled:
+            uncalled = repository in self._uncalled or _ALL in self._uncalled
+        if not uncalled or self._facts.known(answers):
             try:
-                return self._source.referrers(repository, digest)
+                found = self._source.referrers(repository, digest)
             except Unsupported as error:
-                log.debug("referrers in %s are looked for by tag: %s", repository, error)
-            with self._lock:
-                self._uncalled[repository] = None
+                self._refused(repository, error)
+            except Unavailable:
+                if not self._facts.known(NO_REFERRERS_CALL) or self._facts.known(answers):
+                    raise
+            else:
+                self._facts.learn(answers)
+                return found
         document = self._tagged(repository, referrers_tag(digest))
+        view = document.readable_view if document is not None else None
         # Anybody may use the tag for something else, which then is no list of referrers.
-        return document.view.manifests if document and isinstance(document.view, Index) else ()
+        return view.manifests if isinstance(view, Index) else ()
+
+    def _refused(self, repository: Repository, error: Unsupported) -> None:
+        """Take note that there is no call; raises where there was one."""
+        if self._facts.known(answers_referrers(repository.name)):
+            if isinstance(error.__cause__, Denied):
+                raise error.__cause__
+            raise ProtocolViolation(f"{error}: the registry listed referrers before") from error
+        log.debug("referrers in %s are looked for by tag: %s", repository, error)
+        # Who denies it may do so for this repository alone.
+        where = repository if isinstance(error.__cause__, Denied) else _ALL
+        if where is _ALL:
+            self._facts.learn(NO_REFERRERS_CALL)
+        with self._lock:
+            self._uncalled[where] = None

@@ -4,7 +4,11 @@ It stands between `RegistryClient` and those who read through it. Each answer is
 when the registry cannot be reached, or is known to be down (`health`), the answer it last gave
 serves in place of a new one: one about names for as long as `max_age` allows, one about a digest
 without limit, for what it names cannot change. "Unknown", "denied" and "not offered" are answers
-too: they end what was remembered, and for names they are what is recalled.
+too: they end what was remembered, and for names they are what is recalled. But a 404 in other words
+than the specification's is no answer about what was answered before: an ingress gives such.
+
+Access to all of a repository ends when the registry denies one of its manifests or blobs; that it
+denies a listing ends the listing alone.
 
 Manifests are hashed again when they are read back. Health is the registry's own: while a mirror
 answers in its place, it is pinged all the same.
@@ -29,8 +33,10 @@ from epochfs.errors import (
     NotFound,
     ProtocolViolation,
     Unavailable,
+    UnconfirmedNotFound,
     Unsupported,
 )
+from epochfs.facts import Facts
 from epochfs.health import Health
 from epochfs.manifests import Descriptor, Document, Manifest, checked_size
 from epochfs.names import Digest, Reference, Repository, Tag
@@ -48,6 +54,7 @@ _CONTENT = "content"
 _REFERRERS = "referrers"
 
 _NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS, _REFERRERS})
+"""Listings. Everything else is content, which proves access when it is given."""
 
 _ANSWER = b"="
 _REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~": Unsupported}
@@ -63,6 +70,7 @@ class RememberingClient:
         """`max_age` in seconds is how old an answer about names may be."""
         self._client = client
         self._answers = answers
+        self.facts = Facts(answers)
         self.health = health
         self._max_age = max_age
         self._mirrored = bool(client.mirrors)
@@ -145,6 +153,7 @@ class RememberingClient:
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
     ) -> BlobStream:
         """Open a blob for reading; bytes are not remembered here but in `blobcache`."""
+        self._refuse_while_down(_BLOB)
         try:
             stream = self._client.get_blob(name, digest, start, end)
         except (Unavailable, DeadlineExceeded) as error:
@@ -175,6 +184,8 @@ class RememberingClient:
             if kept is not None:
                 return kept
         scope = self._answers.scope(question.repository)
+        if scope is not None:
+            self._refuse_while_down(question.kind)
         try:
             value = ask()
         except (Unavailable, DeadlineExceeded) as error:
@@ -185,6 +196,13 @@ class RememberingClient:
             return kept
         except CredentialsUnavailable:
             raise  # nobody was asked
+        except UnconfirmedNotFound as error:
+            kept = self._recall(question, load, max_age)
+            if kept is None:
+                self.health.answered()
+                raise
+            self.health.failed(error)
+            return kept
         except EpochfsError as error:
             self.health.answered()
             if self._answers.scope(question.repository) == scope:
@@ -197,6 +215,12 @@ class RememberingClient:
             besides(value)
         return value
 
+    def _refuse_while_down(self, kind: str) -> None:
+        """Raise at once what asking would come to, unless a mirror may answer in its place."""
+        outage = self.health.outage
+        if outage is not None and (kind in _NEVER_MIRRORED or not self._mirrored):
+            raise Unavailable(f"the registry is down: {outage.reason}")
+
     def _answered(self, kind: str) -> None:
         """Take note of an answer, unless it may be a mirror's; a refusal never is."""
         if kind in _NEVER_MIRRORED or not self._mirrored:
@@ -205,7 +229,7 @@ class RememberingClient:
     def _remember_refusal(
         self, question: Question, error: EpochfsError, *, for_names: bool
     ) -> None:
-        if isinstance(error, Denied):
+        if isinstance(error, Denied) and question.kind not in _NEVER_MIRRORED:
             self._answers.forget_repository(question.repository)
         elif isinstance(error, NotFound):
             self._answers.forget(question)

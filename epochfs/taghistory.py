@@ -92,6 +92,17 @@ class TagHistory:
         except (OSError, sqlite3.Error) as error:
             raise CacheFailure(f"the tag history failed: {error}") from error
 
+    def has_seen(self, repository: Repository) -> bool:
+        """Return whether any tag of a repository was ever seen."""
+        query = "SELECT 1 FROM tag WHERE registry=? AND repository=? LIMIT 1"
+        key = (self._registry, repository.name)
+        try:
+            with self._lock:
+                row = self._database.run(lambda database: database.execute(query, key).fetchone())
+        except (OSError, sqlite3.Error) as error:
+            raise CacheFailure(f"the tag history failed: {error}") from error
+        return row is not None
+
     def _seen(
         self, database: sqlite3.Connection, question: _Question, key: tuple[str, ...], digest: str
     ) -> int:

@@ -14,7 +14,7 @@ import itertools
 import json
 import threading
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -23,7 +23,7 @@ from cachetools import LRUCache
 from epochfs.assembly import AssembledHandle
 from epochfs.blobs import BlobStore
 from epochfs.buffers import give_back
-from epochfs.errors import NotFound, Vanished
+from epochfs.errors import EpochfsError, NotFound, Vanished, fresh
 from epochfs.generated import GeneratedFile, GeneratedFiles
 from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestFile
@@ -80,7 +80,10 @@ class DirectoryEntry:
 
 
 class Listing(Sequence[DirectoryEntry]):
-    """What a directory lists, as it was at one moment: 12 bytes a name, where the name is kept."""
+    """What a directory lists, as it was at one moment: 12 bytes a name, where the name is kept.
+
+    `error` is why it is not all there is, or None. Iterating ends with raising it.
+    """
 
     def __init__(self, path: str, entries: Entries, identities: Mapping[str, str]) -> None:
         """`path` is the directory's; `identities` those of the names that have one (`Attr`)."""
@@ -88,12 +91,21 @@ class Listing(Sequence[DirectoryEntry]):
         self._identities = identities
         self._names: list[str] = []
         self._modes = array("I")
-        for name, mode in entries:
-            self._names.append(name)
-            self._modes.append(mode)
+        self.error: EpochfsError | None = None
+        try:
+            for name, mode in entries:
+                self._names.append(name)
+                self._modes.append(mode)
+        except EpochfsError as error:
+            self.error = error
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __iter__(self) -> Iterator[DirectoryEntry]:
+        yield from (self[number] for number in range(len(self)))
+        if self.error is not None:
+            raise fresh(self.error)
 
     @overload
     def __getitem__(self, index: int) -> DirectoryEntry: ...
@@ -140,9 +152,15 @@ class FileSystem:
         return node.attr(self._listings)
 
     def listdir(self, path: str) -> Listing:
-        """Return what is listed in a directory, without `.` and `..`."""
+        """Return what is listed in a directory, without `.` and `..`.
+
+        Raises where nothing could be listed; else the listing tells what is missing.
+        """
         node = self._node(path)
-        return Listing(path, node.entries(self._listings), node.identities(self._listings))
+        listing = Listing(path, node.entries(self._listings), node.identities(self._listings))
+        if listing.error is not None and not listing:
+            raise listing.error
+        return listing
 
     def opendir(self) -> int:
         """Return the handle of an open directory, to be released once; asks nothing."""
@@ -241,13 +259,11 @@ class FileSystem:
             give_back()
 
     def xattrs(self, path: str) -> Xattrs:
-        """Return the extended attributes of a node."""
-        node = self._node(path)
-        values = dict(node.xattrs(self._listings))
-        if isinstance(node, BlobFile):
-            size = node.descriptor(self._listings).size
-            values[CACHED_XATTR] = str(self._blobs.cached_percent(node.digest, size))
-        return values
+        """Return the extended attributes of a node that are listed.
+
+        How much of a blob is cached is not: tools that save attributes would see every blob change.
+        """
+        return self._node(path).xattrs(self._listings)
 
     def xattr(self, path: str, name: str) -> str | bytes:
         """Return one extended attribute; raises NotFound where it is not set, without I/O if
@@ -255,8 +271,12 @@ class FileSystem:
         """
         if not name.startswith(XATTR_PREFIX) and not self._tree.node(path).foreign:
             raise NotFound(f"no attribute {name}")
+        node = self._node(path)
+        if name == CACHED_XATTR and isinstance(node, BlobFile):
+            size = node.descriptor(self._listings).size
+            return str(self._blobs.cached_percent(node.digest, size))
         try:
-            return self.xattrs(path)[name]
+            return node.xattrs(self._listings)[name]
         except KeyError:
             raise NotFound(f"no attribute {name}") from None
 

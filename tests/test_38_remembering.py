@@ -229,13 +229,15 @@ def test_who_logs_in_while_another_asks_recalls_nothing_of_the_answer(
 
 
 class Closing(EmbeddedRegistry):
-    """Answers everything about `team/app` with a status, once there is one."""
+    """Answers everything about `team/app` with a status and an error's code, once there is one."""
 
     status = 0
+    code = ""
 
     def respond(self, request: Request) -> Response:
         if self.status and "/team/app/" in request.path:
-            return Response(self.status)
+            body = {"errors": [{"code": self.code}]} if self.code else {}
+            return Response(self.status, {}, json.dumps(body).encode())
         return super().respond(request)
 
 
@@ -249,12 +251,14 @@ def test_once_access_was_denied_nothing_of_the_repository_is_recalled(opened: Op
         registry.status = 403
         with pytest.raises(Denied):
             client.list_tags(APP)
+        with pytest.raises(Denied):
+            client.get_manifest(APP, IMAGE.digest)
         registry.stop()
         client = opened(registry)
-        with pytest.raises(Denied):
-            client.list_tags(APP)
         with pytest.raises(Unavailable):
             client.get_manifest(APP, IMAGE.digest)
+        with pytest.raises(Unavailable):
+            client.list_tags(APP)
         assert client.list_tags(Repository("team/other")) == tags
 
 
@@ -282,7 +286,7 @@ def test_what_the_registry_no_longer_has_is_recalled_no_more(opened: Open) -> No
         load(registry, "team/app", "latest", IMAGE)
         client = opened(registry)
         everything(client)
-        registry.status = 404
+        registry.status, registry.code = 404, "MANIFEST_UNKNOWN"
         with pytest.raises(NotFound):
             client.resolve(APP, LATEST)
         registry.stop()
@@ -290,6 +294,34 @@ def test_what_the_registry_no_longer_has_is_recalled_no_more(opened: Open) -> No
         with pytest.raises(NotFound):
             client.resolve(APP, LATEST)
         assert client.get_manifest(APP, IMAGE.digest).raw == IMAGE.raw
+
+
+def test_a_denied_listing_ends_nothing_but_itself(opened: Open) -> None:
+    with Closing() as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        client = opened(registry)
+        everything(client)
+        registry.status = 403
+        with pytest.raises(Denied):
+            client.list_tags(APP)
+        registry.stop()
+        client = opened(registry)
+        with pytest.raises(Denied):
+            client.list_tags(APP)
+        assert client.get_manifest(APP, IMAGE.digest).raw == IMAGE.raw
+
+
+def test_a_404_without_a_code_is_no_answer_about_what_was_answered_before(opened: Open) -> None:
+    with Closing() as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        client = opened(registry)
+        asked = everything(client)
+        registry.status = 404
+        assert client.list_tags(APP) == asked[1]
+        assert client.resolve(APP, LATEST) == asked[2]
+        assert client.get_manifest(APP, IMAGE.digest) == asked[3]
+        with pytest.raises(NotFound):
+            client.resolve(APP, Tag("another"))
 
 
 def test_a_registry_without_a_catalogue_has_none_while_it_is_down_either(opened: Open) -> None:

@@ -22,6 +22,7 @@ from epochfs.errors import (
     DeadlineExceeded,
     Denied,
     NotFound,
+    ProtocolViolation,
     TooLarge,
     Unavailable,
 )
@@ -119,9 +120,15 @@ class TestNames:
             assert listings.tags(Repository("with space")) == (Tag("a tag"),)
             assert listings.resolve(Repository("ünïcödé"), Tag("a tag")).digest == image().digest
 
-    def test_no_tags_at_all_is_an_empty_listing(self, opened: Open) -> None:
-        with Answering({"/v2/team/app/tags/list": '{"name": "team/app", "tags": null}'}) as one:
-            assert opened(one).listings.tags(APP) == ()
+    def test_no_tags_at_all_is_an_empty_listing_of_what_the_catalog_lists(
+        self, opened: Open
+    ) -> None:
+        none = '{"name": "team/app", "tags": null}'
+        with Answering({"/v2/team/app/tags/list": none}) as registry:
+            with pytest.raises(NotFound):
+                opened(registry).listings.tags(APP)
+            registry.answers["/v2/_catalog"] = '{"repositories": ["team/app"]}'
+            assert opened(registry).listings.tags(APP) == ()
 
     def test_a_name_listed_twice_is_one(self, opened: Open) -> None:
         with Answering({"/v2/_catalog": '{"repositories": ["a", "a", "a/b"]}'}) as registry:
@@ -144,18 +151,30 @@ class TestWithoutACatalogue:
         with EmbeddedRegistry(Behaviour(catalog=False)) as registry:
             load(registry, "team/app", "latest", image())
             listings = opened(registry).listings
-            assert listings.is_repository(APP)
+            listings.check(APP)
+            assert listings.holds_tags(APP)
             assert listings.tags(APP) == (LATEST,)
-            assert not listings.is_repository(Repository("team"))
 
-    def test_a_denied_repository_is_taken_for_an_absent_one(self, opened: Open) -> None:
-        answers: dict[str, str | int] = {"/v2/_catalog": 401, "/v2/team/app/tags/list": 401}
+    def test_any_other_name_can_be_entered_and_lists_nothing(self, opened: Open) -> None:
+        with EmbeddedRegistry(Behaviour(catalog=False)) as registry:
+            listings = opened(registry).listings
+            listings.check(Repository("team"))
+            assert not listings.holds_tags(Repository("team"))
+            with pytest.raises(NotFound):
+                listings.tags(Repository("team"))
+            with pytest.raises(NotFound):
+                listings.check(Repository("Team"))
+
+    def test_listing_what_is_denied_is_an_error_but_for_a_parent(self, opened: Open) -> None:
+        answers: dict[str, str | int] = {"/v2/_catalog": 401}
+        answers |= {f"/v2/{name}/tags/list": 401 for name in ("team", "team/app", "other")}
         with Answering(answers) as registry:
-            assert not opened(registry).listings.is_repository(APP)
-
-    def test_with_a_catalogue_a_denial_is_an_error(self, opened: Open) -> None:
-        with Answering({"/v2/team/app/tags/list": 403}) as registry, pytest.raises(Denied):
-            opened(registry).listings.is_repository(APP)
+            listings = opened(registry, repositories=(APP,)).listings
+            with pytest.raises(Denied):
+                listings.tags(APP)
+            with pytest.raises(Denied):
+                listings.holds_tags(Repository("other"))
+            assert not listings.holds_tags(Repository("team"))
 
     def test_a_catalogue_that_fails_is_no_missing_one(self, opened: Open) -> None:
         with Answering({"/v2/_catalog": 500}) as registry, pytest.raises(Unavailable):
@@ -169,7 +188,9 @@ class TestWithoutACatalogue:
         layers = opened(embedded, credentials=Credentials(token_file=file))
         for _ in range(2):
             with pytest.raises(CredentialsUnavailable):
-                layers.listings.is_repository(APP)
+                layers.listings.catalogue()
+            with pytest.raises(CredentialsUnavailable):
+                layers.listings.holds_tags(APP)
         file.write_text("canary")
         assert APP in layers.listings.catalogue()
 
@@ -349,19 +370,17 @@ class TestTheTimeLimit:
 
 
 class TestDenials:
-    """What digests name was proved readable once; a denial of the repository ends that."""
+    """What digests name was proved readable once; that one of them is denied ends it."""
 
     @pytest.mark.parametrize(
         "ask",
         [
-            lambda listings: listings.tags(APP),
             lambda listings: listings.resolve(APP, LATEST),
             lambda listings: listings.manifest(APP, Digest.of(b"another")),
             lambda listings: listings.descriptor(APP, Digest.of(b"another")),
             lambda listings: listings.content(APP, Digest.of(b"another")),
-            lambda listings: listings.referrers(APP, Digest.of(b"another")),
         ],
-        ids=["tags", "tag", "manifest", "blob", "content", "referrers"],
+        ids=["tag", "manifest", "blob", "content"],
     )
     def test_a_denied_repository_is_forgotten_and_its_neighbours_are_not(
         self, opened: Open, ask: Callable[[Listings], object]
@@ -388,6 +407,28 @@ class TestDenials:
             assert listings.names_blob(other, config)
             assert registry.count() == 0
 
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda listings: listings.tags(APP),
+            lambda listings: listings.referrers(APP, Digest.of(b"another")),
+        ],
+        ids=["tags", "referrers"],
+    )
+    def test_a_denied_listing_takes_nothing_away_of_what_was_fetched(
+        self, opened: Open, ask: Callable[[Listings], object]
+    ) -> None:
+        content = image()
+        with Deniable() as registry:
+            load(registry, "team/app", "latest", content)
+            listings = opened(registry).listings
+            listings.manifest(APP, content.digest)
+            registry.denied = "/v2/team/app/"
+            with pytest.raises(Denied):
+                ask(listings)
+            assert listings.manifest(APP, content.digest).raw == content.raw
+            assert listings.names_blob(APP, Digest.of(content.blobs[0]))
+
     def test_what_was_being_fetched_over_a_denial_is_not_kept(self, opened: Open) -> None:
         content = image()
         with Deniable() as registry, ThreadPoolExecutor(1) as pool:
@@ -396,9 +437,9 @@ class TestDenials:
             registry.held = f"/manifests/{content.digest}"
             before = pool.submit(listings.manifest, APP, content.digest)
             assert registry.holds.wait(20)
-            registry.denied = "/v2/team/app/tags/"
+            registry.denied = "/v2/team/app/manifests/latest"
             with pytest.raises(Denied):
-                listings.tags(APP)
+                listings.resolve(APP, LATEST)
             registry.go.set()
             assert before.result(20).raw == content.raw
             registry.denied = "/v2/team/app/"
@@ -446,7 +487,8 @@ class TestWalks:
         assert embedded.count("GET", "/tags/list") == 40
         assert embedded.count("HEAD", "/manifests/") == 80
         assert embedded.count("GET", "/manifests/") == 80
-        assert embedded.count() == 201
+        assert embedded.count("GET", "/referrers/") == 80
+        assert embedded.count() == 281
 
     def test_the_next_siblings_are_begun_when_the_second_is_asked_for(self, opened: Open) -> None:
         third = threading.Event()
@@ -494,8 +536,10 @@ class TestReachable:
             for _ in range(50):
                 content = index(content)
             load(registry, "team/app", "latest", content)
-            with pytest.raises(TooLarge, match="indexes within indexes"):
-                opened(registry).listings.reachable(APP)
+            reachable = opened(registry).listings.reachable(APP)
+            assert isinstance(reachable.error, TooLarge)
+            assert "indexes within indexes" in str(reachable.error)
+            assert len(reachable.manifests) == 4
             assert registry.count("GET", "/manifests/") < 10
 
     def test_indexes_as_deep_as_may_be_are_listed_whole(
@@ -517,19 +561,52 @@ class TestReachable:
         assert set(reachable.manifests) == {content.digest, here.digest}
         assert set(reachable.blobs) == {Digest.of(blob) for blob in here.blobs}
 
-    @pytest.mark.expects_log("left out of team/app: manifest sha256:.*: not valid JSON")
-    def test_a_malformed_manifest_is_passed_over_with_a_line(
+    def test_a_malformed_manifest_is_listed_and_what_it_names_is_an_error(
         self, opened: Open, embedded: EmbeddedRegistry
     ) -> None:
         good = image()
         load(embedded, "team/app", "good", good)
         embedded.put_manifest("team/app", "bad", b"{", good.media_type)
-        assert set(opened(embedded).listings.reachable(APP).manifests) == {good.digest}
+        reachable = opened(embedded).listings.reachable(APP)
+        assert set(reachable.manifests) == {good.digest, Digest.of(b"{")}
+        assert set(reachable.blobs) == {Digest.of(blob) for blob in good.every_blob()}
+        assert "not valid JSON" in str(reachable.error)
 
-    def test_an_outage_in_between_is_an_error_not_a_shorter_list(self, opened: Open) -> None:
+    @pytest.mark.parametrize(
+        ("status", "error"),
+        [(500, Unavailable), (403, Denied), (404, ProtocolViolation), (400, ProtocolViolation)],
+    )
+    def test_what_cannot_be_had_is_an_error_behind_what_can(
+        self, opened: Open, status: int, error: type[Exception]
+    ) -> None:
         one, two = image(b"one"), image(b"two")
-        with Answering({f"/v2/team/app/manifests/{two.digest}": 500}) as registry:
+        with Answering({f"/v2/team/app/manifests/{two.digest}": status}) as registry:
             load(registry, "team/app", "one", one)
             load(registry, "team/app", "two", two)
-            with pytest.raises(Unavailable):
-                opened(registry, timeout=2).listings.reachable(APP)
+            reachable = opened(registry, timeout=2).listings.reachable(APP)
+        assert isinstance(reachable.error, error)
+        assert set(reachable.manifests) == {one.digest, two.digest}
+        assert set(reachable.blobs) == {Digest.of(blob) for blob in one.every_blob()}
+
+    def test_what_refers_to_a_manifest_is_reached_in_any_depth(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        content = image()
+        load(embedded, "team/app", "latest", content)
+        chain, blobs = [content], list(content.every_blob())
+        for number in range(10):
+            subject = {
+                "mediaType": chain[-1].media_type,
+                "digest": str(chain[-1].digest),
+                "size": len(chain[-1].raw),
+            }
+            above = image(b"signature %d" % number, subject=subject)
+            for blob in above.blobs:
+                embedded.put_blob("team/app", blob)
+            embedded.put_manifest("team/app", "", above.raw, above.media_type)
+            chain.append(above)
+            blobs += above.every_blob()
+        reachable = opened(embedded).listings.reachable(APP)
+        assert reachable.error is None
+        assert set(reachable.manifests) == {one.digest for one in chain}
+        assert set(reachable.blobs) == {Digest.of(blob) for blob in blobs}

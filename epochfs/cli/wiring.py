@@ -102,7 +102,7 @@ def _assemble(
         remembering = client = _remembering(plan, source, cache, closing)
         # What is served while the registry is down, and for how long, is decided in one place.
         fresh = dataclasses.replace(plan.listings, stale_if_error=0.0)
-        listings = Listings(client, fresh, history, lambda: client.recalled)
+        listings = Listings(client, fresh, history, lambda: client.recalled, client.facts)
         source.health.on_return = listings.clear
         blobs = Blobs(remembering, cache, plan.blobs)
     closing.callback(listings.close)

@@ -35,7 +35,7 @@ from epochfs.errors import (
 )
 from epochfs.hosts import Capability, RegistryHosts
 from epochfs.hosts import find as find_hosts
-from epochfs.manifests import Descriptor, Document, load_json
+from epochfs.manifests import MEDIA_TYPE, Descriptor, Document, load_json
 from epochfs.names import Digest, Reference, Repository, Tag
 from epochfs.transport import BlobStream, Reply, Request, TransportStats
 
@@ -350,7 +350,7 @@ def _push(repository: Repository) -> str:
 
 def _check_manifest(data: bytes, content_type: str) -> None:
     """Raise UsageError unless `data` can be a manifest of the type (§Pushing Manifests)."""
-    if not reads.MEDIA_TYPE.match(content_type):
+    if not MEDIA_TYPE.match(content_type):
         raise UsageError(f"not a media type: '{printable(content_type)}'")
     try:
         document = load_json(data)

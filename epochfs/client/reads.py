@@ -7,7 +7,6 @@ ask by HEAD, the host that `decides`, the registry itself, is asked again by GET
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -18,13 +17,12 @@ from epochfs.errors import (
     Unsupported,
     printable,
 )
-from epochfs.manifests import ACCEPT, Descriptor, Document, checked_size
+from epochfs.manifests import ACCEPT, MEDIA_TYPE, Descriptor, Document, checked_size
 from epochfs.names import Digest, Reference, Repository
 from epochfs.transport import Reply, Request, Transport
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w.+!#$&^-]*/[A-Za-z0-9][\w.+!#$&^-]*\Z", re.ASCII)
 _UNTYPED = "application/octet-stream"
 
 

@@ -16,10 +16,13 @@ from epochfs.views.rootfs import RootfsPlace
 from epochfs.views.snapshots import SparseDirectory
 from epochfs.views.view import ManifestView
 
+REFERRERS = "referrers"
+"""The one view that tells nothing of a manifest itself, so that each manifest has it."""
+
 VIEWS: Mapping[str, type[ManifestView]] = {
     "files": FilesDirectory,
     "platforms": PlatformsDirectory,
-    "referrers": ReferrersDirectory,
+    REFERRERS: ReferrersDirectory,
     "rootfs": RootfsPlace,
     SPARSE: SparseDirectory,
 }

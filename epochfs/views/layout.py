@@ -43,6 +43,8 @@ class LayoutDirectory(RepositoryDirectory):
         raise NotFound(f"no {name} in a layout")
 
     def entries(self, listings: Listings) -> Entries:
+        if not listings.holds_tags(self.repository):
+            raise NotFound(f"no repository {self.repository}")
         return [("blobs", stat.S_IFDIR), (INDEX_FILE, stat.S_IFREG), (LAYOUT_FILE, stat.S_IFREG)]
 
 
@@ -53,8 +55,7 @@ class LayoutFile(GeneratedFile):
     repository: Repository
 
     def generated(self, listings: Listings) -> Generated:
-        if not listings.is_repository(self.repository):
-            raise NotFound(f"no repository {self.repository}")
+        listings.check(self.repository)
         return Generated(VERSION)
 
 
@@ -98,7 +99,8 @@ class LayoutBlobsDirectory(RepositoryDirectory):
         reachable = listings.reachable(self.repository)
         digests = (*reachable.manifests, *reachable.blobs)
         algorithms = {"sha256", *(digest.algorithm for digest in digests)}
-        return ((algorithm, stat.S_IFDIR) for algorithm in sorted(algorithms))
+        yield from ((algorithm, stat.S_IFDIR) for algorithm in sorted(algorithms))
+        reachable.complete()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ class LayoutAlgorithmDirectory(RepositoryDirectory):
         reachable = listings.reachable(self.repository)
         digests = sorted({*reachable.manifests, *reachable.blobs})
         mine = (digest for digest in digests if digest.algorithm == self.algorithm)
-        return ((digest.encoded, stat.S_IFLNK) for digest in mine)
+        yield from ((digest.encoded, stat.S_IFLNK) for digest in mine)
+        reachable.complete()
 
 
 @dataclass(frozen=True, slots=True)
