@@ -15,6 +15,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -121,8 +122,16 @@ class _Shared:
 class Blobs:
     """The blobs of one registry."""
 
-    def __init__(self, client: PullClient, cache: BlobCache, options: BlobOptions) -> None:
+    def __init__(
+        self,
+        client: PullClient,
+        cache: BlobCache,
+        options: BlobOptions,
+        check_registry: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check_registry` raises at once if asking the registry is known to be in vain."""
         self._client = client
+        self._check_registry = check_registry
         self._cache = cache
         self._options = options
         self._budget = Budget(options.connections)
@@ -153,6 +162,8 @@ class Blobs:
                     self._misses += 1
                     return _DownloadHandle(self, shared, self._options.timeout, precise=precise)
             fd = self._cache.open(digest, size)
+            if fd is None:
+                self._check_can_be_had(digest)
             with self._lock:
                 if fd is not None:
                     self._hits += 1
@@ -163,6 +174,14 @@ class Blobs:
                     shared = self._begin(repository, digest, size, precise=precise)
                     self._downloads[digest, size] = shared
                     return _DownloadHandle(self, shared, self._options.timeout, precise=precise)
+
+    def _check_can_be_had(self, digest: Digest) -> None:
+        """Raise if the registry is down, and nothing of a blob is here to be read meanwhile."""
+        try:
+            self._check_registry()
+        except EpochfsError:
+            if not self._cache.cached_bytes(digest):
+                raise
 
     def was_spoiled(self, digest: Digest) -> bool:
         """Whether wrong bytes of the blob were ever served, as `BlobStore` has it."""

@@ -12,10 +12,16 @@ _segments = attrgetter("segments")
 
 
 class Catalogue:
-    """The repositories listed; `complete` where the registry has a catalogue."""
+    """The repositories listed; `complete` where the registry has a catalog that lists any.
 
-    def __init__(self, repositories: Iterable[Repository], *, complete: bool) -> None:
+    `refusal` is why there is no catalog for us, or "".
+    """
+
+    def __init__(
+        self, repositories: Iterable[Repository], *, complete: bool, refusal: str = ""
+    ) -> None:
         self.complete = complete
+        self.refusal = refusal
         self._repositories = frozenset(repositories)
         self._in_order = sorted(self._repositories, key=_segments)
         self._children: dict[tuple[str, ...], set[str]] = {(): set()}

@@ -117,6 +117,10 @@ class Listings:
         """
         return self._repositories.catalogue()
 
+    def settle(self, seconds: float) -> str:
+        """Find out whether there is a catalog; return what is to be said of it, or ""."""
+        return self._repositories.settle(seconds)
+
     def known_catalogue(self) -> Catalogue | None:
         """Return the last catalog that was read, however old; None if none ever was."""
         return self._repositories.known()

@@ -240,23 +240,31 @@ class Prefetch:
             link = f"{selection.path}/tags/{selection.reference}"
             start = Digest.parse(PurePosixPath(self._files.target(link)).name)
         manifests = f"{selection.path}/manifests"
-        found = follow([start], lambda level: (self._fetched(manifests, one) for one in level))
+
+        def fetched(digest: Digest) -> Fetched:
+            try:
+                return self._fetched(manifests, digest)
+            except NotFound as error:
+                return Fetched(error=error) if digest == start else Fetched()
+            except EpochfsError as error:
+                return Fetched(error=error)
+
+        found = follow([start], lambda level: map(fetched, level))
         yield from found.blobs
         found.complete()
 
     def _fetched(self, manifests: str, digest: Digest) -> Fetched:
-        document = None
+        """Fetch a manifest and what refers to it, as far as they can be had; raises NotFound."""
+        document = Document(digest, "", self._content(f"{manifests}/{digest}/{MANIFEST_FILE}"))
         referrers: list[Digest] = []
+        missing: EpochfsError | None = None
         try:
-            document = Document(digest, "", self._content(f"{manifests}/{digest}/{MANIFEST_FILE}"))
             document.view  # noqa: B018 - parsed here so that a malformed one is known here
             listed = self._files.names(f"{manifests}/{digest}/{REFERRERS}")
             referrers.extend(map(Digest.parse, listed))
-        except NotFound as error:
-            return Fetched(document, error=error if document is not None else None)
         except EpochfsError as error:
-            return Fetched(document, tuple(referrers), error)
-        return Fetched(document, tuple(referrers))
+            missing = error
+        return Fetched(document, tuple(referrers), missing)
 
     def _content(self, path: str) -> bytes:
         return b"".join(bytes(piece) for piece in self._files.pieces(path))

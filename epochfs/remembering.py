@@ -215,6 +215,10 @@ class RememberingClient:
             besides(value)
         return value
 
+    def check_registry(self) -> None:
+        """Raise Unavailable if the registry is known to be down and no mirror has its blobs."""
+        self._refuse_while_down(_BLOB)
+
     def _refuse_while_down(self, kind: str) -> None:
         """Raise at once what asking would come to, unless a mirror may answer in its place."""
         outage = self.health.outage

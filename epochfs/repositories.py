@@ -103,6 +103,29 @@ class Repositories:
             with self._lock:
                 self._settled = True
 
+    def settle(self, seconds: float) -> str:
+        """Find out whether there is a catalog, within so many seconds; return what is to be said.
+
+        That is "" where all is well. A catalog that takes longer goes on being read.
+        """
+        try:
+            catalogue = self._background.submit(self.catalogue).result(seconds)
+        except TimeoutError:
+            with self._lock:
+                self._settled = True
+            return (
+                f"the catalog has not arrived within {seconds:.0f} s: until it has, nothing is "
+                "listed, and names open by path"
+            )
+        except EpochfsError as error:
+            return f"the catalog cannot be read: {error}; listings fail, names open by path"
+        if catalogue.refusal and not self._named:
+            return (
+                f"nothing is listed, as the registry has no catalog for us ({catalogue.refusal}): "
+                "names open by path; list repositories with --repo"
+            )
+        return ""
+
     def known(self) -> Catalogue | None:
         """Return the last catalog that was read, however old; None if none ever was.
 
@@ -239,7 +262,7 @@ class Repositories:
             had_one = last is not None and last.complete
             if not had_one and (self._named or not self._facts.known(HAS_CATALOG)):
                 log.debug("the registry has no catalog for us: %s", error)
-                return Catalogue(self._named, complete=False)
+                return Catalogue(self._named, complete=False, refusal=str(error))
             if isinstance(error, Denied):
                 raise
             raise ProtocolViolation(

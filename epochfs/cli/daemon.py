@@ -1,7 +1,8 @@
 """The background process: detached, but watched by its parent until the mount answers.
 
-The fork comes before any thread, connection or session exists. The child writes to a pipe: one
-byte when the mount is made, or the line that says why it could not be; then it closes the pipe.
+The fork comes before any thread, connection or session exists. The child writes to a pipe: once the
+mount is made, what the user is to be warned of, a line each, and one byte; or else the line that
+says why it could not be. Then it closes the pipe.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +22,8 @@ from typing import IO
 from epochfs.cli.liveline import LiveLine
 from epochfs.errors import EpochfsError, MountFailure, printable
 
-Ready = Callable[[], None]
-"""What a serving process calls once its mount is made."""
+Ready = Callable[[Sequence[str]], None]
+"""What a serving process calls, with the lines to warn of, once its mount is made."""
 
 _READY = b"\0"
 _STOP_SECONDS = 5.5
@@ -41,7 +42,7 @@ class Daemon:
     """
 
     def __init__(self, serve: Callable[[Ready], None], log_file: Path | None) -> None:
-        """Fork; in the child this never returns. `serve` calls `ready` once the mount is made."""
+        """Fork; in the child this never returns. `serve` calls its argument once it is mounted."""
         sys.stdout.flush()
         sys.stderr.flush()
         self._exit_code: int | None = None
@@ -73,8 +74,9 @@ class Daemon:
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
-    def wait_until_ready(self, limit: float, waiting_for: str) -> None:
-        """Return once the child says that its mount is made; else raise MountFailure, in its words.
+    def wait_until_ready(self, limit: float, waiting_for: str) -> list[str]:
+        """Return what the child warns of once its mount is made; else raise MountFailure, in its
+        words.
 
         `limit` is in seconds. After the first, a terminal is told what this is `waiting_for`.
         """
@@ -85,8 +87,8 @@ class Daemon:
         with LiveLine() as line:
             while received := self._receive(waiting_for, started, limit, line):
                 said += received
-        if said == _READY:
-            return
+        if said.endswith(_READY):
+            return said.removesuffix(_READY).decode("utf-8", "replace").splitlines()
         how_it_died = f"the mounting process died ({self._await_exit()}): try again with -f"
         raise MountFailure(said.decode("utf-8", "replace") or how_it_died)
 
@@ -132,8 +134,8 @@ def _run(serve: Callable[[Ready], None], report: IO[bytes], log_file: Path | Non
         os.chdir("/")
         early = _hold_output()
 
-        def ready() -> None:
-            _send(report, _READY)
+        def ready(warnings: Sequence[str]) -> None:
+            _send(report, "".join(f"{line}\n" for line in warnings).encode() + _READY)
             _send_output_to(log_file or Path(os.devnull))
             early.close()
 

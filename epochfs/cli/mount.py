@@ -148,7 +148,7 @@ def command(
     system.require_fuse(allow_other=allow_other)
     logs.configure(log_level, log_file, foreground=foreground)
     if foreground:
-        _serve(plan, ready=lambda: None)
+        _serve(plan, ready=lambda _: None)
     else:
         _serve_in_background(plan)
 
@@ -165,7 +165,8 @@ def _serve_in_background(plan: MountPlan) -> None:
     try:
         with Daemon(lambda ready: _serve(plan, ready), plan.log_file) as daemon:
             limit = plan.connection.transport.timeout + _START_SECONDS
-            daemon.wait_until_ready(limit, waiting_for=str(plan.url))
+            for line in daemon.wait_until_ready(limit, waiting_for=str(plan.url)):
+                click.echo(f"epochfs: warning: {printable(line, 1000)}", err=True)
             mountpoint.wait_for_mount(
                 plan.path, before, limit=_START_SECONDS, server_is_alive=daemon.is_alive
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from epochfs import hosts
@@ -18,6 +19,10 @@ from epochfs.errors import (
     Unavailable,
     Unsupported,
 )
+
+
+class NoApiRoot(NotFound):
+    """The server has no `/v2/`, as the specification wants it, but may have what is below."""
 
 
 def connect(
@@ -39,9 +44,14 @@ def connect(
 
 
 def check(client: RegistryClient, connection: Connection) -> None:
-    """Return if the registry answers us; else raise the fault, with what to try."""
+    """Return if the registry answers us; else raise the fault, with what to try.
+
+    Raises NoApiRoot for a server that may be a registry all the same.
+    """
     try:
         _ask(client, connection)
+    except NoApiRoot:
+        raise
     except Denied as error:
         raise Denied(
             f"registry {client.base_url} denies access: {error}; {_cure(client.account)}"
@@ -59,6 +69,12 @@ def check(client: RegistryClient, connection: Connection) -> None:
         ) from None
 
 
+def ping_without_root(client: RegistryClient) -> None:
+    """Ping a registry of which it is known that it has no `/v2/`."""
+    with contextlib.suppress(NotFound):
+        client.ping()
+
+
 def _cure(account: str) -> str:
     if account == ANONYMOUS:
         return "give --username and --password-file, or use docker, podman or skopeo login"
@@ -68,6 +84,10 @@ def _cure(account: str) -> str:
 def _ask(client: RegistryClient, connection: Connection) -> None:
     try:
         client.ping()
+    except NotFound as error:
+        raise NoApiRoot(
+            f"{client.base_url} may be no registry: {error}; names open by path all the same"
+        ) from error
     except Denied:
         # Epoch's /v2/ says 401 where every other GET is anonymous: ask what the mount will ask.
         try:

@@ -32,14 +32,20 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
         layout = plan.url if isinstance(plan.url, LayoutPath) else None
         blobs_are_in = layout.directory if layout else plan.cache.directory
         passthrough = Passthrough(blobs_are_in, operations.library_version())
-        filesystem = wiring.open_filesystem(plan, closing, str(plan.path), passthrough)
+        warnings: list[str] = []
+
+        def warn(line: str) -> None:
+            log.warning("%s", line)
+            warnings.append(line)
+
+        filesystem = wiring.open_filesystem(plan, closing, str(plan.path), passthrough, warn)
         if plan.metrics is not None:
             log.info("metrics are served on %s", _serve_metrics(plan.metrics, filesystem.status))
 
         def mounted() -> None:
             log.info("%s is mounted on %s", plan.url, printable(plan.path))
             signals.on_hangup = drop_listings
-            ready()
+            ready(warnings)
 
         def drop_listings() -> None:
             log.info("SIGHUP: cached listings are dropped")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from epochfs.answers import AnswerStore
 from epochfs.blobcache import BlobCache
@@ -15,7 +18,14 @@ from epochfs.cli import probe
 from epochfs.cli.plan import FileSystemPlan
 from epochfs.client import RegistryClient
 from epochfs.config import RegistryUrl
-from epochfs.errors import CacheFailure, DeadlineExceeded, EpochfsError, Unavailable, printable
+from epochfs.errors import (
+    CacheFailure,
+    DeadlineExceeded,
+    EpochfsError,
+    NotFound,
+    Unavailable,
+    printable,
+)
 from epochfs.health import Health
 from epochfs.layoutblobs import LayoutBlobs
 from epochfs.listings import Listings
@@ -28,6 +38,11 @@ from epochfs.status import Observer
 from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
 from epochfs.vfs import FileSystem
+
+log = logging.getLogger(__name__)
+
+_SETTLING_SECONDS = 5.0
+"""How long a mount waits for the catalog, to tell whether there is one."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +58,17 @@ def open_filesystem(
     closing: contextlib.ExitStack,
     mountpoint: str = "",
     passthrough: Passthrough | None = None,
+    warn: Callable[[str], None] = log.warning,
 ) -> FileSystem:
     """Check the registry or layout, and the cache, and return the filesystem over them.
 
     `closing` is given what must be closed after it. `mountpoint` is where it will be mounted, if it
-    is, and `passthrough` is how then; its status shows both.
+    is, and `passthrough` is how then; its status shows both. `warn` is told, in a line each, what
+    the user will miss.
     """
-    source = _open_source(plan, closing)
+    source = _open_source(plan, closing, warn)
     try:
-        return _assemble(plan, source, closing, mountpoint, passthrough)
+        return _assemble(plan, source, closing, mountpoint, passthrough, warn)
     except CacheFailure as error:
         raise CacheFailure(
             f"the cache '{printable(plan.cache.directory)}' cannot be used: {error}; "
@@ -59,19 +76,27 @@ def open_filesystem(
         ) from None
 
 
-def _open_source(plan: FileSystemPlan, closing: contextlib.ExitStack) -> _Registry | OciLayout:
+def _open_source(
+    plan: FileSystemPlan, closing: contextlib.ExitStack, warn: Callable[[str], None]
+) -> _Registry | OciLayout:
     """Return what a plan is to show, found to answer; raises with what to try if it does not."""
     limit = plan.listings.manifest_limit
     if isinstance(plan.url, RegistryUrl):
         client = probe.connect(plan.url, plan.connection, manifest_limit=limit)
         closing.callback(client.close)
-        health = Health(plan.url.base, client.ping)
+        ping, outage = client.ping, None
         try:
             probe.check(client, plan.connection)
+        except probe.NoApiRoot as error:
+            ping = partial(probe.ping_without_root, client)
+            warn(str(error))
         except (Unavailable, DeadlineExceeded) as error:
             if not plan.offline_ok:
                 raise
-            health.failed(error, pinged=True)
+            outage = error
+        health = Health(plan.url.base, ping)
+        if outage is not None:
+            health.failed(outage, pinged=True)
         return _Registry(client, health)
     try:
         layout = OciLayout(plan.url.directory, limit)
@@ -87,6 +112,7 @@ def _assemble(
     closing: contextlib.ExitStack,
     mountpoint: str,
     passthrough: Passthrough | None,
+    warn: Callable[[str], None],
 ) -> FileSystem:
     cache = BlobCache(plan.cache)
     user = CacheUser(os.getpid(), mountpoint, str(plan.url), plan.cache.size_limit)
@@ -104,7 +130,7 @@ def _assemble(
         fresh = dataclasses.replace(plan.listings, stale_if_error=0.0)
         listings = Listings(client, fresh, history, lambda: client.recalled, client.facts)
         source.health.on_return = listings.clear
-        blobs = Blobs(remembering, cache, plan.blobs)
+        blobs = Blobs(client, cache, plan.blobs, client.check_registry)
     closing.callback(listings.close)
     closing.callback(blobs.close)
     rootfs = Rootfs(Layers(blobs, cache), plan.blobs.timeout)
@@ -123,7 +149,23 @@ def _assemble(
         blobs=blobs,
         passthrough=passthrough,
     )
+    down = isinstance(source, _Registry) and source.health.is_down
+    _settle(plan, listings, (lambda _: None) if down else warn)
     return FileSystem(Tree(plan.url.prefix), listings, blobs, rootfs, observer.status)
+
+
+def _settle(plan: FileSystemPlan, listings: Listings, warn: Callable[[str], None]) -> None:
+    """Find out what is listed, and that there is what is to be the root."""
+    if unlisted := listings.settle(min(_SETTLING_SECONDS, plan.listings.timeout)):
+        warn(f"{plan.url}: {unlisted}")
+    if plan.url.prefix is not None:
+        try:
+            listings.check(plan.url.prefix, or_parent=True)
+        except NotFound:
+            raise NotFound(
+                f"there is no repository {plan.url.prefix}, and none below it: check the path of "
+                f"'{printable(str(plan.url))}'"
+            ) from None
 
 
 def _remembering(
