@@ -373,12 +373,14 @@ REFUSALS = (400, 401, 403, 404, 405, 406, 410, 414, 422, 451, 501)
 BY_HEAD: dict[str, Callable[[RegistryClient], object]] = {
     "resolve a tag": lambda client: client.resolve("a", "latest").digest,
     "resolve a digest": lambda client: client.resolve("a", DIGEST).digest,
+    "has_manifest": lambda client: client.has_manifest("a", "latest"),
     "blob_size": lambda client: client.blob_size("a", BLOB_DIGEST),
     "blob_exists": lambda client: client.blob_exists("a", BLOB_DIGEST),
 }
 BY_GET = {
     "resolve a tag": DIGEST,
     "resolve a digest": DIGEST,
+    "has_manifest": True,
     "blob_size": len(BLOB),
     "blob_exists": True,
 }
@@ -436,8 +438,8 @@ def test_what_get_says_is_what_is_raised(
         lambda seen: [reply(status) if seen.method == "HEAD" else answer],
         options=TransportOptions(timeout=5.0, retries=0),
     )
-    if call == "blob_exists" and issubclass(error, NotFound):
-        assert not client.blob_exists("a", BLOB_DIGEST)
+    if BY_GET[call] is True and issubclass(error, NotFound):
+        assert BY_HEAD[call](client) is False
         return
     with pytest.raises(error) as raised:
         BY_HEAD[call](client)
@@ -465,6 +467,15 @@ def test_a_head_without_an_answer_is_not_followed_by_get(connect: Connect, call:
     with pytest.raises(Unavailable):
         BY_HEAD[call](client)
     assert [seen.method for seen in server.seen] == ["HEAD"]
+
+
+def test_a_manifest_of_any_size_is_there(connect: Connect) -> None:
+    server, client = connect(
+        lambda seen: [reply(404)] if seen.method == "HEAD" else manifest(), manifest_limit=1
+    )
+    assert client.has_manifest("a", DIGEST)
+    server.script = lambda _: head()
+    assert client.has_manifest("a", DIGEST)
 
 
 def test_a_digest_resolves_to_itself_or_not_at_all(connect: Connect) -> None:

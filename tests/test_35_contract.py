@@ -117,6 +117,16 @@ def test_an_unknown_manifest_is_not_found(subject: Subject, reference: str) -> N
             subject.client.resolve(name, reference)
 
 
+def test_a_manifest_is_there_or_not(subject: Subject) -> None:
+    content = index()
+    subject.push("v1", content)
+    for reference in ("v1", Tag("v1"), content.digest, str(content.children[0].digest)):
+        assert subject.client.has_manifest(subject.name, reference)
+    for name in (subject.name, f"{subject.name}/unknown"):
+        assert not subject.client.has_manifest(name, "unknown")
+        assert not subject.client.has_manifest(name, UNKNOWN)
+
+
 def test_a_manifest_over_the_limit_is_too_large(subject: Subject) -> None:
     content = image()
     subject.push("v1", content)

@@ -196,6 +196,14 @@ class RegistryClient:
         repository, wanted = _repository(name), _reference(reference)
         return self._by_head(partial(reads.resolve, repository, wanted, self._manifest_limit))
 
+    def has_manifest(self, name: Repository | str, reference: Reference | str) -> bool:
+        """Return whether the repository has a manifest (`HEAD`, §Checking if content exists).
+
+        Where HEAD is refused, GET decides.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        return self._exists(partial(reads.check_manifest, repository, wanted))
+
     def put_manifest(
         self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
     ) -> Digest:

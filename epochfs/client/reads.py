@@ -80,6 +80,21 @@ def resolve(
     return found
 
 
+def check_manifest(
+    repository: Repository,
+    reference: Reference,
+    transport: Transport,
+    seconds: float,
+    *,
+    decides: bool = False,
+) -> None:
+    """Ask whether the repository has a manifest; raises NotFound if not."""
+    request = _manifest_request(transport, repository, reference)
+    reply, left = _head(transport, request, seconds, decides=decides)
+    if reply is None:
+        transport.open(request, 0, None, left).close()
+
+
 def check_blob(
     repository: Repository,
     digest: Digest,
