@@ -21,6 +21,7 @@ from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     Denied,
     EpochfsError,
+    NotFound,
     ProtocolViolation,
     Unavailable,
 )
@@ -342,11 +343,44 @@ def test_an_expired_url_is_renewed_once(serve: Serve, status: int) -> None:
     assert all("authorization" not in seen.headers for seen in subject.storage.seen)
 
 
-def test_a_url_that_is_refused_again_is_denied(serve: Serve) -> None:
+def test_a_url_that_is_refused_again_is_the_storages_refusal(serve: Serve) -> None:
     subject = Storage(serve, 403, lasting=99)
-    with pytest.raises(Denied):
+    with pytest.raises(Unavailable, match=f"storage at {subject.storage.url} "):
         stream(subject.transport)
     assert len(subject.registry.seen) == len(subject.storage.seen) == 2
+
+
+UNKNOWN = b'{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("body", [b"", b"<Error/>", UNKNOWN], ids=["empty", "XML", "ours"])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 413, 501])
+@pytest.mark.parametrize("path", ["/bucket/x?sig=geheim", "/v2/a/blobs/sha256:x"])
+def test_what_storage_refuses_is_neither_denied_nor_gone(
+    serve: Serve, method: str, body: bytes, status: int, path: str
+) -> None:
+    """A denial would cost what is cached of the repository, and a 404 would be an absence."""
+    storage, _ = serve(lambda _: [reply(status, body if method == "GET" else b"")])
+    _, transport = serve(lambda _: redirect(f"{storage.url}{path}"))
+    answer = transport.fetch(Request(method, transport.base.at("/v2/a/blobs/sha256:x")))
+    error = transport.refusal(answer)
+    assert type(error) is Unavailable
+    assert f"{status}" in str(error)
+    assert f"storage at {storage.url} " in str(error)
+    assert "geheim" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"), [(UNKNOWN, NotFound), (b"404 page not found", Unavailable)]
+)
+def test_another_registry_may_say_that_there_is_none(
+    serve: Serve, body: bytes, error: type[EpochfsError]
+) -> None:
+    """registry.k8s.io redirects whatever it is asked to the registry of a region."""
+    another, _ = serve(lambda _: [reply(404, body)])
+    _, transport = serve(lambda seen: redirect(f"{another.url}/v2/k8s{seen.path}"))
+    assert type(transport.refusal(get(transport, "/v2/a/manifests/v1"))) is error
 
 
 def test_a_refusal_of_the_registry_itself_is_final(serve: Serve) -> None:

@@ -447,6 +447,25 @@ def test_what_get_says_is_what_is_raised(
     assert "GET" in str(raised.value)
 
 
+READS: dict[str, Callable[[RegistryClient], object]] = {
+    **BY_HEAD,
+    "get_manifest": lambda client: client.get_manifest("a", "latest"),
+    "get_blob": lambda client: client.get_blob("a", BLOB_DIGEST),
+    "read_blob": lambda client: client.read_blob("a", BLOB_DIGEST, 1000),
+}
+
+
+@pytest.mark.parametrize("call", READS)
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_storage_refuses_is_not_the_registrys_refusal(
+    connect: Connect, call: str, status: int
+) -> None:
+    storage, _ = connect(lambda _: [reply(status, b"<Error/>")])
+    _, client = connect(lambda seen: [reply(307, Location=f"{storage.url}/bucket?sig=x")])
+    with pytest.raises(Unavailable, match=f"storage at {storage.url} that refuses"):
+        READS[call](client)
+
+
 @each_by_head
 def test_a_head_that_authentication_answers_is_no_refusal(connect: Connect, call: str) -> None:
     def script(seen: Seen) -> list[Step]:

@@ -25,7 +25,6 @@ from epochfs.client.uploads import BlobUploader
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.errors import (
     ContentMismatch,
-    Denied,
     EpochfsError,
     NotFound,
     ProtocolViolation,
@@ -146,7 +145,7 @@ class RegistryClient:
         if reply.ok:
             return
         error = self._transport.refusal(reply)
-        if not isinstance(error, Denied):
+        if reply.status not in (401, 403):
             raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
         if reply.authorization:
             raise error

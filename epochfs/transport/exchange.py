@@ -18,6 +18,7 @@ from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     Denied,
     EpochfsError,
+    NotFound,
     ProtocolViolation,
     TooLarge,
     Unavailable,
@@ -196,7 +197,20 @@ class Transport:
         return self._credentials.fingerprint(salt, repository, deadline, self._always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
-        """Return the error that an answer other than the one hoped for means."""
+        """Return the error that an answer other than the one hoped for means.
+
+        What storage says, where the registry has redirected us to, is not the registry's word: it
+        neither denies nor disowns anything, and is Unavailable. Another registry's word is as good
+        as that of the one that sends us there, where it is NotFound as the specification has it.
+        """
+        error = self._meaning(reply)
+        if reply.url.origin == self.base.origin or isinstance(error, Unavailable):
+            return error
+        if type(error) is NotFound and _is_of_a_registry(reply.url):
+            return error
+        return Unavailable(f"{error}; it is the storage at {reply.url.site} that refuses this")
+
+    def _meaning(self, reply: Reply) -> EpochfsError:
         entries = error_entries(reply.body)
         text = "; ".join(f"{code}: {message}" for code, message in entries)
         text = self._authenticator.redact(text, reply.authorization)
@@ -354,6 +368,11 @@ def _consumed(answer: Answer, consume: Callable[[Answer], _T]) -> _T:
     except BaseException:
         answer.close()
         raise
+
+
+def _is_of_a_registry(url: Url) -> bool:
+    """Whether a redirect has led to another registry: to storage those of blobs lead."""
+    return url.path.startswith("/v2/") and "/blobs/" not in url.path
 
 
 def _described(request: Request, url: Url) -> str:
