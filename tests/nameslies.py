@@ -192,6 +192,19 @@ LINKS: dict[str, str] = {
 }
 
 
+SITES: dict[str, str] = {
+    "another host": "https://elsewhere.example",
+    "another host without a scheme": "//elsewhere.example",
+    "another port": "http://127.0.0.1:9",
+    "https for http": "https://{here}",
+    "user information": "http://me:secret@{here}",
+    "user information that looks like the host": "http://{here}@elsewhere.example",
+    "a link-local address": "http://169.254.169.254",
+    "a file": "file://",
+}
+"""What a Link may name as the server of a next page, which is asked for where the first was."""
+
+
 def links() -> Iterator[Lie]:
     """A next page is asked for only under /v2/ of the same server, and not for ever."""
     for path, see in ((TAGS, SEEN_TAGS), (CATALOGUE, SEEN_CATALOGUE)):
@@ -199,9 +212,20 @@ def links() -> Iterator[Lie]:
         for title, link in LINKS.items():
             answers = {path: reply(200, encode({key: ["v1"]}), Link=link)}
             yield Lie("Link", f"{key}: {title}", see, errno.EIO, answers)
+        for title, site in SITES.items():
+            pages = {path: partial(_two_pages, key, site)}
+            yield Lie("Link", f"{key}: followed at home: {title}", see, ["app", "v1"], pages)
 
         title = f"{key}: pages that never end"
         yield Lie("Link", title, see, errno.ETIMEDOUT, {path: _endless_pages}, timeout=0.5)
+
+
+def _two_pages(key: str, site: str, request: Seen) -> list[bytes]:
+    if "last" in request.target:
+        return [json_reply({key: ["v1"]})]
+    site = site.replace("{here}", request.headers["host"])
+    link = f'<{site}{request.path}?last=app>; rel="next"'
+    return [reply(200, encode({key: ["app"]}), Link=link)]
 
 
 def _endless_pages(request: Seen) -> list[bytes]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from clients import Connect, connecting
+from lies import Destinations
 from scripted import Seen, Step, at_most, reply
 
 from epochfs.client import RegistryClient
@@ -210,8 +211,9 @@ def test_a_listing_that_is_none_is_a_violation(connect: Connect, body: bytes) ->
     "link",
     [
         '</v2/x/tags/list?n=1000>; rel="next"',
-        '<http://127.0.0.1:9/v2/x>; rel="next"',
-        '<file:///v2/x>; rel="next"',
+        '<http://elsewhere.example/v2/x/tags/list?n=1000>; rel="next"',
+        '<http://127.0.0.1:9/api/x>; rel="next"',
+        '<file:///etc/passwd>; rel="next"',
         '</api/x>; rel="next"',
         "<",
     ],
@@ -221,6 +223,72 @@ def test_a_doubtful_next_page_is_not_asked_for(connect: Connect, link: str) -> N
     with pytest.raises(ProtocolViolation):
         client.list_tags("x")
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "HTTP"])
+@pytest.mark.parametrize("host", ["{host}", "inner:5000", "169.254.169.254", "me:secret@inner"])
+def test_the_next_page_is_asked_of_the_registry_whatever_host_is_named(
+    connect: Connect, scheme: str, host: str
+) -> None:
+    """As registries behind a proxy do, which ends TLS and has another name."""
+    path = "/v2/_catalog?last=a"
+
+    def script(seen: Seen) -> list[Step]:
+        if seen.target == path:
+            return listing("repositories", ["b"])
+        site = f"{scheme}://{host.format(host=seen.headers['host'])}"
+        return listing("repositories", ["a"], Link=f'<{site}{path}>; rel="next"')
+
+    server, client = connect(script)
+    with Destinations() as reached:
+        assert client.catalog() == ["a", "b"]
+    assert {f"{name}:{port}" for name, port in reached} == {server.host}
+
+
+def test_a_listing_that_was_redirected_goes_on_at_the_registry(connect: Connect) -> None:
+    link = '</v2/x/tags/list?last=a>; rel="next"'
+
+    def home(seen: Seen) -> list[Step]:
+        away.append("last" in seen.target)
+        return [reply(307, Location=f"{other.url}{seen.target}")]
+
+    away: list[bool] = []
+    other, _ = connect(
+        lambda seen: (
+            listing("tags", ["b"]) if "last" in seen.target else listing("tags", ["a"], Link=link)
+        )
+    )
+    _, client = connect(home)
+    assert client.list_tags("x") == ["a", "b"]
+    assert away == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (reply(404), ProtocolViolation),
+        (reply(404, errors("NAME_UNKNOWN")), ProtocolViolation),
+        (reply(405), ProtocolViolation),
+        (reply(400), ProtocolViolation),
+        (reply(200, b"<html>"), ProtocolViolation),
+        (reply(403), Denied),
+        (reply(503), Unavailable),
+    ],
+)
+def test_a_listing_whose_next_page_is_refused_is_neither_short_nor_absent(
+    connect: Connect, answer: bytes, error: type[Exception]
+) -> None:
+    def script(seen: Seen) -> list[Step]:
+        if "last" in seen.target:
+            return [answer]
+        link = f'<{seen.path}?last=a>; rel="next"'
+        return [reply(200, b'{"repositories": ["a"], "tags": ["a"]}', Link=link)]
+
+    _, client = connect(script, options=TransportOptions(timeout=5.0, retries=0))
+    for ask in (client.catalog, lambda: client.list_tags("x")):
+        with pytest.raises(error) as raised:
+            ask()
+        assert type(raised.value) is error
 
 
 def test_pages_that_never_end_meet_the_time_limit(connect: Connect) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from epochfs.errors import ProtocolViolation, TooLarge
+from epochfs.errors import NotFound, ProtocolViolation, TooLarge, Unsupported
 from epochfs.manifests import Descriptor, Index, load_json, parse
 from epochfs.transport import Reply, Request, Transport, Url
 
@@ -77,6 +77,7 @@ def _pages(transport: Transport, listing: Url, scope: str, first: Url) -> Iterat
     with transport.watch() as watch:
         url: Url | None = first
         seen: set[Url] = set()
+        begun = False
         while url is not None:
             if url in seen or len(seen) == _MOST_PAGES:
                 raise ProtocolViolation(f"{listing}: the pages never end")
@@ -89,10 +90,15 @@ def _pages(transport: Transport, listing: Url, scope: str, first: Url) -> Iterat
                 url = listing  # it allows fewer names in a page: let it choose
                 continue
             if not reply.ok:
-                raise transport.refusal(reply)
+                refusal = transport.refusal(reply)
+                if begun and isinstance(refusal, NotFound | Unsupported):
+                    # Nobody may take the listing for one that does not exist.
+                    raise ProtocolViolation(f"{refusal}: a listing names this as its next page")
+                raise refusal
             # All but the first name in a list stand behind a comma. Counted before they are parsed,
             # as an empty list of three bytes becomes sixty in memory.
             if reply.body.count(b",") > _MOST_NAMES:
                 raise ProtocolViolation(f"{reply.what}: over {_MOST_NAMES} names")
+            begun = True
             yield reply
             url = transport.next_page(reply)

@@ -124,8 +124,9 @@ class Transport:
         return url.with_parameter("ns", namespace)
 
     def next_page(self, reply: Reply) -> Url | None:
-        """Return where a listing goes on, or None; raises what `urls.next_page` does."""
-        url = next_page(reply.headers.get("Link", ""), reply.url, self._options.root)
+        """Return where a listing goes on, here, or None; raises what `urls.next_page` does."""
+        here = self.base.at(reply.url.target)
+        url = next_page(reply.headers.get("Link", ""), here, self._options.root)
         return None if url is None else self.in_namespace(url)
 
     def watch(self, seconds: float | None = None) -> Watch:

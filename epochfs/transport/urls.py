@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qs, quote, urljoin
+from urllib.parse import parse_qs, quote, unquote, urljoin
 
 from epochfs.errors import ProtocolViolation, printable
 
@@ -22,6 +22,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PARAMETER = r'\s*;\s*([^;,"=\s]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|[^;,"\s]*))?'
 _LINK = re.compile(rf"[\s,]*<([^<>]*)>((?:{_PARAMETER})*)\s*(?=,|\Z)")
 _LINK_PARAMETER = re.compile(_PARAMETER)
+
+_SITE = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//[^/?#]*", re.IGNORECASE)
+"""Scheme and authority of a URL (RFC 3986, section 3), well-formed or not."""
 
 Origin = tuple[str, str, int]
 """Scheme, host and port: what credentials are bound to (RFC 6454)."""
@@ -106,8 +109,10 @@ class Url:
 def next_page(link: str, current: Url, root: str = "/v2") -> Url | None:
     """Return the URL of a listing's next page, from its Link header (RFC 8288), or None.
 
-    Raises ProtocolViolation for a header that cannot be read, as part of a listing must not pass
-    for all of it, and for a page that is not under the API's `root` on the same server.
+    It is on the server of `current`, whatever scheme and host the header has: behind a proxy that
+    ends TLS, or that has another name, registries name what only they can reach. Raises
+    ProtocolViolation for a header that cannot be read, as part of a listing must not pass for all
+    of it, and for a page that is not under the API's `root`.
     """
     position = 0
     while link[position:].strip(" \t,"):
@@ -116,11 +121,21 @@ def next_page(link: str, current: Url, root: str = "/v2") -> Url | None:
             raise ProtocolViolation(f"{current.site} sent a malformed Link header")
         position = match.end()
         if "next" in _relations(match[2]):
-            url = current.follow(match[1])
-            if url.origin != current.origin or not url.target.startswith(f"{root}/"):
+            url = _brought_home(match[1].strip(), current)
+            inside = url.target.startswith(f"{root}/") and ".." not in unquote(url.path).split("/")
+            if url.origin != current.origin or not inside:
                 raise ProtocolViolation(f"{current.site} names a next page outside its {root}/")
             return url
     return None
+
+
+def _brought_home(reference: str, current: Url) -> Url:
+    """Return where a URL, relative or absolute, leads from here, but for its scheme and host."""
+    site = _SITE.match(reference)
+    if site is None:
+        return current.follow(reference)
+    target = reference[site.end() :]
+    return current.follow(target if target.startswith("/") else f"/{target}")
 
 
 def _relations(parameters: str) -> list[str]:
