@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from clients import Connect, connecting
 from scripted import Seen, Step, reply
 
-from epochfs.errors import ContentMismatch, ProtocolViolation, TooLarge, Unsupported
+from epochfs.config import Credentials, TransportOptions
+from epochfs.errors import (
+    ContentMismatch,
+    CredentialsUnavailable,
+    DeadlineExceeded,
+    Denied,
+    EpochfsError,
+    NotFound,
+    ProtocolViolation,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
 from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
 from epochfs.names import Digest
 from epochfs.samples import descriptor
@@ -38,27 +51,120 @@ def test_referrers_come_from_all_pages(connect: Connect) -> None:
     assert [seen.target for seen in server.seen] == [TARGET, f"{TARGET}?page=2"]
 
 
-@pytest.mark.parametrize("status", [404, 405, 501])
-def test_no_referrers_endpoint_is_unsupported(connect: Connect, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "means"),
+    [
+        (400, ProtocolViolation),
+        (401, Denied),
+        (403, Denied),
+        (404, NotFound),
+        (405, Unsupported),
+        (406, ProtocolViolation),
+        (410, ProtocolViolation),
+        (414, ProtocolViolation),
+        (422, ProtocolViolation),
+        (451, ProtocolViolation),
+        (501, Unsupported),
+    ],
+)
+def test_any_refusal_of_the_call_is_a_registry_without_it(
+    connect: Connect, status: int, means: type[EpochfsError]
+) -> None:
     _, client = connect(lambda _: [reply(status)])
+    with pytest.raises(Unsupported, match=str(status)) as raised:
+        client.referrers("a/b", DIGEST)
+    assert isinstance(raised.value.__cause__, means)
+
+
+def test_a_refusal_where_the_registry_redirects_to_is_one_too(connect: Connect) -> None:
+    away, _ = connect(lambda _: [reply(403, b"<html>sign in")])
+    _, client = connect(lambda _: [reply(302, Location=f"{away.url}/login")])
     with pytest.raises(Unsupported):
         client.referrers("a/b", DIGEST)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"[]",
-        b'{"manifests": 7}',
-        b'{"layers": []}',
-        b'{"manifests": [{"digest": "sha256:../../x", "size": 1}]}',
-        b'{"manifests": [{"digest": "sha256:' + b"0" * 64 + b'", "size": -1}]}',
-    ],
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+def test_a_registry_that_fails_may_have_referrers(connect: Connect, status: int) -> None:
+    _, client = connect(lambda _: [reply(status)], options=TransportOptions(timeout=5.0, retries=0))
+    with pytest.raises(Unavailable):
+        client.referrers("a/b", DIGEST)
+
+
+def test_a_registry_that_is_silent_may_have_referrers(connect: Connect) -> None:
+    _, client = connect(lambda _: [60.0], options=TransportOptions(timeout=0.3))
+    with pytest.raises(DeadlineExceeded):
+        client.referrers("a/b", DIGEST)
+
+
+def test_without_our_credentials_nobody_knows_whether_there_are_referrers(
+    connect: Connect, tmp_path: Path
+) -> None:
+    server, client = connect(
+        lambda _: [reply(404)], credentials=Credentials(token_file=tmp_path / "none")
+    )
+    with pytest.raises(CredentialsUnavailable):
+        client.referrers("a/b", DIGEST)
+    assert server.seen == []
+
+
+OTHER_ANSWERS = (
+    b"",
+    b"<html>please sign in</html>",
+    b"[]",
+    b"{}",
+    b'{"layers": []}',
+    b'{"manifests": 7}',
+    b'{"errors": [{"code": "UNSUPPORTED"}]}',
 )
-def test_referrers_that_are_no_index_are_a_violation(connect: Connect, body: bytes) -> None:
+
+
+@pytest.mark.parametrize("body", OTHER_ANSWERS)
+def test_an_answer_that_is_no_index_is_a_registry_without_the_call(
+    connect: Connect, body: bytes
+) -> None:
+    _, client = connect(lambda _: [reply(200, body, Content_Type="text/html")])
+    with pytest.raises(Unsupported) as raised:
+        client.referrers("a/b", DIGEST)
+    assert isinstance(raised.value.__cause__, ProtocolViolation)
+
+
+BROKEN_INDEXES = (
+    b'{"manifests": [], "layers": []}',
+    b'{"manifests": [7]}',
+    b'{"manifests": [{"digest": "sha256:../../x", "size": 1}]}',
+    b'{"manifests": [{"digest": "sha256:' + b"0" * 64 + b'", "size": -1}]}',
+)
+
+
+@pytest.mark.parametrize("body", BROKEN_INDEXES)
+def test_a_broken_index_of_referrers_is_a_violation(connect: Connect, body: bytes) -> None:
     _, client = connect(lambda _: [reply(200, body)])
     with pytest.raises(ProtocolViolation):
+        client.referrers("a/b", DIGEST)
+
+
+@pytest.mark.parametrize("body", [*OTHER_ANSWERS, b'{"manifests": [{"digest'])
+def test_what_calls_itself_an_index_is_a_broken_one(connect: Connect, body: bytes) -> None:
+    _, client = connect(lambda _: [reply(200, body, Content_Type=OCI_INDEX)])
+    with pytest.raises(ProtocolViolation):
+        client.referrers("a/b", DIGEST)
+
+
+def test_an_index_of_no_referrers_may_say_null(connect: Connect) -> None:
+    _, client = connect(lambda _: [reply(200, b'{"schemaVersion": 2, "manifests": null}')])
+    assert client.referrers("a/b", DIGEST) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(reply(404), ProtocolViolation), (reply(403), Denied), (reply(200), ProtocolViolation)],
+)
+def test_referrers_that_break_off_are_no_sign_of_a_registry_without_the_call(
+    connect: Connect, answer: bytes, error: type[EpochfsError]
+) -> None:
+    first = page(b"1", Link=f'<{TARGET}?page=2>; rel="next"')
+    _, client = connect(lambda seen: [answer] if "?" in seen.target else first)
+    with pytest.raises(error):
         client.referrers("a/b", DIGEST)
 
 

@@ -250,14 +250,13 @@ class RegistryClient:
     def referrers(self, name: Repository | str, digest: Digest | str) -> list[Descriptor]:
         """Return what refers to a manifest, of all pages (§Listing Referrers); it need not exist.
 
-        Raises Unsupported where that is not offered; the specification has referrers tagged then.
+        Raises Unsupported where that is not offered, which registries say with any refusal, or with
+        something else than an index; the specification has referrers tagged then. What the answer
+        would mean elsewhere, such as Denied, is its `__cause__`.
         """
         repository, wanted = _repository(name), _digest(digest)
         path = f"{reads.repository_path(repository)}/referrers/{wanted}"
-        try:
-            return referrers(self._transport, path, reads.pull(repository))
-        except NotFound as error:
-            raise Unsupported(f"{error}: the registry has no referrers") from error
+        return referrers(self._transport, path, reads.pull(repository))
 
     def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
         """Return whether the repository has a blob (`HEAD`, §Checking if content exists).

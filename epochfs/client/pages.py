@@ -7,10 +7,10 @@ between pages.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from epochfs.errors import NotFound, ProtocolViolation, TooLarge, Unsupported
-from epochfs.manifests import Descriptor, Index, load_json, parse
+from epochfs.errors import EpochfsError, NotFound, ProtocolViolation, TooLarge, Unsupported
+from epochfs.manifests import OCI_INDEX, Descriptor, Index, load_json, parse
 from epochfs.transport import Reply, Request, Transport, Url
 
 log = logging.getLogger(__name__)
@@ -58,11 +58,16 @@ def names(transport: Transport, path: str, scope: str, key: str) -> list[str]:
 def referrers(transport: Transport, path: str, scope: str) -> list[Descriptor]:
     """Return the descriptors in all pages of the listing at `path`, each of which is an index.
 
-    Raises ProtocolViolation for pages that never end, are too large or are no index.
+    Raises Unsupported, from the error itself, where the call is refused or answered by something
+    else: registries without it say so in many ways. Raises ProtocolViolation for pages that never
+    end, are too large or are malformed, as part of the referrers must not pass for all.
     """
     listing = transport.url(path)
     found: list[Descriptor] = []
-    for reply in _pages(transport, listing, scope, listing):
+    pages = _pages(transport, listing, scope, listing, refused=_uncalled)
+    for number, reply in enumerate(pages):
+        if number == 0 and not _is_of_an_index(reply):
+            raise _uncalled(ProtocolViolation(f"{reply.what}: the answer is no index"))
         page = parse(reply.body)
         if not isinstance(page, Index):
             raise ProtocolViolation(f"{reply.what}: the referrers are not an index")
@@ -72,8 +77,35 @@ def referrers(transport: Transport, path: str, scope: str) -> list[Descriptor]:
     return found
 
 
-def _pages(transport: Transport, listing: Url, scope: str, first: Url) -> Iterator[Reply]:
-    """Yield the pages of a listing, which begins at `first`, or where that is refused as it is."""
+def _uncalled(error: EpochfsError) -> Unsupported:
+    """Return what the refusal of a call means that a registry need not have."""
+    uncalled = Unsupported(f"{error}: the registry has no referrers")
+    uncalled.__cause__ = error
+    return uncalled
+
+
+def _is_of_an_index(reply: Reply) -> bool:
+    """Whether an answer is meant for an index, by its type or its JSON, be it malformed."""
+    if reply.headers.get("Content-Type", "").partition(";")[0].strip().lower() == OCI_INDEX:
+        return True
+    try:
+        document = load_json(reply.body)
+    except ProtocolViolation:
+        return False
+    return isinstance(document, dict) and isinstance(document.get("manifests", 0), list | None)
+
+
+def _pages(
+    transport: Transport,
+    listing: Url,
+    scope: str,
+    first: Url,
+    refused: Callable[[EpochfsError], EpochfsError] = lambda error: error,
+) -> Iterator[Reply]:
+    """Yield the pages of a listing, which begins at `first`, or where that is refused as it is.
+
+    `refused` makes what is raised of the error that a refusal of the whole listing means.
+    """
     with transport.watch() as watch:
         url: Url | None = first
         seen: set[Url] = set()
@@ -94,7 +126,7 @@ def _pages(transport: Transport, listing: Url, scope: str, first: Url) -> Iterat
                 if begun and isinstance(refusal, NotFound | Unsupported):
                     # Nobody may take the listing for one that does not exist.
                     raise ProtocolViolation(f"{refusal}: a listing names this as its next page")
-                raise refusal
+                raise refusal if begun else refused(refusal)
             # All but the first name in a list stand behind a comma. Counted before they are parsed,
             # as an empty list of three bytes becomes sixty in memory.
             if reply.body.count(b",") > _MOST_NAMES:
