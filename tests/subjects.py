@@ -25,7 +25,7 @@ BEHAVIOURS = {
     "bearer": Behaviour(auth="bearer"),
     "no-range-no-sessions": Behaviour(ranges=False, uploads=False, single_put=True),
     "epoch": EPOCH,
-    "epoch-with-token": replace(EPOCH, empty_token=False),
+    "epoch-without-token": replace(EPOCH, auth=""),
 }
 
 
@@ -59,7 +59,7 @@ def embedded_subject(
 ) -> Iterator[Subject]:
     username, password = (USERNAME, PASSWORD) if behaviour.auth else ("", "")
     if behaviour.empty_token:
-        username = password = ""
+        password = "registry-token"  # It is sent as a Bearer token too, which cannot have spaces.
     registry = EmbeddedRegistry(
         behaviour, username=username, password=password, ssl_context=ssl_context
     )

@@ -256,9 +256,9 @@ def refusals() -> Iterator[tuple[str, bytes, str, str]]:
     yield "v1", b"[]", OCI_MANIFEST, "MANIFEST_INVALID"
     yield "v1", complete, OCI_INDEX, "MANIFEST_INVALID"
     yield "v1", complete, "", "MANIFEST_INVALID"
+    yield "v1", complete, "text/plain; charset=utf-8", "MANIFEST_INVALID"
     yield "-v1", complete, OCI_MANIFEST, "MANIFEST_INVALID"
     yield "v1", image(b"a blob nobody pushed").raw, OCI_MANIFEST, "MANIFEST_BLOB_UNKNOWN"
-    yield "v1", index().raw, OCI_INDEX, "MANIFEST_UNKNOWN"
     yield str(Digest.of(b"other")), complete, OCI_MANIFEST, "DIGEST_INVALID"
 
 

@@ -11,9 +11,10 @@ import binascii
 import hmac
 import re
 import secrets
+from urllib.parse import parse_qsl
 
 from epochfs.registry.behaviour import Behaviour
-from epochfs.registry.messages import OciError, Request, Response, json_response
+from epochfs.registry.messages import OciError, Request, Response, json_response, text_response
 
 TOKEN_PATH = "/v2/token"
 TOKEN_SECONDS = 300
@@ -48,9 +49,7 @@ class Access:
     def _open_to_all(self, request: Request) -> bool:
         if request.path.rstrip("/") == "/v2":
             return False
-        if request.method in ("GET", "HEAD"):
-            return self._behaviour.anonymous_reads
-        return self._behaviour.empty_token
+        return request.method in ("GET", "HEAD") and self._behaviour.anonymous_reads
 
     def _authorized(self, request: Request) -> bool:
         if self._behaviour.auth == "basic":
@@ -66,7 +65,8 @@ class Access:
             return 'Basic realm="epochfs"'
         realm = f"{self._scheme}://{request.headers.get('host', '')}{TOKEN_PATH}"
         challenge = f'Bearer realm="{realm}",service="epochfs"'
-        if match := _REPOSITORY.match(request.path):
+        match = _REPOSITORY.match(request.path)
+        if match and self._behaviour.scopes:
             actions = "pull" if request.method in ("GET", "HEAD") else "pull,push"
             challenge += f',scope="repository:{match["name"]}:{actions}"'
         return challenge
@@ -74,7 +74,7 @@ class Access:
     def token(self, request: Request) -> Response:
         """Answer a request to the token server: to anyone, if no credentials were configured."""
         if self._behaviour.empty_token:
-            return _token_response("")
+            return self._echoed(request)
         if not self._knows(request):
             raise OciError(
                 401, "UNAUTHORIZED", "wrong credentials", WWW_Authenticate='Basic realm="epochfs"'
@@ -82,6 +82,16 @@ class Access:
         token = secrets.token_hex(16)
         self._tokens.add(token)
         return _token_response(token)
+
+    def _echoed(self, request: Request) -> Response:
+        """Answer as Epoch's `/v2/token`: the token is the password, whoever has it."""
+        form = dict(parse_qsl(request.body.decode(errors="replace")))
+        given = {**request.query, **form}
+        password = _basic(request).partition(":")[2]
+        candidate = password or given.get("password", "") or given.get("refresh_token", "")
+        if candidate and not _equal(candidate, self._password):
+            return text_response(401, "invalid credentials\n")
+        return _token_response(candidate)
 
     def revoke_tokens(self) -> None:
         """Let every token that was handed out be expired."""
@@ -91,14 +101,18 @@ class Access:
         """Whether the request carries the configured credentials in Basic form."""
         if not self._username and not self._password:
             return True
-        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "basic":
-            return False
-        try:
-            given = base64.b64decode(encoded, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            return False
-        return _equal(given, f"{self._username}:{self._password}")
+        return _equal(_basic(request), f"{self._username}:{self._password}")
+
+
+def _basic(request: Request) -> str:
+    """Return the `user:password` of Basic credentials; empty for none, or for nonsense."""
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(encoded, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
 
 
 def _equal(given: str, wanted: str) -> bool:

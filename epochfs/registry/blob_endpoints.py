@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
 from epochfs.names import Digest
 from epochfs.registry.behaviour import Behaviour
 from epochfs.registry.messages import OciError, Request, Response, Route
-from epochfs.registry.parsing import parse_digest, parse_range
+from epochfs.registry.parsing import parse_chunk, parse_digest, parse_range
 from epochfs.registry.storage import Storage
-
-_CONTENT_RANGE = re.compile(r"(\d+)-(\d+)\Z", re.ASCII)
 
 
 class BlobEndpoints:
@@ -28,10 +25,10 @@ class BlobEndpoints:
             yield Route(r"/v2/(.+)/blobs/uploads/()", POST=self._begin_upload)
             yield Route(
                 r"/v2/(.+)/blobs/uploads/([^/]+)",
-                GET=self._get_upload,
+                GET=self._get_upload if self._behaviour.strict_uploads else None,
                 PATCH=self._append_upload,
                 PUT=self._finish_upload,
-                DELETE=self._cancel_upload,
+                DELETE=self._cancel_upload if self._behaviour.strict_uploads else None,
             )
         yield Route(
             r"/v2/(.+)/blobs/([^/]+)",
@@ -41,10 +38,7 @@ class BlobEndpoints:
         )
 
     def _get_blob(self, request: Request, name: str, reference: str) -> Response:
-        digest = self._digest(reference)
-        data = self._storage.blob(name, digest)
-        if data is None:
-            raise OciError(404, "BLOB_UNKNOWN", "no such blob")
+        digest, data = self._blob(name, reference)
         whole = Response(
             200,
             {"Content-Type": "application/octet-stream", "Docker-Content-Digest": str(digest)},
@@ -60,6 +54,19 @@ class BlobEndpoints:
         start, stop = selected
         headers = {**whole.headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
         return Response(206, headers, memoryview(data)[start:stop])
+
+    def _blob(self, name: str, reference: str) -> tuple[Digest, bytes]:
+        """Return a blob and its digest; raises OciError for one that is not there."""
+        try:
+            digest = self._digest(reference)
+            data = self._storage.blob(name, digest)
+        except OciError:
+            if self._behaviour.validates:
+                raise
+            data = None
+        if data is None:
+            raise OciError(404, "BLOB_UNKNOWN", "no such blob")
+        return digest, data
 
     def _put_blob(self, request: Request, name: str, reference: str) -> Response:
         return self._store(name, reference, request.body)
@@ -86,21 +93,32 @@ class BlobEndpoints:
         return _upload_status(204, name, upload, size)
 
     def _append_upload(self, request: Request, name: str, upload: str) -> Response:
-        chunk = _CONTENT_RANGE.match(request.headers.get("content-range", ""))
-        size = self._storage.append_upload(upload, request.body, int(chunk[1]) if chunk else None)
+        size = self._storage.append_upload(upload, request.body, self._offset(request))
         if size is None:
-            if self._storage.upload_size(upload) is None:
-                raise _unknown_upload()
-            raise OciError(416, "BLOB_UPLOAD_INVALID", "the chunk is out of order")
+            raise self._not_taken(upload)
         return _upload_status(202, name, upload, size)
 
     def _finish_upload(self, request: Request, name: str, upload: str) -> Response:
         if "digest" not in request.query:
+            if not self._behaviour.strict_uploads:
+                self._storage.end_upload(upload)
             raise OciError(400, "DIGEST_INVALID", "the digest is missing")
-        received = self._storage.end_upload(upload)
+        received = self._storage.end_upload(upload, self._offset(request))
         if received is None:
-            raise _unknown_upload()
+            raise self._not_taken(upload)
         return self._store(name, request.query["digest"], received + request.body)
+
+    def _offset(self, request: Request) -> int | None:
+        """Return where the chunk of a request must begin, in bytes; None where that is the same."""
+        if not self._behaviour.strict_uploads:
+            return None
+        return parse_chunk(request.headers.get("content-range", ""))
+
+    def _not_taken(self, upload: str) -> OciError:
+        """Return why a chunk was not taken (specification, "Pushing a blob in chunks")."""
+        if self._storage.upload_size(upload) is None:
+            return _unknown_upload()
+        return OciError(416, "BLOB_UPLOAD_INVALID", "the chunk is out of order")
 
     def _cancel_upload(self, _request: Request, _name: str, upload: str) -> Response:
         if self._storage.end_upload(upload) is None:

@@ -49,7 +49,7 @@ class EmbeddedRegistry:
         self._address = (host, port)
         self._ssl_context = ssl_context
         self._scheme = "https" if ssl_context else "http"
-        self._storage = Storage(global_blobs=behaviour.global_blobs)
+        self._storage = Storage(global_blobs=behaviour.global_blobs, bucket=behaviour.bucket)
         self._access = Access(behaviour, username, password, self._scheme)
         self._endpoints = Endpoints(behaviour, self._storage)
         self._server: Server | None = None
@@ -97,7 +97,7 @@ class EmbeddedRegistry:
     def put_manifest(self, repository: str, tag: str, raw: bytes, media_type: str) -> Digest:
         """Store a manifest without HTTP and unchecked, tagged unless `tag` is empty."""
         document = Document(Digest.of(raw), media_type, raw)
-        self._storage.put_manifest(repository, tag, document)
+        self._storage.put_manifest(repository, document, *[tag][: bool(tag)])
         return document.digest
 
     def revoke_tokens(self) -> None:

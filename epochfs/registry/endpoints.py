@@ -11,7 +11,7 @@ from epochfs.names import Repository
 from epochfs.registry.behaviour import Behaviour
 from epochfs.registry.blob_endpoints import BlobEndpoints
 from epochfs.registry.manifest_endpoints import ManifestEndpoints
-from epochfs.registry.messages import OciError, Request, Response
+from epochfs.registry.messages import OciError, Request, Response, text_response
 from epochfs.registry.storage import Storage
 
 
@@ -19,7 +19,7 @@ class Endpoints:
     """All endpoints that a behaviour offers, over one storage."""
 
     def __init__(self, behaviour: Behaviour, storage: Storage) -> None:
-        self._validates = behaviour.validates
+        self._behaviour = behaviour
         self._routes = (
             *BlobEndpoints(behaviour, storage).routes(),
             *ManifestEndpoints(behaviour, storage).routes(),
@@ -34,12 +34,20 @@ class Endpoints:
                 continue
             endpoint = route.endpoints.get(method)
             if endpoint is None:
-                raise OciError(405, "UNSUPPORTED", f"{request.method} is not offered here")
+                return self._no_endpoint(request, 405, f"{request.method} is not offered here")
             name, reference = match.groups()
-            if name and self._validates and not _conforms(name):
+            if name and self._behaviour.validates and not _conforms(name):
                 raise OciError(400, "NAME_INVALID", "not a repository name")
             return endpoint(request, name, reference)
-        raise OciError(404, "UNSUPPORTED", "no such endpoint")
+        return self._no_endpoint(request, 404, "no such endpoint")
+
+    def _no_endpoint(self, request: Request, status: int, why: str) -> Response:
+        if not self._behaviour.plain_errors:
+            raise OciError(status, "UNSUPPORTED", why)
+        # Epoch's web pages are behind all of its API, for GET alone.
+        if request.method == "GET":
+            return text_response(404, "404 page not found\n")
+        return Response(405)
 
 
 def _conforms(name: str) -> bool:

@@ -6,12 +6,20 @@ Docker's, which the specification only reserves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from epochfs.errors import InvalidName, ProtocolViolation
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST, Document, Index, load_json
+from epochfs.manifests import (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Document,
+    Index,
+    Manifest,
+    load_json,
+)
 from epochfs.names import Digest, Tag
 from epochfs.registry.behaviour import Behaviour
 from epochfs.registry.messages import OciError, Request, Response, Route, json_response
@@ -85,9 +93,10 @@ class ManifestEndpoints:
         return response.having(OCI_Filters_Applied="artifactType") if wanted else response
 
     def _get_manifest(self, _request: Request, name: str, reference: str) -> Response:
-        document = self._storage.manifest(name, self._reference(reference))
+        target = self._known_reference(reference)
+        document = self._storage.manifest(name, target) if target is not None else None
         if document is None:
-            raise OciError(404, "MANIFEST_UNKNOWN", "no such manifest")
+            raise _unknown()
         return Response(
             200,
             {"Content-Type": document.media_type, "Docker-Content-Digest": str(document.digest)},
@@ -96,22 +105,27 @@ class ManifestEndpoints:
 
     def _put_manifest(self, request: Request, name: str, reference: str) -> Response:
         target = self._reference(reference)
-        tag, algorithm = (target, "sha256") if isinstance(target, str) else ("", target.algorithm)
-        digest = Digest.of(request.body, algorithm)
+        digest = Digest.of(request.body, "sha256" if isinstance(target, str) else target.algorithm)
         if isinstance(target, Digest) and digest != target:
             raise OciError(400, "DIGEST_INVALID", "the manifest does not have this digest")
         document = Document(digest, self._media_type(request), request.body)
+        parameters = request.every("tag") if self._behaviour.tag_parameters else []
+        tags = [target] if isinstance(target, str) else parameters
         if self._behaviour.validates:
-            self._check(name, tag, document)
-        self._storage.put_manifest(name, tag, document)
-        location = f"/v2/{quote(name)}/manifests/{digest}"
+            self._check(name, tags, document)
+        self._storage.put_manifest(name, document, *tags)
+        location = f"/v2/{quote(name)}/manifests/{quote(reference, safe=':')}"
         response = Response(201, {"Location": location, "Docker-Content-Digest": str(digest)})
+        if isinstance(target, Digest) and tags:
+            response = response.having(OCI_Tag=", ".join(tags))
         subject = _subject(document) if self._behaviour.referrers else None
         return response.having(OCI_Subject=str(subject)) if subject else response
 
     def _delete_manifest(self, _request: Request, name: str, reference: str) -> Response:
-        if not self._storage.delete_manifest(name, self._reference(reference)):
-            raise OciError(404, "MANIFEST_UNKNOWN", "no such manifest")
+        target = self._known_reference(reference)
+        deleted = target is not None and self._storage.delete_manifest(name, target)
+        if not deleted and not (self._behaviour.bucket and isinstance(target, str)):
+            raise _unknown()
         return Response(202)
 
     def _media_type(self, request: Request) -> str:
@@ -121,37 +135,65 @@ class ManifestEndpoints:
         except ProtocolViolation as error:
             raise _invalid(str(error)) from None
         declared = document.get("mediaType") if isinstance(document, dict) else None
-        given = request.headers.get("content-type", "")
+        given = request.headers.get("content-type", "").partition(";")[0].rstrip()
         if not self._behaviour.validates:
             # Epoch never looks at the Content-Type, so an index without mediaType loses its type.
-            return declared if isinstance(declared, str) else OCI_MANIFEST
+            return declared if declared and isinstance(declared, str) else OCI_MANIFEST
         if not given or declared not in (None, given):
             raise _invalid("Content-Type is not the manifest's mediaType")
         return given
 
-    def _check(self, name: str, tag: str, document: Document) -> None:
+    def _check(self, name: str, tags: Iterable[str], document: Document) -> None:
         """Raise OciError for a tag out of the grammar, or a reference the repository lacks."""
         try:
-            if tag and not Tag.parse(tag).conforms:
+            if not all(Tag.parse(tag).conforms for tag in tags):
                 raise _invalid("not a tag")
             view = document.view
         except (InvalidName, ProtocolViolation) as error:
             raise _invalid(str(error)) from None
-        if isinstance(view, Index):
+        if missing := next(self._missing(name, view), None):
+            raise OciError(400, "MANIFEST_BLOB_UNKNOWN", f"{missing.digest} was not pushed")
+
+    def _missing(self, name: str, view: Manifest | Index) -> Iterator[Descriptor]:
+        """Yield what must be pushed before a manifest that names it."""
+        if self._behaviour.sparse == "all":
+            return
+        if isinstance(view, Manifest):
+            for blob in (view.config, *view.layers):
+                if blob and not _lies_elsewhere(blob) and not self._holds(name, blob):
+                    yield blob
+        elif self._behaviour.sparse != "indexes":
             for child in view.manifests:
                 if self._storage.manifest(name, child.digest) is None:
-                    raise OciError(400, "MANIFEST_UNKNOWN", f"no manifest {child.digest}")
-            return
-        for blob in (view.config, *view.layers):
-            if blob and self._storage.blob(name, blob.digest) is None:
-                raise OciError(400, "MANIFEST_BLOB_UNKNOWN", f"no blob {blob.digest}")
+                    yield child
+
+    def _holds(self, name: str, blob: Descriptor) -> bool:
+        return self._storage.blob(name, blob.digest) is not None
 
     def _reference(self, text: str) -> str | Digest:
         return parse_reference(text, sha512=self._behaviour.sha512)
 
+    def _known_reference(self, text: str) -> str | Digest | None:
+        """Return what text refers to; None for nonsense where nothing is checked."""
+        try:
+            return self._reference(text)
+        except OciError:
+            if self._behaviour.validates:
+                raise
+            return None
+
 
 def _invalid(message: str) -> OciError:
     return OciError(400, "MANIFEST_INVALID", message)
+
+
+def _unknown() -> OciError:
+    return OciError(404, "MANIFEST_UNKNOWN", "no such manifest")
+
+
+def _lies_elsewhere(layer: Descriptor) -> bool:
+    """Whether a layer may not be pushed (Image specification, "Non-Distributable Layers")."""
+    return ".nondistributable." in layer.media_type or ".foreign." in layer.media_type
 
 
 def _subject(document: Document) -> Digest | None:

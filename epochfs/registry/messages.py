@@ -15,9 +15,18 @@ class Request:
 
     method: str
     path: str
-    query: Mapping[str, str] = field(default_factory=dict)
+    parameters: tuple[tuple[str, str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The parameters of the query; of one that is given twice, the last."""
+        return dict(self.parameters)
+
+    def every(self, parameter: str) -> list[str]:
+        """Return all values that the query has for a parameter, in its order."""
+        return [value for name, value in self.parameters if name == parameter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,11 @@ class Response:
         dropped = {name.lower() for name in names}
         kept = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
         return replace(self, headers=kept)
+
+
+def text_response(status: int, text: str = "") -> Response:
+    """Return an answer as a web server makes it, without an error of the specification."""
+    return Response(status, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())
 
 
 def json_response(document: object, media_type: str = "application/json") -> Response:

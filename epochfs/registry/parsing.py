@@ -11,6 +11,9 @@ from epochfs.registry.messages import OciError
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z", re.ASCII)
 
 
+_CHUNK = re.compile(r"(\d+)-\d+\Z", re.ASCII)
+
+
 def parse_digest(text: str, *, sha512: bool = True) -> Digest:
     """Return the digest; raises OciError 400 for no digest, or an algorithm not offered."""
     try:
@@ -23,8 +26,18 @@ def parse_digest(text: str, *, sha512: bool = True) -> Digest:
 
 
 def parse_reference(text: str, *, sha512: bool = True) -> str | Digest:
-    """Return a digest for text with a colon, and the text itself, a tag, for all other."""
-    return parse_digest(text, sha512=sha512) if ":" in text else text
+    """Return a digest for text with a colon, and the text itself, a tag, for all other.
+
+    Without `sha512` only `sha256:` begins a digest. Raises OciError 400 for a digest of nonsense.
+    """
+    is_digest = ":" in text if sha512 else text.startswith("sha256:")
+    return parse_digest(text, sha512=sha512) if is_digest else text
+
+
+def parse_chunk(header: str) -> int | None:
+    """Return where a chunk begins by its Content-Range, in bytes; None if that does not say."""
+    match = _CHUNK.match(header)
+    return int(match[1]) if match else None
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:

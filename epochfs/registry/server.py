@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(
             method=self.command,
             path=unquote(path),
-            query=dict(parse_qsl(query, keep_blank_values=True)),
+            parameters=tuple(parse_qsl(query, keep_blank_values=True)),
             headers={name.lower(): value for name, value in self.headers.items()},
             body=body,
         )

@@ -26,11 +26,13 @@ class Storage:
     """Repositories, blobs and unfinished uploads.
 
     With `global_blobs` a blob of one repository is every repository's; without, each repository
-    has only what was pushed or mounted into it.
+    has only what was pushed or mounted into it. With `bucket` a repository is there while it has
+    tags, and they come as a bucket lists their keys, `<tag>.json`.
     """
 
-    def __init__(self, *, global_blobs: bool) -> None:
+    def __init__(self, *, global_blobs: bool, bucket: bool = False) -> None:
         self._global_blobs = global_blobs
+        self._bucket = bucket
         self._lock = threading.Lock()
         self._repositories: defaultdict[str, _Repository] = defaultdict(_Repository)
         self._blobs: dict[Digest, bytes] = {}
@@ -39,12 +41,15 @@ class Storage:
     def repositories(self) -> list[str]:
         """Return the names of all repositories that something was ever stored in, sorted."""
         with self._lock:
-            return sorted(self._repositories)
+            held = self._repositories.items()
+            return sorted(name for name, one in held if one.tags or not self._bucket)
 
     def tags(self, name: str) -> list[str] | None:
         """Return the tags of a repository, sorted; None if there is no such repository."""
         with self._lock:
             held = self._repositories.get(name)
+            if self._bucket:
+                return sorted(held.tags if held else (), key="{}.json".format)
             return sorted(held.tags) if held else None
 
     def manifests(self, name: str) -> list[Document]:
@@ -62,13 +67,12 @@ class Storage:
             digest = held.tags.get(reference) if isinstance(reference, str) else reference
             return held.manifests.get(digest) if digest else None
 
-    def put_manifest(self, name: str, tag: str, document: Document) -> None:
-        """Store a manifest, and let `tag` point to it unless that is empty."""
+    def put_manifest(self, name: str, document: Document, *tags: str) -> None:
+        """Store a manifest, and let the tags point to it."""
         with self._lock:
             held = self._repositories[name]
             held.manifests[document.digest] = document
-            if tag:
-                held.tags[tag] = document.digest
+            held.tags.update(dict.fromkeys(tags, document.digest))
 
     def delete_manifest(self, name: str, reference: str | Digest) -> bool:
         """Delete a tag alone, or a manifest with all its tags; False if there is none."""
@@ -136,8 +140,11 @@ class Storage:
             received += data
             return len(received)
 
-    def end_upload(self, identifier: str) -> bytes | None:
-        """Close an upload and return all its bytes; None if there is no such upload."""
+    def end_upload(self, identifier: str, offset: int | None = None) -> bytes | None:
+        """Close an upload and return all its bytes; None if it is unknown or not at `offset`."""
         with self._lock:
-            received = self._uploads.pop(identifier, None)
-        return None if received is None else bytes(received)
+            received = self._uploads.get(identifier)
+            if received is None or offset not in (None, len(received)):
+                return None
+            del self._uploads[identifier]
+        return bytes(received)
