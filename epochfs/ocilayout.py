@@ -35,8 +35,6 @@ from epochfs.errors import (
     printable,
 )
 from epochfs.manifests import (
-    OCI_INDEX,
-    OCI_MANIFEST,
     REF_NAME,
     Descriptor,
     Document,
@@ -138,17 +136,17 @@ class OciLayout:
         if isinstance(reference, Tag):
             reference = self.resolve(name, reference).digest
         self._tags(name)
-        known_types = self._contents().media_types
+        named = self._contents().media_types
         try:
             raw = self.read_blob(name, reference, self._manifest_limit if limit is None else limit)
-            view = parse(raw)
-        except (TooLarge, ProtocolViolation) as error:
-            if reference in known_types or isinstance(error, ContentMismatch):
+        except TooLarge as error:
+            if reference in named:
                 raise
             raise NotFound(f"{reference} is no manifest: {error}") from error
-        usual = OCI_INDEX if isinstance(view, Index) else OCI_MANIFEST
-        stated = load_json(raw).get("mediaType") or usual
-        return Document(reference, known_types.get(reference) or str(stated), raw)
+        document = Document(reference, named.get(reference, ""), raw)
+        if document.readable_view is None and reference not in named:
+            raise NotFound(f"{reference} is no manifest")
+        return Document(reference, document.own_type, raw)
 
     def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
         """Return the manifests in `index.json` that have `digest` as their subject, and those in
@@ -158,7 +156,7 @@ class OciLayout:
         found = [*self._referrers_by_subject().get(digest, ())]
         tag = referrers_tag(digest)
         if tag in tags:
-            view = self.get_manifest(name, tags[tag].digest).view
+            view = self.get_manifest(name, tags[tag].digest).readable_view
             found += view.manifests if isinstance(view, Index) else ()
         return found
 
