@@ -123,13 +123,24 @@ def test_odd_names_are_quoted(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error"),
-    [(404, ProtocolViolation), (403, Denied), (401, Denied), (503, Unavailable)],
+    ("answer", "error"),
+    [
+        (reply(404), UnconfirmedNotFound),
+        (reply(404, errors("NOT_FOUND")), NotFound),
+        (reply(400), ProtocolViolation),
+        (reply(405), ProtocolViolation),
+        (reply(410), ProtocolViolation),
+        (reply(403), Denied),
+        (reply(401), Denied),
+        (reply(503), Unavailable),
+    ],
 )
-def test_ping_tells_what_is_wrong(connect: Connect, status: int, error: type[Exception]) -> None:
-    _, client = connect(lambda _: [reply(status)])
-    with pytest.raises(error):
+def test_ping_tells_what_is_wrong(connect: Connect, answer: bytes, error: type[Exception]) -> None:
+    """A registry without `/v2/`, such as Ollama's, may be one all the same."""
+    _, client = connect(lambda _: [answer])
+    with pytest.raises(error) as raised:
         client.ping()
+    assert type(raised.value) is error
 
 
 def epoch_with_auth(seen: Seen) -> list[Step]:

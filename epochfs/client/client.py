@@ -139,12 +139,15 @@ class RegistryClient:
 
         Epoch refuses `/v2/` to everyone without a token, and lets everyone read all the same; so
         where no credentials were sent, a catalogue that can be read is as good.
-        Raises Denied, Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
+        Raises NotFound where there is no `/v2/`, as some that speak the rest have none; Denied,
+        Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
         """
         reply = self._fetch("GET", "/")
         if reply.ok:
             return
         error = self._transport.refusal(reply)
+        if isinstance(error, NotFound):
+            raise error
         if reply.status not in (401, 403):
             raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
         if reply.authorization:
