@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from epochfs.errors import InvalidName, UsageError, printable
+from epochfs.errors import InvalidName, UsageError, printable, printable_url
 from epochfs.names import Repository
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -61,7 +62,7 @@ class RegistryUrl:
         Without a scheme it is https, and http on loopback. Empty text is Epoch's default.
         """
         text = text.strip() or DEFAULT_URL
-        if "@" in text:  # first of all, as other errors quote the text, and with it a password
+        if "@" in unicodedata.normalize("NFKC", text):
             raise UsageError("a registry URL must not hold credentials, or any @: use --username")
         try:
             if "://" not in text:
@@ -69,11 +70,11 @@ class RegistryUrl:
                 text = f"{'http' if is_loopback(host) else 'https'}://{text}"
             parts = urlsplit(text)
             host, port = parts.hostname or "", parts.port
-        except ValueError as error:
-            raise UsageError(f"not a registry URL: '{printable(text)}' ({error})") from None
+        except ValueError:
+            raise UsageError(f"not a registry URL: '{printable_url(text)}'") from None
         known = parts.scheme in ("http", "https") and _HOST.fullmatch(host)
         if not known or parts.query or parts.fragment:
-            raise UsageError(f"not a registry URL: '{printable(text)}' (http(s)://host[:port])")
+            raise UsageError(f"not a registry URL: '{printable_url(text)}' (http(s)://host[:port])")
         name = parts.path.strip("/")
         try:
             prefix = Repository.parse(name) if name else None

@@ -27,6 +27,12 @@ A message is one line, says what failed and on what, and never holds a credentia
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
+_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+_USER_INFORMATION = re.compile(r"(?<=//)[^\s\"'<>]*@")
+
 
 class EpochfsError(Exception):
     """Base of everything epochfs raises on purpose."""
@@ -115,3 +121,25 @@ def printable(text: object, limit: int = 200) -> str:
     """Return hostile text as one safe log fragment: escaped, ASCII, at most `limit` characters."""
     escaped = str(text)[: limit + 1].encode("unicode_escape").decode("ascii")
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
+
+
+def printable_url(url: object) -> str:
+    """Return a URL, well-formed or not, as a safe fragment without what may be secret in it.
+
+    That is its user information, its query and its fragment (RFC 3986, section 3). A password may
+    hold what ends the one and begins the others, so where a sign of it comes late, all goes.
+    """
+    text = unicodedata.normalize("NFKC", str(url))  # some other characters become an @ in parsers
+    shown = re.split("[?#]", text, maxsplit=1)[0]
+    match = _SCHEME.match(shown)
+    scheme = match[0] if match else ""
+    if "@" in text[len(shown) :]:
+        return printable(f"{scheme}***")
+    if "@" in shown:
+        return printable(f"{scheme}***@{shown.rpartition('@')[2]}")
+    return printable(shown)
+
+
+def without_user_information(text: str) -> str:
+    """Return a server's own words without the user information of the URLs in them."""
+    return _USER_INFORMATION.sub("***@", text)

@@ -123,10 +123,20 @@ def test_what_is_no_registry_url_is_refused(text: str) -> None:
         "https://me:secret@registry.example:99999",
         "https://me:a/secret@registry.example",
         "me:a?secret@[registry.example",
+        "https://me:secret\uff20registry.example",
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(UsageError, match="--username") as raised:
+        RegistryUrl.parse(text)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://reg.example?token=secret", "reg.example/a#secret", "ftp://reg.example?secret"]
+)
+def test_a_refused_url_is_shown_without_its_query(text: str) -> None:
+    with pytest.raises(UsageError, match=r"reg\.example") as raised:
         RegistryUrl.parse(text)
     assert "secret" not in str(raised.value)
 

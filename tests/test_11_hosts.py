@@ -278,6 +278,7 @@ def test_what_is_not_known_is_left_out_with_a_warning(tmp_path: Path) -> None:
         ('host = {a = "x"}', "must be a table"),
         ('[host."https://a b"]', "no usable URL"),
         ('[host."https://user:pw@a"]', "no usable URL"),
+        ('[host."user:pw@a"]', "no usable URL"),
         ('[host."ftp://a"]', "no usable URL"),
         ('[host."https://a:99999"]', "no usable URL"),
         ('[host."https://a?x"]', "no usable URL"),
@@ -312,6 +313,7 @@ def test_what_cannot_be_meant_is_told_with_its_place(tmp_path: Path, text: str, 
         hosts(tmp_path, text)
     assert str(tmp_path / NAMESPACE / "hosts.toml") in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "user:pw" not in str(caught.value)
 
 
 def test_a_file_that_is_no_text_or_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -92,6 +92,37 @@ def test_a_signature_in_a_redirect_is_not_shown(
     assert "secret-path" not in caplog.text + str(error)
 
 
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://me:geheim@127.0.0.1:9/x",
+        "ftp://me:geheim@h/x",
+        "//me:geheim@h/x",
+        "http://me:geheim@h:99999/",
+        "http://me:geheim@[::1/",
+        "http://me:gehe?geheim@h/",
+        "http://h/\t?signature=geheim",
+    ],
+)
+def test_no_user_information_of_a_redirect_is_shown(
+    serve: Serve, caplog: pytest.LogCaptureFixture, location: str
+) -> None:
+    caplog.set_level("DEBUG")
+    _, transport = serve(lambda _: redirect(location))
+    with pytest.raises(ProtocolViolation) as raised:
+        get(transport)
+    assert "geheim" not in caplog.text + str(raised.value)
+
+
+def test_no_user_information_in_the_words_of_a_server_is_shown(serve: Serve) -> None:
+    said = "no answer of http://me:ge/heim@storage:9000/x; ask me@example.org"
+    body = json.dumps({"errors": [{"code": "UNKNOWN", "message": said}]}).encode()
+    _, transport = serve(lambda _: [reply(400, body)])
+    text = str(transport.refusal(get(transport)))
+    assert "heim" not in text
+    assert "no answer of http://***@storage:9000/x; ask me@example.org" in text
+
+
 def test_a_write_is_redirected_only_where_it_stays_a_write(serve: Serve) -> None:
     server, transport = serve(lambda seen: redirect("/there", 302))
     request = Request("PUT", transport.base.at("/v2/x"), body=b"data")

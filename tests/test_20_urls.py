@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epochfs.errors import ProtocolViolation
+from epochfs.errors import ProtocolViolation, printable_url
 from epochfs.transport import Url, next_page
 
 HERE = Url.parse("https://reg.example/v2/_catalog?n=2")
@@ -78,10 +78,57 @@ def test_doubtful_locations_are_refused(location: str) -> None:
         HERE.follow(location)
 
 
-def test_a_refused_url_is_shown_without_its_query() -> None:
-    with pytest.raises(ProtocolViolation) as caught:
-        Url.parse("ftp://h/x?signature=geheim")
-    assert "geheim" not in str(caught.value)
+SECRET = "geheim"
+
+SECRETIVE = (
+    f"ftp://h/x?signature={SECRET}",
+    f"ftp://h/x#{SECRET}",
+    f"http://me:{SECRET}@h/x",
+    f"http://{SECRET}@h/x",
+    f"//me:{SECRET}@h",
+    f"http://me:pass/{SECRET}@h/x",
+    f"http://me:pass?{SECRET}@h/x",
+    f"http://me:pass#{SECRET}@h/x",
+    f"http://me:a@{SECRET}@h/x",
+    f"http://me:{SECRET}@h:99999/x",
+    f"http:\\\\me:{SECRET}@h/x",
+    f"http://me:{SECRET}\\@h/x",
+    f"http://me:{SECRET}\uff20h/x",
+    f"http://me:{SECRET}\n@h/x",
+    f"me:{SECRET}@h/x",
+    f"http://h/x?signature={SECRET}&by=me@example.org",
+    f"http://{'a' * 300}:{SECRET}@h/x",
+)
+
+
+@pytest.mark.parametrize("text", SECRETIVE)
+def test_a_url_is_shown_without_what_may_be_secret_in_it(text: str) -> None:
+    shown = printable_url(text)
+    assert SECRET not in shown
+    assert shown.isprintable()
+    assert shown.isascii()
+    with contextlib.suppress(ProtocolViolation):
+        assert SECRET not in Url.parse(text).site
+    for read in (Url.parse, HERE.follow, lambda link: next_page(f"<{link}>; rel=next", HERE)):
+        try:
+            read(text)
+        except ProtocolViolation as error:
+            assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://h:5000/v2/a", "https://h:5000/v2/a"),
+        ("https://h:5000/v2/a?n=1", "https://h:5000/v2/a"),
+        ("ftp://me:secret@h:21/a", "ftp://***@h:21/a"),
+        ("me:secret@h", "***@h"),
+        ("/token", "/token"),
+        ("", ""),
+    ],
+)
+def test_what_is_no_secret_in_a_url_is_shown(text: str, shown: str) -> None:
+    assert printable_url(text) == shown
 
 
 @pytest.mark.parametrize(

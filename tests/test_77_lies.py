@@ -78,7 +78,8 @@ def _check_log(lie: Lie, records: list[logging.LogRecord]) -> None:
     """Whatever was sent, the log has lines of plain text, no secret, and no traceback."""
     lines = [record.getMessage() for record in records if record.name.startswith("epochfs")]
     assert [line for line in lines if not (line.isascii() and line.isprintable())] == []
-    assert [line for line in lines if "hunter2" in line or len(line) > 2000] == []
+    assert [line for line in lines if "hunter2" in line or "secret" in line] == []
+    assert [line for line in lines if len(line) > 2000] == []
     assert [record for record in records if record.exc_info] == []
     if lie.kind == "name left out":
         assert sum("left out" in line for line in lines) == 1

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from epochfs.errors import ProtocolViolation, printable
+from epochfs.errors import ProtocolViolation, printable_url
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?=[\s,]|\Z)(?!\s*=)")
@@ -51,7 +51,7 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 def checked_realm(realm: str, registry_scheme: str) -> str:
     """Return the token server's URL if credentials may go there; else raise ProtocolViolation."""
-    shown = printable(realm)
+    shown = printable_url(realm)
     try:
         parts = urlsplit(realm)
         host = parts.hostname

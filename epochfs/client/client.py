@@ -31,6 +31,7 @@ from epochfs.errors import (
     Unsupported,
     UsageError,
     printable,
+    printable_url,
 )
 from epochfs.hosts import Capability, RegistryHosts
 from epochfs.hosts import find as find_hosts
@@ -79,7 +80,7 @@ class RegistryClient:
         """
         url = RegistryUrl.parse(base_url)
         if url.prefix is not None:
-            raise UsageError(f"a registry's URL has no path: '{printable(base_url)}'")
+            raise UsageError(f"a registry's URL has no path: '{printable_url(base_url)}'")
         given = credentials or Credentials()
         if token:
             given = replace(given, token=token)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from epochfs.config import parse_seconds
-from epochfs.errors import UsageError, printable
+from epochfs.errors import UsageError, printable, printable_url
 from epochfs.hosts.values import ALL_CAPABILITIES, API_ROOT, Capability, Host, RegistryHosts
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> Regi
     origin = _described(section, origin)
     mirrors = []
     for name, table in entries.items():
-        what = f"{section.what}: host {printable(name)}"
+        what = f"{section.what}: host {printable_url(name)}"
         if not isinstance(table, dict):
             raise UsageError(f"'{what}' must be a table")
         entry = _Section(what, section.directory, table)

@@ -25,6 +25,8 @@ from epochfs.errors import (
     Unsupported,
     UsageError,
     printable,
+    printable_url,
+    without_user_information,
 )
 from epochfs.transport.answers import Answer, Reply, TransportStats
 from epochfs.transport.connections import Adapter, watch_in_use
@@ -96,7 +98,7 @@ class Transport:
         try:
             self.base = Url.parse(base_url)
         except ProtocolViolation:
-            raise UsageError(f"not a registry URL: '{printable(base_url)}'") from None
+            raise UsageError(f"not a registry URL: '{printable_url(base_url)}'") from None
         self.stats = TransportStats() if stats is None else stats
         self._options = options
         self._watchdog = Watchdog()
@@ -214,7 +216,7 @@ class Transport:
     def _meaning(self, reply: Reply) -> EpochfsError:
         entries = error_entries(reply.body)
         text = "; ".join(f"{code}: {message}" for code, message in entries)
-        text = self._authenticator.redact(text, reply.authorization)
+        text = self._authenticator.redact(without_user_information(text), reply.authorization)
         for _, value in self._options.headers:
             text = text.replace(value, "***") if value else text
         return refusal(reply.what, reply.status, reply.body, printable(text))

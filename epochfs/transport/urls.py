@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, unquote, urljoin
 
-from epochfs.errors import ProtocolViolation, printable
+from epochfs.errors import ProtocolViolation, printable_url
 
 _ABSOLUTE = re.compile(
     r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._~-]+)(?::([0-9]{1,5}))?([/?].*)?\Z", re.IGNORECASE
@@ -43,12 +43,11 @@ class Url:
     def parse(cls, text: str) -> Url:
         """Parse a URL a server named; raises ProtocolViolation for all but plain http(s)."""
         match = None if _CONTROL.search(text) else _ABSOLUTE.match(text.partition("#")[0])
-        if match is None:
-            raise ProtocolViolation(f"the server names a URL that is refused: {_shown(text)}")
+        if match is None or int(match[3] or 0) > 65535:
+            shown = printable_url(text)
+            raise ProtocolViolation(f"the server names a URL that is refused: '{shown}'")
         scheme, host = match[1].lower(), match[2].lower()
         port = int(match[3]) if match[3] else _DEFAULT_PORTS[scheme]
-        if port > 65535:
-            raise ProtocolViolation(f"the server names a URL that is refused: {_shown(text)}")
         target = match[4] or "/"
         target = target if target.startswith("/") else f"/{target}"
         return cls(scheme, host, port, quote(_octets(target), safe=_URL_CHARACTERS))
@@ -92,12 +91,13 @@ class Url:
 
         Raises ProtocolViolation for a step from https down to http and for any other scheme.
         """
+        shown = printable_url(location)
         if _CONTROL.search(location):  # `urljoin` would drop some of them silently
-            raise ProtocolViolation(f"a Location with control characters: {_shown(location)}")
+            raise ProtocolViolation(f"a Location with control characters: '{shown}'")
         try:
             url = Url.parse(urljoin(str(self), location.strip()))
         except ValueError:
-            raise ProtocolViolation(f"a malformed Location: {_shown(location)}") from None
+            raise ProtocolViolation(f"a malformed Location: '{shown}'") from None
         if self.scheme == "https" and url.scheme == "http":
             raise ProtocolViolation(f"{self.site} redirects from https to http, at {url.site}")
         return url
@@ -152,8 +152,3 @@ def _octets(text: str) -> bytes:
         return text.encode("latin-1")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
-
-
-def _shown(text: str) -> str:
-    """Return a refused URL for an error, less its query, which may hold a signature."""
-    return f"'{printable(re.split('[?#]', text, maxsplit=1)[0])}'"
