@@ -8,6 +8,7 @@ manifest.md and image-index.md; Docker's schema 2 documents have the same shape.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
+"""Of a release candidate of the specification; artifacts were pushed as such, and still exist."""
 DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SIGNED_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
@@ -58,7 +61,10 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The view of an image manifest: a config and layers in order."""
+    """The view of an image manifest: a config and layers in order.
+
+    Of the OCI artifact manifest that never was released, the layers are its blobs.
+    """
 
     config: Descriptor | None
     layers: tuple[Descriptor, ...]
@@ -150,6 +156,37 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def digest_matches(digest: Digest, raw: bytes) -> bool:
+    """Whether a manifest has a digest, which is over its payload where it is signed (`payload`)."""
+    return digest.matches(raw) or digest.matches(payload(raw))
+
+
+def payload(raw: bytes) -> bytes:
+    """Return what of a manifest its digest is over: all, or what the signatures of Docker's schema
+    1 are of (a JWS whose protected headers say how to cut them out again).
+
+    The signatures are not verified, as Docker's are not. But nothing else may have been put in:
+    without them, the document says what its payload says.
+    """
+    if b'"signatures"' not in raw:
+        return raw
+    try:
+        document = load_json(raw)
+        headers = [load_json(_base64url(one["protected"])) for one in document.pop("signatures")]
+        ((length, tail),) = {(one["formatLength"], one["formatTail"]) for one in headers}
+        signed = raw[: checked_size(length)] + _base64url(tail)
+        if document["schemaVersion"] == 1 and load_json(signed) == document:
+            return signed
+    except (ProtocolViolation, AttributeError, LookupError, TypeError, ValueError, RecursionError):
+        pass
+    return raw
+
+
+def _base64url(text: str) -> bytes:
+    """Decode base64url without padding, as a JWS has it (RFC 7515); raises ValueError."""
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars="-_", validate=True)
+
+
 def parse(raw: bytes) -> Manifest | Index:
     """Parse a manifest or index; raises ProtocolViolation unless every field has its type.
 
@@ -162,6 +199,10 @@ def parse(raw: bytes) -> Manifest | Index:
     subject = _optional(document, "subject", _descriptor)
     artifact_type = _text(document, "artifactType")
     annotations = _annotations(document)
+    if document.get("mediaType") == OCI_ARTIFACT:
+        if not document.keys().isdisjoint(("config", "layers", "manifests")):
+            raise ProtocolViolation("a document that is an artifact manifest and another")
+        return Manifest(None, _descriptors(document, "blobs"), subject, artifact_type, annotations)
     if "manifests" in document:
         if "layers" in document or "config" in document:
             raise ProtocolViolation("a document that is both a manifest and an index")
@@ -188,12 +229,16 @@ def _text(document: Mapping[str, Any], key: str) -> str:
 
 
 def _annotations(document: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the annotations; one that is null, as some clients write them, is none."""
     value = document.get("annotations")
     if value is None:
         return _NO_ANNOTATIONS
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+    if not isinstance(value, dict):
         raise ProtocolViolation("'annotations' is not a map of text to text")
-    return MappingProxyType(value)
+    found = {key: text for key, text in value.items() if text is not None}
+    if not all(isinstance(text, str) for text in found.values()):
+        raise ProtocolViolation("'annotations' is not a map of text to text")
+    return MappingProxyType(found)
 
 
 def _descriptors(document: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:

@@ -38,7 +38,7 @@ from epochfs.errors import (
 )
 from epochfs.facts import Facts
 from epochfs.health import Health
-from epochfs.manifests import Descriptor, Document, Manifest, checked_size
+from epochfs.manifests import Descriptor, Document, Manifest, checked_size, digest_matches
 from epochfs.names import Digest, Reference, Repository, Tag
 
 log = logging.getLogger(__name__)
@@ -311,7 +311,9 @@ def _descriptor(value: Any) -> Descriptor:  # noqa: ANN401 - JSON, which may be 
 
 def _document(digest: Digest, raw: bytes) -> Document:
     media_type, _, body = raw.partition(b"\n")
-    return Document(digest, media_type.decode("ascii"), _checked(digest, body))
+    if not digest_matches(digest, body):
+        raise CacheFailure(f"the manifest {digest} was damaged on disk")
+    return Document(digest, media_type.decode("ascii"), body)
 
 
 def _checked(digest: Digest, raw: bytes) -> bytes:

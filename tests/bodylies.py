@@ -29,7 +29,7 @@ from lies import (
 from nameslies import PLACES, document_with
 from scripted import Close, Seen, Step, reply
 
-from epochfs.manifests import CREATED, MAX_SIZE, OCI_MANIFEST
+from epochfs.manifests import CREATED, MAX_SIZE, OCI_ARTIFACT, OCI_MANIFEST
 from epochfs.names import Digest
 from epochfs.node import CONSTANT_TIME_NS
 from epochfs.samples import encode
@@ -171,7 +171,8 @@ WRONG_SHAPES: dict[str, object] = {
     "annotations that are a list": {"layers": [], "annotations": []},
     "annotations that are text": {"layers": [], "annotations": "x"},
     "an annotation that is a number": {"layers": [], "annotations": {"a": 1}},
-    "an annotation that is null": {"layers": [], "annotations": {"a": None}},
+    "an artifact manifest and another": {"mediaType": OCI_ARTIFACT, "blobs": [], "layers": []},
+    "an artifact manifest's blobs that are text": {"mediaType": OCI_ARTIFACT, "blobs": "x"},
     "an annotation that is an object": {"layers": [], "annotations": {"a": {}}},
     "a platform that is text": {"manifests": [{**BLOB_DESCRIPTOR, "platform": "linux/amd64"}]},
     "a platform that is a list": {"manifests": [{**BLOB_DESCRIPTOR, "platform": []}]},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,6 +75,42 @@ def index(*children: Content, **fields: object) -> Content:
     ]
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests, **fields}
     return Content(encode(document), OCI_INDEX, (), children)
+
+
+SCHEMA1 = {
+    "schemaVersion": 1,
+    "name": "library/old",
+    "tag": "latest",
+    "fsLayers": [{"blobSum": str(Digest.of(b"layer"))}],
+    "history": [{"v1Compatibility": "{}"}],
+}
+
+
+def signed(
+    document: dict[str, object] = SCHEMA1,
+    besides: bytes = b"",
+    tail: int = 2,
+    signatures: int = 1,
+    **headers: object,
+) -> tuple[bytes, bytes]:
+    """Return a signed manifest of Docker's schema 1, and its payload, which has its digest.
+
+    The signatures themselves are none, as nobody knows the key. `besides` is put in beside them;
+    `tail` bytes of the payload stand in the protected headers, which `headers` make a lie.
+    """
+    payload = json.dumps(document, indent=3).encode()
+    length = len(payload) - tail
+    protected = []
+    for number in range(signatures):
+        true = {"formatLength": length, "formatTail": _base64url(payload[length:])}
+        protected.append(_base64url(encode({**true, "time": str(number), **headers})))
+    listed = [{"header": {}, "signature": "c2ln", "protected": one} for one in protected]
+    inserted = besides + b',\n   "signatures": ' + json.dumps(listed, indent=3).encode()
+    return payload[:length] + inserted + b"\n}", payload
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _architectures() -> Iterator[str]:

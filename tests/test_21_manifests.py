@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import image, index
+from builders import SCHEMA1, image, index, signed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,13 +17,16 @@ from epochfs.manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MAX_SIZE,
+    OCI_ARTIFACT,
     OCI_INDEX,
     OCI_MANIFEST,
     Document,
     Index,
     Manifest,
+    digest_matches,
     load_json,
     parse,
+    payload,
 )
 from epochfs.names import Digest
 from epochfs.samples import descriptor, encode
@@ -73,6 +77,112 @@ def test_the_fields_decide_what_a_document_is_not_its_type(media_type: str) -> N
 def test_null_is_the_same_as_absent() -> None:
     view = parse(b'{"config": null, "layers": null, "subject": null, "annotations": null}')
     assert view == Manifest(None, (), None, "", {})
+
+
+def test_an_annotation_that_is_null_is_none() -> None:
+    view = parse(manifest(annotations={"a": None, "b": "c"}))
+    assert dict(view.annotations) == {"b": "c"}
+    view = parse(manifest(layers=[{**BLOB, "annotations": {"a": None}}]))
+    assert isinstance(view, Manifest)
+    assert dict(view.layers[0].annotations) == {}
+
+
+def test_the_layers_of_an_artifact_manifest_are_its_blobs() -> None:
+    artifact = {
+        "mediaType": OCI_ARTIFACT,
+        "artifactType": "application/x.sbom",
+        "blobs": [BLOB, BLOB],
+        "subject": descriptor(b"subject", OCI_MANIFEST),
+        "annotations": {"a": "b"},
+    }
+    view = parse(encode(artifact))
+    assert isinstance(view, Manifest)
+    assert view.config is None
+    assert [layer.digest for layer in view.layers] == [Digest.of(b"content")] * 2
+    assert view.artifact_type == "application/x.sbom"
+    assert view.subject is not None
+    assert view.subject.digest == Digest.of(b"subject")
+    assert dict(view.annotations) == {"a": "b"}
+    del artifact["blobs"]
+    assert parse(encode(artifact)) == replace(view, layers=())
+
+
+@pytest.mark.parametrize("other", ["layers", "config", "manifests"])
+def test_an_artifact_manifest_is_nothing_else_besides(other: str) -> None:
+    with pytest.raises(ProtocolViolation):
+        parse(encode({"mediaType": OCI_ARTIFACT, "blobs": [BLOB], other: None}))
+
+
+# Digests
+
+
+def test_a_manifest_has_the_digest_of_its_bytes() -> None:
+    raw = image().raw
+    assert payload(raw) is raw
+    for algorithm in ("sha256", "sha512"):
+        assert digest_matches(Digest.of(raw, algorithm), raw)
+        assert not digest_matches(Digest.of(raw + b"\n", algorithm), raw)
+
+
+@pytest.mark.parametrize("options", [{}, {"signatures": 3}, {"tail": 1}])
+def test_a_signed_manifest_has_the_digest_of_its_payload_too(options: dict[str, Any]) -> None:
+    raw, unsigned = signed(**options)
+    assert payload(raw) == unsigned
+    assert digest_matches(Digest.of(unsigned), raw)
+    assert digest_matches(Digest.of(raw), raw)
+    assert not digest_matches(Digest.of(b"another"), raw)
+    assert payload(unsigned) is unsigned
+
+
+FALSELY_SIGNED: dict[str, dict[str, Any]] = {
+    "layers beside the signatures": {"besides": b', "layers": []'},
+    "another tag beside the signatures": {"besides": b', "tag": "stable"'},
+    "manifests beside the signatures": {"besides": b', "manifests": []'},
+    "schema 2": {"document": {**SCHEMA1, "schemaVersion": 2}},
+    "no schema": {"document": {"layers": []}},
+    "no signature": {"signatures": 0},
+    "another length": {"formatLength": 20},
+    "a negative length": {"formatLength": -1},
+    "a length beyond the end": {"formatLength": 10**6},
+    "a length that is text": {"formatLength": "20"},
+    "a length that is a list": {"formatLength": []},
+    "a tail that is no base64": {"formatTail": "?"},
+    "a tail that is a number": {"formatTail": 7},
+    "a tail that is a list": {"formatTail": []},
+    "a tail of more": {"formatTail": "LCAidGFnIjogInN0YWJsZSJ9"},
+}
+
+
+@pytest.mark.parametrize("options", FALSELY_SIGNED.values(), ids=FALSELY_SIGNED.keys())
+def test_what_is_not_signed_as_it_says_has_the_digest_of_its_bytes(
+    options: dict[str, Any],
+) -> None:
+    """Or a signature could bring in content that has another digest, or none."""
+    raw, unsigned = signed(**options)
+    assert payload(raw) is raw
+    assert not digest_matches(Digest.of(unsigned), raw)
+    assert digest_matches(Digest.of(raw), raw)
+
+
+@pytest.mark.parametrize(
+    "signatures",
+    [None, 7, "x", {}, [7], [{}], [{"protected": 7}], [{"protected": "?"}], [{"protected": "W10"}]],
+)
+def test_signatures_of_the_wrong_shape_are_none(signatures: object) -> None:
+    raw = encode({**SCHEMA1, "signatures": signatures})
+    assert payload(raw) is raw
+
+
+def test_signatures_that_disagree_are_none() -> None:
+    one, two = (json.loads(signed(tail=tail)[0])["signatures"][0] for tail in (1, 2))
+    raw = encode({**SCHEMA1, "signatures": [one, two]})
+    assert payload(raw) is raw
+
+
+@given(st.binary())
+def test_any_bytes_have_their_own_digest(raw: bytes) -> None:
+    for text in (raw, b'{"signatures"' + raw):
+        assert digest_matches(Digest.of(text), text)
 
 
 def test_a_document_keeps_its_bytes_and_parses_them_when_asked() -> None:
@@ -133,7 +243,7 @@ HOSTILE_DOCUMENTS: dict[str, Any] = {
     "an artifactType that is a list": {"layers": [], "artifactType": []},
     "annotations that are a list": {"layers": [], "annotations": []},
     "an annotation that is a number": {"layers": [], "annotations": {"a": 1}},
-    "an annotation that is null": {"layers": [], "annotations": {"a": None}},
+    "an annotation that is an object": {"layers": [], "annotations": {"a": {}}},
     "a platform that is text": {"manifests": [{**BLOB, "platform": "linux/amd64"}]},
     "a mediaType that is a number": {"layers": [{**BLOB, "mediaType": 1}]},
 }

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from builders import signed
 from clients import Connect, connecting
 from lies import Destinations
 from scripted import Seen, Step, at_most, reply
@@ -415,6 +416,27 @@ def test_a_manifest_of_no_usable_type_is_octets(connect: Connect, content_type: 
     assert client.get_manifest("a", "latest").media_type == "application/octet-stream"
 
 
+def test_a_signed_manifest_is_known_by_the_digest_of_its_payload(connect: Connect) -> None:
+    """As Docker's registry has stored schema 1 since it knows digests."""
+    raw, unsigned = signed()
+    digest = Digest.of(unsigned)
+    for announced in (digest, None, Digest.of(unsigned, "sha512")):
+        _, client = connect(lambda _, announced=announced: manifest(raw, announced))
+        assert client.get_manifest("a", digest).raw == raw
+        document = client.get_manifest("a", "latest")
+        assert (document.raw, document.digest) == (raw, announced or digest)
+        for other in (OTHER, DIGEST):
+            with pytest.raises(ContentMismatch):
+                client.get_manifest("a", other)
+
+
+def test_a_manifest_that_only_looks_signed_is_a_mismatch(connect: Connect) -> None:
+    raw, unsigned = signed(besides=b', "layers": []')
+    _, client = connect(lambda _: manifest(raw, None))
+    with pytest.raises(ContentMismatch):
+        client.get_manifest("a", Digest.of(unsigned))
+
+
 # resolve
 
 
@@ -603,6 +625,18 @@ def test_a_manifest_is_stored(connect: Connect) -> None:
     ]
     assert server.seen[0].body == RAW
     assert server.seen[0].headers["content-type"] == OCI_MANIFEST
+
+
+def test_a_signed_manifest_is_stored_under_the_digest_of_its_payload(connect: Connect) -> None:
+    raw, unsigned = signed()
+    digest = Digest.of(unsigned)
+    for stored in (digest, Digest.of(raw)):
+        server, client = connect(
+            lambda _, stored=stored: [reply(201, Docker_Content_Digest=str(stored))]
+        )
+        for reference in ("latest", digest):
+            assert client.put_manifest("a", reference, raw, "application/json") == digest
+        assert {seen.body for seen in server.seen} == {raw}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import image, load
+from builders import image, load, signed
 
 from epochfs import health as health_module
 from epochfs.answers import AnswerStore
@@ -128,6 +128,23 @@ def test_a_manifest_proves_the_blobs_it_names(opened: Open, embedded: EmbeddedRe
     client = opened(embedded)
     for blob in IMAGE.blobs:
         assert client.blob_size(APP, Digest.of(blob)) == len(blob)
+
+
+def test_a_signed_manifest_is_recalled_by_the_digest_of_its_payload(opened: Open) -> None:
+    raw, unsigned = signed()
+    digest = Digest.of(unsigned)
+
+    class Old(EmbeddedRegistry):
+        def respond(self, request: Request) -> Response:
+            if "/manifests/" not in request.path:
+                return super().respond(request)
+            return Response(200, {"Docker-Content-Digest": str(digest)}, raw)
+
+    with Old() as registry:
+        document = opened(registry).get_manifest(APP, digest)
+        registry.stop()
+        assert opened(registry).get_manifest(APP, digest) == document
+    assert document.raw == raw
 
 
 def test_a_manifest_describes_itself_and_who_refers_to_it_grows_old(

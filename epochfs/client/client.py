@@ -35,7 +35,14 @@ from epochfs.errors import (
 )
 from epochfs.hosts import Capability, RegistryHosts
 from epochfs.hosts import find as find_hosts
-from epochfs.manifests import MEDIA_TYPE, Descriptor, Document, load_json
+from epochfs.manifests import (
+    MEDIA_TYPE,
+    Descriptor,
+    Document,
+    digest_matches,
+    load_json,
+    payload,
+)
 from epochfs.names import Digest, Reference, Repository, Tag
 from epochfs.transport import BlobStream, Reply, Request, TransportStats
 
@@ -218,8 +225,8 @@ class RegistryClient:
         """
         repository, wanted = _repository(name), _reference(reference)
         _check_manifest(data, content_type)
-        digest = wanted if isinstance(wanted, Digest) else Digest.of(data)
-        if not digest.matches(data):
+        digest = wanted if isinstance(wanted, Digest) else Digest.of(payload(data))
+        if not digest_matches(digest, data):
             raise UsageError(f"the manifest to be stored does not have digest {digest}")
         request = Request(
             "PUT",
@@ -230,7 +237,7 @@ class RegistryClient:
         )
         reply = reads.accepted(self._transport, self._transport.fetch(request))
         stored = reads.announced_digest(reply)
-        if stored is not None and not stored.matches(data):
+        if stored is not None and not digest_matches(stored, data):
             raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
         return digest
 

@@ -17,7 +17,15 @@ from epochfs.errors import (
     Unsupported,
     printable,
 )
-from epochfs.manifests import ACCEPT, MEDIA_TYPE, Descriptor, Document, checked_size
+from epochfs.manifests import (
+    ACCEPT,
+    MEDIA_TYPE,
+    Descriptor,
+    Document,
+    checked_size,
+    digest_matches,
+    payload,
+)
 from epochfs.names import Digest, Reference, Repository
 from epochfs.transport import Reply, Request, Transport
 
@@ -55,10 +63,10 @@ def manifest(
         reply = accepted(transport, transport.fetch(request, limit, watch))
     announced = announced_digest(reply)
     for digest in (reference, announced):
-        if isinstance(digest, Digest) and not digest.matches(reply.body):
+        if isinstance(digest, Digest) and not digest_matches(digest, reply.body):
             raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
     named = reference if isinstance(reference, Digest) else announced
-    return Document(named or Digest.of(reply.body), _media_type(reply), reply.body)
+    return Document(named or Digest.of(payload(reply.body)), _media_type(reply), reply.body)
 
 
 def resolve(
