@@ -310,7 +310,7 @@ ENCODINGS = (
 
 
 def encodings() -> Iterator[Lie]:
-    """What is encoded in spite of our asking is not decoded."""
+    """What is encoded in spite of our asking is not decoded; what only says so has its digest."""
     for encoding in ENCODINGS:
         for see, path, body in (
             (SEEN_TAGS, TAGS, encode({"tags": ["v1"]})),
@@ -321,6 +321,16 @@ def encodings() -> Iterator[Lie]:
             answers = {path: reply(200, gzip.compress(body), Content_Encoding=encoding)}
             title = f"{encoding} of {path.split('/')[-2]}"
             yield Lie("Content-Encoding", title, see, errno.EIO, answers)
+        for see, path, true, expected in (
+            (SEEN_TAGS, TAGS, reply(200, encode({"tags": ["v1"]})), errno.EIO),
+            (SEEN_CATALOGUE, CATALOGUE, reply(200, encode({"repositories": ["a"]})), errno.EIO),
+            (SEEN_MANIFEST, MANIFEST, manifest_reply(APP.raw), APP.raw),
+            (SEEN_TAG, TAG, manifest_reply(APP.raw), f"../manifests/{APP.digest}"),
+            (SEEN_BLOB, BLOB, reply(200, LAYER), LAYER),
+        ):
+            said = true.replace(b"\r\n", f"\r\nContent-Encoding: {encoding}\r\n".encode(), 1)
+            title = f"{encoding}, said of {see.split()[0]} {path.split('/')[-2]}"
+            yield Lie("Content-Encoding", title, see, expected, {path: said})
 
 
 LIES = (

@@ -437,6 +437,47 @@ def test_a_manifest_that_only_looks_signed_is_a_mismatch(connect: Connect) -> No
         client.get_manifest("a", Digest.of(unsigned))
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "aws-chunked"])
+def test_what_has_a_digest_is_taken_as_it_comes_whatever_encoding_it_says(
+    connect: Connect, encoding: str
+) -> None:
+    digests: list[object] = [DIGEST]
+
+    def script(seen: Seen) -> list[Step]:
+        if "/blobs/" in seen.path:
+            return [
+                reply(200, BLOB * (seen.method == "GET"), **said, Content_Length=f"{len(BLOB)}")
+            ]
+        body = RAW * (seen.method == "GET")
+        return manifest(body, digests[0], **said, Content_Length=f"{len(RAW)}")
+
+    said = {"Content_Encoding": encoding}
+    _, client = connect(script)
+    assert client.read_blob("a", BLOB_DIGEST, len(BLOB)) == BLOB
+    assert client.blob_size("a", BLOB_DIGEST) == len(BLOB)
+    assert client.blob_exists("a", BLOB_DIGEST)
+    for reference in ("latest", DIGEST):
+        assert client.get_manifest("a", reference).raw == RAW
+        assert client.resolve("a", reference).size == len(RAW)
+    digests[0] = None
+    assert client.resolve("a", DIGEST).size == len(RAW)
+    for ask in (client.get_manifest, client.resolve):
+        with pytest.raises(ProtocolViolation, match="encoded"):
+            ask("a", "latest")
+
+
+def test_a_size_that_may_be_of_an_encoded_manifest_is_not_believed(connect: Connect) -> None:
+    server, client = connect(
+        lambda seen: (
+            manifest(b"", Content_Length="7", Content_Encoding="gzip")
+            if seen.method == "HEAD"
+            else manifest()
+        )
+    )
+    assert client.resolve("a", "latest").size == len(RAW)
+    assert [seen.method for seen in server.seen] == ["HEAD", "GET"]
+
+
 # resolve
 
 

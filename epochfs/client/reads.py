@@ -62,6 +62,8 @@ def manifest(
     with transport.watch(seconds) as watch:
         reply = accepted(transport, transport.fetch(request, limit, watch))
     announced = announced_digest(reply)
+    if announced is None and not isinstance(reference, Digest):
+        reply.check_encoding()
     for digest in (reference, announced):
         if isinstance(digest, Digest) and not digest_matches(digest, reply.body):
             raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
@@ -156,7 +158,8 @@ def blob_request(
     headers = {}
     if start > 0 or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-    return Request("GET", transport.url(blob_path(repository, digest)), pull(repository), headers)
+    url = transport.url(blob_path(repository, digest))
+    return Request("GET", url, pull(repository), headers, hashed=True)
 
 
 def accepted(transport: Transport, reply: Reply) -> Reply:
@@ -212,7 +215,7 @@ def _announced(reply: Reply, reference: Reference) -> Descriptor | None:
         if digest and digest.algorithm == reference.algorithm and digest != reference:
             raise ContentMismatch(f"{reply.what}: resolves to {digest}")
         digest = reference
-    if digest is None or size is None:
+    if digest is None or size is None or reply.encoded:
         return None
     return Descriptor(_media_type(reply), digest, size)
 
@@ -221,7 +224,7 @@ def _manifest_request(
     transport: Transport, repository: Repository, reference: Reference
 ) -> Request:
     url = transport.url(manifest_path(repository, reference))
-    return Request("GET", url, pull(repository), {"Accept": ACCEPT})
+    return Request("GET", url, pull(repository), {"Accept": ACCEPT}, hashed=True)
 
 
 def _told_by_first_byte(

@@ -64,6 +64,16 @@ class Reply:
         """The length in bytes of the body, or of the one that HEAD is about (`content_length`)."""
         return content_length(self.what, self.headers)
 
+    @property
+    def encoded(self) -> bool:
+        """Whether the body is encoded, by what the headers say: we asked for none that is."""
+        return self.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
+
+    def check_encoding(self) -> None:
+        """Raise ProtocolViolation for a body that is encoded."""
+        if self.encoded:
+            raise ProtocolViolation(f"{self.what}: the body is encoded, in spite of our asking")
+
 
 class Answer:
     """An answer whose headers have arrived; its body is read here, under the operation's watch."""
@@ -113,11 +123,6 @@ class Answer:
     def content_length(self) -> int | None:
         """The body's length in bytes as the headers have it (`content_length`)."""
         return content_length(self.what, self.headers)
-
-    def check_encoding(self) -> None:
-        """Raise ProtocolViolation for an encoded body: we asked for none, and hash what comes."""
-        if self.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
-            raise ProtocolViolation(f"{self.what}: the body is encoded, in spite of our asking")
 
     def read(self, size: int) -> bytes:
         """Return 1 to `size` bytes as soon as some arrive, b"" at the end.

@@ -66,7 +66,8 @@ class Request:
     """A request to be made. `scope` names the access it needs, such as `library/nginx:pull`.
 
     `repeatable` allows another attempt after the server may have acted on the first. `confined`
-    says that the body is for this server alone, wherever it redirects to.
+    says that the body is for this server alone, wherever it redirects to. `hashed` says that the
+    caller holds the answer's body against a digest, whatever its Content-Encoding.
     """
 
     method: str
@@ -76,6 +77,7 @@ class Request:
     body: bytes | UploadBody | None = None
     repeatable: bool = True
     confined: bool = False
+    hashed: bool = False
 
 
 class Transport:
@@ -145,12 +147,7 @@ class Transport:
             with self.watch() as watch:
                 return self.fetch(request, limit, watch)
 
-        def read(answer: Answer) -> Reply:
-            if not answer.ok:
-                return answer.read_error()
-            answer.check_encoding()
-            return answer.read_whole(limit)
-
+        read = partial(_read, limit, request.hashed)
         return self._attempts(request, partial(self._authenticated, request, watch), read, watch)
 
     def open(
@@ -299,14 +296,8 @@ class Transport:
         origin = url.origin
         send = partial(self._follow, request, origin, wanted.authorization, watch)
 
-        def read(answer: Answer) -> Reply:
-            if not answer.ok:
-                return answer.read_error()
-            answer.check_encoding()
-            return answer.read_whole(SMALL_BODY)
-
         try:
-            reply = self._attempts(request, send, read, watch)
+            reply = self._attempts(request, send, partial(_read, SMALL_BODY, False), watch)
         except TooLarge as error:
             raise ProtocolViolation(f"{error}: no token is so large") from None
         if reply.status in (401, 403) or (wanted.form and reply.status == 400):
@@ -362,6 +353,16 @@ class Transport:
             watch_in_use.reset(token)
         log.debug("%s: %d", what, raw.status)
         return Answer(raw, what, request.method, url, authorization, watch, self.stats)
+
+
+def _read(limit: int, hashed: bool, answer: Answer) -> Reply:
+    """Read an answer, of at most `limit` bytes if it is a success."""
+    if not answer.ok:
+        return answer.read_error()
+    reply = answer.read_whole(limit)
+    if not hashed:
+        reply.check_encoding()
+    return reply
 
 
 def _consumed(answer: Answer, consume: Callable[[Answer], _T]) -> _T:

@@ -19,7 +19,10 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
 
 
 class BlobStream:
-    """The bytes of a blob as they arrive. A context manager; the caller closes it.
+    """The bytes of a blob as they arrive, whatever Content-Encoding they are said to have.
+
+    Registries say so of layers that are compressed, and nobody has encoded those on the way. A
+    context manager; the caller closes it.
 
     Read by one thread; `close` may be called by any other.
     """
@@ -45,7 +48,6 @@ class BlobStream:
         self._closed = False
         self._received = 0
         self._expected: int | None
-        answer.check_encoding()
         if "multipart/" in answer.headers.get("Content-Type", "").lower():
             raise ProtocolViolation(f"{answer.what}: several parts, where one range was asked for")
         length = answer.content_length
