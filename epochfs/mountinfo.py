@@ -55,6 +55,12 @@ def mounted_on(path: Path) -> Mount | None:
     return here[-1] if here else None
 
 
+def mounted_from(device: str) -> Mount | None:
+    """Return our mount of a device, the first that was made, wherever it is by now; or None."""
+    ours = (mount for mount in _mounts() if mount.is_ours)
+    return next((mount for mount in ours if mount.device == device), None)
+
+
 def file_system_of(path: Path) -> str:
     """Return the type of the file system that holds `path`; empty where that cannot be told.
 
@@ -69,5 +75,5 @@ def file_system_of(path: Path) -> str:
 
 
 def _mounts() -> Iterator[Mount]:
-    text = _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
-    return parse_mountinfo(text)
+    # As bytes: the kernel writes a carriage return as it is, and text mode makes a newline of it.
+    return parse_mountinfo(os.fsdecode(_MOUNTINFO.read_bytes()))

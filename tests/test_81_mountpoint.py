@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -185,12 +186,13 @@ def test_unmounting_what_is_not_mounted_is_a_problem_in_words(tmp_path: Path) ->
     assert mountpoint.unmount(tmp_path) != ""
 
 
-def test_those_who_use_a_directory_are_named(tmp_path: Path) -> None:
-    below = tmp_path / "file"
+def test_those_who_use_a_directory_are_named_but_not_who_asks(tmp_path: Path) -> None:
     beside = Path(f"{tmp_path}x")
-    ourselves = f"(pid {os.getpid()})"
-    with below.open("w"):
-        [holder] = mountpoint.holders(tmp_path)
-        assert holder.endswith(ourselves)
-        assert mountpoint.holders(beside) == []
-    assert mountpoint.holders(tmp_path) == []
+    with (tmp_path / "file").open("w") as file:
+        with subprocess.Popen(["sleep", "60"], stdout=file) as other:
+            try:
+                assert mountpoint.holders(tmp_path) == [f"sleep (pid {other.pid})"]
+                assert mountpoint.holders(beside) == []
+            finally:
+                other.kill()
+        assert mountpoint.holders(tmp_path) == []

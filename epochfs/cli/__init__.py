@@ -27,6 +27,8 @@ Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one line on stderr.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -72,6 +74,7 @@ def _epochfs() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's own) and return its exit code."""
+    _have_standard_streams()
     try:
         code = _epochfs.main(arguments, prog_name="epochfs", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -85,6 +88,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", 1)
+
+
+def _have_standard_streams() -> None:
+    """Open /dev/null as each of descriptors 0, 1 and 2 that is closed.
+
+    Cron's wrappers and init scripts close them (`>&-`). What is opened next would take their
+    numbers, and be written to by libfuse; and Python has None for their files.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.set_inheritable(number, True)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _fail(message: str, code: int) -> int:

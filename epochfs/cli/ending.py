@@ -46,10 +46,23 @@ class Signals:
     def __init__(self, path: Path, *, foreground: bool) -> None:
         self.on_hangup: Callable[[], None] = lambda: None
         self._path = path
+        self._device = ""
         self._ending = ending_signals(foreground=foreground)
         self._received = {*self._ending, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._received)
         threading.Thread(target=self._wait, name="signals", daemon=True).start()
+
+    def mounted(self) -> None:
+        """Take note of the mount: its path may change, as may that of any directory above it."""
+        mount = mountinfo.mounted_on(self._path)
+        self._device = mount.device if mount is not None and mount.is_ours else ""
+
+    def _find(self) -> mountinfo.Mount | None:
+        """Return our mount, also where a directory above it was renamed."""
+        mount = mountinfo.mounted_on(self._path)
+        if mount is not None and mount.is_ours and self._device in ("", mount.device):
+            return mount
+        return mountinfo.mounted_from(self._device) if self._device else None
 
     def _wait(self) -> None:
         while (received := signal.Signals(signal.sigwait(self._received))) not in self._ending:
@@ -58,18 +71,18 @@ class Signals:
             except Exception:
                 log.exception("unforeseen failure upon %s", received.name)
         try:
-            _unmount(received, self._path)
+            _unmount(received, self._find())
         except Exception:
             log.exception("cannot unmount %s", printable(self._path))
             exit_now(1)
 
 
-def _unmount(received: signal.Signals, path: Path) -> None:
+def _unmount(received: signal.Signals, mount: mountinfo.Mount | None) -> None:
     """Unmount, and end the process soon after, whoever still reads."""
-    mount = mountinfo.mounted_on(path)
-    if mount is None or not mount.is_ours:
+    if mount is None:
         log.info("%s before the mount was made: leaving", received.name)
         exit_now(1)
+    path = mount.path
     log.info("%s: unmounting %s", received.name, printable(path))
     exit_within(GRACE, 0)
     problem = mountpoint.unmount(path)

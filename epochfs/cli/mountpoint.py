@@ -176,7 +176,8 @@ def holders(path: Path) -> list[str]:
     """Return who keeps a mount busy, as `name (pid N)`; only processes this user may look into."""
     found = []
     for process in _PROC.iterdir():
-        if process.name.isdigit() and any(_is_below(link, path) for link in _links(process)):
+        is_other = process.name.isdigit() and int(process.name) != os.getpid()
+        if is_other and any(_is_below(link, path) for link in _links(process)):
             with suppress(OSError):
                 name = (process / "comm").read_text(errors="replace").strip()
                 found.append(f"{printable(name, 40)} (pid {process.name})")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from epochfs.cli import ending, logs, mountpoint, wiring
+from epochfs.cli import ending, logs, mountpoint, system, wiring
 from epochfs.cli.liveline import LiveLine
 from epochfs.cli.options import connection_options, fetching_options, registry_url
 from epochfs.cli.plan import Connection, Fetching, FileSystemPlan
@@ -95,6 +95,7 @@ def _direct(
     source: str, connection: Connection, fetching: Fetching, closing: contextlib.ExitStack
 ) -> Files:
     """Return the tree of a registry, read in this process."""
+    system.raise_open_files()
     plan = FileSystemPlan(
         url=registry_url(source),
         connection=connection,

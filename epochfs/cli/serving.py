@@ -10,7 +10,7 @@ import logging
 
 from epochfs import operations
 from epochfs.buffers import share_one_heap
-from epochfs.cli import ending, wiring
+from epochfs.cli import ending, system, wiring
 from epochfs.cli.daemon import Ready
 from epochfs.cli.plan import MountPlan
 from epochfs.config import Address, LayoutPath
@@ -27,6 +27,7 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
     Calls `ready` once it is mounted; a hangup among `signals` then drops cached listings. From the
     unmounting on, the process ends within seconds.
     """
+    system.raise_open_files()
     share_one_heap()
     with contextlib.ExitStack() as closing:
         layout = plan.url if isinstance(plan.url, LayoutPath) else None
@@ -44,6 +45,7 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
 
         def mounted() -> None:
             log.info("%s is mounted on %s", plan.url, printable(plan.path))
+            signals.mounted()
             signals.on_hangup = drop_listings
             ready(warnings)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import stat
 from pathlib import Path
@@ -27,6 +28,16 @@ def require_fuse(*, allow_other: bool) -> None:
         helper()
     if allow_other:
         user_allow_other()
+
+
+def raise_open_files() -> None:
+    """Let this process open as many files as it may: the usual soft limit, 1024, is for select(2).
+
+    Each open blob takes a descriptor, and a connection another.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def device() -> str:

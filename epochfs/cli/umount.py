@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ _GONE_SECONDS = 10.0
 def command(directory: str) -> None:
     """Unmount the registry that is mounted on MOUNTPOINT."""
     path = mountpoint.resolve(directory)
+    os.chdir("/")  # `umount .`: we would keep the mount busy ourselves
     shown = f"'{printable(path)}'"
     mount = mountinfo.mounted_on(path)
     if mount is None:
