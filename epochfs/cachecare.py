@@ -57,10 +57,17 @@ class BadBlob:
 
 @dataclass(slots=True)
 class Removal:
-    """What was removed, and what stayed because somebody uses it; by whom as far as is known."""
+    """What was removed, and what stayed because somebody uses it; by whom as far as is known.
+
+    `failed` could not be removed, for what `problem` says. `lacking` is how many bytes are still
+    over the size that was asked for.
+    """
 
     removed: Tally = field(default_factory=Tally)
     in_use: Tally = field(default_factory=Tally)
+    failed: Tally = field(default_factory=Tally)
+    problem: str = ""
+    lacking: int = 0
     users: list[CacheUser] = field(default_factory=list)
 
 
@@ -120,6 +127,7 @@ def prune(cache: BlobCache, size: int | None, partial_age: float) -> Removal:
             break
         if _evict(cache, entry, removal):
             left -= entry.size
+    removal.lacking = 0 if size is None else max(0, left - size)
     return removal
 
 
@@ -143,7 +151,12 @@ def clear(cache: BlobCache) -> Removal:
 
 
 def _evict(cache: BlobCache, entry: Entry, removal: Removal) -> bool:
-    gone = cache.room.evict(entry)
+    try:
+        gone = cache.room.remove(entry)
+    except OSError as error:
+        removal.failed.add(entry.size)
+        removal.problem = error.strerror or str(error)
+        return False
     (removal.removed if gone else removal.in_use).add(entry.size)
     return gone
 
@@ -155,7 +168,11 @@ def _databases(top: int) -> list[str]:
 
 def _indexes(cache: BlobCache) -> Iterator[tuple[int, str]]:
     """Yield the indexes of layers, each as the directory it is in, open, and its name there."""
-    with cache.directory.opened(LAYERS) as layers, os.scandir(layers) as algorithms:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        cache.directory.opened(LAYERS, make=False) as layers,
+        os.scandir(layers) as algorithms,
+    ):
         for algorithm in algorithms:
             with (
                 cache.directory.opened(LAYERS, algorithm.name) as directory,

@@ -50,16 +50,16 @@ class CacheDirectory:
         os.close(self._open_top())
 
     @contextlib.contextmanager
-    def opened(self, *parts: str) -> Iterator[int]:
+    def opened(self, *parts: str, make: bool = True) -> Iterator[int]:
         """Open a directory below `v1` as `open` does, and close it at the end."""
-        fd = self.open(*parts)
+        fd = self.open(*parts, make=make)
         try:
             yield fd
         finally:
             os.close(fd)
 
-    def open(self, *parts: str) -> int:
-        """Open (and make, where missing) a directory below `v1`; the caller closes it.
+    def open(self, *parts: str, make: bool = True) -> int:
+        """Open (and `make`, where missing) a directory below `v1`; the caller closes it.
 
         Raises OSError, also where the cache is not ours alone to write to.
         """
@@ -67,7 +67,7 @@ class CacheDirectory:
         for part in (FORMAT, *parts):
             parent = fd
             try:
-                fd = _open_below(parent, part)
+                fd = _open_below(parent, part, make=make)
             finally:
                 os.close(parent)
         return fd
@@ -124,11 +124,13 @@ def cache_errors(doing: str) -> Iterator[None]:
         raise CacheFailure(f"{doing}: {error.strerror or error}") from error
 
 
-def _open_below(parent: int, name: str) -> int:
+def _open_below(parent: int, name: str, *, make: bool) -> int:
     """Open a directory of ours, made where it is missing, and let nobody else enter it."""
     try:
         fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
     except FileNotFoundError:
+        if not make:
+            raise
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, dir_fd=parent)
             os.chmod(name, 0o700, dir_fd=parent)

@@ -4,17 +4,20 @@
 
     <directory>/v1/mounts/<pid>.<random>
 
-A file that nobody has locked is left from a mount that was killed, and removed by whoever comes
-upon it. Files are made and looked at in `CacheDirectory.alone`, so that none is met half made.
+Who ends removes its file. One that nobody has locked is left from a mount that was killed, and is
+removed by whoever comes upon it, the next mount at the latest. Files are made and looked at in
+`CacheDirectory.alone`, so that none is met half made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from epochfs.cachedir import CacheDirectory, cache_errors
@@ -35,18 +38,27 @@ class CacheUser:
     size_limit: int
 
 
-def announce(directory: CacheDirectory, user: CacheUser) -> int:
-    """Let others see that `user` uses the cache, until the returned descriptor is closed.
+@contextlib.contextmanager
+def announced(directory: CacheDirectory, user: CacheUser) -> Iterator[None]:
+    """Let others see meanwhile that `user` uses the cache.
 
-    Raises CacheFailure.
+    Files of mounts that were killed are removed first. Raises CacheFailure.
     """
-    text = json.dumps(dataclasses.asdict(user)).encode()
     name = f"{user.pid}.{secrets.token_hex(4)}"
-    with (
-        cache_errors("announcing the mount"),
-        directory.alone(),
-        directory.opened(_MOUNTS) as mounts,
-    ):
+    with cache_errors("announcing the mount"), directory.alone():
+        users(directory)
+        fd = _announce(directory, name, json.dumps(dataclasses.asdict(user)).encode())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError), directory.opened(_MOUNTS) as mounts:
+            os.unlink(name, dir_fd=mounts)
+        os.close(fd)
+
+
+def _announce(directory: CacheDirectory, name: str, text: bytes) -> int:
+    """Make a file with this text; return a descriptor that has it locked."""
+    with directory.opened(_MOUNTS) as mounts:
         fd = os.open(name, _NEW_FLAGS, 0o600, dir_fd=mounts)
         try:
             os.fchmod(fd, 0o600)
@@ -54,21 +66,25 @@ def announce(directory: CacheDirectory, user: CacheUser) -> int:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except BaseException:
             os.close(fd)
+            os.unlink(name, dir_fd=mounts)
             raise
     return fd
 
 
 def users(directory: CacheDirectory) -> list[CacheUser]:
     """Return the mounts that use the cache now. The caller is in `directory.alone`."""
-    with directory.opened(_MOUNTS) as mounts:
-        with os.scandir(mounts) as files:
-            names = sorted(file.name for file in files)
-        found = [_user(mounts, name) for name in names]
+    found: list[CacheUser | None] = []
+    with (
+        contextlib.suppress(FileNotFoundError),
+        directory.opened(_MOUNTS, make=False) as mounts,
+        os.scandir(mounts) as files,
+    ):
+        found = [_user(mounts, name) for name in sorted(file.name for file in files)]
     return [user for user in found if user is not None]
 
 
 def _user(mounts: int, name: str) -> CacheUser | None:
-    """Return who holds a file; None, and the file is gone, where nobody does."""
+    """Return who holds a file; None where nobody does, and the file is removed if it can be."""
     try:
         fd = os.open(name, _READ_FLAGS, dir_fd=mounts)
     except OSError:
@@ -78,7 +94,8 @@ def _user(mounts: int, name: str) -> CacheUser | None:
     except BlockingIOError:
         return _parse(os.read(fd, _MOST_BYTES))
     else:
-        os.unlink(name, dir_fd=mounts)
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=mounts)
         return None
     finally:
         os.close(fd)

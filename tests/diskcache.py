@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,3 +82,15 @@ def failing(number: int) -> Callable[..., Any]:
         raise OSError(number, os.strerror(number))
 
     return call
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """Make a directory read-only meanwhile, also for root, who must run this."""
+    bind = ["mount", "--bind", directory, directory]
+    subprocess.run(bind, check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from builders import random_bytes
-from diskcache import DATA, DIGEST, PAGE, content, held, keep, opened, place, staged
+from diskcache import DATA, DIGEST, PAGE, content, failing, held, keep, opened, place, staged
 
 from epochfs import cachecare
 from epochfs.blobcache import BLOBS, BlobCache
 from epochfs.cachecare import BadBlob
-from epochfs.cacheusers import CacheUser, announce, users
+from epochfs.cacheusers import CacheUser, announced, users
 from epochfs.names import Digest
 from epochfs.ranges import RangeSet
 
@@ -36,9 +37,8 @@ def cache(directory: Path) -> BlobCache:
 def user(cache: BlobCache) -> Iterator[CacheUser]:
     """A mount that uses the cache."""
     one = CacheUser(os.getpid(), "/mnt", "http://registry", 1 << 30)
-    fd = announce(cache.directory, one)
-    yield one
-    os.close(fd)
+    with announced(cache.directory, one):
+        yield one
 
 
 def index_of_a_layer(cache: BlobCache) -> Path:
@@ -86,10 +86,55 @@ def test_a_survey_names_the_mounts(cache: BlobCache, user: CacheUser) -> None:
     assert cachecare.survey(cache).users == [user]
 
 
+def files_of_mounts(cache: BlobCache) -> list[str]:
+    return sorted(path.name for path in (cache.directory.path / "v1" / "mounts").iterdir())
+
+
+def leave_a_killed_mount(cache: BlobCache) -> None:
+    with cache.directory.opened("mounts"):
+        (cache.directory.path / "v1" / "mounts" / "1.00000000").write_text("{}")
+
+
 def test_a_mount_that_was_killed_is_forgotten(cache: BlobCache) -> None:
-    os.close(announce(cache.directory, CacheUser(1, "/mnt", "", 0)))
+    leave_a_killed_mount(cache)
     assert users(cache.directory) == []
-    assert list((cache.directory.path / "v1" / "mounts").iterdir()) == []
+    assert files_of_mounts(cache) == []
+
+
+def test_a_mount_that_ends_leaves_no_file(cache: BlobCache) -> None:
+    with announced(cache.directory, CacheUser(os.getpid(), "/mnt", "", 0)):
+        assert len(files_of_mounts(cache)) == 1
+    assert files_of_mounts(cache) == []
+
+
+def test_the_next_mount_removes_what_killed_ones_have_left(
+    cache: BlobCache, user: CacheUser
+) -> None:
+    leave_a_killed_mount(cache)
+    with announced(cache.directory, CacheUser(os.getpid(), "/mnt2", "", 0)):
+        assert "1.00000000" not in files_of_mounts(cache)
+        assert len(users(cache.directory)) == 2
+    assert users(cache.directory) == [user]
+
+
+def test_users_of_a_cache_that_cannot_be_written_to_are_told(
+    cache: BlobCache, user: CacheUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_a_killed_mount(cache)
+    monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
+    assert users(cache.directory) == [user]
+
+
+def test_what_cannot_be_removed_is_counted_with_its_reason(
+    cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(cache)
+    monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
+    for removal in (cachecare.prune(cache, PAGE, DAY), cachecare.prune(cache, 0, DAY)):
+        assert (removal.removed.count, removal.in_use.count) == (0, 0)
+        assert (removal.failed.count, removal.failed.size) == (1, 3 * PAGE)
+        assert removal.problem == "Read-only file system"
+    assert removal.lacking == 3 * PAGE
 
 
 def test_a_mount_whose_file_says_nothing_sensible_still_counts(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from builders import random_bytes
 from commandline import run
-from diskcache import DATA, DIGEST, content, held, keep, opened, place
+from diskcache import DATA, DIGEST, content, held, keep, opened, place, read_only
 from mounts import Mounts
 
 from epochfs.names import Digest
@@ -75,6 +75,42 @@ def test_prune_goes_down_to_a_size_only_if_it_is_told_one(directory: Path) -> No
     assert content(opened(directory)) == DATA
     assert cache("prune", directory, "--cache-size=8K") == (0, "removed   1 blob, 12.0K\n")
     assert held(opened(directory)) == set()
+
+
+def test_prune_that_finds_all_in_use_says_so(directory: Path) -> None:
+    keep(opened(directory))
+    fd = opened(directory).open(DIGEST, len(DATA))
+    assert fd is not None
+    code, output, errors = run("cache", "prune", f"--cache-dir={directory}", "--cache-size=1K")
+    os.close(fd)
+    assert (code, output) == (1, "removed   0 blobs, 0\nin use    1 blob, 12.0K\n")
+    assert "nothing was removed" in errors
+    assert "11.0K too large: all of it is in use" in errors
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
+@pytest.mark.parametrize("command", [["prune", "--cache-size=1K"], ["clear"]])
+def test_what_cannot_be_removed_is_an_error_that_says_why(
+    command: list[str], directory: Path
+) -> None:
+    keep(opened(directory))
+    with read_only(directory):
+        code, output, errors = run("cache", *command, f"--cache-dir={directory}")
+        assert code == 1
+        assert errors.startswith("epochfs: ")
+        assert errors.endswith("Read-only file system\n")
+        if command[0] == "prune":
+            assert output == "removed   0 blobs, 0\n"
+            assert f"1 blob, 12.0K cannot be removed from the cache '{directory}'" in errors
+    assert held(opened(directory)) == {DIGEST}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
+def test_info_writes_nothing(directory: Path) -> None:
+    keep(opened(directory))
+    with read_only(directory):
+        assert "complete  1 blob, 12.0K\n" in cache("info", directory)[1]
+        assert cache("verify", directory) == (0, "verified  1 blob, 12.0K, 0 bad\n")
 
 
 def test_mounts_are_named_and_keep_what_they_use(

@@ -98,6 +98,14 @@ class Room:
 
     def evict(self, entry: Entry) -> bool:
         """Remove one entry unless somebody uses it; return whether it is gone."""
+        try:
+            return self.remove(entry)
+        except OSError as error:
+            log.debug("cannot evict %s from the cache: %s", entry.digest, error)
+            return False
+
+    def remove(self, entry: Entry) -> bool:
+        """Remove one entry unless somebody uses it; return whether it is gone. Raises OSError."""
         digest = entry.digest
         try:
             with self._directory.opened(entry.kind, digest.algorithm) as directory:
@@ -114,9 +122,6 @@ class Room:
             return False
         except FileNotFoundError:
             return True
-        except OSError as error:
-            log.warning("cannot evict %s from the cache: %s", digest, error)
-            return False
         log.debug("evicted %s, %d bytes", digest, entry.size)
         return True
 

@@ -88,9 +88,19 @@ def verify(cache_dir: Path | None) -> int:
     about="Remove partial blobs that nobody wrote to for so long.",
 )
 def prune(cache_dir: Path | None, cache_size: int | None, partial_age: float) -> None:
-    """Remove partial blobs that nobody came back for and, with --cache-size, the least used."""
-    _, cache = _opened(cache_dir)
-    _report(cachecare.prune(cache, cache_size, partial_age) if cache else Removal())
+    """Remove partial blobs that nobody came back for and, with --cache-size, the least used.
+
+    Exit code 1 if something could not be removed, or if all that should have been is in use.
+    """
+    directory, cache = _opened(cache_dir)
+    removal = cachecare.prune(cache, cache_size, partial_age) if cache else Removal()
+    _report(directory, removal)
+    if removal.lacking and not removal.removed.count:
+        raise CacheFailure(
+            f"nothing was removed from the cache '{printable(directory)}', which is "
+            f"{_size(removal.lacking)} too large: all of it is in use; try again when mounts have "
+            "closed it"
+        )
 
 
 @command.command("clear")
@@ -101,8 +111,8 @@ def clear(cache_dir: Path | None) -> None:
     Without any mount, also the names for offline use, the times of tags and the indexes of layers
     go.
     """
-    _, cache = _opened(cache_dir)
-    _report(cachecare.clear(cache) if cache else Removal())
+    directory, cache = _opened(cache_dir)
+    _report(directory, cachecare.clear(cache) if cache else Removal())
 
 
 def _opened(cache_dir: Path | None) -> tuple[Path, BlobCache | None]:
@@ -117,12 +127,18 @@ def _opened(cache_dir: Path | None) -> tuple[Path, BlobCache | None]:
         raise CacheFailure(f"the cache '{shown}' cannot be used: {error}") from None
 
 
-def _report(removal: Removal) -> None:
+def _report(directory: Path, removal: Removal) -> None:
+    """Say what was removed; raises CacheFailure where something could not be."""
     click.echo(f"removed   {_counted(removal.removed)}")
     if removal.in_use.count:
         click.echo(f"in use    {_counted(removal.in_use)}")
     for user in removal.users:
         click.echo(_named(user))
+    if removal.failed.count:
+        raise CacheFailure(
+            f"{_counted(removal.failed)} cannot be removed from the cache "
+            f"'{printable(directory)}': {removal.problem}"
+        )
 
 
 def _counted(tally: Tally) -> str:

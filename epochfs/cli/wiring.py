@@ -13,7 +13,7 @@ from functools import partial
 from epochfs.answers import AnswerStore
 from epochfs.blobcache import BlobCache
 from epochfs.blobs import Blobs, BlobStore
-from epochfs.cacheusers import CacheUser, announce
+from epochfs.cacheusers import CacheUser, announced
 from epochfs.cli import probe
 from epochfs.cli.plan import FileSystemPlan
 from epochfs.client import RegistryClient
@@ -116,7 +116,7 @@ def _assemble(
 ) -> FileSystem:
     cache = BlobCache(plan.cache)
     user = CacheUser(os.getpid(), mountpoint, str(plan.url), plan.cache.size_limit)
-    closing.callback(os.close, announce(cache.directory, user))
+    closing.enter_context(announced(cache.directory, user))
     history = TagHistory(cache.directory.private_file("tags.sqlite"), plan.url.base)
     closing.callback(history.close)
     remembering = None
