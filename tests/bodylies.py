@@ -23,6 +23,7 @@ from lies import (
     TAG,
     TAGS,
     Lie,
+    malformed_manifest,
     manifest_lie,
     manifest_reply,
 )
@@ -90,7 +91,7 @@ def oddities() -> Iterator[Lie]:
         for path, (see, good) in ENDPOINTS.items():
             where = path.rpartition("/")[2]
             yield Lie("JSON", f"{where}: {title}", see, errno.EIO, {path: reply(200, spoil(good))})
-        yield manifest_lie("JSON", f"manifest: {title}", spoil(APP.raw), errno.EIO)
+        yield from malformed_manifest("JSON", f"manifest: {title}", spoil(APP.raw))
 
 
 SIZES: dict[str, bytes] = {
@@ -130,7 +131,7 @@ def sizes() -> Iterator[Lie]:
     for place in PLACES:
         for title, text in SIZES.items():
             raw = document_with(place, {"size": "here"}).replace(b'"here"', text)
-            yield manifest_lie("size in a manifest", f"{place}: {title}", raw, errno.EIO)
+            yield from malformed_manifest("size in a manifest", f"{place}: {title}", raw)
     for length in LENGTHS + MORE_LENGTHS:
         title = length[:20]
         for see, path in ((SEEN_BLOB, BLOB), (SEEN_TAG, TAG)):
@@ -185,7 +186,7 @@ def shapes() -> Iterator[Lie]:
     """A document of the wrong shape is no manifest."""
     for title, document in WRONG_SHAPES.items():
         raw = json.dumps(document).encode()
-        yield manifest_lie("manifest's shape", title, raw, errno.EIO)
+        yield from malformed_manifest("manifest's shape", title, raw)
 
 
 CREATED_LIES = {

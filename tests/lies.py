@@ -6,9 +6,10 @@ come to. The tables of them are in `nameslies.py`, `bodylies.py` and `weblies.py
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,9 +83,14 @@ def listing_reply(path: str, names: object) -> bytes:
     return json_reply({"repositories" if path == CATALOGUE else "tags": names})
 
 
-def manifest_lie(
-    kind: str, title: str, raw: bytes, expected: object, see: str = "cat {}/manifest.json"
-) -> Lie:
+def malformed_manifest(kind: str, title: str, raw: bytes) -> Iterator[Lie]:
+    """Yield what a manifest that cannot be parsed comes to: its bytes, and no view of them."""
+    yield manifest_lie(kind, title, raw, errno.EIO, "ls {}")
+    yield manifest_lie(kind, f"{title}: layers", raw, errno.EIO, "ls {}/layers")
+    yield manifest_lie(kind, f"{title}: bytes", raw, raw, "cat {}/manifest.json")
+
+
+def manifest_lie(kind: str, title: str, raw: bytes, expected: object, see: str) -> Lie:
     """Return the lie that a manifest of its own, true digest is."""
     digest = Digest.of(raw)
     answers = {f"/v2/app/manifests/{digest}": manifest_reply(raw)}

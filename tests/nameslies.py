@@ -22,7 +22,7 @@ from lies import (
     Lie,
     json_reply,
     listing_reply,
-    manifest_lie,
+    malformed_manifest,
     manifest_reply,
 )
 from scripted import Seen, reply
@@ -286,7 +286,7 @@ def digests() -> Iterator[Lie]:
     for place in PLACES:
         for title, text in (MALFORMED_DIGESTS | NOT_NAMES).items():
             raw = document_with(place, {"digest": text})
-            yield manifest_lie("digest in a manifest", f"{place}: {title}", raw, errno.EIO)
+            yield from malformed_manifest("digest in a manifest", f"{place}: {title}", raw)
     for title, digest in MALFORMED_DIGESTS.items():
         if digest.isascii() and digest.isprintable() and digest.strip() == digest[:60_000]:
             # A tag's own digest can still be known: the manifest is fetched, and hashed.
