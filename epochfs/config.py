@@ -177,6 +177,13 @@ class Credentials:
     auth_files: tuple[Path, ...] = ()
     prefix: str = ""
 
+    @property
+    def given(self) -> str:
+        """What there is but files of other tools, for people: no secret, "" for nothing."""
+        if self.username or self.password:
+            return f"the login of {printable(self.username)}"
+        return "the token" if self.token or self.token_file else ""
+
 
 @dataclass(frozen=True, slots=True)
 class ListingOptions:

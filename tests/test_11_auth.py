@@ -23,6 +23,7 @@ from epochfs.auth import (
     parse_challenges,
     parse_token,
 )
+from epochfs.auth.tokens import token_scope
 from epochfs.config import Credentials
 from epochfs.errors import DeadlineExceeded, Denied, ProtocolViolation, Unsupported
 
@@ -43,6 +44,11 @@ class TokenServer:
         if isinstance(answer, Exception):
             raise answer
         return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+
+
+def open_to_all() -> str:
+    """A registry that asks nothing of anybody at its root."""
+    return ""
 
 
 def authenticator(scheme: str = "https", **credentials: object) -> Authenticator:
@@ -91,7 +97,10 @@ def test_a_long_hostile_challenge_is_parsed_in_no_time() -> None:
 
 def test_nothing_is_sent_before_a_challenge() -> None:
     server = TokenServer()
-    assert authenticator(username="user", password="secret").header("a:pull", server, 1) == ""
+    assert (
+        authenticator(username="user", password="secret").header("a:pull", server, open_to_all, 1)
+        == ""
+    )
     assert server.requests == []
 
 
@@ -119,8 +128,8 @@ def test_credentials_go_to_the_token_server() -> None:
 def test_a_token_is_sent_at_once_with_later_requests_of_the_scope() -> None:
     server, subject = TokenServer(), authenticator()
     subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
-    assert subject.header("a:pull", server, 1) == "Bearer t"
-    assert subject.header("b:pull", server, 1) == ""
+    assert subject.header("a:pull", server, open_to_all, 1) == "Bearer t"
+    assert subject.header("b:pull", server, open_to_all, 1) == ""
     assert len(server.requests) == 1
 
 
@@ -129,9 +138,9 @@ def test_a_token_is_replaced_before_it_expires(clock: list[float]) -> None:
     subject = authenticator()
     subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
     clock[0] += 280
-    assert subject.header("a:pull", server, 1) == "Bearer old"
+    assert subject.header("a:pull", server, open_to_all, 1) == "Bearer old"
     clock[0] += 15
-    assert subject.header("a:pull", server, 1) == "Bearer new"
+    assert subject.header("a:pull", server, open_to_all, 1) == "Bearer new"
 
 
 def test_a_refused_token_is_never_sent_again(clock: list[float]) -> None:
@@ -173,7 +182,7 @@ def test_threads_refused_at_the_same_time_share_one_token() -> None:
 def test_an_empty_token_means_that_none_is_sent() -> None:
     server, subject = TokenServer({"token": ""}), authenticator(username="user")
     assert subject.renew("", CHALLENGE, "", 0, server, 1) == ""
-    assert subject.header("", server, 1) == ""
+    assert subject.header("", server, open_to_all, 1) == ""
     assert len(server.requests) == 1
 
 
@@ -266,10 +275,10 @@ def test_the_token_of_a_login_is_not_sent_once_the_file_has_another(tmp_path: Pa
     write_logins(path, team={"username": "alice", "password": "old"})
     assert subject.renew("team/app:pull", CHALLENGE, "", 0, server, 1) == "Bearer for-alice:old"
     write_logins(path, team={"username": "bob", "password": "geheim"})
-    assert subject.header("team/app:pull", server, 1) == "Bearer for-bob:geheim"
-    assert subject.header("team/app:pull", server, 1) == "Bearer for-bob:geheim"
+    assert subject.header("team/app:pull", server, open_to_all, 1) == "Bearer for-bob:geheim"
+    assert subject.header("team/app:pull", server, open_to_all, 1) == "Bearer for-bob:geheim"
     write_logins(path, team={"username": "alice", "password": "old"})
-    assert subject.header("team/app:pull", server, 1) == "Bearer for-alice:old"
+    assert subject.header("team/app:pull", server, open_to_all, 1) == "Bearer for-alice:old"
     assert len(server.requests) == 2
 
 
@@ -277,14 +286,18 @@ def test_after_a_bearer_challenge_basic_is_sent_no_more() -> None:
     server, subject = TokenServer(), authenticator(username="user", password="secret")
     subject.renew("a:pull", 'Basic realm="x"', "", 0, server, 1)
     subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
-    assert subject.header("a:pull", server, 1) == "Bearer t"
-    assert subject.header("b:pull", server, 1) == ""
+    assert subject.header("a:pull", server, open_to_all, 1) == "Bearer t"
+    assert subject.header("b:pull", server, open_to_all, 1) == "Bearer t"
+    assert [parse_qs(urlsplit(one.url).query)["scope"] for one in server.requests] == [
+        ["repository:a:pull"],
+        ["repository:b:pull"],
+    ]
 
 
 def test_a_basic_challenge_is_answered_with_basic_from_then_on() -> None:
     server, subject = TokenServer(), authenticator(username="user", password="secret")
     assert subject.renew("a:pull", 'Basic realm="x"', "", 0, server, 1) == BASIC
-    assert subject.header("b:pull", server, 1) == BASIC
+    assert subject.header("b:pull", server, open_to_all, 1) == BASIC
 
 
 @pytest.mark.parametrize("challenge", ['Basic realm="x"', "Negotiate", ""])
@@ -292,9 +305,70 @@ def test_without_an_answer_to_a_challenge_none_is_sent(challenge: str) -> None:
     assert authenticator().renew("a:pull", challenge, "", 0, TokenServer(), 1) == ""
 
 
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("", ""),
+        ("registry:catalog", "registry:catalog:*"),
+        ("a:pull", "repository:a:pull"),
+        ("team/app:push", "repository:team/app:pull,push"),
+        ("team/app:delete", "repository:team/app:delete"),
+    ],
+)
+def test_a_kind_of_access_is_asked_for_in_the_words_of_token_servers(
+    scope: str, expected: str
+) -> None:
+    assert token_scope(scope) == expected
+
+
+def test_the_scope_that_a_root_names_is_nobodys(clock: list[float]) -> None:
+    """ghcr.io says `repository:user/image:pull` to everyone."""
+    server, subject = TokenServer(), authenticator(username="user", password="secret")
+    subject.header("b:pull", server, lambda: CHALLENGE, 1)
+    assert "scope=repository%3Ab%3Apull" in server.requests[0].url
+
+
+def test_threads_ask_the_root_once() -> None:
+    entered, go_on, asked = threading.Event(), threading.Event(), []
+
+    def learn() -> str:
+        asked.append(1)
+        entered.set()
+        go_on.wait(5)
+        return "Basic"
+
+    subject = authenticator(username="user", password="secret")
+    results: list[str] = []
+
+    def header() -> None:
+        results.append(subject.header("a:pull", TokenServer(), learn, 5))
+
+    threads = [threading.Thread(target=header) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    entered.wait(5)
+    with pytest.raises(DeadlineExceeded):
+        subject.header("b:pull", TokenServer(), learn, 0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join(5)
+    assert results == [BASIC] * 8
+    assert len(asked) == 1
+
+
+def test_what_was_given_and_never_shown_is_told() -> None:
+    subject = authenticator(username="user", password="secret")
+    assert subject.unused() == "the login of user"
+    assert subject.header("a:pull", TokenServer(), open_to_all, 1) == ""
+    assert (subject.unused(), subject.describe()) == ("the login of user", "anonymous")
+    subject.renew("a:pull", "Basic", "", 0, TokenServer(), 1)
+    assert (subject.unused(), subject.describe()) == ("", "as user, as given")
+    assert authenticator().unused() == authenticator(token="t").unused() == ""
+
+
 def test_a_static_token_is_sent_always_and_to_no_token_server() -> None:
     server, subject = TokenServer(), authenticator(token=" static\n")
-    assert subject.header("", server, 1) == "Bearer static"
+    assert subject.header("", server, open_to_all, 1) == "Bearer static"
     assert subject.renew("", CHALLENGE, "", 0, server, 1) == "Bearer static"
     assert server.requests == []
 
@@ -303,9 +377,9 @@ def test_a_token_file_is_read_for_each_use(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("first\n")
     subject = authenticator(token_file=path)
-    assert subject.header("", TokenServer(), 1) == "Bearer first"
+    assert subject.header("", TokenServer(), open_to_all, 1) == "Bearer first"
     path.write_text("second\n")
-    assert subject.header("", TokenServer(), 1) == "Bearer second"
+    assert subject.header("", TokenServer(), open_to_all, 1) == "Bearer second"
 
 
 @pytest.mark.parametrize("content", [None, b"two words", b"\xff\xfe", b"a\nb"])
@@ -316,7 +390,7 @@ def test_an_unusable_token_file_is_denied_and_not_shown(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(Denied) as caught:
-        authenticator(token_file=path).header("", TokenServer(), 1)
+        authenticator(token_file=path).header("", TokenServer(), open_to_all, 1)
     assert "words" not in str(caught.value)
 
 

@@ -166,6 +166,28 @@ def test_doctor_names_the_token(
         assert access(capsys, registry.url) == "ok access with a token, as given"
 
 
+def test_doctor_warns_of_a_login_that_the_registry_does_not_ask_for(
+    embedded: EmbeddedRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "secret", PASSWORD)
+    row = access(capsys, "--username", "me", "--password-file", str(file), embedded.url)
+    expected = f"warn access the login of me was not used: {embedded.url} asks for none"
+    assert row == f"{expected}, and is read anonymously"
+
+
+def test_doctor_warns_of_a_token_that_is_not_for_the_server_of_a_hosts_file(
+    embedded: EmbeddedRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path / "reg.example/hosts.toml", f'server = "{embedded.url}"')
+    monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
+    row = access(capsys, "--hosts-dir", str(tmp_path), "https://reg.example")
+    assert row.startswith("warn access the token is not sent: hosts.toml has another server")
+    assert all("authorization" not in request.headers for request in embedded.requests)
+
+
 def test_doctor_says_whose_credentials_are_refused(
     guarded: EmbeddedRegistry, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

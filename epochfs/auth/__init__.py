@@ -4,12 +4,15 @@ From the bottom up: `challenges` (what a registry asks for), `logins` (what the 
 (where docker and podman keep it), `helpers` (the programs that keep it for them), `store` (which
 of all these counts), `tokens` (what is asked of a token server), `authenticator` (all of it).
 
-No request is made here. Where a token is needed, the caller's `Fetch` gets it, so that a token
-request has the same time limit, retries and redirect rules as every other. The environment is not
+No request is made here. Where a token is needed, the caller's `Fetch` gets it, and its `Learn` asks
+the registry's root, so that such a request has the same time limit, retries and redirect rules as
+every other. The environment is not
 read here either: `cli` says which files there are.
 
 Rules that keep credentials where they belong:
 
+- Where there is a login and the registry asks for one at its root, every request is made with it:
+  nothing is read anonymously first, and a token server that fails or refuses is an error.
 - A static token goes to the registry as Bearer, and nowhere else.
 - User name and password go to the registry as Basic if it asks for that, else to the token server
   that the registry names; an identity token goes to the token server only. Neither goes to one on
@@ -23,7 +26,7 @@ from epochfs.auth.authenticator import Authenticator
 from epochfs.auth.challenges import Challenge, parse_challenges
 from epochfs.auth.logins import Login
 from epochfs.auth.store import ANONYMOUS, CredentialStore
-from epochfs.auth.tokens import Fetch, TokenRequest, parse_token
+from epochfs.auth.tokens import Fetch, Learn, TokenRequest, parse_token
 
 __all__ = [
     "ANONYMOUS",
@@ -31,6 +34,7 @@ __all__ = [
     "Challenge",
     "CredentialStore",
     "Fetch",
+    "Learn",
     "Login",
     "TokenRequest",
     "parse_challenges",

@@ -1,8 +1,13 @@
 """The Authorization value of each request to one registry.
 
-Locks: `Authenticator._lock` guards the two caches and is held for look-ups only. Each token's
-`_Slot.gate` is held by the one thread that fetches it, which may take as long as its request may;
-others wait for it no longer than they have time. The gate is taken first, then the lock.
+What the registry asks of everybody is learned at its root, `/v2/`, as docker and skopeo do: where
+anonymous reading stands beside private repositories, whoever has a login would otherwise never be
+asked for it, and would take what everybody may see for all there is.
+
+Locks: `Authenticator._lock` guards the caches and what was learned, and is held for look-ups only.
+Each token's `_Slot.gate` is held by the one thread that fetches it, and `Authenticator._gate` by
+the one that learns, which may take as long as a request may; others wait for it no longer than
+they have time. A gate is taken first, then the lock; no thread holds two gates.
 """
 
 from __future__ import annotations
@@ -13,13 +18,16 @@ from dataclasses import dataclass, field, replace
 
 from cachetools import LRUCache
 
-from epochfs.auth.challenges import checked_realm, parse_challenges
+from epochfs.auth.challenges import Challenge, checked_realm, parse_challenges
+from epochfs.auth.logins import Login
 from epochfs.auth.store import CredentialStore
-from epochfs.auth.tokens import SHORTEST_LIFE, Fetch, Token, TokenKey, ask
-from epochfs.errors import DeadlineExceeded, Denied
+from epochfs.auth.tokens import SHORTEST_LIFE, Fetch, Learn, Token, TokenKey, ask, token_scope
+from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied, printable
 
 _REMEMBERED = 4096
 """How many scopes, and how many tokens, are remembered."""
+
+_NOTHING_ASKED = Challenge("", {})
 
 
 @dataclass(slots=True)
@@ -44,35 +52,44 @@ class Authenticator:
 
     What a challenge said is remembered per `scope`, a name the caller gives to a kind of access:
     `library/nginx:pull`, or "" and `registry:catalog` for the registry as a whole. So only the
-    first request of a kind is ever answered with 401.
+    first request of a kind is ever answered with 401, and with a login at hand not even that.
     """
 
     def __init__(self, store: CredentialStore, registry_scheme: str) -> None:
         self._store = store
         self._registry_scheme = registry_scheme
+        self._gate = threading.Lock()
         self._lock = threading.Lock()
         self._keys: LRUCache[str, TokenKey] = LRUCache(_REMEMBERED)
         self._slots: LRUCache[TokenKey, _Slot] = LRUCache(_REMEMBERED)
-        self._basic_wanted = False
+        self._asked_of_all: Challenge | None = None
 
-    def header(self, scope: str, fetch: Fetch, patience: float) -> str:
+    def header(self, scope: str, fetch: Fetch, learn: Learn, patience: float) -> str:
         """Return the Authorization value for a first attempt, or "" to send none.
 
-        Fetches a token only to replace one that is about to expire, or that was issued to other
-        credentials than there are now. `patience` is how many seconds there are to get it. Raises
-        what `renew` does.
+        With a login at hand it is shown from the first request on, if the registry asks for one at
+        its root. Without, a token is fetched only to replace one that is about to expire, or that
+        was issued to other credentials. `patience` is how many seconds there are to get it. Raises
+        what `renew` and `learn` do, and CredentialsUnavailable where the login at hand is no answer
+        to what the registry asks.
         """
         static = self._store.bearer()
         if static:
             return f"Bearer {static}"
         turn = _turn(scope, fetch, patience)
-        if self._basic_wanted:
-            return self._basic(turn, "")
+        login = self._login(learn, turn)
         with self._lock:
-            key = self._keys.get(scope)
+            key, asked = self._keys.get(scope), self._asked_of_all
+        if key is None and login is not None:
+            asked = self._learned(learn, turn)
+        if asked is not None and asked.scheme == "basic":
+            return self._basic(login, turn, "")
         if key is None:
-            return ""
-        login = self._store.login(turn.repository, turn.deadline)
+            if login is None or asked is None or not asked.scheme:
+                return ""
+            # Some registries name a scope at the root too, of which they mean nothing.
+            wanted = token_scope(scope) or asked.parameters.get("scope", "")
+            key = self._key(asked, wanted)
         return self._bearer(replace(key, login=login), 0.0, turn)
 
     def renew(
@@ -96,20 +113,20 @@ class Authenticator:
         if static:
             return f"Bearer {static}"
         turn = _turn(scope, fetch, patience)
-        offered = {challenge.scheme: challenge for challenge in parse_challenges(challenge)}
-        if "bearer" in offered:
-            parameters = offered["bearer"].parameters
-            realm = checked_realm(parameters.get("realm", ""), self._registry_scheme)
-            login = self._store.login(turn.repository, turn.deadline)
-            key = TokenKey(realm, parameters.get("service", ""), parameters.get("scope", ""), login)
-            self._basic_wanted = False
+        asked = _answerable(challenge)
+        if asked.scheme not in ("bearer", "basic"):
+            return ""
+        login = self._store.login(turn.repository, turn.deadline)
+        if asked.scheme == "basic":
             with self._lock:
-                self._keys[scope] = key
-            return self._bearer(key, sent_at, turn)
-        if "basic" in offered:
-            self._basic_wanted = True
-            return self._basic(turn, refused)
-        return ""
+                self._asked_of_all = asked
+            return self._basic(login, turn, refused)
+        key = self._key(asked, asked.parameters.get("scope", ""))
+        with self._lock:
+            self._keys[scope] = key
+            if self._asked_of_all is not None and self._asked_of_all.scheme == "basic":
+                self._asked_of_all = asked
+        return self._bearer(replace(key, login=login), sent_at, turn)
 
     def redact(self, text: str, authorization: str) -> str:
         """Return server text without the credentials, should the server have sent them back.
@@ -125,6 +142,10 @@ class Authenticator:
         """Return in whose name requests are made, and where the credentials come from."""
         return self._store.describe()
 
+    def unused(self) -> str:
+        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        return self._store.unused()
+
     def token_expiry(self) -> float | None:
         """Return when the last of the tokens in use expires, as Unix time; None without one."""
         with self._lock:
@@ -132,12 +153,57 @@ class Authenticator:
         ends = [token.expires_at for token in tokens if token is not None and token.value]
         return time.time() + max(ends) - time.monotonic() if ends else None
 
-    def _basic(self, turn: _Turn, refused: str) -> str:
+    def _login(self, learn: Learn, turn: _Turn) -> Login | None:
+        """Return the login at hand. Where it cannot be had, a registry that is down is told first:
+        that is what an outage is, and a helper may need the same network.
+        """
+        try:
+            return self._store.login(turn.repository, turn.deadline)
+        except CredentialsUnavailable:
+            self._learned(learn, turn)
+            raise
+
+    def _learned(self, learn: Learn, turn: _Turn) -> Challenge:
+        """Return what the registry asks of everybody; the first who needs to know finds it out."""
+        with self._lock:
+            if self._asked_of_all is not None:
+                return self._asked_of_all
+        if not self._gate.acquire(timeout=max(turn.deadline - time.monotonic(), 0)):
+            raise DeadlineExceeded("the registry did not say in time how to log in")
+        try:
+            asked = self._asked_of_all
+            if asked is None:
+                asked = _answerable(learn())
+                with self._lock:
+                    self._asked_of_all = asked
+        finally:
+            self._gate.release()
+        return asked
+
+    def _key(self, asked: Challenge, scope: str) -> TokenKey:
+        """Return what a token is to be asked for; raises where no login of ours is an answer."""
+        if asked.scheme != "bearer":
+            raise CredentialsUnavailable(
+                f"the registry asks for a login by {printable(asked.scheme)}, "
+                "and epochfs knows Basic and Bearer"
+            )
+        realm = checked_realm(asked.parameters.get("realm", ""), self._registry_scheme)
+        return TokenKey(realm, asked.parameters.get("service", ""), scope, None)
+
+    def _basic(self, login: Login | None, turn: _Turn, refused: str) -> str:
         """Return the Authorization value for Basic, another one than was refused if there is."""
-        login = self._store.login(turn.repository, turn.deadline)
         if login is not None and login.basic() == refused:
             login = self._store.after_refusal(login, turn.repository, turn.deadline) or login
-        return login.basic() if login is not None else ""
+        if login is None:
+            return ""
+        value = login.basic()
+        if not value:
+            raise CredentialsUnavailable(
+                f"the registry asks for a password, and there is none {login}: "
+                "what is there is for a token server"
+            )
+        self._store.used(login)
+        return value
 
     def _bearer(self, key: TokenKey, asked_since: float, turn: _Turn) -> str:
         """Return the Authorization value for a token asked for no earlier than `asked_since`.
@@ -165,10 +231,22 @@ class Authenticator:
             try:
                 token = slot.token
                 if token is None or not token.usable(asked_since):
+                    if key.login is not None:
+                        self._store.used(key.login)
                     token = slot.token = _asked(key, turn.fetch)
             finally:
                 slot.gate.release()
         return token
+
+
+def _answerable(header: str) -> Challenge:
+    """Return the challenge to answer of those in a WWW-Authenticate header, of scheme "" for none.
+
+    Bearer comes before Basic, and these before what cannot be answered.
+    """
+    offered = parse_challenges(header)
+    known = {challenge.scheme: challenge for challenge in offered}
+    return known.get("bearer") or known.get("basic") or (offered or [_NOTHING_ASKED])[0]
 
 
 def _asked(key: TokenKey, fetch: Fetch) -> Token:

@@ -72,9 +72,20 @@ class CredentialStore:
         login = self._find(repository, deadline)
         if login is not None:
             with self._lock:
-                self._last = login
                 self._secrets.update(dict.fromkeys(login.secrets()))
         return login
+
+    def used(self, login: Login) -> None:
+        """Take note that a login is shown to the registry or its token server."""
+        with self._lock:
+            self._last = login
+
+    def unused(self) -> str:
+        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        with self._lock:
+            shown = self._last is not None
+        sent_always = self._given.token or self._given.token_file
+        return "" if shown or sent_always else self._given.given
 
     def after_refusal(self, refused: Login, repository: str, deadline: float) -> Login | None:
         """Return what to try in place of credentials that were refused, or None; as `login`."""

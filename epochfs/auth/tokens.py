@@ -46,6 +46,12 @@ Fetch = Callable[[TokenRequest], bytes]
 """Sends a token request and returns the body of its 200; raises Denied for 401 and 403, and
 Unsupported for 404 and 405."""
 
+Learn = Callable[[], str]
+"""Asks the registry's root without credentials, and returns the WWW-Authenticate of the answer,
+whatever its status, or ""."""
+
+_ACTIONS = {"pull": "pull", "push": "pull,push", "delete": "delete"}
+
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
@@ -68,6 +74,17 @@ class Token:
     def usable(self, asked_since: float) -> bool:
         """Whether it was asked for no earlier than that, and is not about to expire."""
         return self.asked_at >= asked_since and time.monotonic() < self.expires_at - _EXPIRY_MARGIN
+
+
+def token_scope(scope: str) -> str:
+    """Return the scope of a token for a kind of access, "" for the registry's root.
+
+    In the words of the Distribution project's "Token Scope Documentation".
+    """
+    name, _, action = scope.rpartition(":")
+    if action == "catalog":
+        return "registry:catalog:*"
+    return f"repository:{name}:{_ACTIONS[action]}" if name else ""
 
 
 def ask(key: TokenKey, fetch: Fetch) -> Token:

@@ -238,6 +238,8 @@ def _reach(client: RegistryClient, connection: Connection) -> str:
 
 def _access(client: RegistryClient, connection: Connection) -> str:
     probe.check(client, connection)
+    if client.unused_login:
+        raise Limited(client.unused_login)
     home = os.environ.get("HOME")
     return client.account.replace(f"{home}/", "~/") if home else client.account
 

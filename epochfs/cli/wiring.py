@@ -94,6 +94,9 @@ def _open_source(
             if not plan.offline_ok:
                 raise
             outage = error
+        else:
+            if client.unused_login:
+                warn(client.unused_login)
         health = Health(plan.url.base, ping)
         if outage is not None:
             health.failed(outage, pinged=True)

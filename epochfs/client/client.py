@@ -94,6 +94,7 @@ class RegistryClient:
         self._base_url = url.base
         self._manifest_limit = manifest_limit
         hosts = hosts or find_hosts(None, url)
+        self._withheld = given.given if hosts.elsewhere else ""
         self._transport = origin_transport(hosts, given, options)
         self._mirrors = mirrors_of(hosts, self._transport, given, options)
         self._uploader = BlobUploader(self._transport)
@@ -112,6 +113,17 @@ class RegistryClient:
     def account(self) -> str:
         """In whose name requests are made, and where the credentials come from, for people."""
         return self._transport.account()
+
+    @property
+    def unused_login(self) -> str:
+        """A warning, if what was given to log in with has not been shown to the registry, or ""."""
+        if self._withheld:
+            return (
+                f"{self._withheld} is not sent: hosts.toml has another server for {self._base_url}"
+            )
+        if unused := self._transport.unused():
+            return f"{unused} was not used: {self._base_url} asks for none, and is read anonymously"
+        return ""
 
     @property
     def token_expiry(self) -> float | None:

@@ -184,6 +184,10 @@ class Transport:
         """Return in whose name requests are made, and where the credentials come from."""
         return self._authenticator.describe()
 
+    def unused(self) -> str:
+        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        return self._authenticator.unused()
+
     def token_expiry(self) -> float | None:
         """Return when the last of the tokens in use expires, as Unix time; None without one."""
         return self._authenticator.token_expiry()
@@ -259,9 +263,9 @@ class Transport:
 
     def _authenticated(self, request: Request, watch: Watch) -> Answer:
         """Send a request; answer one 401 of the registry's with a fresh token or credentials."""
-        fetch_token = partial(self._fetch_token, watch)
+        fetch_token, learn = partial(self._fetch_token, watch), partial(self._learn, watch)
         sent_at = time.monotonic()
-        before = self._authenticator.header(request.scope, fetch_token, watch.remaining())
+        before = self._authenticator.header(request.scope, fetch_token, learn, watch.remaining())
         answer = self._answered(request, before, watch)
         if answer.status != 401 or answer.url.origin != self.base.origin:
             return answer
@@ -285,6 +289,19 @@ class Transport:
             log.debug("%s: %d: asking the registry for another URL", reply.what, reply.status)
             answer = self._follow(request, self.base.origin, authorization, watch)
         return answer
+
+    def _learn(self, watch: Watch) -> str:
+        """Return what the registry asks of everybody at its root (`auth.Learn`)."""
+        request = Request("GET", self.url("/"))
+        send = partial(self._follow, request, self.base.origin, "", watch)
+        reply = self._attempts(request, send, Answer.read_error, watch)
+        challenge = reply.headers.get("WWW-Authenticate", "")
+        if challenge and reply.url.origin != self.base.origin:
+            raise ProtocolViolation(
+                f"{self.base.site} redirects to {reply.url.site}, which asks for a login, and is "
+                f"shown none: use {reply.url.site} as the URL"
+            )
+        return challenge
 
     def _fetch_token(self, watch: Watch, wanted: TokenRequest) -> bytes:
         """Return the body of a token server's answer (`auth.Fetch`)."""
