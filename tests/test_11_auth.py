@@ -13,11 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenservers import BASIC, CHALLENGE, TokenServer, authenticator, open_to_all
 
 from epochfs.auth import (
-    Authenticator,
     Challenge,
-    CredentialStore,
     Login,
     TokenRequest,
     parse_challenges,
@@ -26,34 +25,6 @@ from epochfs.auth import (
 from epochfs.auth.tokens import token_scope
 from epochfs.config import Credentials
 from epochfs.errors import DeadlineExceeded, Denied, ProtocolViolation, Unsupported
-
-CHALLENGE = 'Bearer realm="https://auth.example/token",service="example",scope="repository:a:pull"'
-BASIC = f"Basic {base64.b64encode(b'user:secret').decode()}"
-
-
-class TokenServer:
-    """Stands in for the network: answers token requests and remembers them."""
-
-    def __init__(self, *answers: object) -> None:
-        self.answers = list(answers) or [{"token": "t", "expires_in": 300}]
-        self.requests: list[TokenRequest] = []
-
-    def __call__(self, request: TokenRequest) -> bytes:
-        answer = self.answers[min(len(self.requests), len(self.answers) - 1)]
-        self.requests.append(request)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-
-
-def open_to_all() -> str:
-    """A registry that asks nothing of anybody at its root."""
-    return ""
-
-
-def authenticator(scheme: str = "https", **credentials: object) -> Authenticator:
-    store = CredentialStore(Credentials(**credentials), f"{scheme}://reg.example")  # type: ignore[arg-type]
-    return Authenticator(store, scheme)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from scripted import at_most, until
+from tokenservers import open_to_all
 
 from epochfs.auth import Authenticator, CredentialStore, Login, TokenRequest, helpers
 from epochfs.auth.files import Helper
@@ -55,11 +56,6 @@ class Installed:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return Installed(tmp_path)
-
-
-def open_to_all() -> str:
-    """A registry that asks nothing of anybody at its root."""
-    return ""
 
 
 def ask(store: CredentialStore, seconds: float = SOON) -> Login | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 from scripted import Script, ScriptedServer, Step
 
@@ -46,6 +48,12 @@ def get(transport: Transport, path: str = "/v2/x", **options: object) -> Reply:
 
 def stream(transport: Transport, start: int = 0, end: int | None = None) -> BlobStream:
     return transport.open(Request("GET", transport.base.at("/v2/blob")), start, end)
+
+
+def written(path: Path, entry: dict[str, str], host: str) -> Credentials:
+    """Write a login of docker's for one registry."""
+    path.write_text(json.dumps({"auths": {host: entry}}))
+    return Credentials(auth_files=(path,))
 
 
 def endless(step: bytes, pause: float = 0.0) -> Iterator[Step]:

@@ -2,12 +2,12 @@
 
 From the bottom up: `challenges` (what a registry asks for), `logins` (what the user has), `files`
 (where docker and podman keep it), `helpers` (the programs that keep it for them), `store` (which
-of all these counts), `tokens` (what is asked of a token server), `authenticator` (all of it).
+of all these counts), `tokens` (what is asked of a token server), `refresh` (what that replaces in
+answering), `authenticator` (all of it).
 
 No request is made here. Where a token is needed, the caller's `Fetch` gets it, and its `Learn` asks
 the registry's root, so that such a request has the same time limit, retries and redirect rules as
-every other. The environment is not
-read here either: `cli` says which files there are.
+every other. The environment is not read here either: `cli` says which files there are.
 
 Rules that keep credentials where they belong:
 

@@ -7,7 +7,7 @@ asked for it, and would take what everybody may see for all there is.
 Locks: `Authenticator._lock` guards the caches and what was learned, and is held for look-ups only.
 Each token's `_Slot.gate` is held by the one thread that fetches it, and `Authenticator._gate` by
 the one that learns, which may take as long as a request may; others wait for it no longer than
-they have time. A gate is taken first, then the lock; no thread holds two gates.
+they have time. A gate is taken before the lock; under a token's, the lock of a `refresh.Chain`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cachetools import LRUCache
 
 from epochfs.auth.challenges import Challenge, checked_realm, parse_challenges
 from epochfs.auth.logins import Login
+from epochfs.auth.refresh import OF_THIS_PROCESS, RefreshTokens
 from epochfs.auth.store import CredentialStore
 from epochfs.auth.tokens import SHORTEST_LIFE, Fetch, Learn, Token, TokenKey, ask, token_scope
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied, printable
@@ -55,8 +56,14 @@ class Authenticator:
     first request of a kind is ever answered with 401, and with a login at hand not even that.
     """
 
-    def __init__(self, store: CredentialStore, registry_scheme: str) -> None:
+    def __init__(
+        self,
+        store: CredentialStore,
+        registry_scheme: str,
+        refresh_tokens: RefreshTokens = OF_THIS_PROCESS,
+    ) -> None:
         self._store = store
+        self._refresh_tokens = refresh_tokens
         self._registry_scheme = registry_scheme
         self._gate = threading.Lock()
         self._lock = threading.Lock()
@@ -231,11 +238,39 @@ class Authenticator:
             try:
                 token = slot.token
                 if token is None or not token.usable(asked_since):
-                    if key.login is not None:
-                        self._store.used(key.login)
-                    token = slot.token = _asked(key, turn.fetch)
+                    token = slot.token = self._asked(key, turn)
             finally:
                 slot.gate.release()
+        return token
+
+    def _asked(self, key: TokenKey, turn: _Turn) -> Token:
+        """Get a token.
+
+        Without credentials some servers give no token at all, yet the registry may answer anonymous
+        requests; that is remembered, so that not every request asks again.
+        """
+        if key.login is not None:
+            self._store.used(key.login)
+            if key.login.identity_token:
+                return self._refreshed(key, key.login, turn)
+        try:
+            return ask(key, turn.fetch)
+        except Denied:
+            if key.login is not None:
+                raise
+            now = time.monotonic()
+            return Token("", now, now + SHORTEST_LIFE)
+
+    def _refreshed(self, key: TokenKey, login: Login, turn: _Turn) -> Token:
+        """Get a token for an identity token, or for what that has become."""
+        original = login.identity_token
+        with self._refresh_tokens.held(key.realm, original, turn.deadline) as chain:
+            self._store.keep_secret(chain.token)
+            shown = replace(key, login=replace(login, identity_token=chain.token))
+            token = ask(shown, turn.fetch)
+            if token.refresh_token:
+                chain.token = token.refresh_token
+                self._store.keep_secret(chain.token)
         return token
 
 
@@ -247,21 +282,6 @@ def _answerable(header: str) -> Challenge:
     offered = parse_challenges(header)
     known = {challenge.scheme: challenge for challenge in offered}
     return known.get("bearer") or known.get("basic") or (offered or [_NOTHING_ASKED])[0]
-
-
-def _asked(key: TokenKey, fetch: Fetch) -> Token:
-    """Get a token.
-
-    Without credentials some servers give no token at all, yet the registry may answer anonymous
-    requests; that is remembered, so that not every request asks again.
-    """
-    try:
-        return ask(key, fetch)
-    except Denied:
-        if key.login is not None:
-            raise
-        now = time.monotonic()
-        return Token("", now, now + SHORTEST_LIFE)
 
 
 def _turn(scope: str, fetch: Fetch, patience: float) -> _Turn:

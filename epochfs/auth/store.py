@@ -71,9 +71,13 @@ class CredentialStore:
         """
         login = self._find(repository, deadline)
         if login is not None:
-            with self._lock:
-                self._secrets.update(dict.fromkeys(login.secrets()))
+            self.keep_secret(*login.secrets())
         return login
+
+    def keep_secret(self, *secrets: str) -> None:
+        """Take these out of texts from now on."""
+        with self._lock:
+            self._secrets.update(dict.fromkeys(secrets))
 
     def used(self, login: Login) -> None:
         """Take note that a login is shown to the registry or its token server."""

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from epochfs.auth.logins import Login
@@ -65,11 +66,15 @@ class TokenKey:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and its times on the monotonic clock. An empty value means: send none."""
+    """A token and its times on the monotonic clock. An empty value means: send none.
+
+    `refresh_token`, if there is one, replaces that which the token was asked for with.
+    """
 
     value: str = field(repr=False)
     asked_at: float
     expires_at: float
+    refresh_token: str = field(default="", repr=False)
 
     def usable(self, asked_since: float) -> bool:
         """Whether it was asked for no earlier than that, and is not about to expire."""
@@ -102,7 +107,7 @@ def ask(key: TokenKey, fetch: Fetch) -> Token:
     except Unsupported as error:
         raise ProtocolViolation(f"{error}: no answer of a token server") from None
     value, lifetime = parse_token(raw)
-    return Token(value, asked_at, asked_at + lifetime)
+    return Token(value, asked_at, asked_at + lifetime, parse_refresh_token(raw))
 
 
 def _ask_by_get(key: TokenKey, fetch: Fetch) -> bytes:
@@ -148,12 +153,7 @@ def parse_token(raw: bytes) -> tuple[str, float]:
 
     Raises ProtocolViolation for an answer that is no JSON object with a usable token.
     """
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ProtocolViolation("the token server's answer is not JSON") from None
-    if not isinstance(answer, dict):
-        raise ProtocolViolation("the token server's answer is not a JSON object")
+    answer = _parsed(raw)
     value = answer.get("token") or answer.get("access_token")
     if value is None and "token" in answer:
         value = answer["token"]
@@ -164,3 +164,19 @@ def parse_token(raw: bytes) -> tuple[str, float]:
         lifetime = SHORTEST_LIFE
     # In this order, as NaN is not greater than anything.
     return value, min(max(SHORTEST_LIFE, lifetime), _LONGEST_LIFE)
+
+
+def parse_refresh_token(raw: bytes) -> str:
+    """Return the refresh token in a token server's answer, or ""; raises as `parse_token`."""
+    value = _parsed(raw).get("refresh_token")
+    return value if isinstance(value, str) and _HEADER_SAFE.match(value) else ""
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ProtocolViolation("the token server's answer is not JSON") from None
+    if not isinstance(answer, dict):
+        raise ProtocolViolation("the token server's answer is not a JSON object")
+    return answer
