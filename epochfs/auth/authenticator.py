@@ -43,6 +43,7 @@ class _Slot:
 class _Turn:
     """One request for an Authorization value, with all it needs; `deadline` is monotonic."""
 
+    scope: str
     repository: str
     fetch: Fetch
     deadline: float
@@ -89,15 +90,26 @@ class Authenticator:
             key, asked = self._keys.get(scope), self._asked_of_all
         if key is None and login is not None:
             asked = self._learned(learn, turn)
-        if asked is not None and asked.scheme == "basic":
-            return self._basic(login, turn, "")
-        if key is None:
-            if login is None or asked is None or not asked.scheme:
-                return ""
-            # Some registries name a scope at the root too, of which they mean nothing.
-            wanted = token_scope(scope) or asked.parameters.get("scope", "")
-            key = self._key(asked, wanted)
-        return self._bearer(replace(key, login=login), 0.0, turn)
+        return self._value(login, asked, key, turn)
+
+    def instead(self, scope: str, forbidden: str, fetch: Fetch, patience: float) -> str:
+        """Return the Authorization value to try in place of one that was answered with 403.
+
+        It is the same where there is no other. Amazon ECR answers so when a login has expired, so
+        a helper is asked once more (`helpers`); for the rest as `header`.
+        """
+        if not forbidden or self._store.bearer():
+            return forbidden
+        turn = _turn(scope, fetch, patience)
+        login = self._store.login(turn.repository, turn.deadline)
+        with self._lock:
+            key, asked = self._keys.get(scope), self._asked_of_all
+        value = self._value(login, asked, key, turn)
+        if value == forbidden and login is not None:
+            another = self._store.after_forbidden(login, turn.repository, turn.deadline)
+            if another is not None:
+                value = self._value(another, asked, key, turn)
+        return value or forbidden
 
     def renew(
         self,
@@ -159,6 +171,22 @@ class Authenticator:
             tokens = [slot.token for slot in self._slots.values()]
         ends = [token.expires_at for token in tokens if token is not None and token.value]
         return time.time() + max(ends) - time.monotonic() if ends else None
+
+    def _value(
+        self, login: Login | None, asked: Challenge | None, key: TokenKey | None, turn: _Turn
+    ) -> str:
+        """Return the Authorization value for a login, given what is asked of everybody, and `key`:
+        what was asked of this kind of access in particular.
+        """
+        if asked is not None and asked.scheme == "basic":
+            return self._basic(login, turn, "")
+        if key is None:
+            if login is None or asked is None or not asked.scheme:
+                return ""
+            # Some registries name a scope at the root too, of which they mean nothing.
+            wanted = token_scope(turn.scope) or asked.parameters.get("scope", "")
+            key = self._key(asked, wanted)
+        return self._bearer(replace(key, login=login), 0.0, turn)
 
     def _login(self, learn: Learn, turn: _Turn) -> Login | None:
         """Return the login at hand. Where it cannot be had, a registry that is down is told first:
@@ -285,7 +313,7 @@ def _answerable(header: str) -> Challenge:
 
 
 def _turn(scope: str, fetch: Fetch, patience: float) -> _Turn:
-    return _Turn(_repository(scope), fetch, time.monotonic() + patience)
+    return _Turn(scope, _repository(scope), fetch, time.monotonic() + patience)
 
 
 def _repository(scope: str) -> str:

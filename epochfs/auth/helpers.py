@@ -7,10 +7,13 @@ anything of ours but the environment, in a session of their own, and within a ti
 
 What a helper said is kept until it is refused; then it is asked anew, but if it says the same
 again, or nothing, or fails, not before half a minute has passed. That the caller had no time to
-wait for it is no failure of the helper's.
+wait for it is no failure of the helper's. A 403 may be a refusal or none (Amazon ECR answers an
+expired login with it): the helper is asked at most once in half a minute because of such, and what
+it said stays unless it says something else.
 
-Locks: `Helpers._gate` is held while a helper runs; others wait for it no longer than they have
-time. `Helpers._lock` guards what is kept; it is taken after the gate.
+Locks: `Helpers._gate` is held while a helper runs, and by whoever adds to what is kept; others wait
+for it no longer than they have time. `Helpers._lock` guards what is kept; it is taken after the
+gate.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ class _Kept:
     failure: str
     good_until: float
     refusable_at: float
+    doubtable_at: float = 0.0
 
 
 class Helpers:
@@ -100,6 +104,31 @@ class Helpers:
             for kept in self._kept.values():
                 if kept.login == login and kept.refusable_at <= now:
                     kept.good_until = now
+
+    def doubt(self, login: Login, deadline: float) -> None:
+        """Ask the helper that said a login whether it says another by now.
+
+        That is done once in half a minute. Threads that doubt the same login wait for the one that
+        asks, as long as they have time.
+        """
+        if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            return
+        try:
+            now = time.monotonic()
+            for helper, kept in list(self._kept.items()):
+                if kept.login == login and kept.doubtable_at <= now:
+                    self._ask_in_doubt(helper, kept, deadline)
+        finally:
+            self._gate.release()
+
+    def _ask_in_doubt(self, helper: Helper, kept: _Kept, deadline: float) -> None:
+        kept.doubtable_at = time.monotonic() + PAUSE
+        with contextlib.suppress(DeadlineExceeded):
+            fresh = self._ask(helper, kept, deadline)
+            if fresh.login not in (None, kept.login):
+                fresh.doubtable_at = kept.doubtable_at
+                with self._lock:
+                    self._kept[helper] = fresh
 
     def _good(self, helper: Helper) -> _Kept | None:
         """Return what a helper said last, unless it is to be asked again."""

@@ -97,6 +97,15 @@ class CredentialStore:
         login = self.login(repository, deadline)
         return None if login == refused else login
 
+    def after_forbidden(self, shown: Login, repository: str, deadline: float) -> Login | None:
+        """Return what to try in place of credentials that were answered with 403, or None.
+
+        That may be no word on the credentials, so little is done for it. Raises as `login`.
+        """
+        self._helpers.doubt(shown, deadline)
+        login = self.login(repository, deadline)
+        return None if login == shown else login
+
     def fingerprint(
         self, salt: bytes, repository: str, deadline: float, besides: Sequence[bytes] = ()
     ) -> str:

@@ -262,21 +262,34 @@ class Transport:
             attempt += 1
 
     def _authenticated(self, request: Request, watch: Watch) -> Answer:
-        """Send a request; answer one 401 of the registry's with a fresh token or credentials."""
+        """Send a request; answer one 401 of the registry's with a fresh token or credentials.
+
+        A 403 is answered once as well, if there are other credentials than were sent.
+        """
         fetch_token, learn = partial(self._fetch_token, watch), partial(self._learn, watch)
         sent_at = time.monotonic()
-        before = self._authenticator.header(request.scope, fetch_token, learn, watch.remaining())
-        answer = self._answered(request, before, watch)
-        if answer.status != 401 or answer.url.origin != self.base.origin:
-            return answer
-        challenge = answer.headers.get("WWW-Authenticate", "")
-        answer.read_error()
-        authorization = self._authenticator.renew(
-            request.scope, challenge, before, sent_at, fetch_token, watch.remaining()
-        )
-        if authorization == before:
-            return answer
-        return self._answered(request, authorization, watch)
+        shown = self._authenticator.header(request.scope, fetch_token, learn, watch.remaining())
+        answer = self._answered(request, shown, watch)
+        if answer.status == 401 and answer.url.origin == self.base.origin:
+            challenge = answer.headers.get("WWW-Authenticate", "")
+            answer.read_error()
+            before, shown = (
+                shown,
+                self._authenticator.renew(
+                    request.scope, challenge, shown, sent_at, fetch_token, watch.remaining()
+                ),
+            )
+            if shown == before:
+                return answer
+            answer = self._answered(request, shown, watch)
+        if answer.status == 403 and answer.url.origin == self.base.origin and _again(request):
+            answer.read_error()
+            another = self._authenticator.instead(
+                request.scope, shown, fetch_token, watch.remaining()
+            )
+            if another != shown:
+                answer = self._answered(request, another, watch)
+        return answer
 
     def _answered(self, request: Request, authorization: str, watch: Watch) -> Answer:
         """Send a request; where the registry redirects a read to a URL that has expired, do so once
@@ -330,7 +343,7 @@ class Transport:
         """Send a request to where redirects lead; `authorization` is shown at `home` only."""
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
-            if isinstance(request.body, UploadBody) and not request.body.restart():
+            if not _again(request):
                 raise Unavailable(f"{_described(request, url)}: the body cannot be sent again")
             answer = self._send(request, url, authorization if url.origin == home else "", watch)
             if not answer.location:
@@ -394,6 +407,11 @@ def _consumed(answer: Answer, consume: Callable[[Answer], _T]) -> _T:
 def _is_of_a_registry(url: Url) -> bool:
     """Whether a redirect has led to another registry: to storage those of blobs lead."""
     return url.path.startswith("/v2/") and "/blobs/" not in url.path
+
+
+def _again(request: Request) -> bool:
+    """Whether the body of a request can be sent once more, from its start."""
+    return not isinstance(request.body, UploadBody) or request.body.restart()
 
 
 def _described(request: Request, url: Url) -> str:
