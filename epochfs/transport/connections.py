@@ -3,6 +3,8 @@
 `requests.Session` is not used. It reads the body of a redirect to its end however long that is,
 takes passwords from `.netrc` in place of our Authorization header, keeps cookies, and looks into
 the environment for each request. The layer under it, `HTTPAdapter`, does none of that.
+
+Locks: `Adapter._lock` guards which TLS settings have pools; that of `TlsPolicy` is taken under it.
 """
 
 from __future__ import annotations
@@ -19,10 +21,16 @@ from urllib.parse import urlsplit
 
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ConnectionError as RequestsConnectionError
 from requests.exceptions import SSLError
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import (
+    ClosedPoolError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+)
 
 from epochfs.transport.faults import WrongHost, is_wrong_host
 from epochfs.transport.tls import TlsPolicy, names_of
@@ -205,6 +213,8 @@ class Adapter(HTTPAdapter):
 
     def __init__(self, tls: TlsPolicy, pool_size: int) -> None:
         self._tls = tls
+        self._lock = threading.Lock()
+        self._contexts: set[ssl.SSLContext] = set()
         super().__init__(pool_connections=_HOSTS, pool_maxsize=pool_size, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
@@ -217,7 +227,25 @@ class Adapter(HTTPAdapter):
         host, _ = super().build_connection_pool_key_attributes(*args, **kwargs)
         if host["scheme"] == "http":
             return host, {}
-        return host, {"ssl_context": self._tls.context(host["host"])}
+        context = self._tls.context(host["host"])
+        self._close_outdated(context)
+        return host, {"ssl_context": context}
+
+    def _close_outdated(self, context: ssl.SSLContext) -> None:
+        """Close the pools of settings that are used no more, when new ones first come along.
+
+        A connection that is in use is closed when its answer has been read.
+        """
+        with self._lock:
+            if context in self._contexts:
+                return
+            self._contexts.add(context)
+            outdated = {one for one in self._contexts if not self._tls.in_use(one)}
+            self._contexts -= outdated
+            for manager in (self.poolmanager, *self.proxy_manager.values()):
+                keys = manager.pools.keys()  # the pools refuse to be iterated over
+                for key in [one for one in keys if one.key_ssl_context in outdated]:
+                    manager.pools.pop(key).close()
 
     def cert_verify(self, *args: Any) -> None:  # noqa: ANN401
         """Do nothing: the pool has its TLS settings already, and reloading them takes 20 ms."""
@@ -225,11 +253,20 @@ class Adapter(HTTPAdapter):
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
         """Send a request; raises WrongHost if the certificate is for other hosts than this."""
         try:
-            return super().send(request, *args, **kwargs)
+            return self._sent(request, *args, **kwargs)
         except SSLError as error:
             if not is_wrong_host(error):
                 raise
             raise WrongHost(self._certified_hosts(request.url or "")) from error
+
+    def _sent(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
+        try:
+            return super().send(request, *args, **kwargs)
+        except RequestsConnectionError as error:
+            if not any(isinstance(cause, ClosedPoolError) for cause in error.args):
+                raise
+            # Its certificate was renewed just then, and nothing has been sent.
+            return super().send(request, *args, **kwargs)
 
     def _certified_hosts(self, url: str) -> list[str]:
         """Return the hosts that a server's certificate is for, if it says so once more.

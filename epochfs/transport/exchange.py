@@ -104,12 +104,11 @@ class Transport:
         self.stats = TransportStats() if stats is None else stats
         self._options = options
         self._watchdog = Watchdog()
-        tls = TlsPolicy(options, self.base.hostname)
-        self._adapter = Adapter(tls, options.pool_size)
+        self._tls = TlsPolicy(options, self.base.hostname)
+        self._adapter = Adapter(self._tls, options.pool_size)
         self._credentials = CredentialStore(credentials, base_url)
         self._authenticator = Authenticator(self._credentials, self.base.scheme)
-        headers = [f"{name}: {value}".encode() for name, value in options.headers]
-        self._always_shown = (*tls.certificates, *headers)
+        self._headers = [f"{name}: {value}".encode() for name, value in options.headers]
 
     @property
     def timeout(self) -> float:
@@ -198,7 +197,8 @@ class Transport:
         Raises Denied and DeadlineExceeded where credentials cannot be had.
         """
         deadline = time.monotonic() + self.timeout
-        return self._credentials.fingerprint(salt, repository, deadline, self._always_shown)
+        always_shown = (*self._tls.certificates, *self._headers)
+        return self._credentials.fingerprint(salt, repository, deadline, always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
         """Return the error that an answer other than the one hoped for means.

@@ -3,20 +3,45 @@
 Trusted are the system's authorities, those requests brings along, and the user's. With neither
 `ca_certs` nor `tls_verify` given, loopback alone is not verified (design, section 4). A client
 certificate is a credential: only the registry's own host is shown it.
+
+The user's files are read again when they change, as short-lived certificates (cert-manager, SPIFFE)
+are renewed under a mount. A certificate and its key are two files that change one after the other:
+until they fit, what was read before stays.
+
+Locks: `TlsPolicy._lock` is held while files are read; nothing else of ours is locked under it.
 """
 
 from __future__ import annotations
 
+import logging
 import ssl
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from epochfs.config import TransportOptions, is_loopback
 from epochfs.errors import UsageError, printable
 
+log = logging.getLogger(__name__)
+
 WRONG_HOST_CODES = frozenset({62, 64})
 """OpenSSL's codes for a certificate that is for other names, or for other addresses."""
+
+
+_State = tuple[tuple[int, int, int, int] | None, ...]
+"""What stat(2) says of each file, None for one that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What was made of the files while they were in one state; a kind of context is made once."""
+
+    state: _State
+    certificates: tuple[bytes, ...]
+    contexts: dict[tuple[bool, bool], ssl.SSLContext] = field(default_factory=dict)
 
 
 class TlsPolicy:
@@ -26,18 +51,32 @@ class TlsPolicy:
         """Raises UsageError for files that cannot be used: better now than at the first use."""
         self._options = options
         self._registry = registry.lower()
-        self._contexts: dict[tuple[bool, bool], ssl.SSLContext] = {}
-        if options.ca_certs or options.client_certs:
-            self.context(registry)
-        self.certificates = tuple(path.read_bytes() for path, _ in options.client_certs)
+        pairs = options.client_certs
+        self._files = (*options.ca_certs, *(file for pair in pairs for file in pair if file))
+        self._lock = threading.Lock()
+        self._refused: _State | None = None
+        kinds = [self._kind(registry)] if self._files else []
+        self._loaded = self._load(kinds)
 
     def context(self, host: str) -> ssl.SSLContext:
-        """Return the settings for connections to `host`: always the same object for the same."""
-        identified = bool(self._options.client_certs) and host.lower() == self._registry
-        kind = self._verifies(host), identified
-        if kind not in self._contexts:
-            self._contexts.setdefault(kind, self._make(*kind))
-        return self._contexts[kind]
+        """Return the settings for connections to `host`: the same object while the files are."""
+        kind = self._kind(host)
+        with self._lock:
+            contexts = self._current().contexts
+            if kind not in contexts:
+                contexts[kind] = self._make(*kind)
+            return contexts[kind]
+
+    @property
+    def certificates(self) -> tuple[bytes, ...]:
+        """The client certificates that new connections to the registry show."""
+        with self._lock:
+            return self._current().certificates
+
+    def in_use(self, context: ssl.SSLContext | None) -> bool:
+        """Whether new connections are still made with these settings."""
+        with self._lock:
+            return context in self._loaded.contexts.values()
 
     def inspecting(self) -> ssl.SSLContext:
         """Return settings of its own for looking at the certificate of a server.
@@ -45,6 +84,34 @@ class TlsPolicy:
         For a connection that carries no request, and so need not be to the right host.
         """
         return self._make(verify=True, identified=False)
+
+    def _current(self) -> _Loaded:
+        """Return what is loaded, anew if the files have changed and can be used; locked."""
+        state = self._state()
+        if state not in (self._loaded.state, self._refused):
+            try:
+                self._loaded = self._load(list(self._loaded.contexts))
+            except (UsageError, OSError) as error:
+                self._refused = state
+                log.warning("changed on disk, and not used yet: %s", error)
+            else:
+                self._refused = None
+                log.info("certificates have changed on disk, and are used from now on")
+        return self._loaded
+
+    def _load(self, kinds: list[tuple[bool, bool]]) -> _Loaded:
+        state = self._state()
+        contexts = {kind: self._make(*kind) for kind in kinds}
+        certificates = tuple(path.read_bytes() for path, _ in self._options.client_certs)
+        return _Loaded(state, certificates, contexts)
+
+    def _state(self) -> _State:
+        return tuple(_identity(path) for path in self._files)
+
+    def _kind(self, host: str) -> tuple[bool, bool]:
+        """Return whether `host` must show a certificate, and whether it is shown ours."""
+        identified = bool(self._options.client_certs) and host.lower() == self._registry
+        return self._verifies(host), identified
 
     def _verifies(self, host: str) -> bool:
         if self._options.tls_verify is not None:
@@ -89,6 +156,15 @@ def names_of(certificate: Mapping[str, object]) -> list[str]:
     names = certificate.get("subjectAltName", ())
     assert isinstance(names, tuple)
     return [str(name) for _, name in names]
+
+
+def _identity(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what tells a file from the one that was there before it, None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _reason(error: OSError) -> str:
