@@ -6,7 +6,7 @@ A blob's size is known because a manifest of the same repository named it, or be
 answered; that is also the proof that this repository may see the blob, without which the blob
 cache is not consulted.
 
-Locks: `Listings._lock` guards `_armed`; no I/O happens under it.
+Locks: `Listings._lock` guards `_armed` and `_closures`; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from epochfs.batches import Ahead, Each, InParallel, tolerant
 from epochfs.catalogue import Catalogue
@@ -45,6 +46,7 @@ from epochfs.ttlcache import CachePolicy, TtlCache
 log = logging.getLogger(__name__)
 
 _MAX_ARMED = 1000
+_MAX_CLOSURES = 16
 
 
 class Listings:
@@ -91,6 +93,9 @@ class Listings:
             "tag", self._fetch_resolved, changing, store=self._tables, recalled=recalled
         )
         self._heads = TtlCache("blob", self._fetch_head, changing, recalled=recalled)
+        self._closures: TTLCache[tuple[Repository, Digest], Reachable] = TTLCache(
+            _MAX_CLOSURES, options.negative_ttl
+        )
         self._begin = Ahead(self._ahead, options.parallel)
         self._referrers = Referrers(source, self._tagged, changing, facts, recalled)
         depth = options.parallel
@@ -203,10 +208,30 @@ class Listings:
         self._reachable_walk.asked(repository)
         return self._follow(repository, self._in_parallel())
 
+    def closure(self, repository: Repository, digest: Digest) -> Reachable:
+        """Return what one manifest leads to through indexes, itself included, without referrers.
+
+        What could not be had is told in `Reachable.error`. Kept for a moment, whole or not: who
+        walks over it asks again for each name.
+        """
+        self.manifest(repository, digest)
+        with self._lock:
+            found = self._closures.get((repository, digest))
+        if found is None:
+            each = self._in_parallel()
+            found = follow(
+                [digest], lambda level: each(lambda one: self._had(repository, one), level)
+            )
+            with self._lock:
+                self._closures[repository, digest] = found
+        return found
+
     def clear(self) -> None:
         """Forget what may have changed; manifests cannot."""
         for cache in (self._repositories, self._resolved, self._heads, self._referrers):
             cache.clear()
+        with self._lock:
+            self._closures.clear()
 
     def close(self) -> None:
         """Stop the background work."""
@@ -285,6 +310,16 @@ class Listings:
 
     def _fetched(self, repository: Repository, digest: Digest) -> Fetched:
         """Fetch a manifest, and what refers to it, as far as they can be had."""
+        found = self._had(repository, digest)
+        if found.document is None or found.error is not None:
+            return found
+        try:
+            return replace(found, referrers=self.referrers(repository, digest))
+        except EpochfsError as error:
+            return replace(found, error=error)
+
+    def _had(self, repository: Repository, digest: Digest) -> Fetched:
+        """Fetch a manifest, if it can be had, and parse it."""
         try:
             document = self.manifest(repository, digest)
         except UnconfirmedNotFound as error:
@@ -293,14 +328,11 @@ class Listings:
             return Fetched()
         except EpochfsError as error:
             return Fetched(error=error)
-        missing: EpochfsError | None = None
-        referrers: tuple[Digest, ...] = ()
         try:
             document.view  # noqa: B018 - parsed here so that a malformed one is known here
-            referrers = self.referrers(repository, digest)
         except EpochfsError as error:
-            missing = error
-        return Fetched(document, referrers, missing)
+            return Fetched(document, error=error)
+        return Fetched(document)
 
     # ---- what the caches fetch ---------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge
+from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, fresh
 from epochfs.manifests import Descriptor, Document, Index, Manifest
 from epochfs.names import Digest
 
@@ -56,7 +56,7 @@ class Reachable:
     def complete(self) -> None:
         """Return if this is all there is, else raise what is missing."""
         if self.error is not None:
-            raise self.error
+            raise fresh(self.error)
 
 
 def follow(start: Iterable[Digest], fetch: Fetch) -> Reachable:

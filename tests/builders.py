@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.manifests import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from epochfs.names import Digest
 from epochfs.registry import EmbeddedRegistry
 from epochfs.samples import CONFIG, LAYER, descriptor, encode
+
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,42 @@ def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
+def docker_image(*layers: bytes) -> Content:
+    """Return an image of Docker's schema 2, as `docker push` makes them."""
+    config = encode(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(layer)) for layer in layers]},
+        }
+    )
+    packed = tuple(gzip.compress(layer, mtime=0) for layer in layers)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": DOCKER_MANIFEST,
+        "config": descriptor(config, "application/vnd.docker.container.image.v1+json"),
+        "layers": [descriptor(layer, DOCKER_LAYER) for layer in packed],
+    }
+    return Content(encode(manifest), DOCKER_MANIFEST, (config, *packed))
+
+
+def docker_list(*children: Content) -> Content:
+    """Return a manifest list of these images."""
+    manifests = [
+        descriptor(child.raw, child.media_type, platform={"os": "linux", "architecture": name})
+        for child, name in zip(children, _architectures(), strict=False)
+    ]
+    document = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": manifests}
+    return Content(encode(document), DOCKER_LIST, (), children)
+
+
+def signature(of: Content, text: bytes = b"signed") -> Content:
+    """Return a manifest that refers to other content."""
+    subject = descriptor(of.raw, of.media_type)
+    return image(text, subject=subject, artifactType="application/vnd.example.signature")
+
+
 def _architectures() -> Iterator[str]:
     yield from ("amd64", "arm64", "riscv64", "s390x")
     number = 0
@@ -142,3 +181,14 @@ def write_layout(directory: Path, tag: str, content: Content) -> None:
     entry = descriptor(content.raw, content.media_type, annotations=name)
     (directory / "index.json").write_bytes(encode({"schemaVersion": 2, "manifests": [entry]}))
     (directory / "oci-layout").write_bytes(encode({"imageLayoutVersion": "1.0.0"}))
+
+
+def write_directory(directory: Path, content: Content) -> None:
+    """Write content as skopeo's `dir:` transport has it."""
+    directory.mkdir(parents=True)
+    (directory / "version").write_text("Directory Transport Version: 1.1\n")
+    for manifest in content.every_manifest():
+        name = "" if manifest is content else f"{manifest.digest.encoded}."
+        (directory / f"{name}manifest.json").write_bytes(manifest.raw)
+    for blob in content.every_blob():
+        (directory / Digest.of(blob).encoded).write_bytes(blob)

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from builders import Content, write_layout
+from builders import Content, write_directory
 from mounts import Mounts, require_fuse
 from views import Opener
 
@@ -26,6 +27,7 @@ from epochfs.registry import EmbeddedRegistry
 
 STARTUP_SECONDS = 20
 
+_HTPASSWD = 'auth: {{htpasswd: {{realm: registry, path: "{path}"}}}}\n'
 _REGISTRY_CONFIG = """\
 version: 0.1
 log: {{level: info}}
@@ -139,11 +141,12 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker
 
 @contextmanager
 def serve_docker_registry(
-    directory: Path, port: int = 0, cache_of: str = ""
+    directory: Path, port: int = 0, cache_of: str = "", htpasswd: Path | None = None
 ) -> Iterator[DockerRegistry]:
     """Run a docker-registry on what it has stored in a directory; on any free port for 0.
 
-    With the URL of another registry it is a pull-through cache of that one.
+    With the URL of another registry it is a pull-through cache of that one. With a file of
+    `htpasswd` it serves those who are in that, as the file is at the moment.
     """
     if shutil.which("docker-registry") is None:
         pytest.skip("docker-registry is not installed")
@@ -152,6 +155,8 @@ def serve_docker_registry(
     text = _REGISTRY_CONFIG.format(storage=directory / "storage", port=port)
     if cache_of:
         text += f'proxy: {{remoteurl: "{cache_of}"}}\n'
+    if htpasswd is not None:
+        text += _HTPASSWD.format(path=htpasswd)
     config.write_text(text)
     file = directory / "log"
     with file.open("ab") as log:
@@ -179,6 +184,8 @@ def _wait_until_answering(registry: DockerRegistry, process: subprocess.Popen[by
     while process.poll() is None and time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"{registry.url}/v2/", timeout=1).close()
+        except urllib.error.HTTPError:
+            return  # it wants a password
         except OSError:
             time.sleep(0.05)
         else:
@@ -196,13 +203,17 @@ class Skopeo:
     def push(
         self, content: Content, host: str, name: str, tag: str = "latest", credentials: str = ""
     ) -> None:
-        """Push content, unchanged, to `host/name:tag`; `credentials` are `user:password`."""
-        layout = self._fresh_directory()
-        write_layout(layout, tag, content)
+        """Push content, unchanged, to `host/name:tag`; `credentials` are `user:password`.
+
+        Without a tag, it has its digest alone as a name.
+        """
+        source = self._fresh_directory()
+        write_directory(source, content)
         options = ["--dest-tls-verify=false"]
         if credentials:
             options.append(f"--dest-creds={credentials}")
-        self.copy(*options, f"oci:{layout}:{tag}", f"docker://{host}/{name}:{tag}")
+        reference = f":{tag}" if tag else f"@{content.digest}"
+        self.copy(*options, f"dir:{source}", f"docker://{host}/{name}{reference}")
 
     def pull(self, host: str, name: str, tag: str = "latest", credentials: str = "") -> Path:
         """Pull `host/name:tag` with all it refers to, and return the OCI layout it is in."""

@@ -43,12 +43,26 @@ from epochfs.views.layout import (
 )
 from epochfs.views.platforms import PlatformLink, PlatformsDirectory, UnknownDirectory
 from epochfs.views.referrers import ReferrerLink, ReferrersDirectory
+from epochfs.views.skopeo import HeldLink, SkopeoDirectory, TopLink, VersionFile
 from epochfs.views.snapshots import SparseDirectory, SparseNode
 
 TREE = Tree()
 APP = Repository("library/nginx")
 DIGEST = Digest.of(b"content")
-WORDS = ["layers", "00", "manifest.json", "platforms", "unknown", "files", "referrers"]
+HEX = DIGEST.encoded
+WORDS = [
+    "dir",
+    "version",
+    HEX,
+    f"{HEX}.manifest.json",
+    "layers",
+    "00",
+    "manifest.json",
+    "platforms",
+    "unknown",
+    "files",
+    "referrers",
+]
 CONTENT = f"sha256:{DIGEST.encoded}"
 
 
@@ -110,6 +124,10 @@ nodes = st.one_of(
     st.builds(ReferrerLink, repositories, digests, segments),
     st.builds(SparseDirectory, repositories, digests),
     st.builds(SparseNode, repositories, digests, titles),
+    st.builds(SkopeoDirectory, repositories, digests),
+    st.builds(VersionFile, repositories, digests),
+    st.builds(TopLink, repositories, digests),
+    st.builds(HeldLink, repositories, digests, digests, st.booleans()),
 )
 
 
@@ -179,6 +197,15 @@ def path_of(node: Node) -> str:
             return f"{repository}/manifests/{node.digest}/sparse"
         case SparseNode():
             return f"{repository}/manifests/{node.digest}/sparse/{node.path}"
+        case SkopeoDirectory():
+            return f"{repository}/manifests/{node.digest}/dir"
+        case VersionFile():
+            return f"{repository}/manifests/{node.digest}/dir/version"
+        case TopLink():
+            return f"{repository}/manifests/{node.digest}/dir/manifest.json"
+        case HeldLink():
+            suffix = ".manifest.json" if node.is_manifest else ""
+            return f"{repository}/manifests/{node.digest}/dir/{node.held.encoded}{suffix}"
     raise AssertionError(node)
 
 
@@ -304,6 +331,11 @@ def test_the_control_directory_is_no_repository() -> None:
         f"/a/blobs/{CONTENT}/x",
         "/a/manifests/latest",
         f"/a/manifests/{CONTENT}/other",
+        f"/a/manifests/{CONTENT}/dir/{CONTENT}",
+        f"/a/manifests/{CONTENT}/dir/{DIGEST.encoded[1:]}",
+        f"/a/manifests/{CONTENT}/dir/.manifest.json",
+        f"/a/manifests/{CONTENT}/dir/{DIGEST.encoded}.manifest.json.manifest.json",
+        f"/a/manifests/{CONTENT}/dir/{DIGEST.encoded}/x",
         f"/a/manifests/{CONTENT}/manifest.json/x",
         f"/a/manifests/{CONTENT}/layers/0",
         f"/a/manifests/{CONTENT}/layers/x",

@@ -13,6 +13,7 @@ from epochfs.views.files import SPARSE, FilesDirectory
 from epochfs.views.platforms import PlatformsDirectory
 from epochfs.views.referrers import ReferrersDirectory
 from epochfs.views.rootfs import RootfsPlace
+from epochfs.views.skopeo import SkopeoDirectory
 from epochfs.views.snapshots import SparseDirectory
 from epochfs.views.view import ManifestView
 
@@ -20,6 +21,7 @@ REFERRERS = "referrers"
 """The one view that tells nothing of a manifest itself, so that each manifest has it."""
 
 VIEWS: Mapping[str, type[ManifestView]] = {
+    "dir": SkopeoDirectory,
     "files": FilesDirectory,
     "platforms": PlatformsDirectory,
     REFERRERS: ReferrersDirectory,
