@@ -124,7 +124,7 @@ class Administrator:
     variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.backup.mkdir()
+        self.backup.mkdir(parents=True)
         containers = self.directory / "home/.config/containers"
         containers.mkdir(parents=True)
         # What skopeo asks of a user: whom to trust, and that the registry is a plain http one.

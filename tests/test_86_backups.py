@@ -1,16 +1,19 @@
-"""A backup of a registry that denies what it gave before fails, and leaves the good one alone."""
+"""Backups of a registry that changes: what changed is in the next one, and what is denied makes it
+fail and leaves the last good one alone.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from backups import (
+    TOOLS,
     Administrator,
     Tool,
     each_tool,
@@ -19,10 +22,17 @@ from backups import (
     readme_line,
     require,
 )
+from builders import Content, image, load
 from conftest import Skopeo, serve_docker_registry
 from mounts import Mount, Mounts
 
+from epochfs.client import RegistryClient
+from epochfs.names import Tag
+from epochfs.registry import EmbeddedRegistry
+
 USER, FIRST, SECOND = "backup", "first", "second"
+
+ONE, OTHER = image(b"one"), image(b"two", b"shared")
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,7 @@ def guarded(tmp_path: Path, skopeo: Skopeo, mounts: Mounts) -> Iterator[Guarded]
         push_world(registry, skopeo, f"{USER}:{FIRST}")
         options = ["--username", USER, "--password-file", str(secret), "--metadata-ttl", "1"]
         mount = mounts(registry.url, *options)
-        root = tmp_path / "root"
-        root.mkdir()
-        yield Guarded(htpasswd, mount, Administrator(root, mount.path))
+        yield Guarded(htpasswd, mount, Administrator(tmp_path / "root", mount.path))
 
 
 @each_tool
@@ -81,3 +89,39 @@ def test_after_a_changed_password_a_backup_fails_and_the_last_good_one_is_whole(
     assert administrator.try_to(tool.again, GOOD=good).returncode != 0
     administrator.run(tool.unpack, GOOD=good)
     assert fingerprint(administrator.backup / "restored") == shown
+
+
+CHANGES: Mapping[str, Mapping[str, Content | None]] = {
+    "two tags swap": {"one": OTHER, "other": ONE},
+    "a tag is deleted": {"one": None},
+    "the tag comes back": {"one": OTHER},
+    "a tag is made": {"new": image(b"new")},
+    "all are deleted": {"one": None, "other": None, "new": None},
+}
+
+
+def test_every_change_of_the_tags_is_in_the_next_backup(
+    embedded: EmbeddedRegistry, mounts: Mounts, tmp_path: Path
+) -> None:
+    load(embedded, "team/app", "one", ONE)
+    load(embedded, "team/app", "other", OTHER)
+    client = RegistryClient(embedded.url)
+    mount = mounts(embedded.url, "--metadata-ttl", "0.2")
+    administrator = Administrator(tmp_path / "root", mount.path)
+    tar, rsync = (readme_line(TOOLS[name].line) for name in ("tar", "rsync"))
+    administrator.run(f"{tar}\n{rsync}\nmkdir /backup/chain")
+    unpack = "tar -xg /dev/null -f /backup/registry.0.tar -C /backup/chain"
+    administrator.run(unpack)
+    for level, (what, change) in enumerate(CHANGES.items(), 1):
+        for tag, content in change.items():
+            if content is None:
+                client.delete_manifest("team/app", Tag(tag))
+            else:
+                load(embedded, "team/app", tag, content)
+        time.sleep(0.5)
+        administrator.run(
+            "\n".join([rsync, *(one.replace(".0.", f".{level}.") for one in (tar, unpack))])
+        )
+        shown = fingerprint(mount.path)
+        assert fingerprint(administrator.backup / "registry") == shown, what
+        assert fingerprint(administrator.backup / "chain") == shown, what

@@ -46,7 +46,7 @@ def served(tmp_path: Path, skopeo: Skopeo, mounts: Mounts) -> Iterator[Served]:
     with serve_docker_registry(_directory(tmp_path / "before")) as registry:
         push_world(registry, skopeo)
         mount = mounts(registry.url)
-        administrator = Administrator(_directory(tmp_path / "root"), mount.path)
+        administrator = Administrator(tmp_path / "root", mount.path)
         administrator.trust(registry.host)
         yield Served(registry, mount, administrator)
 
@@ -128,7 +128,7 @@ def test_signatures_without_a_tag_come_back_where_the_registry_tells_of_them(
         for content in (of_the_image, signature(of_the_image, b"signed again")):
             load(registry, "team/app", "", content)
         mount = mounts(registry.url)
-        administrator = Administrator(_directory(tmp_path / "root"), mount.path)
+        administrator = Administrator(tmp_path / "root", mount.path)
         administrator.trust(other.host)
         administrator.run(readme_line("rsync -a --delete"))
         administrator.run(REPOSITORY, other.host)
