@@ -72,6 +72,32 @@ def no_range(exchange: Exchange) -> Iterator[Step]:
     yield from exchange.whole.played()
 
 
+def range_refused(code: int) -> Fault:
+    """Refuse whatever has a Range, and send the whole blob to who asks without."""
+
+    def fault(exchange: Exchange) -> Iterator[Step]:
+        if "range" in exchange.request.headers:
+            yield reply(code)
+        else:
+            yield from exchange.answer.played()
+
+    return fault
+
+
+def capped(size: int) -> Fault:
+    """Send at most `size` bytes of a range, and say so."""
+
+    def fault(exchange: Exchange) -> Iterator[Step]:
+        whole = exchange.whole.body
+        start, _, last = exchange.request.headers.get("range", "bytes=0-")[6:].partition("-")
+        stop = min(int(last or len(whole)) + 1, int(start) + size, len(whole))
+        span = f"bytes {start}-{stop - 1}/{len(whole)}"
+        body = whole[int(start) : stop]
+        yield exchange.whole.head(206, Content_Range=span, Content_Length=str(len(body))) + body
+
+    return fault
+
+
 def rangeless_close_after(size: int) -> Fault:
     """The same, and end the body in good order after `size` bytes, with more announced."""
 

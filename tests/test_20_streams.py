@@ -21,10 +21,11 @@ from transports import (
 
 from epochfs.errors import (
     DeadlineExceeded,
+    EpochfsError,
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.transport import BlobStream
+from epochfs.transport import BlobStream, Request, Shortened, Transport
 
 serve = pytest.fixture(serving)
 
@@ -80,7 +81,6 @@ def test_a_server_without_range_is_no_error(serve: Serve) -> None:
         "",
         "bytes 0-2/10",
         "bytes 3-5/10",
-        "bytes 2-3/10",
         "bytes 2-5/10",
         "bytes 4-2/10",
         "bytes */10",
@@ -114,6 +114,85 @@ def test_other_doubtful_ranges_are_violations(serve: Serve, answer: list[Step]) 
     _, transport = serve(lambda _: answer)
     with pytest.raises(ProtocolViolation):
         stream(transport, 2, 5)
+
+
+@pytest.mark.parametrize(("total", "end"), [("10", 5), ("10", None), ("*", 5)])
+def test_a_range_may_be_shorter_than_asked_for_and_is_no_end_then(
+    serve: Serve, total: str, end: int | None
+) -> None:
+    """Some servers cap what they send at once; what is missing is to be asked for."""
+    _, transport = serve(lambda _: partial(b"23", f"bytes 2-3/{total}"))
+    with stream(transport, 2, end) as blob:
+        assert (blob.start, blob.ranged) == (2, True)
+        assert blob.read(10) == b"23"
+        with pytest.raises(Shortened):
+            blob.read(10)
+
+
+def ranged(transport: Transport, start: int, end: int | None) -> BlobStream:
+    headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    request = Request("GET", transport.base.at("/v2/blob"), "a:pull", headers)
+    return transport.open(request, start, end)
+
+
+@pytest.mark.parametrize("status", [400, 416, 501])
+def test_a_server_that_refuses_range_is_asked_without_and_remembered(
+    serve: Serve, status: int
+) -> None:
+    server, transport = serve(
+        lambda seen: [reply(status) if "range" in seen.headers else reply(200, b"0123456789")]
+    )
+    for start, end in ((2, 5), (5, None), (0, 1)):
+        with ranged(transport, start, end) as blob:
+            assert (blob.start, blob.total, blob.ranged) == (0, 10, False)
+            assert read_all(blob) == b"0123456789"
+    asked = [seen.headers.get("range") for seen in server.seen]
+    assert asked == ["bytes=2-4", None, None, None]
+
+
+def test_storage_that_refuses_range_is_asked_without(serve: Serve) -> None:
+    storage, _ = serve(
+        lambda seen: [reply(400) if "range" in seen.headers else reply(200, b"0123456789")]
+    )
+    _, transport = serve(lambda _: [reply(307, Location=f"{storage.url}/x?sig=1")])
+    for _ in range(2):
+        with ranged(transport, 2, 5) as blob:
+            assert read_all(blob) == b"0123456789"
+    assert "range" not in storage.seen[-1].headers
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 410, 503])
+def test_another_refusal_is_not_one_of_range(serve: Serve, status: int) -> None:
+    server, transport = serve(lambda _: [reply(status)], retries=0)
+    with pytest.raises(EpochfsError):
+        ranged(transport, 2, 5)
+    assert len(server.seen) == 1
+
+
+def test_a_range_beyond_the_end_is_no_refusal_of_range(serve: Serve) -> None:
+    def script(seen: Seen) -> list[Step]:
+        if seen.headers.get("range") == "bytes=0-1":
+            return partial(b"01", "bytes 0-1/2")
+        return [reply(416, Content_Range="bytes */2")]
+
+    server, transport = serve(script)
+    with pytest.raises(ProtocolViolation, match="416"):
+        ranged(transport, 2, 5)
+    assert len(server.seen) == 1
+    with ranged(transport, 0, 2) as blob:
+        assert blob.ranged
+
+
+def test_a_refusal_that_is_not_of_range_is_not_remembered_as_one(serve: Serve) -> None:
+    """One blob that is shorter than it should be must not cost all others their ranges."""
+    answers = iter(([reply(416)], [reply(200, b"01")], [reply(400)], [reply(400)]))
+    server, transport = serve(lambda _: next(answers))
+    with ranged(transport, 2, 5) as blob:
+        assert (blob.start, blob.total) == (0, 2)
+    with pytest.raises(ProtocolViolation, match="400"):
+        ranged(transport, 2, 5)
+    asked = [seen.headers.get("range") for seen in server.seen]
+    assert asked == ["bytes=2-4", None] * 2
 
 
 def test_a_stream_that_breaks_off_is_unavailable(serve: Serve) -> None:

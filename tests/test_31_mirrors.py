@@ -465,6 +465,19 @@ def test_a_stream_that_its_reader_gives_up_is_no_failure(
         assert client.mirrors[0].healthy
 
 
+def test_a_range_that_a_mirror_makes_shorter_is_no_failure(
+    client_of: Client, origin: EmbeddedRegistry
+) -> None:
+    part = reply(206, LAYER[:10], Content_Range=f"bytes 0-9/{len(LAYER)}")
+    with recording(lambda _: [part]) as mirror:
+        client = client_of(origin, mirror.url)
+        with client.get_blob(NAME, BLOB, 0, 100) as stream:
+            assert stream.read(100) == LAYER[:10]
+            with pytest.raises(Unavailable):
+                stream.read(100)
+        assert client.mirrors[0].healthy
+
+
 def test_a_mirror_that_is_back_is_asked_again_by_itself(
     client_of: Client, origin: EmbeddedRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,11 @@ ROWS = (
     Row("206 with a Content-Range that is none", faults.content_range("bytes 0-"), EIO),
     Row("Range answered 200", faults.no_range, OK),
     Row("Range answered 200 after a 206", faults.later(faults.no_range), OK),
+    Row("Range refused with 400", faults.range_refused(400), OK),
+    Row("Range refused with 416", faults.range_refused(416), OK),
+    Row("Range refused with 501", faults.range_refused(501), OK),
+    Row("206 of 100 KiB, however much is asked for", faults.capped(100 * KIB), OK, twice=CHUNK),
+    Row("206 of one byte less than is asked for", faults.first(5, faults.capped(CHUNK - 1)), OK),
     Row("416 on an empty blob", faults.status(416), OK, blob=EMPTY),
     Row("Content-Length differs from the descriptor's size", faults.shorter, EIO),
     Row(

@@ -38,7 +38,7 @@ from epochfs.errors import (
 )
 from epochfs.hosts import Capability, Host, RegistryHosts
 from epochfs.names import Digest
-from epochfs.transport import Answer, BlobStream, Request, Transport
+from epochfs.transport import Answer, BlobStream, Request, Shortened, Transport
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,8 @@ class MirrorStream(BlobStream):
         try:
             count = super().read_into(buffer)
             self._check_pace(count, time.monotonic() - started)
+        except Shortened:
+            raise  # as is its right
         except _FAILURES as error:
             if not self._given_up:
                 self._mirror.failed(error, time.monotonic() - started)

@@ -3,12 +3,13 @@
 The only importer of requests and urllib3. From the bottom up: `urls` (where a server may send
 us), `watchdog` (time limits), `tls` (who is trusted), `faults` (foreign exceptions made ours),
 `connections` (what is changed in requests and urllib3), `retries`, `answers` and `streams`
-(bodies), `exchange` (all of it).
+(bodies), `request` (what is asked), `exchange` (all of it).
 """
 
 from epochfs.transport.answers import Answer, Reply, TransportStats
-from epochfs.transport.exchange import Request, Transport
-from epochfs.transport.streams import BlobStream, UploadBody
+from epochfs.transport.exchange import Transport
+from epochfs.transport.request import Request
+from epochfs.transport.streams import BlobStream, Shortened, UploadBody
 from epochfs.transport.urls import Url, next_page
 from epochfs.transport.watchdog import Watch
 
@@ -17,6 +18,7 @@ __all__ = [
     "BlobStream",
     "Reply",
     "Request",
+    "Shortened",
     "Transport",
     "TransportStats",
     "UploadBody",

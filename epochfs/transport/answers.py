@@ -154,6 +154,15 @@ class Answer:
         self._stats.count(bytes_received=count)
         return count
 
+    def read_reply(self, limit: int, *, encoded: bool = False) -> Reply:
+        """Read the body: of at most `limit` bytes, and perhaps `encoded`, if it is a success's."""
+        if not self.ok:
+            return self.read_error()
+        reply = self.read_whole(limit)
+        if not encoded:
+            reply.check_encoding()
+        return reply
+
     def read_whole(self, limit: int) -> Reply:
         """Read the body, of at most `limit` bytes; raises TooLarge beyond. Ends the exchange."""
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -38,8 +38,9 @@ from epochfs.transport.faults import (
     error_entries,
     refusal,
 )
+from epochfs.transport.request import Request, described, is_of_a_registry
 from epochfs.transport.retries import UNREACHED_DELAY, UNREACHED_SECONDS, backoff, retry_after
-from epochfs.transport.streams import BlobStream, UploadBody
+from epochfs.transport.streams import BlobStream, UploadBody, may_refuse_range, without_range
 from epochfs.transport.tls import TlsPolicy
 from epochfs.transport.urls import Origin, Url, next_page
 from epochfs.transport.watchdog import Watch, Watchdog
@@ -50,7 +51,6 @@ SMALL_BODY = 1024 * 1024
 """Limit in bytes of bodies whose content is not looked at, or is a token."""
 
 _MAX_REDIRECTS = 5
-_NO_HEADERS: Mapping[str, str] = {}
 _FORM: Mapping[str, str] = {"Content-Type": "application/x-www-form-urlencoded"}
 _EXPIRED_STATUSES = frozenset({400, 403, 410})
 """How storage refuses a signed URL whose time is up."""
@@ -59,25 +59,6 @@ _T = TypeVar("_T")
 
 StreamKind = Callable[[Answer, int, int | None], BlobStream]
 """Makes a stream of an answer to a request for the bytes from one offset to before another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request to be made. `scope` names the access it needs, such as `library/nginx:pull`.
-
-    `repeatable` allows another attempt after the server may have acted on the first. `confined`
-    says that the body is for this server alone, wherever it redirects to. `hashed` says that the
-    caller holds the answer's body against a digest, whatever its Content-Encoding.
-    """
-
-    method: str
-    url: Url
-    scope: str = ""
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
-    body: bytes | UploadBody | None = None
-    repeatable: bool = True
-    confined: bool = False
-    hashed: bool = False
 
 
 class Transport:
@@ -109,6 +90,8 @@ class Transport:
         self._credentials = CredentialStore(credentials, base_url)
         self._authenticator = Authenticator(self._credentials, self.base.scheme)
         self._headers = [f"{name}: {value}".encode() for name, value in options.headers]
+        # Written without a lock: all that a race costs is one more refused request.
+        self._refuses_range = False
 
     @property
     def timeout(self) -> float:
@@ -146,7 +129,9 @@ class Transport:
             with self.watch() as watch:
                 return self.fetch(request, limit, watch)
 
-        read = partial(_read, limit, request.hashed)
+        def read(answer: Answer) -> Reply:
+            return answer.read_reply(limit, encoded=request.hashed)
+
         return self._attempts(request, partial(self._authenticated, request, watch), read, watch)
 
     def open(
@@ -160,19 +145,13 @@ class Transport:
         """Make a request for the bytes from `start` to `end` of a blob; return the open stream.
 
         The time limit, of `seconds` or else ours, holds until the headers are there, then anew for
-        each read. The stream is made by `kind`.
+        each read. The stream is made by `kind`. Where Range is what the server refuses, all is
+        asked for, now and from then on.
         Raises what `fetch` does, what `refusal` returns, and what BlobStream raises.
         """
         watch = self.watch(seconds)
-
-        def stream(answer: Answer) -> BlobStream:
-            if answer.status not in (200, 206):
-                raise self.refusal(answer.read_error())
-            return kind(answer, start, end)
-
         try:
-            send = partial(self._authenticated, request, watch)
-            result = self._attempts(request, send, stream, watch)
+            result = self._open(request, start, end, kind, watch)
             watch.suspend()
         except BaseException:
             watch.release()
@@ -210,7 +189,7 @@ class Transport:
         error = self._meaning(reply)
         if reply.url.origin == self.base.origin or isinstance(error, Unavailable):
             return error
-        if type(error) is NotFound and _is_of_a_registry(reply.url):
+        if type(error) is NotFound and is_of_a_registry(reply.url):
             return error
         return Unavailable(f"{error}; it is the storage at {reply.url.site} that refuses this")
 
@@ -226,6 +205,28 @@ class Transport:
         """End every operation under way, with Unavailable, and close the connections."""
         self._watchdog.close()
         self._adapter.close()
+
+    def _open(
+        self, request: Request, start: int, end: int | None, kind: StreamKind, watch: Watch
+    ) -> BlobStream:
+        def stream(answer: Answer) -> BlobStream | Reply:
+            whole = answer.status in (200, 206)
+            return kind(answer, start, end) if whole else answer.read_error()
+
+        def ask(request: Request) -> BlobStream | Reply:
+            send = partial(self._authenticated, request, watch)
+            return self._attempts(request, send, stream, watch)
+
+        whole = replace(request, headers=without_range(request.headers))
+        found = ask(whole if self._refuses_range else request)
+        if request != whole and isinstance(found, Reply) and may_refuse_range(found, start):
+            log.debug("%s: %d: asking for all, without Range", found.what, found.status)
+            found = ask(whole)
+            if isinstance(found, BlobStream) and (found.total is None or found.total > start):
+                self._refuses_range = True
+        if isinstance(found, Reply):
+            raise self.refusal(found)
+        return found
 
     def _attempts(
         self,
@@ -257,7 +258,7 @@ class Transport:
                 raise Unavailable(str(error)) from error
             log.debug("%s; trying again in %.1f s", error, delay)
             self.stats.count(retries=1)
-            with converted(_described(request, request.url), watch):
+            with converted(described(request, request.url), watch):
                 watch.sleep(delay)
             attempt += 1
 
@@ -282,7 +283,7 @@ class Transport:
             if shown == before:
                 return answer
             answer = self._answered(request, shown, watch)
-        if answer.status == 403 and answer.url.origin == self.base.origin and _again(request):
+        if answer.status == 403 and answer.url.origin == self.base.origin and request.restart():
             answer.read_error()
             another = self._authenticator.instead(
                 request.scope, shown, fetch_token, watch.remaining()
@@ -327,7 +328,9 @@ class Transport:
         send = partial(self._follow, request, origin, wanted.authorization, watch)
 
         try:
-            reply = self._attempts(request, send, partial(_read, SMALL_BODY, False), watch)
+            reply = self._attempts(
+                request, send, lambda answer: answer.read_reply(SMALL_BODY), watch
+            )
         except TooLarge as error:
             raise ProtocolViolation(f"{error}: no token is so large") from None
         if reply.status in (401, 403) or (wanted.form and reply.status == 400):
@@ -343,8 +346,8 @@ class Transport:
         """Send a request to where redirects lead; `authorization` is shown at `home` only."""
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
-            if not _again(request):
-                raise Unavailable(f"{_described(request, url)}: the body cannot be sent again")
+            if not request.restart():
+                raise Unavailable(f"{described(request, url)}: the body cannot be sent again")
             answer = self._send(request, url, authorization if url.origin == home else "", watch)
             if not answer.location:
                 return answer
@@ -352,7 +355,7 @@ class Transport:
             url = url.follow(answer.location)
             if request.confined and url.origin != home:
                 raise ProtocolViolation(f"{answer.what}: redirects credentials to {url.site}")
-        raise ProtocolViolation(f"{_described(request, request.url)}: over 5 redirects")
+        raise ProtocolViolation(f"{described(request, request.url)}: over 5 redirects")
 
     def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
         """Send one request to one server and return its answer, whatever that is."""
@@ -372,7 +375,7 @@ class Transport:
         prepared = PreparedRequest()
         prepared.method, prepared.url, prepared.headers = request.method, str(url), headers
         prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
-        what = _described(request, url)
+        what = described(request, url)
         self.stats.count(requests=1)
         token = watch_in_use.set(watch)
         try:
@@ -385,16 +388,6 @@ class Transport:
         return Answer(raw, what, request.method, url, authorization, watch, self.stats)
 
 
-def _read(limit: int, hashed: bool, answer: Answer) -> Reply:
-    """Read an answer, of at most `limit` bytes if it is a success."""
-    if not answer.ok:
-        return answer.read_error()
-    reply = answer.read_whole(limit)
-    if not hashed:
-        reply.check_encoding()
-    return reply
-
-
 def _consumed(answer: Answer, consume: Callable[[Answer], _T]) -> _T:
     """Return what `consume` makes of an answer, which is closed if it fails."""
     try:
@@ -402,20 +395,3 @@ def _consumed(answer: Answer, consume: Callable[[Answer], _T]) -> _T:
     except BaseException:
         answer.close()
         raise
-
-
-def _is_of_a_registry(url: Url) -> bool:
-    """Whether a redirect has led to another registry: to storage those of blobs lead."""
-    return url.path.startswith("/v2/") and "/blobs/" not in url.path
-
-
-def _again(request: Request) -> bool:
-    """Whether the body of a request can be sent once more, from its start."""
-    return not isinstance(request.body, UploadBody) or request.body.restart()
-
-
-def _described(request: Request, url: Url) -> str:
-    """Return a request as an error or the log may show it: no query, and no path elsewhere."""
-    if url.origin == request.url.origin:
-        return f"{request.method} {url.site}{printable(url.path)}"
-    return f"{request.method} {url.site} (redirected from {request.url.site})"

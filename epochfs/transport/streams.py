@@ -8,14 +8,21 @@ from __future__ import annotations
 import io
 import re
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from epochfs.errors import EpochfsError, ProtocolViolation, Unavailable, UsageError
-from epochfs.transport.answers import Answer
+from epochfs.transport.answers import Answer, Reply
 from epochfs.transport.watchdog import Watch
 
+_RANGE_REFUSALS = frozenset({400, 416, 501})
+_UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})\Z")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
+
+
+class Shortened(Unavailable):
+    """All has come of a range that the server made shorter than it was asked for."""
 
 
 class BlobStream:
@@ -48,6 +55,7 @@ class BlobStream:
         self._closed = False
         self._received = 0
         self._expected: int | None
+        self._shortened = False
         if "multipart/" in answer.headers.get("Content-Type", "").lower():
             raise ProtocolViolation(f"{answer.what}: several parts, where one range was asked for")
         length = answer.content_length
@@ -56,7 +64,7 @@ class BlobStream:
             self.start, self.total, self._expected = 0, length, length
             return
         self.start = start
-        self.total, self._expected = _partial(answer, start, end)
+        self.total, self._expected, self._shortened = _partial(answer, start, end)
         if length is not None and length != self._expected:
             raise ProtocolViolation(f"{answer.what}: Content-Length and Content-Range disagree")
 
@@ -68,8 +76,9 @@ class BlobStream:
     def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as bytes have arrived, at least one; return 0 only at the true end.
 
-        Raises Unavailable if the stream breaks off: what came so far is right as far as it goes,
-        and a new request can resume behind it. Raises DeadlineExceeded if no byte comes within
+        Raises Unavailable if the stream breaks off, or ends where the server wanted it to, before
+        what was asked for: what came so far is right as far as it goes, and a new request can
+        resume behind it. Raises DeadlineExceeded if no byte comes within
         the time limit, ProtocolViolation if more come than were announced.
         """
         with self._lock:
@@ -112,6 +121,10 @@ class BlobStream:
             if not count and self._received < self._expected:
                 received = f"{self._received} of {self._expected} bytes"
                 raise Unavailable(f"{self._answer.what}: the stream ended after {received}")
+            if not count and self._shortened:
+                raise Shortened(
+                    f"{self._answer.what}: the range ended after {self._received} bytes"
+                )
         return count
 
     def _end(self) -> None:
@@ -130,10 +143,11 @@ class BlobStream:
         self.close()
 
 
-def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, int]:
-    """Return the blob's size and the range's, of a 206 (RFC 9110, section 14.4).
+def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, int, bool]:
+    """Return the blob's size and the range's, of a 206 (RFC 9110, section 14.4), and whether the
+    range ends before what was asked for, as it may.
 
-    A range that ends with the blob, before `end`, is right: whoever asked did not know the size.
+    One that ends with the blob, before `end`, is whole: whoever asked did not know the size.
     """
     match = _CONTENT_RANGE.match(answer.headers.get("Content-Range", "").strip())
     if match is None:
@@ -141,9 +155,26 @@ def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, i
     first, last = int(match[1]), int(match[2])
     total = None if match[3] == "*" else int(match[3])
     stop = total if end is None or (total is not None and total < end) else end
-    if first != start or last < first or (stop is not None and last + 1 != stop):
+    if first != start or last < first or (stop is not None and last + 1 > stop):
         raise ProtocolViolation(f"{answer.what}: 206 with another range than was asked for")
-    return total, last + 1 - first
+    return total, last + 1 - first, stop is not None and last + 1 < stop
+
+
+def without_range(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a request for all of a blob."""
+    return {name: value for name, value in headers.items() if name != "Range"}
+
+
+def may_refuse_range(reply: Reply, start: int) -> bool:
+    """Whether a refusal of the bytes from `start` may be of Range itself.
+
+    There are servers that answer a Range which they do not know with 400, 416 or 501. A 416 that
+    gives the blob's size (RFC 9110, section 15.5.17) says no more than that it ends before.
+    """
+    size = _UNSATISFIED.match(reply.headers.get("Content-Range", "").strip())
+    if reply.status == 416 and size is not None:
+        return int(size[1]) > start
+    return reply.status in _RANGE_REFUSALS
 
 
 class UploadBody:
