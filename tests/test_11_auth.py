@@ -24,7 +24,13 @@ from epochfs.auth import (
 )
 from epochfs.auth.tokens import token_scope
 from epochfs.config import Credentials
-from epochfs.errors import DeadlineExceeded, Denied, ProtocolViolation, Unsupported
+from epochfs.errors import (
+    CredentialsUnavailable,
+    DeadlineExceeded,
+    Denied,
+    ProtocolViolation,
+    Unsupported,
+)
 
 
 @pytest.fixture
@@ -151,7 +157,7 @@ def test_threads_refused_at_the_same_time_share_one_token() -> None:
 
 
 def test_an_empty_token_means_that_none_is_sent() -> None:
-    server, subject = TokenServer({"token": ""}), authenticator(username="user")
+    server, subject = TokenServer({"token": ""}), authenticator(username="user", password="p")
     assert subject.renew("", CHALLENGE, "", 0, server, 1) == ""
     assert subject.header("", server, open_to_all, 1) == ""
     assert len(server.requests) == 1
@@ -353,16 +359,22 @@ def test_a_token_file_is_read_for_each_use(tmp_path: Path) -> None:
     assert subject.header("", TokenServer(), open_to_all, 1) == "Bearer second"
 
 
-@pytest.mark.parametrize("content", [None, b"two words", b"\xff\xfe", b"a\nb"])
-def test_an_unusable_token_file_is_denied_and_not_shown(
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"two words", b"\xff\xfe", b"a\nb"])
+def test_an_unusable_token_file_is_denied_by_name_and_not_shown(
     tmp_path: Path, content: bytes | None
 ) -> None:
-    path = tmp_path / "token"
+    path = tmp_path / "the-file"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(Denied) as caught:
+    with pytest.raises(CredentialsUnavailable, match="the-file") as caught:
         authenticator(token_file=path).header("", TokenServer(), open_to_all, 1)
     assert "words" not in str(caught.value)
+
+
+def test_a_user_name_without_a_password_makes_nobody_anonymous() -> None:
+    for root in ("", "Basic", CHALLENGE):
+        with pytest.raises(CredentialsUnavailable, match="no password is given for the login of u"):
+            authenticator(username="u").header("", TokenServer(), lambda: root, 1)  # noqa: B023
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from epochfs.auth import CredentialStore, Login
 from epochfs.auth.files import MAX_FILE_BYTES, AuthFile
 from epochfs.config import Credentials
-from epochfs.errors import Denied
+from epochfs.errors import CredentialsUnavailable, Denied
 
 HUB = "https://index.docker.io/v1/"
 NOW = float("inf")
@@ -158,21 +158,62 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
         ({**pair("user:"), "identitytoken": "refresh"}, Login("", "user", "", "refresh")),
         ({"identitytoken": "refresh"}, Login("", "", "", "refresh")),
         ({**pair("a:b"), "username": None, "email": 7}, Login("", "a", "b")),
-        ({}, None),
-        (pair("user:"), None),
-        ({"auth": ""}, None),
     ],
 )
-def test_entries_are_read(tmp_path: Path, entry: object, expected: Login | None) -> None:
+def test_entries_are_read(tmp_path: Path, entry: object, expected: Login) -> None:
     found = login(write(tmp_path / "f", {"auths": {"reg.example": entry}}))
-    if expected is None or found is None:
-        assert found is expected
-        return
+    assert found is not None
     assert (found.username, found.password, found.identity_token) == (
         expected.username,
         expected.password,
         expected.identity_token,
     )
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        None,
+        pair("user:"),
+        pair(":"),
+        pair("user:\0\0"),
+        {"auth": ""},
+        {"auth": None, "identitytoken": ""},
+        {"username": "user"},
+        {"username": "user", "password": ""},
+        {"email": "user@example.org"},
+    ],
+)
+@pytest.mark.parametrize("repository", ["", "team/app"])
+def test_an_entry_without_a_secret_is_denied_by_its_file_and_name(
+    tmp_path: Path, entry: object, repository: str
+) -> None:
+    file = write(tmp_path / "the-file", {"auths": {"reg.example": entry}})
+    expected = f"'{file}' cannot be used: the entry of reg.example is empty: log in once more"
+    with pytest.raises(CredentialsUnavailable, match=expected):
+        login(file, repository=repository)
+    assert login(file, url="https://other.example") is None
+
+
+def test_another_entry_or_file_may_have_what_an_empty_entry_has_not(tmp_path: Path) -> None:
+    content = auths(**{"reg.example": "all:p", "other.example": "other:p"})
+    content["auths"]["reg.example/team"] = {}  # type: ignore[index]
+    file = write(tmp_path / "f", content)
+    assert user(file, repository="team/app") == "all"
+    empty = write(tmp_path / "empty", {"auths": {"reg.example": {}}})
+    assert user(empty, file, repository="team/app") == "all"
+    with pytest.raises(CredentialsUnavailable, match=str(empty)):
+        login(empty, write(tmp_path / "none", {}))
+
+
+def test_what_else_docker_keeps_of_a_login_to_its_hub_is_not_taken_for_it(tmp_path: Path) -> None:
+    entries = {HUB: "me:p", f"{HUB}access-token": "me:long", f"{HUB}refresh-token": "me:longer"}
+    for order in (list(entries), list(reversed(entries))):
+        file = write(tmp_path / "f", auths(**{key: entries[key] for key in order}))
+        found = login(file, url="https://registry-1.docker.io")
+        assert found is not None
+        assert found.password == "p"
 
 
 @pytest.mark.parametrize(

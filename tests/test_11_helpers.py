@@ -17,7 +17,7 @@ from tokenservers import open_to_all
 from epochfs.auth import Authenticator, CredentialStore, Login, TokenRequest, helpers
 from epochfs.auth.files import Helper
 from epochfs.config import Credentials
-from epochfs.errors import DeadlineExceeded, Denied
+from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
 
 SOON = 30.0
 
@@ -89,16 +89,19 @@ def test_a_fingerprint_tells_what_helpers_say_and_none_is_had_of_one_that_fails(
     assert fingerprint() == ""
 
 
+NOT_FOUND = "echo credentials not found in native keychain; exit 1"
+EMPTY = """echo '{"Username": "", "Secret": ""}'"""
+
+
 @pytest.mark.parametrize(
-    "script",
-    [
-        "echo credentials not found in native keychain; exit 1",
-        """echo '{"Username": "", "Secret": ""}'""",
-    ],
+    ("script", "content"),
+    [(NOT_FOUND, {}), (NOT_FOUND, {"credsStore": "test"}), (EMPTY, {"credsStore": "test"})],
 )
-def test_a_helper_may_know_nothing_of_the_registry(installed: Installed, script: str) -> None:
+def test_a_helper_may_know_nothing_of_the_registry(
+    installed: Installed, script: str, content: dict[str, object]
+) -> None:
     installed.install(script)
-    store = installed.store()
+    store = installed.store(**content)
     assert ask(store) is None
     assert ask(store) is None
     assert len(installed.requests) == 1
@@ -109,6 +112,7 @@ FAILURES = {
     "garbage": ("echo geheim", "no credentials"),
     "no object": ("echo '[\"geheim\"]'", "no credentials"),
     "no secret": ("""echo '{"Username": "geheim"}'""", "no credentials"),
+    "empty secret": (EMPTY, "an empty secret"),
     "no text": ("""echo '{"Username": "geheim", "Secret": ["x"]}'""", "no credentials"),
     "no unicode": ("""echo '{"Username": "geheim", "Secret": "\\\\ud800"}'""", "no credentials"),
     "silent": ("", "no credentials"),
@@ -162,12 +166,43 @@ def test_a_helper_that_cannot_be_run_is_denied_by_name(
 
 
 @pytest.mark.expects_log("no credentials for reg.example:5000: docker-credential-test.*exit code 3")
-def test_a_failing_store_for_all_registries_leaves_users_anonymous(installed: Installed) -> None:
+def test_a_failing_store_for_all_registries_matters_where_one_asks_for_a_login(
+    installed: Installed,
+) -> None:
     installed.install("exit 3")
     store = installed.store(credsStore="test")
-    assert ask(store) is None
-    assert ask(store) is None
+    subject = Authenticator(store, "https")
+    for _ in range(2):
+        assert subject.header("a:pull", _unasked, open_to_all, SOON) == ""
+    assert store.fingerprint(b"salt", "a", time.monotonic() + SOON) == ""
+    why = r"docker-credential-test.*exit code 3"
+    for challenge in ("Basic", 'Bearer realm="https://auth.example/"', "Negotiate"):
+        subject = Authenticator(store, "https")
+        with pytest.raises(CredentialsUnavailable, match=why):
+            subject.header("a:pull", _unasked, lambda: challenge, SOON)  # noqa: B023
+    with pytest.raises(CredentialsUnavailable, match=why):
+        subject.renew("a:pull", "Basic", "", 0, _unasked, SOON)
     assert len(installed.requests) == 1
+
+
+@pytest.mark.expects_log("no credentials for")
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("exit 3", "docker-credential-test, named in '{config}', failed with exit code 3"),
+        ("", "docker-credential-test, named in '{config}', gives an answer that holds no"),
+        (EMPTY, "docker-credential-test, named in '{config}', gives an empty secret"),
+        (NOT_FOUND, "'{config}' cannot be used: docker-credential-test has none for the entry of"),
+    ],
+)
+def test_a_store_that_the_user_has_logged_in_by_must_have_the_login(
+    installed: Installed, script: str, why: str
+) -> None:
+    installed.install(script)
+    for content in ({"credsStore": "test"}, {"credHelpers": {SERVER: "test"}}):
+        store = installed.store(auths={SERVER: {}}, **content)
+        with pytest.raises(CredentialsUnavailable, match=why.format(config=installed.config)):
+            ask(store)
 
 
 def test_a_helper_and_its_children_do_not_outlive_their_time(installed: Installed) -> None:

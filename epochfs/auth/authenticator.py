@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from cachetools import LRUCache
 
 from epochfs.auth.challenges import Challenge, checked_realm, parse_challenges
+from epochfs.auth.helpers import StoreFailed
 from epochfs.auth.logins import Login
 from epochfs.auth.refresh import OF_THIS_PROCESS, RefreshTokens
 from epochfs.auth.store import CredentialStore
@@ -189,14 +190,19 @@ class Authenticator:
         return self._bearer(replace(key, login=login), 0.0, turn)
 
     def _login(self, learn: Learn, turn: _Turn) -> Login | None:
-        """Return the login at hand. Where it cannot be had, a registry that is down is told first:
-        that is what an outage is, and a helper may need the same network.
+        """Return the login at hand.
+
+        Where it cannot be had, a registry that is down is told first: that is what an outage is,
+        and a helper may need the same network. A helper for all registries that fails is no matter
+        to one that asks nobody for a login; what another shows to everybody may be less.
         """
         try:
             return self._store.login(turn.repository, turn.deadline)
-        except CredentialsUnavailable:
-            self._learned(learn, turn)
-            raise
+        except CredentialsUnavailable as error:
+            asked = self._learned(learn, turn)
+            if asked.scheme or not isinstance(error, StoreFailed):
+                raise
+            return None
 
     def _learned(self, learn: Learn, turn: _Turn) -> Challenge:
         """Return what the registry asks of everybody; the first who needs to know finds it out."""

@@ -4,6 +4,10 @@ Sources: containers-auth.json(5) for `auths` and its keys; Docker's documentatio
 "docker login" for `credsStore` and `credHelpers`. In one file these count, the first of them that
 has an answer: the helper of `credHelpers` for the registry, in place of the file's own entries;
 the entry of `auths` with the longest key; the helper of `credsStore`, which keeps everything.
+
+`docker login` with a helper gives it the secret and leaves an empty entry in `auths` (docker/cli,
+`nativeStore.Store`), which `docker logout` removes. So an empty entry says that there is a login:
+where no helper has it, docker goes on anonymously, and we do not.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from epochfs.errors import CredentialsUnavailable, printable
 MAX_FILE_BYTES = 1024 * 1024
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_API = re.compile(r"https?://[^/]*(?:/(?:v[12]/?)?)?\Z", re.IGNORECASE)
 _HUB = "docker.io"
 _HUB_NAMES = frozenset({_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 _HUB_SERVER = "https://index.docker.io/v1/"
@@ -33,13 +38,21 @@ _HUB_SERVER = "https://index.docker.io/v1/"
 class Helper:
     """A program to ask: `docker-credential-<name>`, about `server`; `source` is the file's path.
 
-    `dedicated` says that the user named it for this registry, and not for all there are.
+    `dedicated` says that the user named it for this registry, or has logged in by it, so that it
+    must know; others are named for all registries there are.
     """
 
     name: str
     server: str
     source: str
     dedicated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """An entry that says there is a login, and has none: why, should nothing else have it."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +83,28 @@ class AuthFile:
             path, _section(path, document, "auths"), _section(path, document, "credHelpers"), store
         )
 
-    def find(self, registries: Sequence[str], repository: str) -> Iterator[Login | Helper]:
+    def find(
+        self, registries: Sequence[str], repository: str
+    ) -> Iterator[Login | Helper | Unusable]:
         """Yield what may have the credentials for a repository, best first.
 
         `registries` are the registry's names, `host[:port]`; an empty `repository` stands for
         the registry as a whole. Raises CredentialsUnavailable for a malformed entry.
         """
         names = [normal_key(registry) for registry in registries]
-        for name in names:
-            helper = self.helpers.get(name)
-            if helper:
-                yield self._helper(name, helper, dedicated=True)
-                return
-        for key in _keys(names, repository):
-            if login := self._login(key):
+        entries = [key for key in _keys(names, repository) if key in self.entries]
+        named = next((name for name in names if self.helpers.get(name)), None)
+        login = None
+        if named is None:
+            login = next(filter(None, map(self._login, entries)), None)
+            if login is not None:
                 yield login
-                break
-        if self.store:
-            yield self._helper(names[0], self.store, dedicated=False)
+        helper = self.store if named is None else self.helpers[named]
+        if helper:
+            dedicated = named is not None or (bool(entries) and login is None)
+            yield self._helper(named or names[0], helper, dedicated=dedicated)
+        if entries and login is None:
+            yield Unusable(self._why_unusable(entries[0], helper))
 
     def _helper(self, registry: str, name: object, *, dedicated: bool) -> Helper:
         if not isinstance(name, str):
@@ -95,9 +112,18 @@ class AuthFile:
         server = _HUB_SERVER if registry == _HUB else registry
         return Helper(name, server, printable(self.path), dedicated)
 
+    def _why_unusable(self, key: str, helper: object) -> str:
+        if helper:
+            what = (
+                f"docker-credential-{printable(helper)} has none for the entry of {printable(key)}"
+            )
+        else:
+            what = f"the entry of {printable(key)} is empty"
+        return str(_malformed(self.path, f"{what}: log in once more, or log out"))
+
     def _login(self, key: str) -> Login | None:
         """Return the credentials of an entry; None if there are none, as with a helper."""
-        entry = self.entries.get(key)
+        entry = self.entries[key]
         if entry is None:
             return None
         try:
@@ -124,7 +150,9 @@ class AuthFiles:
         self._paths = tuple(paths)
         self._read: dict[Path, tuple[tuple[int, int, int], AuthFile]] = {}
 
-    def find(self, registries: Sequence[str], repository: str) -> Iterator[Login | Helper]:
+    def find(
+        self, registries: Sequence[str], repository: str
+    ) -> Iterator[Login | Helper | Unusable]:
         """Yield what `AuthFile.find` does, of one file after the other.
 
         A file that is not there holds nothing. Raises CredentialsUnavailable for one that cannot
@@ -175,12 +203,16 @@ def _keys(registries: Sequence[str], repository: str) -> Iterator[str]:
 
 
 def _section(path: Path, document: Mapping[str, object], name: str) -> dict[str, object]:
-    """Return a part of a file, by normal keys; of two that are the same, the one that is no URL."""
+    """Return a part of a file, by normal keys; of two that are the same, the one that is no URL.
+
+    The URL of an API comes before others: docker keeps more of a login to its Hub under such as
+    `https://index.docker.io/v1/access-token`.
+    """
     section = document.get(name) or {}
     if not isinstance(section, dict):
         raise _malformed(path, f"its {name} is not a JSON object")
-    urls_first = sorted(section, key=lambda key: _SCHEME.match(key) is None)
-    return {normal_key(key): section[key] for key in urls_first}
+    best_last = sorted(section, key=lambda key: (not _SCHEME.match(key), bool(_API.match(key))))
+    return {normal_key(key): section[key] for key in best_last}
 
 
 def _text(entry: Mapping[str, object], name: str) -> str:

@@ -54,6 +54,10 @@ class _Failure(Exception):
     """What went wrong with a helper, without a word of what it said."""
 
 
+class StoreFailed(CredentialsUnavailable):
+    """A helper fails that is named for all registries: it may have a login for this one or not."""
+
+
 class _TooLate(_Failure):
     """A helper did not end in time."""
 
@@ -80,8 +84,8 @@ class Helpers:
     def login(self, helper: Helper, deadline: float) -> Login | None:
         """Return the credentials that a helper has, or None; raises DeadlineExceeded.
 
-        `deadline` is on the monotonic clock. Raises CredentialsUnavailable for a failure of a
-        helper that was named for this very registry; others are no help then, and the log says so.
+        `deadline` is on the monotonic clock. Raises CredentialsUnavailable for a helper that fails,
+        StoreFailed if it is not dedicated to this registry.
         """
         kept = self._good(helper)
         if kept is None:
@@ -93,8 +97,8 @@ class Helpers:
                     self._kept[helper] = kept
             finally:
                 self._gate.release()
-        if kept.failure and helper.dedicated:
-            raise CredentialsUnavailable(kept.failure)
+        if kept.failure:
+            raise (CredentialsUnavailable if helper.dedicated else StoreFailed)(kept.failure)
         return kept.login
 
     def refuse(self, login: Login) -> None:
@@ -243,6 +247,8 @@ def _login(helper: Helper, said: bytes | None) -> Login | None:
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         raise _Failure("gives an answer that holds no credentials") from None
     if not secret:
+        if helper.dedicated:
+            raise _Failure("gives an empty secret")
         return None
     source = f"from {_program(helper)}"
     if username == _TOKEN_USER:

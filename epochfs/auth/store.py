@@ -10,13 +10,14 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import urlsplit
 
 from cachetools import LRUCache
 
-from epochfs.auth.files import AuthFiles, Helper
-from epochfs.auth.helpers import Helpers
+from epochfs.auth.files import AuthFiles, Helper, Unusable
+from epochfs.auth.helpers import Helpers, StoreFailed
 from epochfs.auth.logins import Login
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, printable
@@ -57,17 +58,19 @@ class CredentialStore:
                 raise CredentialsUnavailable(
                     f"cannot read the token file {printable(file)}: {reason}"
                 ) from None
+            if not token:
+                raise CredentialsUnavailable(f"the token file {printable(file)} is empty")
         if token and not _HEADER_SAFE.match(token):
-            raise CredentialsUnavailable(
-                "the registry token holds spaces or characters outside ASCII"
-            )
+            source = f"token file {printable(file)}" if file is not None else "registry token"
+            raise CredentialsUnavailable(f"the {source} holds spaces or characters outside ASCII")
         return token
 
     def login(self, repository: str, deadline: float) -> Login | None:
         """Return the credentials for a repository ("": for the registry itself), or None.
 
         May run a helper, until `deadline` on the monotonic clock. Raises CredentialsUnavailable for
-        a file or a helper that should have the credentials and fails, DeadlineExceeded.
+        credentials that are empty, and for a file or a helper that should have them and fails;
+        StoreFailed for a helper that may have them; DeadlineExceeded.
         """
         login = self._find(repository, deadline)
         if login is not None:
@@ -114,8 +117,11 @@ class CredentialStore:
         They are those for a repository as they are now, and what is shown `besides`; "" where
         there are none at all. May run a helper, and raises what `login` does.
         """
-        token = self.bearer()
-        login = None if token else self._find(repository, deadline)
+        token, login = self.bearer(), None
+        if not token:
+            # Where a helper for all registries fails, what is read is what anybody may read.
+            with suppress(StoreFailed):
+                login = self._find(repository, deadline)
         who = [login.username, login.password, login.identity_token] if login else []
         if not (token or who or besides):
             return ""
@@ -138,14 +144,30 @@ class CredentialStore:
     def _find(self, repository: str, deadline: float) -> Login | None:
         given = self._given
         if given.username or given.password:
+            if not given.password:
+                raise CredentialsUnavailable(f"no password is given for {given.given}")
             return Login("as given", given.username, given.password)
         if given.token or given.token_file is not None:
             return None  # whatever the file holds just now, nothing else was meant
+        failures: list[CredentialsUnavailable] = []
         for found in self._files.find(self._names, repository or given.prefix):
-            login = self._helpers.login(found, deadline) if isinstance(found, Helper) else found
-            if login is not None:
-                return login
+            try:
+                login = self._login_of(found, deadline)
+            except StoreFailed as error:
+                failures.append(error)
+            else:
+                if login is not None:
+                    return login
+                if isinstance(found, Unusable):
+                    failures.insert(0, CredentialsUnavailable(found.why))
+        if failures:
+            raise failures[0]
         return None
+
+    def _login_of(self, found: Login | Helper | Unusable, deadline: float) -> Login | None:
+        if isinstance(found, Helper):
+            return self._helpers.login(found, deadline)
+        return found if isinstance(found, Login) else None
 
 
 @lru_cache(_REMEMBERED)
