@@ -201,7 +201,7 @@ class FileSystem:
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
         if isinstance(node, AssembledFile):
             assembly = node.assembly(self._listings)
-            spoiled = any(self._blobs.was_spoiled(part.digest) for part in assembly.extents)
+            spoiled = any(map(self._blobs.was_spoiled, assembly.digests))
             file = AssembledHandle(self._blobs, node.repository, assembly)
             return OpenFile(self._add(file), direct_io=spoiled)
         if isinstance(node, GeneratedFile):

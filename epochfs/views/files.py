@@ -15,10 +15,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
 
 from epochfs import artifacts
-from epochfs.assembly import Assembly, Extent
+from epochfs.assembly import Assembly, joined
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
 from epochfs.manifests import TITLE, Descriptor, Document, Manifest
@@ -138,9 +137,4 @@ class TitledNode(AssembledFile):
         shown = files_of(self.document(listings)).find(self.path)
         if isinstance(shown, Descriptor):
             raise NotFound(f"{self.path} is a link")
-        stops = accumulate(part.size for part in shown.parts)
-        extents = (
-            Extent(stop - part.size, stop, part.digest, part.size)
-            for part, stop in zip(shown.parts, stops, strict=True)
-        )
-        return Assembly(shown.size, tuple(extents))
+        return joined(shown.parts)
