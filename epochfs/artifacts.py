@@ -2,27 +2,16 @@
 
 Epoch tells its artifacts apart by `artifactType`, then by the config's media type. A cloud image is
 a disk, whole or split into parts that are joined in the order of their titles. A snapshot is the
-files of a virtual machine; of those with holes only the data are stored, one piece after the other,
-and its config, a JSON document, says where each piece belongs.
+files of a virtual machine. Of those with holes only the data are stored, one piece after the other;
+the second version of the format also compresses files and cuts them up. Its config tells
+(`snapshotconfig`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
-from epochfs.errors import ProtocolViolation, fresh
-from epochfs.manifests import (
-    MAX_SIZE,
-    TITLE,
-    Descriptor,
-    Document,
-    Index,
-    Manifest,
-    checked_size,
-    load_json,
-)
+from epochfs.manifests import MAX_SIZE, TITLE, Descriptor, Document, Index, Manifest
 
 CLOUD_IMAGE = "cloud-image"
 SNAPSHOT = "snapshot"
@@ -32,12 +21,13 @@ ARTIFACT = "artifact"
 
 OS_IMAGE_TYPE = "application/vnd.cocoonstack.os-image.v1+json"
 SNAPSHOT_TYPE = "application/vnd.cocoonstack.snapshot.v1+json"
+SNAPSHOT_2_TYPE = "application/vnd.cocoonstack.snapshot.v2+json"
 
 _BY_ARTIFACT_TYPE = {
     OS_IMAGE_TYPE: CLOUD_IMAGE,
     "application/vnd.cocoonstack.windows-image.v1+json": CLOUD_IMAGE,
     SNAPSHOT_TYPE: SNAPSHOT,
-    "application/vnd.cocoonstack.snapshot.v2+json": SNAPSHOT,
+    SNAPSHOT_2_TYPE: SNAPSHOT,
 }
 _IMAGE_CONFIGS = (
     "application/vnd.oci.image.config.v1+json",
@@ -46,8 +36,6 @@ _IMAGE_CONFIGS = (
 _DISK_PREFIXES = ("application/vnd.cocoonstack.disk.", "application/vnd.cocoonstack.windows.disk.")
 _DISK_FORMATS = ("qcow2", "raw")
 _PART = ".part"
-_CONFIGS = 2
-"""How many configs it is remembered of what they say."""
 
 
 def kind_of(document: Document) -> str:
@@ -62,12 +50,14 @@ def kind_of(document: Document) -> str:
     return ARTIFACT
 
 
-def has_sparse_files(document: Document) -> bool:
-    """Whether it is a snapshot whose layers are stored as the first version of the format says.
+def is_snapshot(document: Document) -> bool:
+    """Whether it is a snapshot, and not an index of such."""
+    return kind_of(document) == SNAPSHOT and isinstance(document.view, Manifest)
 
-    The second one compresses and cuts them up, which its media types tell.
-    """
-    return document.view.artifact_type == SNAPSHOT_TYPE and isinstance(document.view, Manifest)
+
+def may_be_chunked(document: Document) -> bool:
+    """Whether it is a snapshot of the second version: layers of one title are one file."""
+    return is_snapshot(document) and document.view.artifact_type == SNAPSHOT_2_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +83,8 @@ def split_disks(document: Document) -> list[SplitDisk]:
         layers = [layer for layer in view.layers if _disk_format(layer) == disk_format]
         if len(layers) > 1:
             # Compared by code points, which is the order of their bytes in UTF-8, as Epoch's is.
-            parts = tuple(sorted(layers, key=_title))
-            name = _common_stem([_title(part) for part in parts], disk_format)
+            parts = tuple(sorted(layers, key=title_of))
+            name = _common_stem([title_of(part) for part in parts], disk_format)
             found.append(SplitDisk(name, parts))
     return [disk for disk in found if disk.size <= MAX_SIZE]
 
@@ -108,7 +98,8 @@ def _disk_format(layer: Descriptor) -> str:
     return ""
 
 
-def _title(layer: Descriptor) -> str:
+def title_of(layer: Descriptor) -> str:
+    """Return what a layer is titled, empty text if it is not."""
     return layer.annotations.get(TITLE, "")
 
 
@@ -124,63 +115,3 @@ def _common_stem(titles: list[str], disk_format: str) -> str:
     if not extension:
         stem = stem.rstrip("0123456789._-").removesuffix("part").rstrip("._-")
     return f"{stem or 'disk'}.{disk_format}"
-
-
-@dataclass(frozen=True, slots=True)
-class SparseMap:
-    """A file with holes: its `size` in bytes, and its pieces of data, (offset, length) ascending.
-    What is stored is the pieces, one after the other."""
-
-    size: int
-    pieces: tuple[tuple[int, int], ...]
-
-
-def sparse_map(config: bytes, layer: Descriptor) -> SparseMap | None:
-    """Return what a snapshot's config says of the layer; None if that is stored as it is.
-
-    Raises ProtocolViolation unless the pieces are all that is stored, and fit the file.
-    """
-    described = _described(config)
-    if isinstance(described, ProtocolViolation):
-        raise fresh(described)
-    if _title(layer) not in described:
-        return None
-    text, stated_size = described[_title(layer)]
-    size, pieces = checked_size(stated_size), _pieces(text)
-    end = 0
-    for offset, length in pieces:
-        if offset < end:
-            raise ProtocolViolation("the pieces of a sparse map overlap")
-        end = offset + length
-    if end > size or sum(length for _, length in pieces) != layer.size:
-        raise ProtocolViolation(f"a sparse map does not fit {layer.digest}")
-    return SparseMap(size, pieces)
-
-
-@lru_cache(maxsize=_CONFIGS)
-def _described(config: bytes) -> dict[str, tuple[str, int]] | ProtocolViolation:
-    """Return the map and the size of each file with holes, as the config has them; or what is wrong
-    with the config. A listing asks this for each of many files.
-    """
-    try:
-        document = load_json(config)
-    except ProtocolViolation as error:
-        return error
-    files = document.get("files") if isinstance(document, dict) else None
-    found = {}
-    for title, entry in files.items() if isinstance(files, dict) else ():
-        if isinstance(entry, dict) and entry.get("sparseMap"):
-            text, size = entry["sparseMap"], entry.get("sparseSize")
-            # What is no text or number is neither a map nor a size.
-            found[title] = (
-                text if isinstance(text, str) else "",
-                size if isinstance(size, int) else -1,
-            )
-    return found
-
-
-def _pieces(text: str) -> tuple[tuple[int, int], ...]:
-    items = load_json(text.encode("utf-8", "replace"))
-    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        raise ProtocolViolation("a sparse map that is not a list of pieces")
-    return tuple((checked_size(item.get("o")), checked_size(item.get("l"))) for item in items)

@@ -22,11 +22,13 @@ from epochfs.errors import CredentialsUnavailable, Denied, TooLarge
 from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository
 from epochfs.reachable import named_blobs
+from epochfs.snapshotconfig import MAX_CONFIG_BYTES, SnapshotConfig, parse_config
 from epochfs.source import Source
 from epochfs.ttlcache import CachePolicy, LruStore, TtlCache
 
 _MANIFEST_BYTES = 32 * 1024 * 1024
 _PARSED_FACTOR = 4
+_CONFIG_BYTES = 2 * MAX_CONFIG_BYTES
 _MAX_BLOBS = 50_000
 _MAX_DESCRIBED = 100_000
 _FOREVER = 10 * 365 * 86400.0
@@ -57,7 +59,12 @@ class Documents:
         self._described = _Cache(
             "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED)
         )
-        self._contents = _Cache("content", self._fetch_content, lasting, len)
+        self._configs = _Cache(
+            "config",
+            self._fetch_config,
+            replace(lasting, limit=_CONFIG_BYTES),
+            lambda config: config.weight,
+        )
 
     def manifest(self, repository: Repository, digest: Digest) -> Document:
         """Return a manifest, hashed and parsed; its descriptors are known from then on."""
@@ -67,9 +74,9 @@ class Documents:
         """Describe a manifest; its media type is the document's own word (`Document.own_type`)."""
         return self._described.get((repository, digest))
 
-    def content(self, repository: Repository, digest: Digest) -> bytes:
-        """Return all of a blob that is a document, hashed; raises TooLarge."""
-        return self._contents.get((repository, digest))
+    def snapshot_config(self, repository: Repository, digest: Digest) -> SnapshotConfig:
+        """Return a blob as the config of a snapshot, hashed and parsed; raises TooLarge."""
+        return self._configs.get((repository, digest))
 
     def named_blob(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """Describe a blob as a manifest of the repository does, if one is known to name it."""
@@ -88,7 +95,7 @@ class Documents:
             raise
 
     def _forget(self, repository: Repository) -> None:
-        for cache in (self._manifests, self._described, self._contents):
+        for cache in (self._manifests, self._described, self._configs):
             cache.forget(repository)
         with self._lock:
             for key in [key for key in self._blobs if key[0] == repository]:
@@ -112,10 +119,11 @@ class Documents:
                 return self._source.resolve(*key)
         return Descriptor(document.own_type, document.digest, document.size)
 
-    def _fetch_content(self, key: _Key) -> bytes:
+    def _fetch_config(self, key: _Key) -> SnapshotConfig:
         repository, digest = key
         with self.unless_denied(repository):
-            return self._source.read_blob(repository, digest, self._limit)
+            raw = self._source.read_blob(repository, digest, MAX_CONFIG_BYTES)
+        return parse_config(raw)
 
 
 class _Cache(TtlCache[_Key, V]):

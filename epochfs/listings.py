@@ -38,6 +38,7 @@ from epochfs.names import Digest, Repository, Tag
 from epochfs.reachable import Fetched, Reachable, follow
 from epochfs.referrers import Referrers
 from epochfs.repositories import Repositories
+from epochfs.snapshotconfig import SnapshotConfig
 from epochfs.source import Source
 from epochfs.taghistory import TagHistory
 from epochfs.tagtables import Resolved, TagTables
@@ -192,12 +193,12 @@ class Listings:
         """Return what refers to a manifest, sorted: signatures, lists of what is in it."""
         return self._referrers.of(repository, digest)
 
-    def content(self, repository: Repository, digest: Digest) -> bytes:
-        """Return all of a blob that is a document, such as a config, hashed.
+    def snapshot_config(self, repository: Repository, digest: Digest) -> SnapshotConfig:
+        """Return a blob as the config of a snapshot, hashed and parsed.
 
-        Raises TooLarge for one that is larger than a manifest may be.
+        Raises TooLarge for one that is larger than Epoch takes.
         """
-        return self._documents.content(repository, digest)
+        return self._documents.snapshot_config(repository, digest)
 
     def reachable(self, repository: Repository) -> Reachable:
         """Follow all tags through indexes and to what refers to them, in parallel.

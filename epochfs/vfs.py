@@ -20,7 +20,7 @@ from typing import Protocol, overload
 
 from cachetools import LRUCache
 
-from epochfs.assembly import AssembledHandle
+from epochfs.assembly import Assembler
 from epochfs.blobs import BlobStore
 from epochfs.buffers import give_back
 from epochfs.errors import EpochfsError, NotFound, Vanished, fresh
@@ -127,12 +127,14 @@ class FileSystem:
         tree: Tree,
         listings: Listings,
         blobs: BlobStore,
+        assembler: Assembler,
         rootfs: Rootfs,
         status: StatusSource,
     ) -> None:
         self._tree = tree
         self._listings = listings
         self._blobs = blobs
+        self._assembler = assembler
         self._rootfs = rootfs
         self.status = status
         self._generated = GeneratedFiles(listings)
@@ -200,9 +202,9 @@ class FileSystem:
             raw = node.document(self._listings).raw
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
         if isinstance(node, AssembledFile):
-            assembly = node.assembly(self._listings)
-            spoiled = any(map(self._blobs.was_spoiled, assembly.digests))
-            file = AssembledHandle(self._blobs, node.repository, assembly)
+            made = node.made(self._listings)
+            spoiled = any(map(self._blobs.was_spoiled, made.digests))
+            file = self._assembler.open(node.repository, made)
             return OpenFile(self._add(file), direct_io=spoiled)
         if isinstance(node, GeneratedFile):
             return OpenFile(self._add(_Bytes(self._generated.read(node))), direct_io=True)
@@ -301,6 +303,7 @@ class FileSystem:
         """End all downloads and background work; waiting readers get an error."""
         self._listings.close()
         self._rootfs.close()
+        self._assembler.close()
         self._blobs.close()
 
 

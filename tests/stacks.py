@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from epochfs.assembly import Assembler
 from epochfs.blobcache import BlobCache
 from epochfs.blobs import Blobs
 from epochfs.client import RegistryClient
@@ -68,8 +69,10 @@ def stack(
         closing.callback(listings.close)
         blobs = Blobs(client, cache, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
+        assembler = Assembler(blobs, cache, timeout)
+        closing.callback(assembler.close)
         rootfs = Rootfs(Layers(blobs, cache), timeout)
         closing.callback(rootfs.close)
         tree = Tree(Repository.parse(prefix) if prefix else None)
-        filesystem = FileSystem(tree, listings, blobs, rootfs, StackStatus)
+        filesystem = FileSystem(tree, listings, blobs, assembler, rootfs, StackStatus)
         yield Stack(client, listings, blobs, filesystem)

@@ -44,6 +44,7 @@ RANKS = {
     "ttlcache": 2,
     "fetchplan": 2,
     "reachable": 3,
+    "snapshotconfig": 3,
     "verifier": 3,
     "source": 3,
     "ocilayout": 3,

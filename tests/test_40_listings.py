@@ -378,9 +378,9 @@ class TestDenials:
             lambda listings: listings.resolve(APP, LATEST),
             lambda listings: listings.manifest(APP, Digest.of(b"another")),
             lambda listings: listings.descriptor(APP, Digest.of(b"another")),
-            lambda listings: listings.content(APP, Digest.of(b"another")),
+            lambda listings: listings.snapshot_config(APP, Digest.of(b"another")),
         ],
-        ids=["tag", "manifest", "blob", "content"],
+        ids=["tag", "manifest", "blob", "config"],
     )
     def test_a_denied_repository_is_forgotten_and_its_neighbours_are_not(
         self, opened: Open, ask: Callable[[Listings], object]
@@ -393,17 +393,17 @@ class TestDenials:
             listings = opened(registry).listings
             for repository in (APP, other):
                 listings.manifest(repository, content.digest)
-                listings.content(repository, config)
+                listings.snapshot_config(repository, config)
             registry.denied = "/v2/team/app/"
             with pytest.raises(Denied):
                 ask(listings)
             assert not listings.names_blob(APP, config)
-            for again in (listings.manifest, listings.content, listings.descriptor):
+            for again in (listings.manifest, listings.snapshot_config, listings.descriptor):
                 with pytest.raises(Denied):
                     again(APP, content.digest if again == listings.manifest else config)
             registry.forget_requests()
             assert listings.manifest(other, content.digest).raw == content.raw
-            assert listings.content(other, config) == content.blobs[0]
+            assert listings.snapshot_config(other, config).weight == len(content.blobs[0])
             assert listings.names_blob(other, config)
             assert registry.count() == 0
 

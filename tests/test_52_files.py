@@ -1,4 +1,4 @@
-"""`files/`: layers under their titles, whatever these are; split disks joined; snapshots."""
+"""`files/`: layers under their titles, whatever these are; split disks joined."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import Content, image, index, load, random_bytes
-from mounts import Mounts
 from stacks import stack
 from views import Opener, VfsView, View, names, read, walk
 
-from epochfs.artifacts import sparse_map
-from epochfs.errors import ProtocolViolation
-from epochfs.manifests import OCI_MANIFEST, TITLE, Descriptor, load_json
+from epochfs.manifests import OCI_MANIFEST, TITLE
 from epochfs.names import Digest
 from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.samples import EMPTY, descriptor, encode
@@ -27,7 +24,6 @@ from epochfs.samples import EMPTY, descriptor, encode
 OS_IMAGE = "application/vnd.cocoonstack.os-image.v1+json"
 WINDOWS_IMAGE = "application/vnd.cocoonstack.windows-image.v1+json"
 SNAPSHOT = "application/vnd.cocoonstack.snapshot.v1+json"
-SNAPSHOT_CONFIG = "application/vnd.cocoonstack.snapshot.config.v1+json"
 DISK = "application/vnd.cocoonstack.disk.qcow2"
 LENIENT = Behaviour(validates=False)
 
@@ -314,135 +310,3 @@ class Flipped(EmbeddedRegistry):
         if request.method == "GET" and str(Digest.of(self.blob)) in request.path:
             return replace(response, body=self.blob[:-1] + bytes([self.blob[-1] ^ 1]))
         return response
-
-
-class TestSnapshots:
-    MEMORY = random_bytes(300_000, 1)
-    PIECES = ((0, 100_000), (1_000_000, 150_000), (3_999_000, 50_000))
-    SIZE = 5_000_000
-
-    def config(self, pieces: object = None, size: object = SIZE) -> bytes:
-        """Return a config as Epoch writes it; `pieces` in place of the map of the memory."""
-        if pieces is None:
-            pieces = json.dumps([{"o": start, "l": length} for start, length in self.PIECES])
-        files = {
-            "memory-ranges": {"mode": 384, "sparseMap": pieces, "sparseSize": size},
-            "overlay.qcow2": {"mode": 416},
-        }
-        return encode({"schemaVersion": "v1", "snapshotId": "x", "files": files})
-
-    def snapshot(self, config: bytes | None = None, version: str = "v1") -> Content:
-        layers: list[Layer] = [
-            ("config.json", b'{"cpu": 4}', "application/vnd.cocoonstack.vm.config+json"),
-            ("state.json", b"{}", "application/vnd.cocoonstack.vm.state+json"),
-            ("memory-ranges", self.MEMORY, "application/vnd.cocoonstack.vm.memory"),
-            ("overlay.qcow2", b"QFI", DISK),
-        ]
-        kind = SNAPSHOT.replace("v1", version)
-        return artifact(layers, kind, config or self.config(), SNAPSHOT_CONFIG)
-
-    def whole(self) -> bytes:
-        """Return the memory with its holes."""
-        found = bytearray(self.SIZE)
-        stored = 0
-        for start, length in self.PIECES:
-            found[start : start + length] = self.MEMORY[stored : stored + length]
-            stored += length
-        return bytes(found)
-
-    def test_every_file_is_what_the_virtual_machine_had(self, through: Opener) -> None:
-        content = self.snapshot()
-        with EmbeddedRegistry() as registry:
-            load(registry, "app", "latest", content)
-            with through(registry) as view:
-                directory = f"/app/manifests/{content.digest}"
-                assert "sparse" not in names(view, directory)
-                kinds = view.entries(f"{directory}/sparse")
-                files = sorted(name for name, (kind, _) in kinds.items() if kind == stat.S_IFREG)
-                assert files == ["memory-ranges"]
-                assert view.stat(f"{directory}/sparse/memory-ranges").size == self.SIZE
-                assert read(view, f"{directory}/sparse/memory-ranges") == self.whole()
-                with view.opened(f"{directory}/sparse/memory-ranges") as file:
-                    for start in (0, 99_999, 500_000, 999_999, 4_048_999, 4_999_990):
-                        assert file.pread(20, start) == self.whole()[start : start + 20]
-
-    def test_through_a_mount_the_names_in_files_open_as_files(
-        self, embedded: EmbeddedRegistry, mounts: Mounts
-    ) -> None:
-        load(embedded, "app", "latest", self.snapshot())
-        files = mounts(embedded.url).path / "app/tags/latest/files"
-        assert (files / "memory-ranges").stat().st_size == self.SIZE
-        assert (files / "memory-ranges").read_bytes() == self.whole()
-        assert (files / "config.json").read_bytes() == b'{"cpu": 4}'
-        assert (files / "overlay.qcow2").read_bytes() == b"QFI"
-
-    def test_a_walk_fetches_no_config(self, embedded: EmbeddedRegistry, tmp_path: Path) -> None:
-        load(embedded, "app", "latest", self.snapshot())
-        with stack(embedded.url, tmp_path) as layers:
-            view = VfsView(layers.filesystem)
-            pending = ["/"]
-            while pending:
-                path = pending.pop()
-                if view.stat(path).kind == stat.S_IFDIR:
-                    pending += [f"{path.rstrip('/')}/{name}" for name in names(view, path)]
-        assert embedded.count("GET", "/blobs/") == 0
-
-    @pytest.mark.parametrize(
-        ("pieces", "size"),
-        [
-            ("nonsense", SIZE),
-            ("[]", SIZE),
-            ("[7]", SIZE),
-            ('[{"o": 0, "l": 300000}]', 299_999),
-            ('[{"o": 0, "l": 299999}]', SIZE),
-            ('[{"o": 0, "l": 150000}, {"o": 100000, "l": 150000}]', SIZE),
-            ('[{"o": -1, "l": 300000}]', SIZE),
-            ('[{"o": "0", "l": 300000}]', SIZE),
-            ('[{"o": 0, "l": 300000}]', "5000000"),
-            ('[{"o": 0, "l": 300000}]', 2**62),
-            ([{"o": 0, "l": 300000}], SIZE),
-        ],
-    )
-    def test_a_map_that_does_not_fit_is_an_error(
-        self, opened: Open, pieces: object, size: object
-    ) -> None:
-        view, directory = opened(self.snapshot(self.config(pieces, size)))
-        with pytest.raises(OSError, match=r"not|overlap") as caught:
-            view.stat(f"{directory}/sparse/memory-ranges")
-        assert caught.value.errno == errno.EIO
-        assert view.readlink(f"{directory}/sparse/overlay.qcow2").startswith("../../../blobs/")
-
-    def test_a_config_over_the_limit_of_documents_is_refused(
-        self, embedded: EmbeddedRegistry, tmp_path: Path
-    ) -> None:
-        content = self.snapshot(self.config() + b" " * 10_000)
-        load(embedded, "app", "latest", content)
-        with stack(embedded.url, tmp_path, manifest_limit=8_000) as layers:
-            view = VfsView(layers.filesystem)
-            with pytest.raises(OSError, match="8000") as caught:
-                view.stat(f"/app/manifests/{content.digest}/sparse/memory-ranges")
-            assert caught.value.errno == errno.EFBIG
-
-    def test_the_second_version_shows_its_layers_as_they_are(self, opened: Open) -> None:
-        view, directory = opened(self.snapshot(version="v2"))
-        assert shown(view, directory)["memory-ranges"] == self.MEMORY
-        with pytest.raises(FileNotFoundError):
-            view.stat(f"{directory}/sparse")
-
-    @pytest.mark.parametrize("end", [b"", b"}"], ids=["well-formed", "malformed"])
-    def test_the_config_is_parsed_once_for_many_files(
-        self, monkeypatch: pytest.MonkeyPatch, end: bytes
-    ) -> None:
-        parsed = []
-
-        def counting(raw: bytes) -> object:
-            parsed.append(raw)
-            return load_json(raw)
-
-        monkeypatch.setattr("epochfs.artifacts.load_json", counting)
-        config = encode({"files": {f"f{n}": {"mode": n} for n in range(100)}, "end": len(end)})
-        for n in range(100):
-            layer = Descriptor("", Digest.of(b"1"), 1, annotations={TITLE: f"f{n}"})
-            with pytest.raises(ProtocolViolation) if end else nullcontext():
-                assert sparse_map(config + end, layer) is None
-        assert len(parsed) == 1

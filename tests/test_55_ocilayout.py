@@ -18,6 +18,7 @@ from mounts import Mounts
 from stacks import StackStatus
 from views import MountView, VfsView, names, read, walk
 
+from epochfs.assembly import Assembler
 from epochfs.blobcache import BlobCache
 from epochfs.config import BlobOptions, CacheOptions, ListingOptions
 from epochfs.errors import NotFound, ProtocolViolation
@@ -61,9 +62,11 @@ def served(
         blobs = LayoutBlobs(layout, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
         cache = BlobCache(CacheOptions(directory.parent / "cache"))
+        assembler = Assembler(blobs, cache, timeout)
+        closing.callback(assembler.close)
         rootfs = Rootfs(Layers(blobs, cache), timeout)
         closing.callback(rootfs.close)
-        yield FileSystem(Tree(), listings, blobs, rootfs, StackStatus)
+        yield FileSystem(Tree(), listings, blobs, assembler, rootfs, StackStatus)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,27 @@
 
 ::
 
-    joined      blobs one after the other: the parts of a disk, the pieces of a sparse file
+    assembler   opens what a file is made of
+    joined      blobs one after the other: the parts of a disk, the raw chunks of a snapshot's file
+    frames      zstd frames one after the other: its compressed chunks
+    holes       either of them, with holes between the pieces
+    unpacking   frames decompressed, each once for all who read it; `unzstd` does one
     lending     what is opened at a read, and closed when others were used since
 """
 
+from epochfs.assembly.assembler import Assembler, Made
+from epochfs.assembly.frames import Frames, framed
+from epochfs.assembly.holes import Sparse
 from epochfs.assembly.joined import AssembledHandle, Assembly, Extent, joined
 
-__all__ = ["AssembledHandle", "Assembly", "Extent", "joined"]
+__all__ = [
+    "AssembledHandle",
+    "Assembler",
+    "Assembly",
+    "Extent",
+    "Frames",
+    "Made",
+    "Sparse",
+    "framed",
+    "joined",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 
 from epochfs.blobcache.files import READ_FLAGS, read_map
 from epochfs.blobcache.room import BLOBS, PARTIAL, Room
@@ -81,3 +82,21 @@ class BlobCache:
             except BaseException:
                 os.close(fd)
                 raise
+
+    def scratch(self, size: int) -> int:
+        """Return a new, empty file for `size` bytes that can be made again; the caller closes it.
+
+        It has no name and ends with its last descriptor. Room is made for it, but it is not
+        counted in what the cache holds.
+        """
+        with cache_errors("making a file to work in"), self.directory.opened(PARTIAL) as directory:
+            self.room.make(size)
+            name = f"scratch.{secrets.token_hex(8)}"
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=directory)
+            try:
+                os.unlink(name, dir_fd=directory)
+            except BaseException:
+                os.close(fd)
+                raise
+            return fd

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from epochfs.answers import AnswerStore
+from epochfs.assembly import Assembler
 from epochfs.blobcache import BlobCache
 from epochfs.blobs import Blobs, BlobStore
 from epochfs.cacheusers import CacheUser, announced
@@ -136,6 +137,8 @@ def _assemble(
         blobs = Blobs(client, cache, plan.blobs, client.check_registry)
     closing.callback(listings.close)
     closing.callback(blobs.close)
+    assembler = Assembler(blobs, cache, plan.blobs.timeout)
+    closing.callback(assembler.close)
     rootfs = Rootfs(Layers(blobs, cache), plan.blobs.timeout)
     closing.callback(rootfs.close)
     if isinstance(source, _Registry):
@@ -154,7 +157,7 @@ def _assemble(
     )
     down = isinstance(source, _Registry) and source.health.is_down
     _settle(plan, listings, (lambda _: None) if down else warn)
-    return FileSystem(Tree(plan.url.prefix), listings, blobs, rootfs, observer.status)
+    return FileSystem(Tree(plan.url.prefix), listings, blobs, assembler, rootfs, observer.status)
 
 
 def _settle(plan: FileSystemPlan, listings: Listings, warn: Callable[[str], None]) -> None:

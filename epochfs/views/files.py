@@ -5,8 +5,9 @@ shown by its digest, and of several that want the same path all but the first ha
 
 The parts of a split disk are there, each as a link, and the disk itself as a file. The files of a
 snapshot lead on into `sparse/`, which is not listed: only the snapshot's config, a blob, can tell
-whether a file has holes, and so whether it is a link or a file of its own and how large that is.
-Walking the tree must not fetch blobs, and so must not ask; whoever follows the link does.
+how a file is stored, and so whether it is a link or a file of its own and how large that is.
+Walking the tree must not fetch blobs, and so must not ask; whoever follows the link does. All
+layers that a snapshot of the second version has of one title are one file, in chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from epochfs import artifacts
-from epochfs.assembly import Assembly, joined
+from epochfs.assembly import Made, joined
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
 from epochfs.manifests import TITLE, Descriptor, Document, Manifest
@@ -79,13 +80,21 @@ def files_of(document: Document) -> TitledFiles:
         for path in labels(disk.name, disk.parts[0].digest):
             if found.add(path, disk):
                 break
-    layers = document.view.layers if isinstance(document.view, Manifest) else ()
-    for layer in layers:
-        if TITLE in layer.annotations:
-            for path in labels(layer.annotations[TITLE], layer.digest):
-                if found.add(path, layer):
-                    break
+    for layer in _titled(document):
+        for path in labels(layer.annotations[TITLE], layer.digest):
+            if found.add(path, layer):
+                break
     return found
+
+
+def _titled(document: Document) -> Iterator[Descriptor]:
+    """Yield the layers that have titles; of those that are chunks of one file, the first."""
+    seen: set[str] = set()
+    for layer in document.view.layers if isinstance(document.view, Manifest) else ():
+        if TITLE in layer.annotations and layer.annotations[TITLE] not in seen:
+            yield layer
+            if artifacts.may_be_chunked(document):
+                seen.add(layer.annotations[TITLE])
 
 
 class FilesDirectory(ManifestView):
@@ -129,11 +138,11 @@ class TitledNode(AssembledFile):
         if not isinstance(shown, Descriptor):
             raise NotFound(f"{self.path} is no link")
         up = "../" * (1 + self.path.count("/"))
-        if artifacts.has_sparse_files(document):
+        if artifacts.is_snapshot(document):
             return f"{up}{SPARSE}/{self.path}"
         return f"{up}../../blobs/{shown.digest}"
 
-    def assembly(self, listings: Listings) -> Assembly:
+    def made(self, listings: Listings) -> Made:
         shown = files_of(self.document(listings)).find(self.path)
         if isinstance(shown, Descriptor):
             raise NotFound(f"{self.path} is a link")

@@ -1,6 +1,6 @@
 """`sparse/`: the files of a snapshot as the virtual machine had them, holes and all. Not listed.
 
-What Epoch stores of a snapshot is told in `artifacts`. Every question here needs the snapshot's
+What Epoch stores of a snapshot is told in `stored`. Every question here needs the snapshot's
 config, which is a blob; so nothing that a walk of the tree comes by asks one.
 """
 
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import stat
 
-from epochfs.artifacts import SparseMap, has_sparse_files, sparse_map
-from epochfs.assembly import Assembly, Extent
-from epochfs.errors import NotFound
+from epochfs.artifacts import is_snapshot
+from epochfs.assembly import Made
+from epochfs.errors import NotFound, ProtocolViolation, TooLarge
 from epochfs.listings import Listings
 from epochfs.manifests import Descriptor
 from epochfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node
+from epochfs.snapshotconfig import MAX_CONFIG_BYTES
 from epochfs.views.files import files_of
+from epochfs.views.stored import stored
 from epochfs.views.view import AssembledFile, ManifestNode, ManifestView
 
 
@@ -28,7 +30,7 @@ class SparseDirectory(ManifestView):
 
     def exists(self, listings: Listings) -> bool:
         document = self.document(listings)
-        return has_sparse_files(document) and bool(files_of(document).files)
+        return is_snapshot(document) and bool(files_of(document).files)
 
     def is_listed(self, listings: Listings) -> bool:
         return False
@@ -38,7 +40,7 @@ class SparseDirectory(ManifestView):
 
 
 class SparseNode(AssembledFile):
-    """`sparse/<title>`: a file with holes, at its true size; a link to the blob of any other."""
+    """`sparse/<title>`: a link to the blob that the file is, or a file put together."""
 
     __slots__ = ()
 
@@ -48,39 +50,41 @@ class SparseNode(AssembledFile):
     def attr(self, listings: Listings) -> Attr:
         if self.path in files_of(self.document(listings)).directories:
             return Attr(DIRECTORY)
-        found = self._map(listings)
-        return Attr(LINK, len(self.target(listings))) if found is None else Attr(FILE, found.size)
+        found = self._stored(listings)
+        if isinstance(found, Descriptor):
+            return Attr(LINK, len(self._target(found)))
+        return Attr(FILE, found.size)
 
     def entries(self, listings: Listings) -> Entries:
         return _entries(self, self.path, listings)
 
     def target(self, listings: Listings) -> str:
-        up = "../" * (3 + self.path.count("/"))
-        return f"{up}blobs/{self._layer(listings).digest}"
+        found = self._stored(listings)
+        if not isinstance(found, Descriptor):
+            raise NotFound(f"{self.path} is no link")
+        return self._target(found)
 
-    def assembly(self, listings: Listings) -> Assembly:
-        found, layer = self._map(listings), self._layer(listings)
-        if found is None:
+    def made(self, listings: Listings) -> Made:
+        found = self._stored(listings)
+        if isinstance(found, Descriptor):
             raise NotFound(f"{self.path} is a link")
-        extents = []
-        stored = 0
-        for offset, length in found.pieces:
-            extents.append(Extent(offset, offset + length, layer.digest, layer.size, stored))
-            stored += length
-        return Assembly(found.size, tuple(extents))
+        return found
 
-    def _layer(self, listings: Listings) -> Descriptor:
-        shown = files_of(self.document(listings)).find(self.path)
-        if not isinstance(shown, Descriptor):
+    def _target(self, layer: Descriptor) -> str:
+        up = "../" * (3 + self.path.count("/"))
+        return f"{up}blobs/{layer.digest}"
+
+    def _stored(self, listings: Listings) -> Descriptor | Made:
+        document, config = self.document(listings), self.image(listings).config
+        layer = files_of(document).find(self.path)
+        if not isinstance(layer, Descriptor):
             raise NotFound(f"no file {self.path}")
-        return shown
-
-    def _map(self, listings: Listings) -> SparseMap | None:
-        """Return where the file has its data; None where it is stored as it is."""
-        layer, config = self._layer(listings), self.image(listings).config
         if config is None:
             raise NotFound(f"{self.digest} has no config")
-        return sparse_map(listings.content(self.repository, config.digest), layer)
+        if config.size > MAX_CONFIG_BYTES:
+            raise TooLarge(f"a snapshot's config is {config.size} bytes, over {MAX_CONFIG_BYTES}")
+        parsed = listings.snapshot_config(self.repository, config.digest)
+        return stored(document, layer, parsed)
 
 
 def _entries(node: ManifestNode, path: str, listings: Listings) -> Entries:
@@ -88,5 +92,13 @@ def _entries(node: ManifestNode, path: str, listings: Listings) -> Entries:
     for name, kind in files_of(node.document(listings)).listed(path).items():
         if kind != stat.S_IFDIR:
             below = SparseNode(node.repository, node.digest, f"{path}/{name}".lstrip("/"))
-            kind = stat.S_IFMT(below.attr(listings).mode)
+            kind = _kind(below, listings)
         yield name, kind
+
+
+def _kind(node: SparseNode, listings: Listings) -> int:
+    """Return the type of a file; of one that does not fit, a guess, for stat(2) is the error."""
+    try:
+        return stat.S_IFMT(node.attr(listings).mode)
+    except ProtocolViolation:
+        return stat.S_IFREG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epochfs.assembly import Assembly
+from epochfs.assembly import Made
 from epochfs.errors import NotFound
 from epochfs.listings import Listings
 from epochfs.manifests import Document, Manifest
@@ -50,7 +50,7 @@ class AssembledFile(ManifestNode):
 
     path: str
 
-    def assembly(self, listings: Listings) -> Assembly:
+    def made(self, listings: Listings) -> Made:
         """Return what the file is made of; raises NotFound where the node is no such file."""
         raise NotImplementedError
 

@@ -16,6 +16,7 @@ from epochfs.hosts import find
 from epochfs.manifests import MAX_SIZE, Index, load_json, parse
 from epochfs.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
 from epochfs.samples import encode
+from epochfs.snapshotconfig import SparseMap, StoredFile, parse_config
 from epochfs.transport import BlobStream, Url, next_page
 from epochfs.transport.answers import content_length
 from epochfs.transport.faults import error_entries, refusal
@@ -67,6 +68,21 @@ def _manifest(data: bytes) -> None:
     for descriptor in found:
         assert Digest.parse(str(descriptor.digest)) == descriptor.digest
         assert 0 <= descriptor.size <= MAX_SIZE
+
+
+def _snapshot_config(data: bytes) -> None:
+    for entry in parse_config(data).files.values():
+        if isinstance(entry, StoredFile):
+            assert 0 <= entry.size <= MAX_SIZE
+            assert entry.holes is None or _ascends(entry.holes)
+
+
+def _ascends(holes: SparseMap) -> bool:
+    """Whether all pieces of a sparse map are found where they are, and none in another."""
+    found = list(holes.touched(0, holes.size))
+    stops = [0, *(stop for _, stop, _ in found)]
+    in_order = all(stop <= start for stop, (start, _, _) in zip(stops, found, strict=False))
+    return in_order and sum(stop - start for start, stop, _ in found) == holes.length
 
 
 def _challenge(data: bytes) -> None:
@@ -163,6 +179,10 @@ def _auth_file(data: bytes) -> None:
 _DESCRIPTOR = {"mediaType": "a/b", "digest": str(Digest.of(b"x")), "size": 1}
 _MANIFEST = encode({"config": _DESCRIPTOR, "layers": [_DESCRIPTOR], "annotations": {"a": "b"}})
 _INDEX = encode({"manifests": [{**_DESCRIPTOR, "platform": {"os": "linux"}}]})
+_SPARSE_MAP = '[{"o":0,"l":5},{"o":9,"l":1}]'
+_SNAPSHOT_CONFIG = encode(
+    {"files": {"a": {"size": 6, "chunks": ["x"], "sparseMap": _SPARSE_MAP, "sparseSize": 10}}}
+)
 _HOSTS_FILE = b"""server = "https://reg.example"
 [host."http://m.example:5000/v2/x"]
 capabilities = ["pull", "resolve"]
@@ -185,6 +205,7 @@ TARGETS = (
     Target("digest", _digest, (InvalidName,), (str(Digest.of(b"x")).encode(),)),
     Target("json", load_json, (ProtocolViolation,), (_MANIFEST, b'{"a":[1,2.5e3,null,"\\u00e9"]}')),
     Target("manifest", _manifest, (ProtocolViolation,), (_MANIFEST, _INDEX)),
+    Target("snapshot-config", _snapshot_config, (), (_SNAPSHOT_CONFIG,)),
     Target(
         "challenge", _challenge, (), (b'Bearer realm="https://x/",scope="a b"', b"Basic, X y==")
     ),
