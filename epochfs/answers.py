@@ -10,7 +10,9 @@ Answers about names grow old, and are asked for with a limit of age. What a dige
 The file is bounded: those given longest ago go first. Writing is put off for a moment and done in
 one transaction by a thread, for a listing of a thousand tags is a thousand answers.
 
-A damaged file is replaced, even if that shows only in use: the answers are then given anew.
+A damaged file is replaced, even if that shows only in use: the answers are then given anew. Where
+the disk does not take them, the last ones are given from memory, as many as are kept there; and
+what it does not let be forgotten is not given.
 
 Locks: `_database_lock` serialises use of the database; `_pending_lock` guards what is yet
 to be written, and is the leaf. Local statements run under the first, nothing under the second.
@@ -28,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from epochfs.cachedir import is_shortage
 from epochfs.database import Database
 from epochfs.errors import CacheFailure, DeadlineExceeded, Denied
 
@@ -49,6 +52,8 @@ _SALT_BYTES = 16
 _PENDING_BYTES = 32 * 1024**2
 _ROW_BYTES = 256
 _PAUSE_SECONDS = 0.2
+_RETRY_SECONDS = 10.0
+"""How long nothing is written to a disk that took nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +71,24 @@ the repository is read with now. Raises CredentialsUnavailable or DeadlineExceed
 
 
 class AnswerStore:
-    """The answers of one registry to one bearer of credentials, in the SQLite file `path`."""
+    """The answers of one registry to one bearer of credentials, in the SQLite file `path`.
+
+    In memory without one. What the disk does not take is told to `report`; `make_room` is
+    `Database`'s.
+    """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         registry: str,
         fingerprint: Fingerprint,
         *,
         limit: int = LIMIT,
         clock: Callable[[], float] = time.time,
+        report: Callable[[object], None] = lambda problem: log.info("%s", problem),
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises CacheFailure if there can be no such file."""
+        """Raises CacheFailure where there can be no such file, unless the disk is at fault."""
         self._registry = registry
         self._fingerprint = fingerprint
         self._limit = limit
@@ -89,24 +100,38 @@ class AnswerStore:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._unknown = ""
-        try:
-            self._database = Database(path, _SCHEMA, "what the registry said", self._salted)
-        except (OSError, sqlite3.Error) as error:
-            raise CacheFailure(f"cannot keep what the registry says in {path}: {error}") from error
+        self._report = report
+        self._retry_at = 0.0
+        self._unforgotten: set[tuple[str, str]] = set()
+        self._salt = secrets.token_bytes(_SALT_BYTES)
+        self._database = self._opened(path, make_room)
         self._thread = threading.Thread(target=self._write_on, name="answers", daemon=True)
         self._thread.start()
 
+    def _opened(self, path: Path | None, make_room: Callable[[], bool]) -> Database | None:
+        if path is None:
+            return None
+        try:
+            return Database(path, _SCHEMA, "what the registry said", self._salted, make_room)
+        except (OSError, sqlite3.Error) as error:
+            problem = f"cannot keep what the registry says in {path}: {error}"
+            if not is_shortage(error):
+                raise CacheFailure(problem) from error
+            self._report(problem)
+            return None
+
     def put(self, question: Question, value: bytes) -> None:
-        """Keep an answer, soon. Where more comes than can be written, some is not kept."""
+        """Keep an answer, soon. Where more comes than can be written, the oldest are not kept."""
         scope = self.scope(question.repository)
         if scope is None:
             return
-        size = len(value) + _ROW_BYTES
         with self._pending_lock:
-            if self._pending_bytes + size > _PENDING_BYTES:
-                return
+            if (scope, question) in self._pending:
+                self._drop((scope, question))
             self._pending[scope, question] = (self._clock(), value)
-            self._pending_bytes += size
+            self._pending_bytes += len(value) + _ROW_BYTES
+            while self._pending_bytes > _PENDING_BYTES:
+                self._drop(next(iter(self._pending)))
         self._wake.set()
 
     def get(self, question: Question, max_age: float | None = None) -> bytes | None:
@@ -115,24 +140,34 @@ class AnswerStore:
         if scope is None:
             return None
         since = 0.0 if max_age is None else self._clock() - max_age
+        with self._database_lock:
+            self._write_pending()
+            with self._pending_lock:
+                given, value = self._pending.get((scope, question), (0.0, None))
+            if value is not None:
+                return value if given >= since else None
+            return self._kept(scope, question, since)
+
+    def _kept(self, scope: str, question: Question, since: float) -> bytes | None:
+        """Return an answer that is on disk. The database's lock is held."""
+        if self._database is None or (scope, question.repository) in self._unforgotten:
+            return None
         try:
-            with self._database_lock:
-                self._write_pending()
-                row = self._database.run(
-                    lambda database: database.execute(
-                        "SELECT value FROM answer "
-                        "WHERE scope=? AND repository=? AND kind=? AND name=? AND given>=?",
-                        (scope, question.repository, question.kind, question.name, since),
-                    ).fetchone()
-                )
+            row = self._database.run(
+                lambda database: database.execute(
+                    "SELECT value FROM answer "
+                    "WHERE scope=? AND repository=? AND kind=? AND name=? AND given>=?",
+                    (scope, question.repository, question.kind, question.name, since),
+                ).fetchone()
+            )
         except (OSError, sqlite3.Error) as error:
-            log.warning("what the registry said cannot be read: %s", error)
+            self._report(f"what the registry said cannot be read: {error}")
             return None
         return None if row is None else bytes(row[0])
 
     def forget(self, question: Question) -> None:
         """Give this answer no more."""
-        self._delete(question.repository, " AND kind=? AND name=?", question.kind, question.name)
+        self._delete(question.repository, question)
 
     def forget_repository(self, repository: str) -> None:
         """Give no more answers about a repository, to which the registry now denies access."""
@@ -144,16 +179,19 @@ class AnswerStore:
         self._wake.set()
         self._thread.join()
         with self._database_lock:
+            self._retry_at = 0.0
             self._write_pending()
-            self._database.close()
+            if self._database is not None:
+                self._database.close()
 
     def _salted(self, database: sqlite3.Connection) -> None:
         """Take the salt of a file, which is made at its first use."""
-        with database:
-            database.execute(
-                "INSERT OR IGNORE INTO salt VALUES (1, ?)", (secrets.token_bytes(_SALT_BYTES),)
-            )
-            self._salt = bytes(database.execute("SELECT value FROM salt").fetchone()[0])
+        found = database.execute("SELECT value FROM salt").fetchone()
+        if found is None:
+            with database:
+                database.execute("INSERT OR IGNORE INTO salt VALUES (1, ?)", (self._salt,))
+            found = database.execute("SELECT value FROM salt").fetchone()
+        self._salt = bytes(found[0])
 
     def scope(self, repository: str) -> str | None:
         """Return whose answers about a repository are ours, or None if that cannot be said.
@@ -171,10 +209,28 @@ class AnswerStore:
         identity = f"{self._registry}\n{fingerprint}".encode()
         return hashlib.sha256(self._salt + identity).hexdigest()
 
-    def _delete(self, repository: str, which: str = "", *names: str) -> None:
+    def _delete(self, repository: str, question: Question | None = None) -> None:
+        """Give no more answers about a repository, or to one question about it."""
         scope = self.scope(repository)
         if scope is None:
             return
+        with self._database_lock:
+            self._write_pending()
+            with self._pending_lock:
+                for key in [key for key in self._pending if key[0] == scope]:
+                    if key[1] == question or (question is None and key[1].repository == repository):
+                        self._drop(key)
+            self._delete_kept(scope, repository, question)
+
+    def _drop(self, key: tuple[str, Question]) -> None:
+        """Do not write an answer. The lock of what is pending is held."""
+        _, value = self._pending.pop(key)
+        self._pending_bytes -= len(value) + _ROW_BYTES
+
+    def _delete_kept(self, scope: str, repository: str, question: Question | None = None) -> bool:
+        """Delete answers that are on disk; where that fails, none of the repository's are given."""
+        which = "" if question is None else " AND kind=? AND name=?"
+        names = () if question is None else (question.kind, question.name)
 
         def delete(database: sqlite3.Connection) -> None:
             with database:
@@ -183,12 +239,15 @@ class AnswerStore:
                     (scope, repository, *names),
                 )
 
+        if self._database is None:
+            return True
         try:
-            with self._database_lock:
-                self._write_pending()
-                self._database.run(delete)
+            self._database.run(delete)
         except (OSError, sqlite3.Error) as error:
-            log.warning("what the registry said cannot be forgotten: %s", error)
+            self._unforgotten.add((scope, repository))
+            self._report(f"what the registry said cannot be forgotten: {error}")
+            return False
+        return True
 
     def _write_on(self) -> None:
         """Write what is pending, in batches, until the store is closed."""
@@ -200,7 +259,12 @@ class AnswerStore:
                 self._write_pending()
 
     def _write_pending(self) -> None:
-        """Write what is pending, or lose it where the disk fails. The database's lock is held."""
+        """Write what is pending, unless the disk failed a moment ago. The database's lock is held.
+
+        What it does not take stays pending, and is given from there.
+        """
+        if self._database is None or time.monotonic() < self._retry_at:
+            return
         with self._pending_lock:
             pending, self._pending, self._pending_bytes = self._pending, {}, 0
         rows = [
@@ -217,10 +281,18 @@ class AnswerStore:
                 )
             self._shrink(database)
 
+        for one in tuple(self._unforgotten):
+            if self._delete_kept(*one):
+                self._unforgotten.remove(one)
         try:
             self._database.run(write)
         except (OSError, sqlite3.Error) as error:
-            log.info("%d answers of the registry are not kept: %s", len(rows), error)
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            self._report(f"{len(rows)} answers of the registry: {error}")
+            with self._pending_lock:
+                self._pending = pending | self._pending
+                sizes = (len(value) for _, value in self._pending.values())
+                self._pending_bytes = sum(size + _ROW_BYTES for size in sizes)
 
     def _shrink(self, database: sqlite3.Connection) -> None:
         """Remove the oldest answers, a tenth at a time, until the file is within its limit."""

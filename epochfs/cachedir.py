@@ -21,13 +21,19 @@ wider, and is entered one component at a time without following links.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
+import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from epochfs.errors import CacheFailure
+from epochfs.errors import CacheFailure, printable
+
+log = logging.getLogger(__name__)
 
 FORMAT = "v1"
 LAYERS = "layers"
@@ -37,6 +43,29 @@ _DIRECTORY_FLAGS = _TOP_FLAGS | os.O_NOFOLLOW
 _NEW_FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE = 0o022
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+_QUIET_SECONDS = 3600.0
+
+_SHORT = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+    }
+)
+_SHORT_SQLITE = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
 
 
 class CacheDirectory:
@@ -44,6 +73,23 @@ class CacheDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._quiet_until = 0.0
+
+    def report(self, problem: object) -> None:
+        """Say that something cannot be cached: one warning, whatever else fails within the hour.
+
+        Nobody who reads is to feel it, so there is no more to say.
+        """
+        now = time.monotonic()
+        level = logging.DEBUG if now < self._quiet_until else logging.WARNING
+        self._quiet_until = now + _QUIET_SECONDS
+        log.log(
+            level,
+            "the cache '%s' takes nothing more (%s): what it lacks is read from the registry each "
+            "time; make room there, or choose another --cache-dir",
+            printable(self.path),
+            printable(problem),
+        )
 
     def check(self) -> None:
         """Raise OSError where a directory that exists is not ours alone to write to."""
@@ -84,11 +130,22 @@ class CacheDirectory:
 
         SQLite opens files by their paths and follows links. So that there is none, what lies under
         the name and its companions' is looked at here, in a directory nobody else can write to.
+        Raises CacheFailure.
         """
         with cache_errors(f"opening {name}"), self.opened() as directory:
             for suffix in _SQLITE_SUFFIXES:
                 _check_file(directory, f"{name}{suffix}", create=not suffix)
         return self.path / FORMAT / name
+
+    def private_file_or_none(self, name: str) -> Path | None:
+        """Return the same; None, which is reported, where the disk has no room for it."""
+        try:
+            return self.private_file(name)
+        except CacheFailure as error:
+            if not is_shortage(error):
+                raise
+            self.report(error)
+            return None
 
     def _open_top(self) -> int:
         try:
@@ -104,6 +161,20 @@ class CacheDirectory:
         if status.st_uid != os.geteuid():
             raise PermissionError(f"it belongs to user {status.st_uid}")
         raise PermissionError("others can write to it: chmod go-w it, or name a directory in it")
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether the machine has run short of something: room, descriptors, a disk that it can write.
+
+    Then the cache is done without. All else that goes wrong when it is opened is for its user to
+    mend, such as a directory of somebody else's.
+    """
+    if isinstance(error, sqlite3.Error):
+        # Its upper bits tell more of the same.
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SHORT_SQLITE
+    if isinstance(error, OSError):
+        return error.errno in _SHORT
+    return isinstance(error, CacheFailure) and is_shortage(error.__cause__)
 
 
 def is_ours(status: os.stat_result) -> bool:

@@ -5,6 +5,8 @@ each find it locked, and take that for damage. Write-ahead logging lets several 
 
 Most damage shows only when a page is read. Who meets it then opens the file again, which another
 mount may have replaced by then, and replaces it only if a check of the whole finds the damage too.
+
+A file on a disk that cannot be written to is read all the same.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
+from epochfs.cachedir import is_shortage
 from epochfs.errors import printable
 
 log = logging.getLogger(__name__)
@@ -30,8 +34,9 @@ T = TypeVar("T")
 class Database:
     """A file that has the tables of `schema`; used by any thread, but by one at a time.
 
-    `what` is in it, as a log line may say. `prepare` is called with each connection made. Raises
-    OSError and sqlite3.Error, as does `run`.
+    `what` is in it, as a log line may say. `prepare` is called with each connection made, which may
+    be one that cannot write; `make_room` when the disk is full, and returns whether there is some
+    now. Raises OSError and sqlite3.Error, as does `run`.
     """
 
     def __init__(
@@ -40,17 +45,22 @@ class Database:
         schema: str,
         what: str,
         prepare: Callable[[sqlite3.Connection], None] = lambda _: None,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self._path = path
         self._schema = schema
         self._what = what
         self._prepare = prepare
+        self._make_room = make_room
         self._connection = self._open(_connect)
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do this with the connection; once more, where the file proves damaged, with a new one."""
+        """Do this with the connection; once more, where the file proves damaged, with a new one.
+
+        Also once more where the disk was full and there is room now.
+        """
         try:
-            return work(self._connection)
+            return self._with_room(work)
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
@@ -59,6 +69,14 @@ class Database:
         self.close()
         self._connection = fresh
         return work(fresh)
+
+    def _with_room(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return work(self._connection)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._make_room():
+                raise
+        return work(self._connection)
 
     def close(self) -> None:
         """Close the file."""
@@ -69,7 +87,7 @@ class Database:
         """Open the file, or a new one in its place if it is damaged."""
         with _alone_in(self._path.parent):
             try:
-                connection = connect(self._path, self._schema)
+                connection = _connect_somehow(connect, self._path, self._schema)
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
@@ -106,13 +124,48 @@ def _alone_in(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def _connect_somehow(
+    connect: Callable[[Path, str], sqlite3.Connection], path: Path, schema: str
+) -> sqlite3.Connection:
+    """Connect, to read only if the disk lets nobody write and the file has something in it.
+
+    A file in which another process may have written last is read with its log of writes; that
+    needs memory they share, which where nobody can write may not be there.
+    """
+    try:
+        return connect(path, schema)
+    except (OSError, sqlite3.OperationalError) as error:
+        if not is_shortage(error):
+            raise
+        for how in ("mode=ro", "mode=ro&immutable=1"):
+            with contextlib.suppress(sqlite3.OperationalError):
+                return _connect_to_read(path, how)
+        raise
+
+
+def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
+    uri = f"file:{quote(str(path))}?{how}"
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    try:
+        if not connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise sqlite3.OperationalError("there is nothing in it")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
 def _connect(path: Path, schema: str) -> sqlite3.Connection:
     path.touch(mode=0o600)
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-    connection.executescript(schema)
-    connection.commit()
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.executescript(schema)
+        connection.commit()
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 

@@ -88,7 +88,7 @@ HOMES = {
     "urllib3": {"transport"},
     "mfusepy": {"operations"},
     "fuse": {"operations"},
-    "errno": {"operations"},
+    "errno": {"operations", "cachedir"},
     "os.environ": {"cli"},
     "os.getenv": {"cli"},
     "click": {"cli"},

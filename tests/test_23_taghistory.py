@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from diskcache import damage
+from diskcache import damage, read_only
 
 from epochfs.errors import CacheFailure
 from epochfs.names import Digest, Repository, Tag
@@ -215,3 +215,100 @@ def test_a_history_whose_file_was_removed_goes_on(path: Path) -> None:
         assert history.since(APP, LATEST, FIRST) >= 100
         assert history.since(APP, STABLE, FIRST) >= 100
         assert history.since(APP, STABLE, SECOND) > 100
+
+
+# --- disks that take nothing ------------------------------------------------------------------
+
+
+def full(history: TagHistory) -> None:
+    """Let the database's file grow no more."""
+    assert history._database is not None
+    connection = history._database._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={pages}")
+
+
+def fill(history: TagHistory) -> list[int]:
+    """See so many tags that not all of them have room in the file."""
+    return [history.since(APP, Tag(f"t{number:05}"), FIRST) for number in range(2000)]
+
+
+def test_a_first_sight_that_a_full_disk_does_not_take_is_remembered(path: Path) -> None:
+    told: list[object] = []
+    ticks = ticking()
+    with closing(TagHistory(path, REGISTRY, lambda: next(ticks), report=told.append)) as history:
+        history.since(APP, LATEST, FIRST)
+        full(history)
+        seen = fill(history)
+        assert seen == sorted(set(seen))
+        assert fill(history) == seen
+        assert history.since(APP, LATEST, FIRST) == 1
+    assert "full" in str(told[0])
+
+
+@pytest.mark.expects_log("the tag history: database or disk is full")
+def test_what_was_remembered_is_written_once_there_is_room(path: Path) -> None:
+    with closing(opened(path)) as history:
+        full(history)
+        seen = fill(history)
+        history._database._connection.execute("PRAGMA max_page_count=100000")  # type: ignore[union-attr]
+        assert fill(history) == seen
+    with closing(opened(path, 1_000_000)) as history:
+        assert fill(history) == seen
+
+
+def test_room_is_made_before_a_first_sight_is_given_up(path: Path) -> None:
+    asked: list[int] = []
+    history = opened(path)
+
+    def make_room() -> bool:
+        asked.append(1)
+        history._database._connection.execute("PRAGMA max_page_count=100000")  # type: ignore[union-attr]
+        return True
+
+    with closing(history):
+        full(history)
+        history._database._make_room = make_room  # type: ignore[union-attr]
+        seen = fill(history)
+    assert asked == [1]
+    with closing(opened(path, 1_000_000)) as history:
+        assert fill(history) == seen
+
+
+@pytest.mark.expects_log("the tag history: attempt to write a readonly database")
+def test_a_moved_tag_is_seen_to_move_though_nothing_can_be_written(path: Path) -> None:
+    with closing(opened(path, 100)) as history:
+        history.since(APP, LATEST, FIRST)
+        history._database._connection.execute("PRAGMA query_only=1")  # type: ignore[union-attr]
+        moved = [history.since(APP, LATEST, SECOND) for _ in range(3)]
+        assert (set(moved), moved[0] > 100) == ({moved[0]}, True)
+        assert history.since(APP, LATEST, FIRST) == 100
+
+
+def test_without_a_file_first_sights_are_remembered() -> None:
+    history = TagHistory(None, REGISTRY, iter(ticking(5)).__next__)
+    assert [history.since(APP, LATEST, one) for one in (FIRST, FIRST, SECOND)] == [5, 5, 6]
+    history.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
+def test_a_file_on_a_read_only_disk_still_tells_what_it_has(path: Path) -> None:
+    told: list[object] = []
+    with closing(opened(path, 100)) as history:
+        history.since(APP, LATEST, FIRST)
+    with read_only(path.parent), closing(opened(path, 200)) as history:
+        history._report = told.append
+        assert history.since(APP, LATEST, FIRST) == 100
+        assert [history.since(APP, STABLE, FIRST) for _ in range(2)] == [200, 200]
+    assert "readonly database" in str(told[0])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
+def test_a_read_only_disk_without_a_file_hides_no_tag(path: Path) -> None:
+    told: list[object] = []
+    path.parent.mkdir()
+    with read_only(path.parent):
+        history = TagHistory(path, REGISTRY, report=told.append)
+        assert history.since(APP, LATEST, FIRST) == history.since(APP, LATEST, FIRST)
+        history.close()
+    assert "the tag history" in str(told[0])

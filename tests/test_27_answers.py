@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskcache import damage
+from diskcache import damage, read_only
 
 from epochfs.answers import AnswerStore, Fingerprint, Question
 from epochfs.auth import CredentialStore
@@ -94,8 +95,10 @@ def test_on_a_full_disk_what_was_kept_is_still_there(path: Path, opened: Open) -
     store._database._connection.execute(f"PRAGMA max_page_count={pages}")
     large = Question("manifest", "team/app", "large")
     store.put(large, bytes(1 << 20))
-    assert store.get(large) is None
+    assert store.get(large) == bytes(1 << 20)
     assert store.get(TAGS) == b"one"
+    store.close()
+    assert (opened().get(large), opened().get(TAGS)) == (None, b"one")
 
 
 def test_what_a_file_has_for_a_repository_counts_as_it_is_now(tmp_path: Path, opened: Open) -> None:
@@ -237,3 +240,85 @@ def test_while_credentials_cannot_be_had_nothing_is_kept_or_given(
     assert store.get(TAGS) is None
     file.write_text("canary")
     assert (store.get(TAGS), store.get(other)) == (b"one", None)
+
+
+# --- disks that take nothing ------------------------------------------------------------------
+
+
+def stuck(store: AnswerStore, *, on: bool = True) -> None:
+    """Let the database take no write."""
+    assert store._database is not None
+    store._database._connection.execute(f"PRAGMA query_only={int(on)}")
+    store._retry_at = 0.0
+
+
+def test_what_the_disk_does_not_take_is_given_from_memory_and_written_later(opened: Open) -> None:
+    told: list[object] = []
+    store = opened(report=told.append)
+    store.put(TAGS, b"old")
+    assert store.get(TAGS) == b"old"
+    stuck(store)
+    store.put(TAGS, b"new")
+    assert store.get(TAGS) == b"new"
+    assert "readonly" in str(told[0])
+    stuck(store, on=False)
+    assert store.get(TAGS) == b"new"
+    assert opened().get(TAGS) == b"new"
+
+
+def test_of_what_the_disk_does_not_take_the_last_is_remembered(opened: Open) -> None:
+    store = opened()
+    stuck(store)
+    questions = [Question("manifest", "team/app", str(number)) for number in range(40)]
+    for question in questions:
+        store.put(question, bytes(1 << 20))
+    remembered = [store.get(question) is not None for question in questions]
+    assert remembered == sorted(remembered)
+    assert 20 < sum(remembered) < 33
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_cannot_be_forgotten_on_disk_is_given_no_more(opened: Open, *, whole: bool) -> None:
+    other = Question("tags", "other/app")
+    store = opened()
+    for question in (TAGS, other):
+        store.put(question, b"one")
+        assert store.get(question) == b"one"
+    stuck(store)
+    if whole:
+        store.forget_repository("team/app")
+    else:
+        store.forget(TAGS)
+    assert (store.get(TAGS), store.get(other)) == (None, b"one")
+    stuck(store, on=False)
+    store.put(TAGS, b"two")
+    assert (store.get(TAGS), store.get(other)) == (b"two", b"one")
+    assert opened().get(TAGS) == b"two"
+
+
+def test_a_pending_answer_is_forgotten_too(opened: Open) -> None:
+    store = opened()
+    stuck(store)
+    store.put(TAGS, b"one")
+    assert store.get(TAGS) == b"one"
+    store.forget_repository("team/app")
+    assert store.get(TAGS) is None
+
+
+def test_without_a_file_answers_are_remembered() -> None:
+    with closing(AnswerStore(None, REGISTRY, shown(ALICE))) as store:
+        store.put(TAGS, b"one")
+        assert store.get(TAGS) == b"one"
+        store.forget(TAGS)
+        assert store.get(TAGS) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
+def test_a_file_on_a_read_only_disk_still_gives_its_answers(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "answers.sqlite"
+    with closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+        store.put(TAGS, b"one")
+    with read_only(path.parent), closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+        assert store.get(TAGS) == b"one"
+        store.put(TAGS, b"two")
+        assert store.get(TAGS) == b"two"

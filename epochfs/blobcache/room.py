@@ -25,6 +25,9 @@ PARTIAL = "partial"
 
 _ALGORITHMS = ("sha256", "sha512")
 _RESCAN_SECONDS = 30.0
+_HOPELESS_SECONDS = 2.0
+_STEP = 64 << 20
+"""How many bytes are evicted at a time after a write that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,11 @@ class Entry:
 
 
 class Room:
-    """The entries of a cache's directory, kept below `size_limit` bytes together."""
+    """The entries of a cache's directory, kept below `size_limit` bytes together.
+
+    And fewer where the disk has no more for them: what is to come goes before what was used long
+    ago, and whoever writes first asks for room, or for another try.
+    """
 
     def __init__(self, directory: CacheDirectory, size_limit: int) -> None:
         self.size_limit = size_limit
@@ -46,6 +53,7 @@ class Room:
         self._lock = threading.Lock()
         self._total = 0
         self._scanned = 0.0
+        self._hopeless_until = 0.0
 
     def make(self, wanted: int) -> None:
         """Evict what was used longest ago until `wanted` more bytes fit, or nothing is left to.
@@ -71,6 +79,44 @@ class Room:
         with self._lock:
             self._total = total
             self._scanned = time.monotonic() + _RESCAN_SECONDS
+
+    def has_disk(self, wanted: int) -> bool:
+        """Whether the disk has `wanted` bytes free, and an inode, or has after evicting for it.
+
+        Nothing goes where all that could go would not be enough. Raises OSError.
+        """
+        lacking = self._lacking(wanted)
+        if lacking <= 0:
+            return True
+        entries = sorted(self.entries(), key=lambda entry: entry.used)
+        if sum(entry.size for entry in entries) < lacking:
+            return False
+        return any(self.evict(entry) and self._lacking(wanted) <= 0 for entry in entries)
+
+    def _lacking(self, wanted: int) -> int:
+        """Return how many bytes the disk has too few; one inode too few counts as one byte."""
+        with self._directory.opened() as fd:
+            disk = os.fstatvfs(fd)
+        no_inode = disk.f_files > 0 and disk.f_favail == 0
+        return max(wanted - disk.f_bavail * disk.f_frsize, int(no_inode))
+
+    def give_way(self) -> bool:
+        """After a write that the disk did not take, evict what was used longest ago.
+
+        Returns whether anything went, so that it is worth another try. Where nothing could, that is
+        not looked into again for a moment.
+        """
+        if time.monotonic() < self._hopeless_until:
+            return False
+        freed = 0
+        for entry in sorted(self.entries(), key=lambda entry: entry.used):
+            if freed >= _STEP:
+                break
+            if self.evict(entry):
+                freed += max(1, entry.size)
+        if not freed:
+            self._hopeless_until = time.monotonic() + _HOPELESS_SECONDS
+        return freed > 0
 
     def account(self, size: int) -> None:
         """Count `size` more bytes as held."""

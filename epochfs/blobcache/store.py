@@ -10,8 +10,9 @@ import secrets
 from epochfs.blobcache.files import READ_FLAGS, read_map
 from epochfs.blobcache.room import BLOBS, PARTIAL, Room
 from epochfs.blobcache.staged import StagedBlob
-from epochfs.cachedir import CacheDirectory, cache_errors, is_ours
+from epochfs.cachedir import CacheDirectory, cache_errors, is_ours, is_shortage
 from epochfs.config import CacheOptions
+from epochfs.errors import CacheFailure
 from epochfs.names import Digest
 
 
@@ -21,8 +22,13 @@ class BlobCache:
     def __init__(self, options: CacheOptions) -> None:
         self.directory = CacheDirectory(options.directory)
         self.room = Room(self.directory, options.size_limit)
-        with cache_errors("opening the cache"):
-            os.close(self.directory.open(BLOBS))
+        try:
+            with cache_errors("opening the cache"):
+                os.close(self.directory.open(BLOBS))
+        except CacheFailure as error:
+            if not is_shortage(error):
+                raise
+            self.directory.report(error)
 
     def open(self, digest: Digest, size: int) -> int | None:
         """Return a read-only descriptor of the complete blob, or None when it is not cached.

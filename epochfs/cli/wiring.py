@@ -14,6 +14,7 @@ from epochfs.answers import AnswerStore
 from epochfs.assembly import Assembler
 from epochfs.blobcache import BlobCache
 from epochfs.blobs import Blobs, BlobStore
+from epochfs.cachedir import is_shortage
 from epochfs.cacheusers import CacheUser, announced
 from epochfs.cli import probe
 from epochfs.cli.plan import FileSystemPlan
@@ -120,8 +121,13 @@ def _assemble(
 ) -> FileSystem:
     cache = BlobCache(plan.cache)
     user = CacheUser(os.getpid(), mountpoint, str(plan.url), plan.cache.size_limit)
-    closing.enter_context(announced(cache.directory, user))
-    history = TagHistory(cache.directory.private_file("tags.sqlite"), plan.url.base)
+    _announce(user, cache, closing)
+    history = TagHistory(
+        cache.directory.private_file_or_none("tags.sqlite"),
+        plan.url.base,
+        report=cache.directory.report,
+        make_room=cache.room.give_way,
+    )
     closing.callback(history.close)
     remembering = None
     blobs: BlobStore
@@ -174,14 +180,26 @@ def _settle(plan: FileSystemPlan, listings: Listings, warn: Callable[[str], None
             ) from None
 
 
+def _announce(user: CacheUser, cache: BlobCache, closing: contextlib.ExitStack) -> None:
+    """Let `epochfs cache` see who uses the cache, where there is room to say so."""
+    try:
+        closing.enter_context(announced(cache.directory, user))
+    except CacheFailure as error:
+        if not is_shortage(error):
+            raise
+        cache.directory.report(error)
+
+
 def _remembering(
     plan: FileSystemPlan, registry: _Registry, cache: BlobCache, closing: contextlib.ExitStack
 ) -> RememberingClient:
     """Return a client that remembers, in the cache, what the registry says."""
     answers = AnswerStore(
-        cache.directory.private_file("answers.sqlite"),
+        cache.directory.private_file_or_none("answers.sqlite"),
         plan.url.base,
         registry.client.fingerprint,
+        report=cache.directory.report,
+        make_room=cache.room.give_way,
     )
     closing.callback(answers.close)
     max_age = plan.listings.metadata_ttl + plan.listings.stale_if_error

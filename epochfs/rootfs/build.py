@@ -57,17 +57,13 @@ class OpenBlob(Protocol):
     def __call__(self, *, precise: bool = False) -> BlobHandle: ...
 
 
-def build(layer: Descriptor, open_blob: OpenBlob, path: str, ending: threading.Event) -> None:
-    """Write the index of a layer to a file. Gives up with Vanished once `ending` is set."""
-    writer = IndexWriter(path)
-    try:
-        if not _has_toc(layer) or not _write_toc(layer, open_blob, writer):
-            with closing(open_blob()) as blob:
-                _write_walk(blob, writer, ending)
-        writer.finish()
-    except BaseException:
-        writer.abandon()
-        raise
+def build(
+    layer: Descriptor, open_blob: OpenBlob, writer: IndexWriter, ending: threading.Event
+) -> None:
+    """Write the index of a layer. Gives up with Vanished once `ending` is set."""
+    if not _has_toc(layer) or not _write_toc(layer, open_blob, writer):
+        with closing(open_blob()) as blob:
+            _write_walk(blob, writer, ending)
 
 
 def _write_toc(layer: Descriptor, open_blob: OpenBlob, writer: IndexWriter) -> bool:

@@ -41,11 +41,14 @@ _IMPLY = (
 
 
 class IndexWriter:
-    """Writes one index to a new file at `path`. Raises CacheFailure, and TooLarge over a bound."""
+    """Writes one index to a new file at `path`, or `:memory:`.
+
+    Raises CacheFailure, and TooLarge over a bound.
+    """
 
     def __init__(self, path: str) -> None:
         try:
-            self._connection = sqlite3.connect(path, isolation_level=None)
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.executescript(
                 "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;"
                 f"PRAGMA cache_size=-{_CACHE_KIB};"
@@ -87,15 +90,15 @@ class IndexWriter:
         """Record something about the layer as a whole."""
         self._run("INSERT INTO meta VALUES (?, ?)", key, value)
 
-    def finish(self) -> None:
-        """Complete the file."""
+    def finish(self) -> sqlite3.Connection:
+        """Complete the index; return the connection to it, to be closed or read from."""
         # A name that was given to something else meanwhile is no name of the inode any more.
         self._run(
             "DELETE FROM alias WHERE inode IS NOT (SELECT inode FROM name "
             "WHERE name.parent = alias.parent AND name.name = alias.name)"
         )
         self._run("COMMIT")
-        self._connection.close()
+        return self._connection
 
     def abandon(self) -> None:
         """Close the file, which is then worth nothing."""

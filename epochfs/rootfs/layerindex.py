@@ -91,10 +91,17 @@ class LayerIndex:
         self._connection = connection
         self._lock = threading.Lock()
         weakref.finalize(self, connection.close).atexit = False
+        self.resident_bytes = self._resident_bytes()
         self.meta: dict[str, str | int] = dict(self._rows("SELECT key, value FROM meta"))
         self.has_aliases = any(self._rows("SELECT 1 FROM alias LIMIT 1"))
         self._has_hidden = any(self._rows("SELECT 1 FROM hidden LIMIT 1"))
         self.has_foreign_links = any(self._rows("SELECT 1 FROM foreign_link LIMIT 1"))
+
+    def _resident_bytes(self) -> int:
+        """How many bytes of memory an index takes that is in no file."""
+        [(_, _, path)] = self._rows("PRAGMA database_list")
+        [(pages,)], [(size,)] = self._rows("PRAGMA page_count"), self._rows("PRAGMA page_size")
+        return 0 if path else int(pages * size)
 
     def see(self, path: bytes) -> Seen:
         """Say what the layer has at a path, and whether it hides what is below.

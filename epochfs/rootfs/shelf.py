@@ -32,15 +32,17 @@ V = TypeVar("V")
 
 
 class Shelf(Generic[K, V]):
-    """Keeps the `limit` things last used. What is dropped lives on while somebody uses it.
+    """Keeps the things last used, of a `weight` up to `limit` (each 1, if it is not told).
+
+    What is dropped lives on while somebody uses it.
 
     That a blob cannot be made sense of does not change: it is remembered for a minute.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, weight: Callable[[V], int] | None = None) -> None:
         self._lock = threading.Lock()
         self._pool = concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix=name)
-        self._kept: LRUCache[K, V] = LRUCache(limit)
+        self._kept: LRUCache[K, V] = LRUCache(limit, weight)
         self._failed: TTLCache[K, EpochfsError] = TTLCache(_MAX_FAILED, _FAILED_SECONDS)
         self._making: dict[K, concurrent.futures.Future[V]] = {}
 

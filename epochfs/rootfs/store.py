@@ -1,45 +1,26 @@
-"""The layers of images: each one's index, and a way to its bytes.
-
-::
-
-    <cache>/v1/layers/<algorithm>/<encoded>.<voucher>.<format>    the index of a layer
-
-What vouches for an index is the layer's digest, and for a table of contents also annotations in one
-manifest. Another manifest's, of another repository or registry, make another index of the same blob
-(`build.voucher`).
-
-An index is written without a name in that directory, synced, and only then given its name, so
-that being there is being complete. Those used longest ago are removed where all together take more
-than a tenth of the cache's size.
-"""
+"""The layers of images: each one's index (`indexfiles`), and a way to its bytes."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import secrets
 import threading
 from collections.abc import Iterable
 from functools import partial
 
-from epochfs.blobcache import READ_FLAGS, BlobCache
+from epochfs.blobcache import BlobCache
 from epochfs.blobs import BlobHandle, BlobStore
-from epochfs.cachedir import LAYERS, is_ours
-from epochfs.errors import CacheFailure
 from epochfs.manifests import Descriptor
 from epochfs.names import Digest, Repository
 from epochfs.rootfs.archive import open_archive
 from epochfs.rootfs.build import WITH_TOC, build, voucher
 from epochfs.rootfs.content import ChunkCache, ChunkPieces, LayerFile, Pieces, TarPieces
-from epochfs.rootfs.layerindex import FORMAT, Inode, LayerIndex, open_index
+from epochfs.rootfs.indexfiles import IndexFiles
+from epochfs.rootfs.layerindex import Inode, LayerIndex
 from epochfs.rootfs.shelf import Shelf
-
-log = logging.getLogger(__name__)
 
 _MAX_INDEXES = 512
 _MAX_ARCHIVES = 8
-_SHARE = 10
+_RESIDENT_BYTES = 256 << 10
+"""An index in memory takes the place of one more for so many of its bytes: 128 MiB in all."""
 
 _Key = tuple[Digest, int, str]
 """An index in memory: of what blob, of how many bytes, and what vouches for it."""
@@ -55,8 +36,9 @@ class Layers:
     def __init__(self, blobs: BlobStore, cache: BlobCache) -> None:
         self._blobs = blobs
         self._cache = cache
+        self._files = IndexFiles(cache)
         self._ending = threading.Event()
-        self._indexes: Shelf[_Key, LayerIndex] = Shelf("layer", _MAX_INDEXES)
+        self._indexes: Shelf[_Key, LayerIndex] = Shelf("layer", _MAX_INDEXES, _weight)
         self._opened: Shelf[tuple[Repository, _Key], Pieces] = Shelf("archive", _MAX_ARCHIVES)
         self._chunks = ChunkCache()
 
@@ -100,70 +82,14 @@ class Layers:
         return self._blobs.open(repository, layer.digest, layer.size, precise=precise)
 
     def _make_index(self, repository: Repository, layer: Descriptor) -> LayerIndex:
-        name = f"{layer.digest.encoded}.{voucher(layer)}.{FORMAT}"
-        try:
-            with self._cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
-                found = _open(directory, name)
-                if found is None:
-                    _make_room(directory, self._cache.room.size_limit // _SHARE)
-                    self._build(repository, layer, directory, name)
-                    found = _open(directory, name)
-        except OSError as error:
-            raise CacheFailure(f"keeping the index of a layer: {error.strerror}") from error
-        if found is None:
-            raise CacheFailure("the index of a layer went away")
-        return found
-
-    def _build(self, repository: Repository, layer: Descriptor, directory: int, name: str) -> None:
-        """Write an index, sync it, and give it its name."""
-        draft = f"{name}.{secrets.token_hex(8)}"
-        fd = os.open(
-            draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory
-        )
-        try:
-            open_blob = partial(self._open_blob, repository, layer)
-            build(layer, open_blob, f"/proc/self/fd/{directory}/{draft}", self._ending)
-            os.fsync(fd)
-            os.replace(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
-            os.fsync(directory)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft, dir_fd=directory)
-            raise
-        finally:
-            os.close(fd)
+        open_blob = partial(self._open_blob, repository, layer)
+        return self._files.get(layer, lambda writer: build(layer, open_blob, writer, self._ending))
 
 
 def _key(layer: Descriptor) -> _Key:
     return layer.digest, layer.size, voucher(layer)
 
 
-def _open(directory: int, name: str) -> LayerIndex | None:
-    """Open a complete index; None where there is none that we wrote."""
-    try:
-        fd = os.open(name, READ_FLAGS, dir_fd=directory)
-    except OSError:
-        return None
-    try:
-        if not is_ours(os.fstat(fd)):
-            return None
-        os.utime(fd)
-        return open_index(f"/proc/self/fd/{fd}")
-    except CacheFailure as error:
-        log.warning("the index of a layer is damaged and made anew: %s", error)
-        return None
-    finally:
-        os.close(fd)
-
-
-def _make_room(directory: int, limit: int) -> None:
-    """Remove the indexes used longest ago until all together are within `limit` bytes."""
-    with os.scandir(directory) as found:
-        files = [(file.name, file.stat(follow_symlinks=False)) for file in found]
-    total = sum(status.st_blocks * 512 for _, status in files)
-    for name, status in sorted(files, key=lambda file: file[1].st_mtime):
-        if total <= limit:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
-        total -= status.st_blocks * 512
+def _weight(index: LayerIndex) -> int:
+    """How many of the indexes that are kept open one in memory stands for."""
+    return min(_MAX_INDEXES, 1 + index.resident_bytes // _RESIDENT_BYTES)
