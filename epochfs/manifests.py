@@ -63,7 +63,8 @@ class Descriptor:
 class Manifest:
     """The view of an image manifest: a config and layers in order.
 
-    Of the OCI artifact manifest that never was released, the layers are its blobs.
+    Of the OCI artifact manifest that never was released, the layers are its blobs. What Docker's
+    schema 1 names has neither size nor type, so it is no layer here but `unsized`.
     """
 
     config: Descriptor | None
@@ -71,6 +72,7 @@ class Manifest:
     subject: Descriptor | None
     artifact_type: str
     annotations: Mapping[str, str]
+    unsized: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +209,21 @@ def parse(raw: bytes) -> Manifest | Index:
         if "layers" in document or "config" in document:
             raise ProtocolViolation("a document that is both a manifest and an index")
         return Index(_descriptors(document, "manifests"), subject, artifact_type, annotations)
+    if document.get("schemaVersion") == 1 and "fsLayers" in document:
+        return Manifest(None, (), None, "", _NO_ANNOTATIONS, _schema_1_blobs(document))
     if "layers" not in document and "config" not in document:
         raise ProtocolViolation("neither a manifest nor an index")
     config = _optional(document, "config", _descriptor)
     layers = _descriptors(document, "layers")
     return Manifest(config, layers, subject, artifact_type, annotations)
+
+
+def _schema_1_blobs(document: Mapping[str, Any]) -> tuple[Digest, ...]:
+    """Return the blobs that a manifest of Docker's schema 1 names, each once."""
+    layers = document["fsLayers"]
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise ProtocolViolation("'fsLayers' is not a list of objects")
+    return tuple(dict.fromkeys(_digest(layer.get("blobSum", "")) for layer in layers))
 
 
 def _optional(document: Mapping[str, Any], key: str, convert: Callable[[Any], _T]) -> _T | None:
@@ -253,10 +265,7 @@ def _descriptors(document: Mapping[str, Any], key: str) -> tuple[Descriptor, ...
 def _descriptor(value: object) -> Descriptor:
     if not isinstance(value, dict):
         raise ProtocolViolation("a descriptor that is not a JSON object")
-    try:
-        digest = Digest.parse(value.get("digest", ""))
-    except InvalidName as error:
-        raise ProtocolViolation(f"a descriptor's digest: {error}") from None
+    digest = _digest(value.get("digest", ""))
     platform = value.get("platform")
     if platform is not None and not isinstance(platform, dict):
         raise ProtocolViolation("'platform' is not a JSON object")
@@ -268,6 +277,13 @@ def _descriptor(value: object) -> Descriptor:
         annotations=_annotations(value),
         platform=platform,
     )
+
+
+def _digest(text: Any) -> Digest:  # noqa: ANN401 - JSON is any of its types
+    try:
+        return Digest.parse(text)
+    except InvalidName as error:
+        raise ProtocolViolation(f"a descriptor's digest: {error}") from None
 
 
 def checked_size(value: object) -> int:

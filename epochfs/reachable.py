@@ -111,4 +111,5 @@ def _children(document: Document | None, found: Reachable) -> tuple[Digest, ...]
         for descriptor in named_blobs(view):
             if not descriptor.media_type.startswith(_NOT_DISTRIBUTED):
                 found.blobs[descriptor.digest] = None
+        found.blobs.update(dict.fromkeys(view.unsized))
     return ()

@@ -230,7 +230,6 @@ HOSTILE_DOCUMENTS: dict[str, Any] = {
     "a list": [],
     "a number": 7,
     "neither kind": {},
-    "schema 1": {"schemaVersion": 1, "fsLayers": [], "history": []},
     "both kinds": {"layers": [], "manifests": []},
     "a config and manifests": {"config": BLOB, "manifests": []},
     "layers that are an object": {"layers": {}},
@@ -320,3 +319,11 @@ def test_any_document_is_parsed_or_refused(document: dict[str, Any]) -> None:
 def test_any_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(ProtocolViolation):
         parse(raw)
+
+
+def test_what_schema_1_names_is_known_without_sizes() -> None:
+    one, two = Digest.of(b"one"), Digest.of(b"two")
+    layers = [{"blobSum": str(digest)} for digest in (one, two, one)]
+    view = parse(encode({**SCHEMA1, "fsLayers": layers}))
+    assert isinstance(view, Manifest)
+    assert (view.config, view.layers, view.unsized) == (None, (), (one, two))

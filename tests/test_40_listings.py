@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import image, index, load, random_bytes
+from builders import SCHEMA1, image, index, load, random_bytes
 from scripted import until
 from stacks import Stack, stack
 
@@ -27,8 +27,10 @@ from epochfs.errors import (
     Unavailable,
 )
 from epochfs.listings import Listings
+from epochfs.manifests import DOCKER_SCHEMA_1
 from epochfs.names import Digest, Repository, Tag
 from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.samples import encode
 
 APP = Repository("team/app")
 LATEST = Tag("latest")
@@ -610,3 +612,14 @@ class TestReachable:
         assert reachable.error is None
         assert set(reachable.manifests) == {one.digest for one in chain}
         assert set(reachable.blobs) == {Digest.of(blob) for blob in blobs}
+
+    def test_the_blobs_of_schema_1_are_reached_and_open(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        blob = embedded.put_blob("team/app", b"a layer of long ago")
+        raw = encode({**SCHEMA1, "fsLayers": [{"blobSum": str(blob)}]})
+        embedded.put_manifest("team/app", "old", raw, DOCKER_SCHEMA_1)
+        layers = opened(embedded)
+        reachable = layers.listings.reachable(APP)
+        assert (reachable.error, set(reachable.blobs)) == (None, {blob})
+        assert layers.filesystem.getattr(f"/team/app/blobs/{blob}").size == 19
