@@ -611,13 +611,15 @@ def test_what_storage_refuses_is_not_the_registrys_refusal(
 @each_by_head
 def test_a_head_that_authentication_answers_is_no_refusal(connect: Connect, call: str) -> None:
     def script(seen: Seen) -> list[Step]:
+        if seen.path == "/v2/":
+            return [reply(200)]
         if "authorization" not in seen.headers:
             return [reply(401, WWW_Authenticate='Basic realm="x"')]
         return head() if "/manifests/" in seen.path else [reply(200, Content_Length=str(len(BLOB)))]
 
     server, client = connect(script, credentials=Credentials(username="u", password="p"))
     assert BY_HEAD[call](client) == BY_GET[call]
-    assert [seen.method for seen in server.seen] == ["HEAD", "HEAD"]
+    assert [seen.method for seen in server.seen if seen.path != "/v2/"] == ["HEAD", "HEAD"]
 
 
 @each_by_head
