@@ -139,13 +139,68 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxies:
+    """The proxies to reach hosts by, as HTTP_PROXY, HTTPS_PROXY and NO_PROXY give them.
+
+    `http` and `https` are for URLs of these schemes, and may hold credentials; "" is for none.
+    `exempt` are hosts that are reached without: `*`, a domain and all below it, an address, a
+    network, each perhaps with a port. This machine always is.
+    """
+
+    http: str = field(default="", repr=False)
+    https: str = field(default="", repr=False)
+    exempt: tuple[str, ...] = ()
+
+    def of(self, scheme: str, host: str, port: int) -> str:
+        """Return the URL of the proxy to reach a host by, or ""; IPv6 is without brackets.
+
+        Raises UsageError for one that cannot be used.
+        """
+        proxy = self.https if scheme == "https" else self.http
+        if not proxy or is_loopback(host) or any(_exempts(one, host, port) for one in self.exempt):
+            return ""
+        url = proxy if "://" in proxy else f"http://{proxy}"
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme == "http" and bool(parts.hostname) and (parts.port or 80) > 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UsageError(
+                f"{scheme.upper()}_PROXY: '{printable_url(proxy)}' cannot be used "
+                f"(http://host:port), and {printable(host)} is not in NO_PROXY"
+            )
+        return url
+
+
+def _exempts(entry: str, host: str, port: int) -> bool:
+    """Whether an entry of NO_PROXY is for a host."""
+    if entry == "*":
+        return True
+    try:
+        network = ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        name, colon, wanted = entry.rpartition(":")
+        if not colon:
+            name, wanted = entry, ""
+        name = name.strip("[]").removeprefix("*").strip(".").lower()
+        same = host == name or host.endswith(f".{name}")
+        return bool(name) and same and wanted in ("", str(port))
+    try:
+        return ipaddress.ip_address(host) in network
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
 class TransportOptions:
     """How to speak to one host of a registry.
 
     `tls_verify` None means: unless the host is loopback. A client certificate is a file, and that
     of its key if it is not the same; it is shown to this host only. `root` is where the API begins.
     `namespace`, if any, is told to the host with each request, as it may serve several registries.
-    `headers` are sent to the host and nowhere else; they may hold credentials.
+    `headers` are sent to the host and nowhere else; they may hold credentials. `proxies` are for
+    all hosts that it sends us to as well.
     """
 
     timeout: float = 60.0
@@ -158,6 +213,7 @@ class TransportOptions:
     root: str = "/v2"
     namespace: str = ""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    proxies: Proxies = Proxies()
 
 
 @dataclass(frozen=True, slots=True)

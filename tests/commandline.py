@@ -15,6 +15,11 @@ _OURS = (
     "EPOCH_CA_CERT",
     "REGISTRY_AUTH_FILE",
     "DOCKER_CONFIG",
+    *(
+        name
+        for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+        for name in (proxy, proxy.lower())
+    ),
 )
 
 

@@ -93,6 +93,9 @@ def _nobodys_home(
         monkeypatch.setenv(name, str(home))
     for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setattr(hosts, "DEFAULT_DIRECTORY", home / "none")
 
 

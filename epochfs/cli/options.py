@@ -1,7 +1,7 @@
 """Options that commands share, and the values they become, with those of the environment.
 
-EPOCH_SERVER, EPOCH_REGISTRY_TOKEN and EPOCH_CA_CERT count, as for Epoch's own tools, and the
-variables that say where other tools keep credentials (`cli.credentials`).
+EPOCH_SERVER, EPOCH_REGISTRY_TOKEN and EPOCH_CA_CERT count, as for Epoch's own tools, the variables
+that say where other tools keep credentials (`cli.credentials`), and those that name proxies.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from epochfs.config import (
     BlobOptions,
     CacheOptions,
     LayoutPath,
+    Proxies,
     RegistryUrl,
     TransportOptions,
     parse_seconds,
@@ -167,6 +168,7 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
             ca_certs=(authority,) if authority else (),
             client_certs=((identity, key),) if identity else (),
             tls_verify=False if tls_skip_verify else True if ca_cert else None,
+            proxies=_proxies(),
         )
         given = credentials(username, password_file, token_file)
         connection = Connection(transport, given, repositories, _hosts_dir(hosts_dir))
@@ -224,6 +226,15 @@ def _with_options(command: _Function[_T], options: Sequence[_Decorator]) -> _Fun
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _proxies() -> Proxies:
+    """Return the proxies that the environment names, in either case of letters."""
+    http, https, exempt = (
+        os.environ.get(name) or os.environ.get(name.lower(), "")
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    )
+    return Proxies(http, https, tuple(exempt.replace(",", " ").split()))
 
 
 def _hosts_dir(directory: Path | None) -> Path | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from urllib3 import BaseHTTPResponse
 
@@ -20,6 +21,9 @@ ERROR_BODY_LIMIT = 64 * 1024
 _READ_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_OF_WRITES = frozenset({307, 308})
+
+
+_T = TypeVar("_T")
 
 
 class TransportStats:
@@ -153,6 +157,14 @@ class Answer:
                 self._raw.release_conn()
         self._stats.count(bytes_received=count)
         return count
+
+    def consumed(self, consume: Callable[[Answer], _T]) -> _T:
+        """Return what `consume` makes of the answer, which is closed if that fails."""
+        try:
+            return consume(self)
+        except BaseException:
+            self.close()
+            raise
 
     def read_reply(self, limit: int, *, encoded: bool = False) -> Reply:
         """Read the body: of at most `limit` bytes, and perhaps `encoded`, if it is a success's."""

@@ -32,8 +32,10 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 
+from epochfs.config import Proxies
 from epochfs.transport.faults import WrongHost, is_wrong_host
 from epochfs.transport.tls import TlsPolicy, names_of
+from epochfs.transport.urls import Url
 from epochfs.transport.watchdog import Watch
 
 # urllib3 logs whole URLs, and that of a redirected blob may hold a signature.
@@ -211,8 +213,9 @@ def _resolve(host: str, port: int, seconds: float) -> list[Any]:
 class Adapter(HTTPAdapter):
     """requests' adapter with watched connections, our TLS policy, and no cookies."""
 
-    def __init__(self, tls: TlsPolicy, pool_size: int) -> None:
+    def __init__(self, tls: TlsPolicy, pool_size: int, proxies: Proxies) -> None:
         self._tls = tls
+        self._proxies = proxies
         self._lock = threading.Lock()
         self._contexts: set[ssl.SSLContext] = set()
         super().__init__(pool_connections=_HOSTS, pool_maxsize=pool_size, max_retries=0)
@@ -221,6 +224,16 @@ class Adapter(HTTPAdapter):
         """Make the pools' manager, for pools of watched connections."""
         super().init_poolmanager(*args, blocksize=_SEND_BYTES, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return the manager of the pools for a proxy: of watched connections, too."""
+        manager = super().proxy_manager_for(proxy, blocksize=_SEND_BYTES, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
+
+    def proxy_for(self, url: Url) -> str:
+        """Return the proxy that a URL is reached by, or ""; raises UsageError for an unusable."""
+        return self._proxies.of(url.scheme, url.hostname, url.port)
 
     def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return host and TLS settings, which together choose the pool."""
@@ -257,7 +270,8 @@ class Adapter(HTTPAdapter):
         except SSLError as error:
             if not is_wrong_host(error):
                 raise
-            raise WrongHost(self._certified_hosts(request.url or "")) from error
+            directly = not kwargs.get("proxies")
+            raise WrongHost(self._certified_hosts(request.url or "") if directly else []) from error
 
     def _sent(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
         try:

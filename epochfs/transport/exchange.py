@@ -76,7 +76,7 @@ class Transport:
     ) -> None:
         """`base_url` has no path; `stats` are counted in, if given.
 
-        Raises UsageError for a URL, CA or certificate that cannot be used.
+        Raises UsageError for a URL, CA, certificate or proxy that cannot be used.
         """
         try:
             self.base = Url.parse(base_url)
@@ -86,7 +86,8 @@ class Transport:
         self._options = options
         self._watchdog = Watchdog()
         self._tls = TlsPolicy(options, self.base.hostname)
-        self._adapter = Adapter(self._tls, options.pool_size)
+        self._adapter = Adapter(self._tls, options.pool_size, options.proxies)
+        self._adapter.proxy_for(self.base)
         self._credentials = CredentialStore(credentials, base_url)
         self._authenticator = Authenticator(self._credentials, self.base.scheme)
         self._headers = [f"{name}: {value}".encode() for name, value in options.headers]
@@ -245,7 +246,7 @@ class Transport:
             try:
                 answer = send()
                 if answer.status not in TRANSIENT_STATUSES:
-                    return _consumed(answer, consume)
+                    return answer.consumed(consume)
                 delay = max(delay, retry_after(answer.headers.get("Retry-After", "")))
                 error = self.refusal(answer.read_error())
             except Unreached as failure:
@@ -375,23 +376,18 @@ class Transport:
         prepared = PreparedRequest()
         prepared.method, prepared.url, prepared.headers = request.method, str(url), headers
         prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
-        what = described(request, url)
+        proxy = self._adapter.proxy_for(url)
+        proxies = {"all": proxy} if proxy else {}
+        what = described(request, url, proxy)
         self.stats.count(requests=1)
         token = watch_in_use.set(watch)
         try:
             timeout = (self._options.connect_timeout, self._options.timeout)
             with converted(what, watch):
-                raw = self._adapter.send(prepared, stream=True, timeout=timeout).raw
+                raw = self._adapter.send(
+                    prepared, stream=True, timeout=timeout, proxies=proxies
+                ).raw
         finally:
             watch_in_use.reset(token)
         log.debug("%s: %d", what, raw.status)
         return Answer(raw, what, request.method, url, authorization, watch, self.stats)
-
-
-def _consumed(answer: Answer, consume: Callable[[Answer], _T]) -> _T:
-    """Return what `consume` makes of an answer, which is closed if it fails."""
-    try:
-        return consume(answer)
-    except BaseException:
-        answer.close()
-        raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ from epochfs.transport.watchdog import Watch, WatchEnded
 
 TRANSIENT_STATUSES = frozenset({408, 429, *range(500, 600)} - {501})
 """Answers that another attempt may improve on."""
+
+
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
+"""How http.client tells that a proxy has refused."""
 
 
 class WrongHost(Exception):
@@ -104,6 +109,8 @@ def _convert(error: Exception, what: str, watch: Watch) -> EpochfsError:
             reason = printable(cause.verify_message)
             cure = _CERTIFICATE_CURES.get(cause.verify_code, _GIVE_CA)
             return TlsFailure(f"{what}: the certificate does not verify ({reason}): {cure}")
+        if isinstance(cause, OSError) and (said := _TUNNEL.match(str(cause))):
+            return Unavailable(f"{what}: {_proxy_refusal(int(said[1]))}")
         if isinstance(cause, NewConnectionError | NameResolutionError | ConnectTimeoutError):
             return Unreached(f"{what}: {_reason(causes)}")
         if isinstance(cause, TimeoutError):
@@ -137,6 +144,13 @@ def _tls_failure(reason: str) -> str:
     else:
         cure = "does the server speak https at all? epochfs does not fall back to http"
     return f"TLS failed ({printable(reason or 'no details')}): {cure}"
+
+
+def _proxy_refusal(status: int) -> str:
+    """Return what it means that a proxy does not let a request through."""
+    if status == 407:
+        return "407: the proxy asks for credentials: give them in its URL (http://user:password@…)"
+    return f"{status}: the proxy does not connect us"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -199,6 +213,8 @@ def refusal(what: str, status: int, body: bytes, text: str) -> EpochfsError:
         return Unsupported(f"{shown}: the registry does not offer this")
     if status == 413:
         return TooLarge(f"{shown}: the registry takes no document so large")
+    if status == 407:
+        return Unavailable(f"{what}: {_proxy_refusal(status)}")
     if status in TRANSIENT_STATUSES:
         return Unavailable(shown)
     return ProtocolViolation(f"{shown}: not an answer to expect")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from epochfs.errors import printable
+from epochfs.errors import printable, printable_url
 from epochfs.transport.streams import UploadBody
 from epochfs.transport.urls import Url
 
@@ -35,11 +35,15 @@ class Request:
         return not isinstance(self.body, UploadBody) or self.body.restart()
 
 
-def described(request: Request, url: Url) -> str:
-    """Return a request as an error or the log may show it: no query, and no path elsewhere."""
+def described(request: Request, url: Url, proxy: str = "") -> str:
+    """Return a request as an error or the log may show it: no query, and no path elsewhere.
+
+    It names the `proxy` it goes by, which then is the first that may have failed.
+    """
+    way = f" (by the proxy {printable_url(proxy)})" if proxy else ""
     if url.origin == request.url.origin:
-        return f"{request.method} {url.site}{printable(url.path)}"
-    return f"{request.method} {url.site} (redirected from {request.url.site})"
+        return f"{request.method} {url.site}{printable(url.path)}{way}"
+    return f"{request.method} {url.site} (redirected from {request.url.site}){way}"
 
 
 def is_of_a_registry(url: Url) -> bool:
