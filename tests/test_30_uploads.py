@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from epochfs.errors import (
     Denied,
     NotFound,
     ProtocolViolation,
+    TooLarge,
     Unsupported,
     UsageError,
 )
@@ -146,6 +148,68 @@ def test_a_registry_that_hangs_up_on_a_single_put_is_asked_the_other_way(connect
 def test_a_blob_that_every_way_refuses_is_refused(connect: Connect) -> None:
     _, client = connect(UploadServer(refusal=404))
     with pytest.raises(NotFound):
+        client.put_blob("a", BLOB_DIGEST, BLOB, len(BLOB))
+
+
+def coded(status: int, code: str) -> list[Step]:
+    return [reply(status, json.dumps({"errors": [{"code": code, "message": "why"}]}).encode())]
+
+
+WRONG_DIGEST = coded(400, "DIGEST_INVALID")
+NOT_OFFERED = ([reply(405)], [reply(404)], coded(405, "UNSUPPORTED"), coded(400, "METHOD_UNKNOWN"))
+ENDINGS = (
+    *NOT_OFFERED,
+    [reply(400)],
+    [reply(403)],
+    [reply(503)],
+    [reply(416)],
+    [reply(201)],
+    coded(404, "BLOB_UPLOAD_UNKNOWN"),
+)
+"""What may come of a way that is tried after one that gave the reason."""
+
+
+@pytest.mark.parametrize("before", NOT_OFFERED, ids=range(len(NOT_OFFERED)))
+@pytest.mark.parametrize("ending", ENDINGS, ids=range(len(ENDINGS)))
+def test_the_reason_that_a_registry_gives_is_raised_not_what_comes_of_another_way(
+    connect: Connect, before: list[Step], ending: list[Step]
+) -> None:
+    opened: list[Seen] = []
+
+    def script(seen: Seen) -> list[Step]:
+        if "/uploads/" not in seen.path:
+            return before
+        if seen.method == "POST":
+            opened.append(seen)
+            return [reply(202, Location="/v2/a/blobs/uploads/1")] if len(opened) == 1 else ending
+        return WRONG_DIGEST
+
+    _, client = connect(script)
+    with pytest.raises(ProtocolViolation, match="DIGEST_INVALID"):
+        client.put_blob("a", BLOB_DIGEST, BLOB, len(BLOB))
+
+
+def test_a_reason_for_the_first_way_is_raised_too(connect: Connect) -> None:
+    _, client = connect(lambda seen: WRONG_DIGEST if "/uploads/" not in seen.path else [reply(404)])
+    with pytest.raises(ProtocolViolation, match="DIGEST_INVALID"):
+        client.put_blob("a", BLOB_DIGEST, BLOB, len(BLOB))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (coded(404, "NAME_UNKNOWN"), NotFound),
+        (coded(403, "DENIED"), Denied),
+        ([reply(403)], Denied),
+        ([reply(400)], ProtocolViolation),
+        (coded(413, "SIZE_INVALID"), TooLarge),
+    ],
+)
+def test_a_session_that_is_refused_says_more_than_a_put_that_is_not_offered(
+    connect: Connect, answer: list[Step], error: type[Exception]
+) -> None:
+    _, client = connect(lambda seen: answer if "/uploads/" in seen.path else [reply(405)])
+    with pytest.raises(error):
         client.put_blob("a", BLOB_DIGEST, BLOB, len(BLOB))
 
 

@@ -5,17 +5,19 @@
 3. The specification's, chunked: POST, then PATCH with a part at a time, then PUT.
 
 They are tried in this order (OCI Distribution Specification 1.1, "Pushing blobs"). A registry that
-refuses the first is not asked for it again.
+refuses the first is not asked for it again. Where none works, the refusal that says most is raised:
+that the last way is not offered says nothing of a blob that was refused for its digest.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
-from epochfs.errors import EpochfsError, ProtocolViolation, Unavailable
+from epochfs.errors import EpochfsError, ProtocolViolation, Unavailable, UsageError
 from epochfs.names import Digest
 from epochfs.transport import Reply, Request, Transport, UploadBody, Url
 
@@ -32,12 +34,27 @@ _NO_SUCH_WAY = frozenset({404, 405, 501})
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
 
+_NO_REASONS = frozenset({"", "UNSUPPORTED", "METHOD_UNKNOWN"})
+"""Error codes that are of the way of uploading."""
+
+
+class _Says(enum.IntEnum):
+    """How much a refusal says of why a blob cannot be stored."""
+
+    NOT_OFFERED = 0
+    NOT_KNOWN = 1
+    STATUS = 2
+    FINAL = 3
+    REASON = 4
+
+
 class _Refused(Exception):
     """A way of uploading did not work, but another may; `error` is what to raise if none does."""
 
-    def __init__(self, error: EpochfsError, lasting: bool) -> None:
+    def __init__(self, error: EpochfsError, says: _Says, *, lasting: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
+        self.says = says
         self.lasting = lasting
 
 
@@ -67,7 +84,7 @@ class BlobUploader:
         if self._single_put:
             # A refused POST uses nothing of a body that cannot be rewound, a refused PUT may.
             ways.insert(0 if content.rewindable else 1, single)
-        refusals: list[EpochfsError] = []
+        refusals: list[_Refused] = []
         for way in ways:
             if not content.select(0, size):
                 break
@@ -75,12 +92,17 @@ class BlobUploader:
                 way()
             except _Refused as refused:
                 log.debug("%s; trying another way to upload", refused)
-                refusals.append(refused.error)
+                refusals.append(refused)
                 if way is single and refused.lasting:
                     self._single_put = False
+            except UsageError:
+                raise
+            except EpochfsError as error:
+                refusals.append(_Refused(error, _Says.FINAL))
+                break
             else:
                 return
-        raise refusals[0]
+        raise max(refusals, key=lambda refused: refused.says).error
 
     def _single(self, blob_url: Url, scope: str, content: UploadBody) -> None:
         try:
@@ -88,7 +110,7 @@ class BlobUploader:
         except Unavailable as error:
             # Docker's registry refuses without reading the body and closes the connection, which
             # may destroy its answer on the way. Should it really be down, the next way will tell.
-            raise _Refused(error, lasting=False) from error
+            raise _Refused(error, _Says.NOT_OFFERED) from error
         self._check(reply)
 
     def _monolithic(
@@ -129,8 +151,15 @@ class BlobUploader:
             return reply
         error = self._transport.refusal(reply)
         if reply.status in _ANOTHER_WAY:
-            raise _Refused(error, lasting=reply.status in _NO_SUCH_WAY)
+            raise _Refused(error, _says(reply), lasting=reply.status in _NO_SUCH_WAY)
         raise error
+
+
+def _says(reply: Reply) -> _Says:
+    coded = not _NO_REASONS.issuperset(reply.codes)
+    if reply.status in _NO_SUCH_WAY:
+        return _Says.NOT_KNOWN if coded else _Says.NOT_OFFERED
+    return _Says.REASON if coded else _Says.STATUS
 
 
 def _location(reply: Reply) -> Url:

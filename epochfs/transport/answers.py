@@ -11,7 +11,7 @@ from urllib3 import BaseHTTPResponse
 
 from epochfs.errors import ProtocolViolation, TooLarge
 from epochfs.transport.connections import StrictResponse
-from epochfs.transport.faults import Broken, converted
+from epochfs.transport.faults import Broken, converted, error_entries
 from epochfs.transport.urls import Url
 from epochfs.transport.watchdog import Watch
 
@@ -67,6 +67,11 @@ class Reply:
     def content_length(self) -> int | None:
         """The length in bytes of the body, or of the one that HEAD is about (`content_length`)."""
         return content_length(self.what, self.headers)
+
+    @property
+    def codes(self) -> list[str]:
+        """The error codes of the body (distribution specification, "Error Codes")."""
+        return [code for code, _ in error_entries(self.body)]
 
     @property
     def encoded(self) -> bool:
