@@ -33,9 +33,11 @@ from epochfs.errors import (
     ContentMismatch,
     DeadlineExceeded,
     EpochfsError,
+    NeverThere,
     NotFound,
     ProtocolViolation,
     Unavailable,
+    UnconfirmedNotFound,
     Vanished,
     fresh,
 )
@@ -273,7 +275,7 @@ class Download:
     def _fail(self, error: EpochfsError, *, for_good: bool = False) -> None:
         """Give the error to all who wait; for good when trying again could not mend it."""
         if isinstance(error, NotFound):
-            error = Vanished(str(error))
+            error = self._absent(error)
         for_good = for_good or isinstance(error, Vanished | ProtocolViolation)
         with self._lock:
             if self._closing:
@@ -285,6 +287,12 @@ class Download:
         log.debug("fetching %s failed: %s", self.digest, error)
         if for_good:
             self._on_end()
+
+    def _absent(self, error: NotFound) -> EpochfsError:
+        """Return what it means for a blob that is known that it is not found."""
+        if isinstance(error, UnconfirmedNotFound):
+            return Unavailable(str(error))  # who has answered may not be the registry
+        return Vanished(str(error)) if self._plan.present.total else NeverThere(str(error))
 
     def _work(self, claim: Claim) -> None:
         """Fetch one claimed range after another until there is nothing left to claim."""

@@ -17,6 +17,7 @@
     │   └── ContentMismatch     bytes that do not have the promised digest or size
     ├── TooLarge                a document over the size limit
     ├── Vanished                an object disappeared under an open handle
+    │   └── NeverThere          not one byte of it came: it may never have been there
     ├── ReadOnly                a write to the mount
     ├── CacheFailure            the local cache cannot be read or written
     └── MountFailure            the mount point, FUSE, or the daemon failed
@@ -96,6 +97,10 @@ class TooLarge(EpochfsError):
 
 class Vanished(EpochfsError):
     """An object disappeared while a handle to it was open."""
+
+
+class NeverThere(Vanished):
+    """A blob that the registry does not know, and of which no byte ever came."""
 
 
 class ReadOnly(EpochfsError):

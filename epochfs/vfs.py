@@ -21,9 +21,9 @@ from typing import Protocol, overload
 from cachetools import LRUCache
 
 from epochfs.assembly import Assembler
-from epochfs.blobs import BlobStore
+from epochfs.blobs import BlobHandle, BlobStore
 from epochfs.buffers import give_back
-from epochfs.errors import EpochfsError, NotFound, Vanished, fresh
+from epochfs.errors import EpochfsError, NeverThere, NotFound, Vanished, fresh
 from epochfs.generated import GeneratedFile, GeneratedFiles
 from epochfs.listings import Listings
 from epochfs.manifestnodes import ManifestFile
@@ -197,7 +197,9 @@ class FileSystem:
             verified = blob.verified
             backing = blob.fileno() if verified else None
             keep_cache = self._keeps_pages(path, verified=verified)
-            return OpenFile(self._add(blob), keep_cache=keep_cache, backing=backing)
+            named = self._listings.names_blob(node.repository, node.digest)
+            handle = self._add(_NamedBlob(blob) if named else blob)
+            return OpenFile(handle, keep_cache=keep_cache, backing=backing)
         if isinstance(node, ManifestFile):
             raw = node.document(self._listings).raw
             return OpenFile(self._add(_Bytes(raw)), keep_cache=True)
@@ -305,6 +307,22 @@ class FileSystem:
         self._rootfs.close()
         self._assembler.close()
         self._blobs.close()
+
+
+class _NamedBlob:
+    """An open blob that a manifest names, which is no proof that the registry ever had it."""
+
+    def __init__(self, blob: BlobHandle) -> None:
+        self._blob = blob
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        try:
+            return self._blob.read_into(view, offset)
+        except NeverThere as error:
+            raise NotFound(str(error)) from error
+
+    def close(self) -> None:
+        self._blob.close()
 
 
 class _Bytes:

@@ -253,7 +253,7 @@ def urls() -> Iterator[Lie]:
             raw = encode({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [layer]})
             see = f"ls {{}} && cat /app/blobs/{absent}"
             title = f"{place}, {media_type}"
-            yield manifest_lie("a layer's urls", title, raw, errno.ESTALE, see)
+            yield manifest_lie("a layer's urls", title, raw, errno.EIO, see)
 
 
 def _endless(head: bytes, piece: bytes, request: Seen) -> Iterator[Step]:

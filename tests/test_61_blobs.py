@@ -23,9 +23,11 @@ from epochfs.errors import (
     ContentMismatch,
     DeadlineExceeded,
     Denied,
+    NeverThere,
     NotFound,
     ProtocolViolation,
     Unavailable,
+    UnconfirmedNotFound,
     Vanished,
 )
 from epochfs.names import Digest, Repository
@@ -334,7 +336,8 @@ class TestBrokenStreams:
     @pytest.mark.parametrize(
         ("error", "kind"),
         [
-            (NotFound("gone"), Vanished),
+            (NotFound("gone"), NeverThere),
+            (UnconfirmedNotFound("no such page"), Unavailable),
             (Denied("no"), Denied),
             (ProtocolViolation("nonsense"), ProtocolViolation),
             (DeadlineExceeded("too slow"), DeadlineExceeded),
@@ -350,6 +353,16 @@ class TestBrokenStreams:
             read(blobs, SMALL)
         client.refuse = lambda _: None
         assert read(blobs, SMALL) == SMALL
+
+    def test_what_has_come_in_part_has_been_there(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE)
+        blobs = blobs_of(client)
+        with opened(blobs, LARGE) as handle:
+            pread(handle, 0, 100)
+            client.refuse = lambda _: NotFound("gone")
+            with pytest.raises(Vanished) as raised:
+                pread(handle, 5 * MIB, 100)
+        assert type(raised.value) is Vanished
 
     @pytest.mark.expects_log("unforeseen failure while fetching")
     def test_a_bug_is_an_error_with_a_traceback_and_no_hang(self, blobs_of: Opener) -> None:

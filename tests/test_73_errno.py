@@ -165,12 +165,40 @@ def test_a_server_that_dies_mid_blob_is_asked_again(registry: Breakable, mounts:
     assert (root / BLOB).read_bytes() == LARGE
 
 
+UNKNOWN = Response(404, {}, b'{"errors": [{"code": "BLOB_UNKNOWN"}]}')
+
+
 @pytest.mark.expects_log("ESTALE")
 def test_a_blob_that_vanished_under_an_open_file(registry: Breakable, mounts: Mounts) -> None:
     root = mounts(registry.url).path
     with (root / BLOB).open("rb") as file:
-        registry.spoil = lambda request, answer: Response(404)
+        registry.spoil = lambda request, answer: UNKNOWN
         assert refusal(lambda: os.pread(file.fileno(), 10, 0)) == errno.ESTALE
+
+
+def test_a_blob_that_only_a_manifest_knows_is_not_there(
+    registry: Breakable, mounts: Mounts
+) -> None:
+    registry.spoil = lambda request, answer: UNKNOWN
+    root = mounts(registry.url).path
+    layer = root / "library/app/tags/latest/layers/00"
+    assert layer.stat().st_size == len(LARGE)
+    assert refusal(layer.read_bytes) == errno.ENOENT
+    registry.spoil = None
+    assert layer.read_bytes() == LARGE
+
+
+@pytest.mark.expects_log("EIO")
+@pytest.mark.parametrize("path", ["library/app/tags/latest/layers/00", BLOB])
+def test_a_404_that_may_be_an_ingresss_is_no_absence_of_a_blob(
+    registry: Breakable, mounts: Mounts, path: str
+) -> None:
+    root = mounts(registry.url).path
+    with (root / path).open("rb") as file:
+        registry.spoil = lambda request, answer: Response(404, {}, b"404 page not found")
+        assert refusal(lambda: os.pread(file.fileno(), 10, 0)) == errno.EIO
+        registry.spoil = None
+        assert os.pread(file.fileno(), 10, 0) == LARGE[:10]
 
 
 @pytest.mark.expects_log("EFBIG|over the limit")
