@@ -37,6 +37,8 @@ class Answer:
     def head(self, status: int = 0, **changes: str | None) -> bytes:
         """Return the head of the answer with other headers; `None` leaves one out."""
         named = {name.replace("-", "_"): value for name, value in self.headers.items()}
+        # A chunked answer of the registry's has none.
+        named.setdefault("Content_Length", str(len(self.body)))
         return reply(status or self.status, **{**named, **changes})
 
     def pieces(self, stop: int | None = None) -> Iterator[bytes]:
