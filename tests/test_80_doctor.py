@@ -74,18 +74,33 @@ def test_a_denied_ping_is_no_denial_where_all_else_is_open(names: list[str]) -> 
         check(registry.url, ANONYMOUS, *names)
 
 
-def test_a_web_server_that_is_no_registry_is_told() -> None:
-    class Website(EmbeddedRegistry):
-        def respond(self, request: Request) -> Response:
-            return Response(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>")
+class Website(EmbeddedRegistry):
+    """Knows no path."""
 
-    with (
-        Website() as website,
-        pytest.raises(Exception, match="does not answer as a registry does") as caught,
-    ):
-        check(website.url)
-    assert not isinstance(caught.value, Denied | Unavailable)
-    assert isinstance(caught.value, ProtocolViolation) or "404" in str(caught.value)
+    status = 404
+
+    def respond(self, request: Request) -> Response:
+        return Response(self.status, {"Content-Type": "text/html"}, b"<h1>Not here</h1>")
+
+
+def test_a_web_server_that_is_no_registry_is_told() -> None:
+    with Website() as website:
+        website.status = 410
+        with pytest.raises(ProtocolViolation, match="does not answer as a registry does"):
+            check(website.url)
+
+
+def test_a_server_without_the_root_of_the_api_may_be_a_registry(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Website() as website:
+        with pytest.raises(probe.NoApiRoot, match=r"may be no registry: GET .*404"):
+            check(website.url)
+        main(["doctor", website.url])
+        table = rows(capsys)
+    assert table["registry"][0] == "warn"
+    assert "may be no registry" in table["registry"][1]
+    assert table["access"][0] == "ok"
 
 
 # --- doctor -----------------------------------------------------------------------------------
@@ -135,6 +150,34 @@ def test_doctor_tells_how_a_mount_will_read(
     assert table["max-read"][0] == "warn"
     assert table["max-read"][1].endswith("sysctl fs.fuse.max_pages_limit=256)")
     assert table["passthrough"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("conf", "state"),
+    [
+        (None, "warn"),
+        ("", "warn"),
+        ('PRUNEFS="NFS nfs fuse.sshfs"', "warn"),
+        ('# PRUNEFS="fuse.epochfs"', "warn"),
+        ('PRUNEFS = "NFS fuse.epochfs fuse.sshfs"', "ok"),
+    ],
+)
+def test_doctor_tells_whether_updatedb_walks_mounts(
+    conf: str | None,
+    state: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "updatedb").touch(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(system, "_UPDATEDB_CONF", tmp_path / "updatedb.conf")
+    if conf is not None:
+        (tmp_path / "updatedb.conf").write_text(f"# comment\n{conf}\n")
+    main(["doctor"])
+    found, note = rows(capsys)["updatedb"]
+    assert found == state
+    assert ("PRUNEFS" in note) == (state == "warn")
 
 
 def test_doctor_fails_once_for_a_missing_libfuse(

@@ -108,6 +108,7 @@ def _machine_checks(cache: Path) -> list[Check]:
         ("max-read", _max_read),
         ("read-ahead", _read_ahead),
         ("passthrough", _passthrough),
+        ("updatedb", _updatedb),
         ("cache", lambda: _cache(cache)),
         ("rootfs", _rootfs),
     ]
@@ -180,6 +181,13 @@ def _passthrough() -> str:
     return "the kernel reads what is cached by itself"
 
 
+def _updatedb() -> str:
+    try:
+        return system.spared_by_updatedb()
+    except EpochfsError as error:
+        raise Limited(str(error)) from None
+
+
 def _cache(directory: Path) -> str:
     """Look at the nearest directory that exists: nothing is made before a mount needs it."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
@@ -216,7 +224,7 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
     try:
         reached = next(_run([("registry", lambda: _reach(client, connection))]))
         yield reached
-        if reached.state == "ok":
+        if reached.state != "FAIL":
             yield from _run(
                 [
                     ("access", lambda: _access(client, connection)),
@@ -231,13 +239,18 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
 
 
 def _reach(client: RegistryClient, connection: Connection) -> str:
-    with suppress(Denied):  # an answer all the same; the next row says what it was
+    try:
         probe.check(client, connection)
+    except probe.NoApiRoot as error:
+        raise Limited(str(error)) from None
+    except Denied:
+        pass  # an answer all the same; the next row says what it was
     return f"{client.base_url} answers"
 
 
 def _access(client: RegistryClient, connection: Connection) -> str:
-    probe.check(client, connection)
+    with suppress(probe.NoApiRoot):
+        probe.check(client, connection)
     if client.unused_login:
         raise Limited(client.unused_login)
     home = os.environ.get("HOME")

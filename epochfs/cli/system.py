@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import shutil
 import stat
@@ -16,6 +17,8 @@ from epochfs.errors import MountFailure
 
 _DEVICE = Path("/dev/fuse")
 _FUSE_CONF = Path("/etc/fuse.conf")
+_UPDATEDB_CONF = Path("/etc/updatedb.conf")
+_FILE_SYSTEM = "fuse.epochfs"
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3", "libfuse.so.2")
 _INSTALL = "install it (Debian, Ubuntu: apt-get install fuse3)"
 
@@ -38,6 +41,23 @@ def raise_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def spared_by_updatedb() -> str:
+    """Return why updatedb(8), which walks every file system at night, leaves mounts alone."""
+    if shutil.which("updatedb") is None:
+        return "not installed"
+    try:
+        text = _UPDATEDB_CONF.read_text(errors="replace")
+    except OSError:
+        text = ""
+    pruned = re.findall(r'^\s*PRUNEFS\s*=\s*"([^"]*)"', text, re.MULTILINE)
+    if any(_FILE_SYSTEM in words.lower().split() for words in pruned):
+        return f"leaves {_FILE_SYSTEM} alone"
+    raise MountFailure(
+        "walks every mount at night, and the registry counts the requests: "
+        f"add {_FILE_SYSTEM} to PRUNEFS in {_UPDATEDB_CONF}"
+    )
 
 
 def device() -> str:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from epochfs.auth import Login, parse_challenges, parse_token
-from epochfs.auth.files import AuthFile, Helper
+from epochfs.auth.files import AuthFile, Helper, Unusable
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
 from epochfs.errors import Denied, EpochfsError, InvalidName, ProtocolViolation, UsageError
 from epochfs.hosts import find
@@ -173,7 +173,7 @@ def _hosts_file(data: bytes) -> None:
 def _auth_file(data: bytes) -> None:
     file = AuthFile.parse(Path("auth.json"), data)
     for one in file.find(["reg.example", "docker.io"], "team/app"):
-        assert isinstance(one, Login | Helper)
+        assert isinstance(one, Login | Helper | Unusable)
 
 
 _DESCRIPTOR = {"mediaType": "a/b", "digest": str(Digest.of(b"x")), "size": 1}
