@@ -3,8 +3,9 @@
 An answer is given again only to who got it: to a mount of the same registry with the same
 credentials, about the same repository. That makes it as good a proof of access as it was when the
 registry gave it, and it stays one until the registry denies it. Credentials are told apart by a
-salted, slow hash (`Fingerprint`), and are not in the file. They may differ from one repository to
-the next, and change; where it cannot be found out what they are, nothing is given.
+salted, slow hash (`auth.Bearer`), and are not in the file. They may differ from one repository to
+the next, and change; where it cannot be found out what they are, nothing is given. Where they are
+rotated, a process keeps what it has itself proved (`proofs`).
 
 Answers about names grow old, and are asked for with a limit of age. What a digest names does not.
 The file is bounded: those given longest ago go first. Writing is put off for a moment and done in
@@ -26,13 +27,15 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from epochfs.auth import Bearer
 from epochfs.cachedir import is_shortage
 from epochfs.database import Database
 from epochfs.errors import CacheFailure, DeadlineExceeded, Denied
+from epochfs.proofs import Asker, Proofs
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +68,9 @@ class Question:
     name: str = ""
 
 
-Fingerprint = Callable[[bytes, str], str]
-"""Makes, of a salt and a repository ("": the registry as a whole), a hash of the credentials that
-the repository is read with now. Raises CredentialsUnavailable or DeadlineExceeded without them."""
+Identify = Callable[[bytes, str], Bearer]
+"""Tells, for a salt and a repository ("": the registry as a whole), who reads that repository now.
+Raises CredentialsUnavailable or DeadlineExceeded where it cannot be said."""
 
 
 class AnswerStore:
@@ -81,7 +84,7 @@ class AnswerStore:
         self,
         path: Path | None,
         registry: str,
-        fingerprint: Fingerprint,
+        identify: Identify,
         *,
         limit: int = LIMIT,
         clock: Callable[[], float] = time.time,
@@ -90,7 +93,8 @@ class AnswerStore:
     ) -> None:
         """Raises CacheFailure where there can be no such file, unless the disk is at fault."""
         self._registry = registry
-        self._fingerprint = fingerprint
+        self._identify = identify
+        self._proofs = Proofs()
         self._limit = limit
         self._clock = clock
         self._database_lock = threading.Lock()
@@ -120,15 +124,20 @@ class AnswerStore:
             self._report(problem)
             return None
 
-    def put(self, question: Question, value: bytes) -> None:
-        """Keep an answer, soon. Where more comes than can be written, the oldest are not kept."""
-        scope = self.scope(question.repository)
-        if scope is None:
+    def put(self, question: Question, value: bytes, *, proves_access: bool = True) -> None:
+        """Keep an answer, soon. Where more comes than can be written, the oldest are not kept.
+
+        It proves access to its repository with the present credentials, unless it is a refusal.
+        """
+        asker = self._asker(question.repository)
+        if asker is None:
             return
+        if proves_access:
+            self._proofs.add(asker)
         with self._pending_lock:
-            if (scope, question) in self._pending:
-                self._drop((scope, question))
-            self._pending[scope, question] = (self._clock(), value)
+            if (asker.scope, question) in self._pending:
+                self._drop((asker.scope, question))
+            self._pending[asker.scope, question] = (self._clock(), value)
             self._pending_bytes += len(value) + _ROW_BYTES
             while self._pending_bytes > _PENDING_BYTES:
                 self._drop(next(iter(self._pending)))
@@ -136,34 +145,37 @@ class AnswerStore:
 
     def get(self, question: Question, max_age: float | None = None) -> bytes | None:
         """Return an answer that was given at most `max_age` seconds ago, or None."""
-        scope = self.scope(question.repository)
-        if scope is None:
+        asker = self._asker(question.repository)
+        if asker is None:
             return None
+        scopes = self._proofs.scopes(asker)
         since = 0.0 if max_age is None else self._clock() - max_age
         with self._database_lock:
             self._write_pending()
             with self._pending_lock:
-                given, value = self._pending.get((scope, question), (0.0, None))
-            if value is not None:
-                return value if given >= since else None
-            return self._kept(scope, question, since)
+                found = [self._pending.get((scope, question)) for scope in scopes]
+            kept = self._kept(scopes, question)
+        last = max((one for one in (*found, kept) if one is not None), default=None)
+        return last[1] if last is not None and last[0] >= since else None
 
-    def _kept(self, scope: str, question: Question, since: float) -> bytes | None:
-        """Return an answer that is on disk. The database's lock is held."""
-        if self._database is None or (scope, question.repository) in self._unforgotten:
+    def _kept(self, scopes: Sequence[str], question: Question) -> tuple[float, bytes] | None:
+        """Return the last answer that is on disk, and when. The database's lock is held."""
+        given_out = [one for one in scopes if (one, question.repository) not in self._unforgotten]
+        if self._database is None or not given_out:
             return None
+        marks = ",".join("?" * len(given_out))
         try:
             row = self._database.run(
                 lambda database: database.execute(
-                    "SELECT value FROM answer "
-                    "WHERE scope=? AND repository=? AND kind=? AND name=? AND given>=?",
-                    (scope, question.repository, question.kind, question.name, since),
+                    f"SELECT given, value FROM answer WHERE scope IN ({marks}) "
+                    "AND repository=? AND kind=? AND name=? ORDER BY given DESC LIMIT 1",
+                    (*given_out, question.repository, question.kind, question.name),
                 ).fetchone()
             )
         except (OSError, sqlite3.Error) as error:
             self._report(f"what the registry said cannot be read: {error}")
             return None
-        return None if row is None else bytes(row[0])
+        return None if row is None else (float(row[0]), bytes(row[1]))
 
     def forget(self, question: Question) -> None:
         """Give this answer no more."""
@@ -172,6 +184,8 @@ class AnswerStore:
     def forget_repository(self, repository: str) -> None:
         """Give no more answers about a repository, to which the registry now denies access."""
         self._delete(repository)
+        if asker := self._asker(repository):
+            self._proofs.remove(asker)
 
     def close(self) -> None:
         """Write what is pending, and close the file."""
@@ -198,29 +212,36 @@ class AnswerStore:
 
         An answer is to be kept only if this is the same before it was asked for and after.
         """
+        asker = self._asker(repository)
+        return None if asker is None else asker.scope
+
+    def _asker(self, repository: str) -> Asker | None:
         try:
-            fingerprint = self._fingerprint(self._salt, repository)
+            bearer = self._identify(self._salt, repository)
         except (Denied, DeadlineExceeded) as error:
             if self._unknown != str(error):
                 self._unknown = str(error)
                 log.warning("what the registry said is neither kept nor served: %s", error)
             return None
         self._unknown = ""
-        identity = f"{self._registry}\n{fingerprint}".encode()
-        return hashlib.sha256(self._salt + identity).hexdigest()
+        identity = f"{self._registry}\n{bearer.fingerprint}".encode()
+        scope = hashlib.sha256(self._salt + identity).hexdigest()
+        return Asker(scope, bearer.principal, repository)
 
     def _delete(self, repository: str, question: Question | None = None) -> None:
         """Give no more answers about a repository, or to one question about it."""
-        scope = self.scope(repository)
-        if scope is None:
+        asker = self._asker(repository)
+        if asker is None:
             return
+        scopes = self._proofs.scopes(asker, also_refused=True)
         with self._database_lock:
             self._write_pending()
             with self._pending_lock:
-                for key in [key for key in self._pending if key[0] == scope]:
+                for key in [key for key in self._pending if key[0] in scopes]:
                     if key[1] == question or (question is None and key[1].repository == repository):
                         self._drop(key)
-            self._delete_kept(scope, repository, question)
+            for scope in scopes:
+                self._delete_kept(scope, repository, question)
 
     def _drop(self, key: tuple[str, Question]) -> None:
         """Do not write an answer. The lock of what is pending is held."""

@@ -239,7 +239,7 @@ class RememberingClient:
             self._answers.forget(question)
         mark = next((mark for mark, kind in _REFUSALS.items() if isinstance(error, kind)), None)
         if for_names and mark is not None:
-            self._answers.put(question, mark)
+            self._answers.put(question, mark, proves_access=False)
 
     def _recall(
         self, question: Question, load: Callable[[bytes], T], max_age: float | None

@@ -38,6 +38,7 @@ RANKS = {
     "cachecare": 3,
     "database": 2,
     "taghistory": 2,
+    "proofs": 1,
     "answers": 3,
     "facts": 3,
     "health": 3,

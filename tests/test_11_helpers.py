@@ -14,7 +14,7 @@ from credhelpers import ANSWER, SERVER, Installed
 from scripted import at_most, until
 from tokenservers import open_to_all
 
-from epochfs.auth import Authenticator, CredentialStore, Login, TokenRequest, helpers
+from epochfs.auth import Authenticator, Bearer, CredentialStore, Login, TokenRequest, helpers
 from epochfs.auth.files import Helper
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
@@ -73,7 +73,8 @@ def test_a_fingerprint_tells_what_helpers_say_and_none_is_had_of_one_that_fails(
     installed: Installed,
 ) -> None:
     def fingerprint() -> str:
-        return installed.store().fingerprint(b"salt", "team/app", time.monotonic() + SOON)
+        deadline = time.monotonic() + SOON
+        return installed.store().bearer_for(b"salt", "team/app", deadline).fingerprint
 
     found = set()
     for username, secret in (("bob", "geheim"), ("bob", "other"), ("<token>", "geheim")):
@@ -174,7 +175,7 @@ def test_a_failing_store_for_all_registries_matters_where_one_asks_for_a_login(
     subject = Authenticator(store, "https")
     for _ in range(2):
         assert subject.header("a:pull", _unasked, open_to_all, SOON) == ""
-    assert store.fingerprint(b"salt", "a", time.monotonic() + SOON) == ""
+    assert store.bearer_for(b"salt", "a", time.monotonic() + SOON) == Bearer("", "")
     why = r"docker-credential-test.*exit code 3"
     for challenge in ("Basic", 'Bearer realm="https://auth.example/"', "Negotiate"):
         subject = Authenticator(store, "https")

@@ -189,10 +189,10 @@ def test_a_renewed_bundle_of_authorities_is_trusted(tmp_path: Path) -> None:
 
 def test_who_is_asking_follows_the_certificate(server: Identifying, identity: Identity) -> None:
     subject = transport(server, client_certs=((identity.certificate, identity.key),))
-    before = subject.fingerprint(b"salt", "team/app")
-    assert subject.fingerprint(b"salt", "team/app") == before
+    before = subject.bearer_for(b"salt", "team/app").fingerprint
+    assert subject.bearer_for(b"salt", "team/app").fingerprint == before
     identity.issue("second")
-    assert subject.fingerprint(b"salt", "team/app") != before
+    assert subject.bearer_for(b"salt", "team/app").fingerprint != before
 
 
 def test_files_that_stay_are_read_once(

@@ -276,7 +276,11 @@ def test_what_every_request_shows_is_part_of_who_is_asking(
 ) -> None:
     def fingerprint(**options: object) -> str:
         settings = TransportOptions(**options)  # type: ignore[arg-type]
-        return Transport("https://127.0.0.1:1", ANYONE, settings).fingerprint(b"salt", "team/app")
+        return (
+            Transport("https://127.0.0.1:1", ANYONE, settings)
+            .bearer_for(b"salt", "team/app")
+            .fingerprint
+        )
 
     other = tmp_path / "other.pem"
     authority.issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(other)

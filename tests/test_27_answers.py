@@ -5,38 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from answerstores import ALICE, REGISTRY, TAGS, Clock, Open, opening, shown
 from diskcache import damage, read_only
 
-from epochfs.answers import AnswerStore, Fingerprint, Question
-from epochfs.auth import CredentialStore
+from epochfs.answers import AnswerStore, Question
 from epochfs.config import Credentials
 from epochfs.errors import CacheFailure
-
-REGISTRY = "http://127.0.0.1:5000"
-ALICE = Credentials("alice", "canary-of-alice")
-TAGS = Question("tags", "team/app")
-
-Open = Callable[..., AnswerStore]
-
-
-def shown(credentials: Credentials) -> Fingerprint:
-    """Tell the bearer of credentials, as a client of the registry does."""
-    store = CredentialStore(credentials, REGISTRY)
-    return lambda salt, repository: store.fingerprint(salt, repository, time.monotonic() + 10)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -46,16 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(path: Path) -> Iterator[Open]:
-    with ExitStack() as stack:
-
-        def build(
-            registry: str = REGISTRY, who: Credentials = ALICE, **options: Any
-        ) -> AnswerStore:
-            store = AnswerStore(path, registry, shown(who), **options)
-            stack.callback(store.close)
-            return store
-
-        yield build
+    yield from opening(path)
 
 
 def test_an_answer_is_there_at_once_and_after_a_remount(path: Path, opened: Open) -> None:
@@ -104,22 +74,22 @@ def test_on_a_full_disk_what_was_kept_is_still_there(path: Path, opened: Open) -
 def test_what_a_file_has_for_a_repository_counts_as_it_is_now(tmp_path: Path, opened: Open) -> None:
     file = tmp_path / "auth.json"
 
-    def logged_in(**passwords: str) -> None:
+    def logged_in(**users: str) -> None:
         entries = {
-            f"127.0.0.1:5000/{name}": {"username": "alice", "password": password}
-            for name, password in passwords.items()
+            f"127.0.0.1:5000/{name}": {"username": user, "password": "canary"}
+            for name, user in users.items()
         }
         file.write_text(json.dumps({"auths": entries}))
 
     store = opened(who=Credentials(auth_files=(file,)))
     other = Question("tags", "other/app")
-    logged_in(team="canary", other="another")
+    logged_in(team="alice", other="alice")
     for question in (TAGS, other):
         store.put(question, b"one")
-    logged_in(team="longer canary", other="another")
+    logged_in(team="mallory", other="alice")
     assert (store.get(TAGS), store.get(other)) == (None, b"one")
     assert opened(who=Credentials()).get(other) is None
-    logged_in(team="canary")
+    logged_in(team="alice")
     assert (store.get(TAGS), store.get(other)) == (b"one", None)
 
 

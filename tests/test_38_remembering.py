@@ -63,7 +63,7 @@ def opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
                 hosts=hosts_of(registry, path.parent, mirrors),
             )
             stack.callback(client.close)
-            answers = AnswerStore(path, registry.url, client.fingerprint)
+            answers = AnswerStore(path, registry.url, client.bearer_for)
             stack.callback(answers.close)
             health = Health(registry.url, client.ping)
             stack.callback(health.close)

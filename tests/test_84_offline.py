@@ -34,7 +34,7 @@ from epochfs.config import (
     TransportOptions,
 )
 from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry, Request, Response
+from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.registry.messages import OciError
 
 CONTENT = image(random_bytes(1 << 20, 1), random_bytes(4096, 2))
@@ -257,6 +257,40 @@ def test_while_a_helper_does_not_say_who_this_is_nothing_is_served(
     for script in ("exit 3", says_alice.replace("canary", "another"), says_alice.replace("al", "")):
         with pytest.raises(OSError, match="Input/output error"):
             mounted(script).read_bytes()
+
+
+@pytest.mark.expects_log("epochfs.operations: .*: (EACCES|EIO)")
+@pytest.mark.expects_log(DOWN)
+def test_a_mount_whose_token_is_rotated_serves_what_it_has_proved_until_that_is_refused(
+    mounts: Mounts, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    behaviour = Behaviour(auth="bearer")
+    with EmbeddedRegistry(behaviour, username="me", password="first") as registry:
+        load(registry, "team/app", "latest", CONTENT)
+        mount = mounts(registry.url, *QUICK, f"--token-file={token}")
+        before = walked(mount.path)
+        registry.stop()
+        token.write_text("second")
+        time.sleep(1.1)
+        assert walked(mount.path) == before
+        other = mounts(registry.url, *QUICK, "--offline-ok", f"--token-file={token}")
+        assert fails(other.path / "team/app/tags")
+
+        registry.start()
+        until(lambda: fails(mount.path / "team/app/tags"), HEAL_SECONDS)
+        registry.stop()
+        assert fails(mount.path / "team/app/tags")
+
+
+def fails(directory: Path) -> bool:
+    """Whether a directory cannot be listed."""
+    try:
+        list(directory.iterdir())
+    except OSError:
+        return True
+    return False
 
 
 # --- several mounts on one cache --------------------------------------------------------------

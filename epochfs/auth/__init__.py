@@ -24,13 +24,14 @@ Rules that keep credentials where they belong:
 
 from epochfs.auth.authenticator import Authenticator
 from epochfs.auth.challenges import Challenge, parse_challenges
-from epochfs.auth.logins import Login
+from epochfs.auth.logins import Bearer, Login
 from epochfs.auth.store import ANONYMOUS, CredentialStore
 from epochfs.auth.tokens import Fetch, Learn, TokenRequest, parse_token
 
 __all__ = [
     "ANONYMOUS",
     "Authenticator",
+    "Bearer",
     "Challenge",
     "CredentialStore",
     "Fetch",

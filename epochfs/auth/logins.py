@@ -9,6 +9,18 @@ from epochfs.errors import printable
 
 
 @dataclass(frozen=True, slots=True)
+class Bearer:
+    """Who asks: `principal` stays the same while a secret is rotated, `fingerprint` does not.
+
+    The fingerprint is a slow, salted hash of all that is shown: it is known again, not found out.
+    Both are "" for nobody. Neither holds a secret.
+    """
+
+    principal: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Login:
     """Credentials, and in `source` where they come from, as it may be shown.
 

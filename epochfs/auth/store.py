@@ -18,7 +18,7 @@ from cachetools import LRUCache
 
 from epochfs.auth.files import AuthFiles, Helper, Unusable
 from epochfs.auth.helpers import Helpers, StoreFailed
-from epochfs.auth.logins import Login
+from epochfs.auth.logins import Bearer, Login
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, printable
 
@@ -109,13 +109,12 @@ class CredentialStore:
         login = self.login(repository, deadline)
         return None if login == shown else login
 
-    def fingerprint(
+    def bearer_for(
         self, salt: bytes, repository: str, deadline: float, besides: Sequence[bytes] = ()
-    ) -> str:
-        """Return a slow, salted hash: the credentials are known again by it, not found out.
+    ) -> Bearer:
+        """Return who reads a repository now, with what is shown `besides` counted in.
 
-        They are those for a repository as they are now, and what is shown `besides`; "" where
-        there are none at all. May run a helper, and raises what `login` does.
+        May run a helper, and raises what `login` does.
         """
         token, login = self.bearer(), None
         if not token:
@@ -123,9 +122,11 @@ class CredentialStore:
             with suppress(StoreFailed):
                 login = self._find(repository, deadline)
         who = [login.username, login.password, login.identity_token] if login else []
+        principal = self.describe() if token else str(login or "")
         if not (token or who or besides):
-            return ""
-        return _slow_hash(salt, json.dumps([token, who, [one.hex() for one in besides]]))
+            return Bearer("", "")
+        shown = json.dumps([token, who, [one.hex() for one in besides]])
+        return Bearer(principal, _slow_hash(salt, shown))
 
     def secrets(self) -> set[str]:
         """Return the secrets handed out of late, and those that were given."""

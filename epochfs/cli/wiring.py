@@ -197,7 +197,7 @@ def _remembering(
     answers = AnswerStore(
         cache.directory.private_file_or_none("answers.sqlite"),
         plan.url.base,
-        registry.client.fingerprint,
+        registry.client.bearer_for,
         report=cache.directory.report,
         make_room=cache.room.give_way,
     )

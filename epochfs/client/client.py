@@ -19,6 +19,7 @@ from functools import partial
 from typing import BinaryIO, TypeVar
 
 import epochfs.client.reads as reads
+from epochfs.auth import Bearer
 from epochfs.client.mirrors import MirrorState, mirrors_of, origin_transport
 from epochfs.client.pages import PAGE_LIMIT, names, referrers
 from epochfs.client.uploads import BlobUploader
@@ -146,13 +147,12 @@ class RegistryClient:
         """
         return self._mirrors.distrust(digest)
 
-    def fingerprint(self, salt: bytes, repository: str) -> str:
-        """Return a salted hash of the credentials that a repository is read with.
+    def bearer_for(self, salt: bytes, repository: str) -> Bearer:
+        """Return who reads a repository; credentials for mirrors count too.
 
-        Those for mirrors count too. "" where there are none; raises Denied and DeadlineExceeded
-        where they cannot be had.
+        Raises Denied and DeadlineExceeded where they cannot be had.
         """
-        return self._mirrors.fingerprint(salt, repository)
+        return self._mirrors.bearer_for(salt, repository)
 
     def ping(self) -> None:
         """Check that a registry answers, and us (`GET /v2/`, §Determining Support).

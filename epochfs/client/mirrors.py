@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from cachetools import LRUCache, TTLCache
 
+from epochfs.auth import Bearer
 from epochfs.client.health import Health
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
@@ -226,18 +227,21 @@ class Mirrors:
             with contextlib.suppress(EpochfsError):
                 mirror.ask(_ping, mirror.transport.timeout / 2)
 
-    def fingerprint(self, salt: bytes, repository: str) -> str:
-        """Return a salted hash of the credentials that the hosts are shown for a repository.
+    def bearer_for(self, salt: bytes, repository: str) -> Bearer:
+        """Return who asks the hosts about a repository, with all credentials that they are shown.
 
-        "" where there are none. A mirror whose credentials cannot be had is shown none; raises
-        Denied or DeadlineExceeded where it is the registry's own that cannot.
+        A mirror whose credentials cannot be had is shown none; raises Denied or DeadlineExceeded
+        where it is the registry's own that cannot.
         """
-        shown = [self._origin.fingerprint(salt, repository)]
+        own = self._origin.bearer_for(salt, repository)
+        principals, fingerprints = [own.principal], [own.fingerprint]
         for mirror in self._mirrors:
             with contextlib.suppress(Denied, DeadlineExceeded):
-                if known := mirror.transport.fingerprint(salt, repository):
-                    shown.append(f"{mirror.host.url} {known}")
-        return "\n".join(shown)
+                known = mirror.transport.bearer_for(salt, repository)
+                if known.fingerprint:
+                    principals.append(f"{mirror.host.url} {known.principal}")
+                    fingerprints.append(f"{mirror.host.url} {known.fingerprint}")
+        return Bearer("\n".join(principals), "\n".join(fingerprints))
 
     def close(self) -> None:
         """End every call under way, and close the connections."""

@@ -13,7 +13,7 @@ from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
 from epochfs import __version__
-from epochfs.auth import Authenticator, CredentialStore, TokenRequest
+from epochfs.auth import Authenticator, Bearer, CredentialStore, TokenRequest
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     Denied,
@@ -171,14 +171,14 @@ class Transport:
         """Return when the last of the tokens in use expires, as Unix time; None without one."""
         return self._authenticator.token_expiry()
 
-    def fingerprint(self, salt: bytes, repository: str) -> str:
-        """Return a salted hash of all that a repository is asked with and may open it, or "".
+    def bearer_for(self, salt: bytes, repository: str) -> Bearer:
+        """Return who asks about a repository, with all that it is asked with and may open it.
 
         Raises Denied and DeadlineExceeded where credentials cannot be had.
         """
         deadline = time.monotonic() + self.timeout
         always_shown = (*self._tls.certificates, *self._headers)
-        return self._credentials.fingerprint(salt, repository, deadline, always_shown)
+        return self._credentials.bearer_for(salt, repository, deadline, always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
         """Return the error that an answer other than the one hoped for means.

@@ -1,0 +1,46 @@
+"""What the tests of remembered answers have in common: stores, and who asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from epochfs.answers import AnswerStore, Identify, Question
+from epochfs.auth import CredentialStore
+from epochfs.config import Credentials
+
+REGISTRY = "http://127.0.0.1:5000"
+ALICE = Credentials("alice", "canary-of-alice")
+TAGS = Question("tags", "team/app")
+
+Open = Callable[..., AnswerStore]
+
+
+def shown(credentials: Credentials) -> Identify:
+    """Tell the bearer of credentials, as a client of the registry does."""
+    store = CredentialStore(credentials, REGISTRY)
+    return lambda salt, repository: store.bearer_for(salt, repository, time.monotonic() + 10)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def opening(path: Path) -> Iterator[Open]:
+    """A fixture: opens stores of one file, by default one for ALICE."""
+    with ExitStack() as stack:
+
+        def build(
+            registry: str = REGISTRY, who: Credentials = ALICE, **options: Any
+        ) -> AnswerStore:
+            store = AnswerStore(path, registry, shown(who), **options)
+            stack.callback(store.close)
+            return store
+
+        yield build
