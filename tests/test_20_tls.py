@@ -10,10 +10,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.x509.oid import NameOID
 from scripted import ScriptedServer, Seen, Step, at_most, reply
 from transports import (
     ANYONE,
@@ -141,6 +146,39 @@ def test_a_certificate_for_other_hosts_of_an_unknown_authority_names_the_authori
     serve: Serve, authority: trustme.CA
 ) -> None:
     assert "--ca-cert" in refused(serve(authority.issue_cert("reg.example")), tls_verify=True)
+
+
+def signed_without_names(authority: x509.Certificate, key: Any) -> tuple[x509.Certificate, Any]:
+    """A certificate for HERE and localhost in its subject alone, and its key."""
+    own = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in ("localhost", HERE)]
+    )
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(authority.subject, subject, own.public_key())
+    builder = builder.serial_number(1).not_valid_before(now - datetime.timedelta(1))
+    return builder.not_valid_after(LATER).sign(key, hashes.SHA256()), own
+
+
+@pytest.mark.parametrize("host", [HERE, "localhost"])
+def test_a_certificate_that_names_its_host_in_the_subject_alone_is_refused(
+    host: str, tmp_path: Path
+) -> None:
+    root = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Root")])
+    builder = x509.CertificateBuilder(name, name, root.public_key(), 1, LONG_AGO, LATER)
+    constraints = x509.BasicConstraints(ca=True, path_length=None)
+    authority = builder.add_extension(constraints, critical=True).sign(root, hashes.SHA256())
+    certificate, key = signed_without_names(authority, root)
+    (tmp_path / "ca.pem").write_bytes(authority.public_bytes(Encoding.PEM))
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM) + pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    with ScriptedServer(lambda _: [reply(200, b"ok")], context) as server:
+        url = server.url.replace(HERE, host)
+        said = refused(server, url, ca_certs=(tmp_path / "ca.pem",))
+    assert "has no subjectAltName, and its common name does not count" in said
 
 
 def test_an_expired_certificate_is_refused_with_the_clock(

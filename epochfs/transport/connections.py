@@ -282,8 +282,8 @@ class Adapter(HTTPAdapter):
             # Its certificate was renewed just then, and nothing has been sent.
             return super().send(request, *args, **kwargs)
 
-    def _certified_hosts(self, url: str) -> list[str]:
-        """Return the hosts that a server's certificate is for, if it says so once more.
+    def _certified_hosts(self, url: str) -> list[str] | None:
+        """Return the hosts that a server's certificate is for, None if it does not say once more.
 
         OpenSSL does not hand out a certificate that it has refused.
         """
@@ -299,7 +299,7 @@ class Adapter(HTTPAdapter):
             certificate: Any = connection.sock
             return names_of(certificate.getpeercert())
         except (OSError, HTTPError):
-            return []
+            return None
         finally:
             connection.close()
 

@@ -49,9 +49,12 @@ _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
 
 
 class WrongHost(Exception):
-    """A server's certificate verifies, but is for other hosts. Does not leave the package."""
+    """A server's certificate verifies, but is for other hosts; which, if known.
 
-    def __init__(self, names: list[str]) -> None:
+    Does not leave the package.
+    """
+
+    def __init__(self, names: list[str] | None) -> None:
         super().__init__("the certificate is for other hosts")
         self.names = names
 
@@ -130,8 +133,13 @@ def is_wrong_host(error: Exception) -> bool:
     )
 
 
-def _wrong_host(names: list[str]) -> str:
-    shown = printable(", ".join(names)) or "other hosts"
+def _wrong_host(names: list[str] | None) -> str:
+    if names == []:
+        return (
+            "the certificate has no subjectAltName, and its common name does not count: "
+            f"have it issued with the name in the URL, {_SKIP}"
+        )
+    shown = printable(", ".join(names or ["other hosts"]))
     return f"the certificate is for {shown}: use such a name in the URL, {_SKIP}"
 
 

@@ -120,6 +120,8 @@ class TlsPolicy:
 
     def _make(self, verify: bool, identified: bool) -> ssl.SSLContext:
         context = ssl.create_default_context()
+        # A name that stands only in the subject is none (RFC 9525, section 6.3).
+        context.hostname_checks_common_name = False
         if verify:
             self._load_authorities(context)
         else:
