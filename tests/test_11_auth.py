@@ -95,6 +95,21 @@ def test_a_bearer_challenge_is_answered_with_a_token() -> None:
     assert server.requests[0].authorization == ""
 
 
+@pytest.mark.parametrize("challenge", ["", ',scope=""', ",error=insufficient_scope"])
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [("a:pull", ["repository:a:pull"]), ("registry:catalog", ["registry:catalog:*"]), ("", None)],
+)
+def test_what_a_challenge_without_a_scope_leaves_open_is_what_the_request_needs(
+    challenge: str, scope: str, expected: list[str] | None
+) -> None:
+    server = TokenServer()
+    authenticator().renew(
+        scope, f'Bearer realm="https://auth.example/"{challenge}', "", 0, server, 1
+    )
+    assert parse_qs(urlsplit(server.requests[0].url).query).get("scope") == expected
+
+
 def test_credentials_go_to_the_token_server() -> None:
     server = TokenServer()
     authenticator(username="user", password="secret").renew("a:pull", CHALLENGE, "", 0, server, 1)
@@ -412,7 +427,7 @@ def test_an_http_registry_may_have_a_token_server_on_http() -> None:
     subject = authenticator(scheme="http")
     challenge = 'Bearer realm="http://127.0.0.1:5001/token?x=1"'
     server = TokenServer()
-    assert subject.renew("a:pull", challenge, "", 0, server, 1) == "Bearer t"
+    assert subject.renew("", challenge, "", 0, server, 1) == "Bearer t"
     assert server.requests[0].url == "http://127.0.0.1:5001/token?x=1&client_id=epochfs"
 
 

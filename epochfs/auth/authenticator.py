@@ -141,7 +141,8 @@ class Authenticator:
             with self._lock:
                 self._asked_of_all = asked
             return self._basic(login, turn, refused)
-        key = self._key(asked, asked.parameters.get("scope", ""))
+        # Quay and pulp name no scope: then what the request needs is to be asked for.
+        key = self._key(asked, asked.parameters.get("scope") or token_scope(scope))
         with self._lock:
             self._keys[scope] = key
             if self._asked_of_all is not None and self._asked_of_all.scheme == "basic":
