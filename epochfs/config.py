@@ -224,14 +224,23 @@ class Credentials:
     neither these nor user name and password are given, `auth_files` are searched in turn: files
     as docker and podman keep them, read again when they change. Keys in them may be scoped to a
     path: what is asked of the registry as a whole is asked as one who may read `prefix`.
+
+    `password_file`, where the password is from, is read again when that is refused. A `token` may
+    be for the registry at the base URL `token_for` alone.
     """
 
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
+    password_file: Path | None = None
     token: str = field(default="", repr=False)
+    token_for: str = ""
     token_file: Path | None = None
     auth_files: tuple[Path, ...] = ()
     prefix: str = ""
+
+    def is_token_for(self, base: str) -> bool:
+        """Whether the token is meant for the registry at a base URL."""
+        return not self.token_for or _server(self.token_for) == _server(base)
 
     @property
     def given(self) -> str:
@@ -239,6 +248,12 @@ class Credentials:
         if self.username or self.password:
             return f"the login of {printable(self.username)}"
         return "the token" if self.token or self.token_file else ""
+
+
+def _server(base: str) -> tuple[str, str | None, int]:
+    """Return scheme, host and port of a URL, whether it names the default port or not."""
+    parts = urlsplit(base)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,12 +104,61 @@ def test_what_is_given_comes_before_the_variable_and_that_before_the_files(
     files = auth_files()
     assert credentials("", None, None) == Credentials(auth_files=files)
     for expected, arguments in (
-        (Credentials("me", "secret"), ("me", file, None)),
+        (Credentials("me", "secret", file), ("me", file, None)),
         (Credentials(token_file=file), ("", None, file)),
         (Credentials(token="canary"), ("", None, None)),
     ):
         monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
         assert credentials(*arguments) == replace(expected, auth_files=files)
+
+
+@pytest.mark.parametrize(
+    ("server", "url", "sent"),
+    [
+        ("", "http://127.0.0.1:{port}", True),
+        ("http://127.0.0.1:{port}", "127.0.0.1:{port}", True),
+        ("127.0.0.1:{port}/team", "http://127.0.0.1:{port}/other", True),
+        ("http://127.0.0.1:{port}", None, True),
+        ("http://127.0.0.1", "http://127.0.0.1:{port}", False),
+        ("https://127.0.0.1:{port}", "http://127.0.0.1:{port}", False),
+        ("http://localhost:{port}", "http://127.0.0.1:{port}", False),
+        ("http://epoch.example", "http://127.0.0.1:{port}", False),
+    ],
+)
+def test_the_token_is_sent_to_the_server_that_the_environment_names_and_to_no_other(
+    server: str,
+    url: str | None,
+    sent: bool,
+    embedded: EmbeddedRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    port = embedded.url.rpartition(":")[2]
+    monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
+    if server:
+        monkeypatch.setenv("EPOCH_SERVER", server.format(port=port))
+    arguments = [] if url is None else [url.format(port=port)]
+    row = access(capsys, *arguments)
+    shown = {request.headers.get("authorization") for request in embedded.requests}
+    assert shown == ({"Bearer canary"} if sent else {None})
+    expected = "ok access with a token, as given" if sent else "warn access anonymous; the token is"
+    assert row.startswith(expected)
+    assert sent or f"is not sent to {embedded.url}" in row
+
+
+def test_the_default_port_makes_no_other_server() -> None:
+    for one, other in (("https://h", "https://h:443"), ("http://h:80", "http://h")):
+        assert Credentials(token="t", token_for=one).is_token_for(other)
+    assert not Credentials(token="t", token_for="https://h").is_token_for("http://h")
+
+
+def test_a_server_that_is_none_is_told_before_the_token_goes_anywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
+    monkeypatch.setenv("EPOCH_SERVER", "ftp://h")
+    assert main(["doctor", "http://127.0.0.1:1"]) == 2
+    assert "EPOCH_SERVER: not a registry URL" in capsys.readouterr().err
 
 
 # Who doctor says we are
@@ -171,7 +220,7 @@ def test_doctor_warns_of_a_login_that_the_registry_does_not_ask_for(
 ) -> None:
     file = write(tmp_path / "secret", PASSWORD)
     row = access(capsys, "--username", "me", "--password-file", str(file), embedded.url)
-    expected = f"warn access the login of me was not used: {embedded.url} asks for none"
+    expected = f"warn access anonymous; the login of me was not used: {embedded.url} asks for none"
     assert row == f"{expected}, and is read anonymously"
 
 
@@ -184,7 +233,7 @@ def test_doctor_warns_of_a_token_that_is_not_for_the_server_of_a_hosts_file(
     write(tmp_path / "reg.example/hosts.toml", f'server = "{embedded.url}"')
     monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
     row = access(capsys, "--hosts-dir", str(tmp_path), "https://reg.example")
-    assert row.startswith("warn access the token is not sent: hosts.toml has another server")
+    assert row.startswith("warn access anonymous; the token is not sent: hosts.toml has another")
     assert all("authorization" not in request.headers for request in embedded.requests)
 
 

@@ -1,9 +1,9 @@
 """How a request is authenticated: challenges, the user's credentials, tokens and their cache.
 
 From the bottom up: `challenges` (what a registry asks for), `logins` (what the user has), `files`
-(where docker and podman keep it), `helpers` (the programs that keep it for them), `store` (which
-of all these counts), `tokens` (what is asked of a token server), `refresh` (what that replaces in
-answering), `authenticator` (all of it).
+(where docker and podman keep it), `helpers` (the programs that keep it for them), `secretfiles`
+(which hold one secret each), `store` (which of all these counts), `tokens` (what is asked of a
+token server), `refresh` (what that replaces in answering), `authenticator` (all of it).
 
 No request is made here. Where a token is needed, the caller's `Fetch` gets it, and its `Learn` asks
 the registry's root, so that such a request has the same time limit, retries and redirect rules as
@@ -25,11 +25,13 @@ Rules that keep credentials where they belong:
 from epochfs.auth.authenticator import Authenticator
 from epochfs.auth.challenges import Challenge, parse_challenges
 from epochfs.auth.logins import Bearer, Login
+from epochfs.auth.secretfiles import MAX_PASSWORD_BYTES, read_password
 from epochfs.auth.store import ANONYMOUS, CredentialStore
 from epochfs.auth.tokens import Fetch, Learn, TokenRequest, parse_token
 
 __all__ = [
     "ANONYMOUS",
+    "MAX_PASSWORD_BYTES",
     "Authenticator",
     "Bearer",
     "Challenge",
@@ -40,4 +42,5 @@ __all__ = [
     "TokenRequest",
     "parse_challenges",
     "parse_token",
+    "read_password",
 ]

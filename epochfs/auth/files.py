@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.auth.logins import Login
+from epochfs.auth.secretfiles import UNDECODED
 from epochfs.errors import CredentialsUnavailable, printable
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -227,13 +228,14 @@ def _text(entry: Mapping[str, object], name: str) -> str:
 def _decoded(pair: str) -> tuple[str, str]:
     """Return user name and password; raises ValueError if they are not encoded as they should be.
 
-    Docker once padded the password with NULs.
+    Docker once padded the password with NULs; base64(1) and others break lines. What is not UTF-8
+    is kept to be sent as it was.
     """
     try:
-        text = base64.b64decode(pair, validate=True).decode()
+        raw = base64.b64decode("".join(pair.split()), validate=True)
     except binascii.Error:
         raise ValueError from None
-    username, colon, password = text.partition(":")
+    username, colon, password = raw.decode("utf-8", UNDECODED).partition(":")
     if not colon:
         raise ValueError
     return username, password.rstrip("\0")

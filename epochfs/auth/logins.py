@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 
+from epochfs.auth.secretfiles import UNDECODED
 from epochfs.errors import printable
 
 
@@ -36,7 +37,7 @@ class Login:
         """Return the Basic Authorization value (RFC 7617), or "" if there is no password."""
         if not self.password:
             return ""
-        pair = f"{self.username}:{self.password}".encode()
+        pair = f"{self.username}:{self.password}".encode("utf-8", UNDECODED)
         return f"Basic {base64.b64encode(pair).decode('ascii')}"
 
     def secrets(self) -> set[str]:

@@ -19,6 +19,7 @@ from cachetools import LRUCache
 from epochfs.auth.files import AuthFiles, Helper, Unusable
 from epochfs.auth.helpers import Helpers, StoreFailed
 from epochfs.auth.logins import Bearer, Login
+from epochfs.auth.secretfiles import read_password, read_token
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, printable
 
@@ -37,6 +38,7 @@ class CredentialStore:
 
     def __init__(self, credentials: Credentials, base_url: str) -> None:
         self._given = credentials
+        self._password = credentials.password
         self._files = AuthFiles(credentials.auth_files)
         self._helpers = Helpers()
         self._names = _registry_names(base_url)
@@ -51,17 +53,9 @@ class CredentialStore:
         """
         token, file = self._given.token.strip(), self._given.token_file
         if file is not None:
-            try:
-                token = file.read_text("ascii").strip()
-            except (OSError, UnicodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
-                raise CredentialsUnavailable(
-                    f"cannot read the token file {printable(file)}: {reason}"
-                ) from None
-            if not token:
-                raise CredentialsUnavailable(f"the token file {printable(file)} is empty")
+            token = read_token(file)
         if token and not _HEADER_SAFE.match(token):
-            source = f"token file {printable(file)}" if file is not None else "registry token"
+            source = "registry token" if file is None else f"token file {printable(file)}"
             raise CredentialsUnavailable(f"the {source} holds spaces or characters outside ASCII")
         return token
 
@@ -97,6 +91,8 @@ class CredentialStore:
     def after_refusal(self, refused: Login, repository: str, deadline: float) -> Login | None:
         """Return what to try in place of credentials that were refused, or None; as `login`."""
         self._helpers.refuse(refused)
+        if refused == self._as_given():
+            self._read_password_again()
         login = self.login(repository, deadline)
         return None if login == refused else login
 
@@ -106,6 +102,9 @@ class CredentialStore:
         That may be no word on the credentials, so little is done for it. Raises as `login`.
         """
         self._helpers.doubt(shown, deadline)
+        if shown == self._as_given():
+            with suppress(CredentialsUnavailable):
+                self._read_password_again()
         login = self.login(repository, deadline)
         return None if login == shown else login
 
@@ -142,12 +141,22 @@ class CredentialStore:
         with self._lock:
             return str(self._last) if self._last is not None else ANONYMOUS
 
+    def _as_given(self) -> Login:
+        return Login("as given", self._given.username, self._password)
+
+    def _read_password_again(self) -> None:
+        """Read the file of the password again, if it is still one: it may have been a pipe."""
+        file = self._given.password_file
+        if file is not None and file.is_file():
+            self._password = read_password(file)
+            self.keep_secret(self._password)
+
     def _find(self, repository: str, deadline: float) -> Login | None:
         given = self._given
         if given.username or given.password:
-            if not given.password:
+            if not self._password:
                 raise CredentialsUnavailable(f"no password is given for {given.given}")
-            return Login("as given", given.username, given.password)
+            return self._as_given()
         if given.token or given.token_file is not None:
             return None  # whatever the file holds just now, nothing else was meant
         failures: list[CredentialsUnavailable] = []

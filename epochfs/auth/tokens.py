@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from epochfs.auth.logins import Login
+from epochfs.auth.secretfiles import UNDECODED
 from epochfs.errors import ProtocolViolation, Unsupported
 
 CLIENT_ID = "epochfs"
@@ -128,7 +129,8 @@ def _get(key: TokenKey) -> TokenRequest:
     if login is not None and login.username:
         query.append(("account", login.username))
     parts = urlsplit(key.realm)
-    whole = f"{parts.query}&{urlencode(query)}" if parts.query else urlencode(query)
+    added = urlencode(query, errors=UNDECODED)
+    whole = f"{parts.query}&{added}" if parts.query else added
     url = parts._replace(query=whole, fragment="").geturl()
     return TokenRequest(url, login.basic() if login is not None else "")
 
@@ -145,7 +147,8 @@ def _post(key: TokenKey, login: Login) -> TokenRequest:
             "password": login.password,
         }
     url = urlsplit(key.realm)._replace(fragment="").geturl()
-    return TokenRequest(url, form=urlencode({name: form[name] for name in form if form[name]}))
+    filled = {name: form[name] for name in form if form[name]}
+    return TokenRequest(url, form=urlencode(filled, errors=UNDECODED))
 
 
 def parse_token(raw: bytes) -> tuple[str, float]:

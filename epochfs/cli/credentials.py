@@ -10,17 +10,18 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from epochfs.config import Credentials
+from epochfs.auth import read_password
+from epochfs.config import Credentials, RegistryUrl
 from epochfs.errors import MountFailure, UsageError, printable
-
-MAX_PASSWORD_BYTES = 64 * 1024
 
 
 def credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:
     """Return the credentials of the command line, or else those of the environment.
 
     The files go along, for hosts that the credentials given were not given for. The variable is
-    removed, so that no process we start inherits the token.
+    removed, so that no process we start inherits the token. With EPOCH_SERVER set, the token is
+    for the registry that it names. A password is read now, as its file may be a pipe, and again
+    when it is refused.
     """
     token = os.environ.pop("EPOCH_REGISTRY_TOKEN", "").strip()
     if bool(username) != (password_file is not None):
@@ -29,10 +30,20 @@ def credentials(username: str, password_file: Path | None, token_file: Path | No
         raise UsageError("--password-file and --token-file exclude each other")
     files = auth_files()
     if password_file is not None:
-        return Credentials(username, _read_password(password_file), auth_files=files)
+        password = read_password(password_file)
+        return Credentials(username, password, password_file, auth_files=files)
     if token_file is not None:
         return Credentials(token_file=readable(token_file, "--token-file"), auth_files=files)
-    return Credentials(token=token, auth_files=files)
+    return Credentials(token=token, token_for=_server() if token else "", auth_files=files)
+
+
+def _server() -> str:
+    """Return the base URL that EPOCH_SERVER names, "" if it is not set; raises UsageError."""
+    text = os.environ.get("EPOCH_SERVER", "").strip()
+    try:
+        return RegistryUrl.parse(text).base if text else ""
+    except UsageError as error:
+        raise UsageError(f"EPOCH_SERVER: {error}") from None
 
 
 def auth_files() -> tuple[Path, ...]:
@@ -69,22 +80,3 @@ def readable(file: Path | None, option: str) -> Path | None:
             f"cannot read '{printable(file)}' ({option}): {error.strerror}"
         ) from None
     return file
-
-
-def _read_password(file: Path) -> str:
-    """Return a file's text less one newline at its end; raises MountFailure, without the text."""
-    shown = f"password file '{printable(file)}'"
-    try:
-        with file.open("rb") as opened:
-            raw = opened.read(MAX_PASSWORD_BYTES + 1)
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise MountFailure(f"cannot read the {shown}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise MountFailure(f"the {shown} is not UTF-8 text") from None
-    if len(raw) > MAX_PASSWORD_BYTES:
-        raise MountFailure(f"the {shown} is over {MAX_PASSWORD_BYTES} bytes")
-    password = text.removesuffix("\n").removesuffix("\r")
-    if not password:
-        raise MountFailure(f"the {shown} is empty")
-    return password

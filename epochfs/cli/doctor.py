@@ -251,10 +251,11 @@ def _reach(client: RegistryClient, connection: Connection) -> str:
 def _access(client: RegistryClient, connection: Connection) -> str:
     with suppress(probe.NoApiRoot):
         probe.check(client, connection)
-    if client.unused_login:
-        raise Limited(client.unused_login)
     home = os.environ.get("HOME")
-    return client.account.replace(f"{home}/", "~/") if home else client.account
+    account = client.account.replace(f"{home}/", "~/") if home else client.account
+    if client.unused_login:
+        raise Limited(f"{account}; {client.unused_login}")
+    return account
 
 
 def _mirror(mirror: MirrorState) -> str:

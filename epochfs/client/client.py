@@ -95,7 +95,14 @@ class RegistryClient:
         self._base_url = url.base
         self._manifest_limit = manifest_limit
         hosts = hosts or find_hosts(None, url)
-        self._withheld = given.given if hosts.elsewhere else ""
+        self._withheld = ""
+        if hosts.elsewhere and given.given:
+            self._withheld = (
+                f"{given.given} is not sent: hosts.toml has another server for {url.base}"
+            )
+        elif given.token and not given.is_token_for(url.base):
+            self._withheld = f"the token is for {given.token_for}, and is not sent to {url.base}"
+            given = replace(given, token="")
         self._transport = origin_transport(hosts, given, options)
         self._mirrors = mirrors_of(hosts, self._transport, given, options)
         self._uploader = BlobUploader(self._transport)
