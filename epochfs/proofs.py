@@ -1,9 +1,9 @@
 """What this process has itself proved its access to, and with which credentials.
 
 Tokens and passwords are rotated under a mount. What the registry answered under earlier credentials
-of the same bearer is this process's still: it has proved its access, and a rotation takes none away.
-It ends when the registry refuses the new credentials. Another process, or this one after a restart,
-has proved nothing of the kind, and nor has another user who logs in.
+of the same bearer is this process's still: it has proved its access, and a rotation takes none
+away. It ends when the registry refuses the new credentials. Another process, or this one after a
+restart, has proved nothing of the kind, and nor has another user who logs in.
 
 Locks: `Proofs._lock` guards all fields, and is a leaf.
 """
