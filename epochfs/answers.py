@@ -153,10 +153,12 @@ class AnswerStore:
         with self._database_lock:
             self._write_pending()
             with self._pending_lock:
-                found = [self._pending.get((scope, question)) for scope in scopes]
-            kept = self._kept(scopes, question)
-        last = max((one for one in (*found, kept) if one is not None), default=None)
-        return last[1] if last is not None and last[0] >= since else None
+                pending = {scope: self._pending.get((scope, question)) for scope in scopes}
+            # What the disk has of a scope was given before what it has yet to take.
+            kept = self._kept([scope for scope in scopes if pending[scope] is None], question)
+        found = [one for one in (*pending.values(), kept) if one is not None]
+        given, value = max(found, key=lambda one: one[0], default=(0.0, None))
+        return value if given >= since else None
 
     def _kept(self, scopes: Sequence[str], question: Question) -> tuple[float, bytes] | None:
         """Return the last answer that is on disk, and when. The database's lock is held."""

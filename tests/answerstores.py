@@ -32,6 +32,13 @@ class Clock:
         return self.now
 
 
+def stuck(store: AnswerStore, *, on: bool = True) -> None:
+    """Let the database take no write."""
+    assert store._database is not None
+    store._database._connection.execute(f"PRAGMA query_only={int(on)}")
+    store._retry_at = 0.0
+
+
 def opening(path: Path) -> Iterator[Open]:
     """A fixture: opens stores of one file, by default one for ALICE."""
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from answerstores import ALICE, REGISTRY, TAGS, Clock, Open, opening, shown
+from answerstores import ALICE, REGISTRY, TAGS, Clock, Open, opening, shown, stuck
 from diskcache import damage, read_only
 
 from epochfs.answers import AnswerStore, Question
@@ -215,13 +215,6 @@ def test_while_credentials_cannot_be_had_nothing_is_kept_or_given(
 # --- disks that take nothing ------------------------------------------------------------------
 
 
-def stuck(store: AnswerStore, *, on: bool = True) -> None:
-    """Let the database take no write."""
-    assert store._database is not None
-    store._database._connection.execute(f"PRAGMA query_only={int(on)}")
-    store._retry_at = 0.0
-
-
 def test_what_the_disk_does_not_take_is_given_from_memory_and_written_later(opened: Open) -> None:
     told: list[object] = []
     store = opened(report=told.append)
@@ -234,6 +227,20 @@ def test_what_the_disk_does_not_take_is_given_from_memory_and_written_later(open
     stuck(store, on=False)
     assert store.get(TAGS) == b"new"
     assert opened().get(TAGS) == b"new"
+
+
+@pytest.mark.parametrize("seconds", [-60, 0, 60])
+def test_what_the_disk_does_not_take_counts_before_what_it_has_however_the_clock_is_set(
+    opened: Open, seconds: float
+) -> None:
+    clock = Clock()
+    store = opened(clock=clock)
+    store.put(TAGS, b"old")
+    assert store.get(TAGS) == b"old"
+    stuck(store)
+    clock.now += seconds
+    store.put(TAGS, b"new")
+    assert store.get(TAGS) == b"new"
 
 
 def test_of_what_the_disk_does_not_take_the_last_is_remembered(opened: Open) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from answerstores import TAGS, Clock, Open, opening
+from answerstores import TAGS, Clock, Open, opening, stuck
 
 from epochfs.answers import Question
 from epochfs.config import Credentials
@@ -158,3 +158,43 @@ def test_a_repository_that_is_denied_to_an_accepted_token_takes_no_other_away(
     store.put(Question("tags", "team/third"), b"one")
     store.forget_repository("team/app")
     assert (store.get(TAGS), store.get(neighbour)) == (None, b"one")
+
+
+def test_on_a_disk_that_takes_nothing_what_was_proved_outlives_the_rotation_too(
+    opened: Open, rotating: Rotate
+) -> None:
+    store = opened(who=rotating("first"))
+    store.put(TAGS, b"on disk")
+    assert store.get(TAGS) == b"on disk"
+    stuck(store)
+    rotating("second")
+    assert store.get(TAGS) == b"on disk"
+    store.put(TAGS, b"in memory")
+    for token in ("third", "first"):
+        rotating(token)
+        assert store.get(TAGS) == b"in memory"
+    store.put(TAGS, b"the last")
+    rotating("second")
+    assert store.get(TAGS) == b"the last"
+
+
+@pytest.mark.parametrize("forget", ["answer", "repository"])
+def test_what_cannot_be_forgotten_on_disk_is_given_under_no_token(
+    opened: Open, rotating: Rotate, forget: str
+) -> None:
+    store = opened(who=rotating("first"))
+    store.put(TAGS, b"on disk")
+    assert store.get(TAGS) == b"on disk"
+    stuck(store)
+    for token in ("second", "third"):
+        rotating(token)
+        store.put(TAGS, b"in memory")
+    if forget == "answer":
+        store.forget(TAGS)
+    else:
+        store.forget_repository("team/app")
+    for on in (True, False):
+        stuck(store, on=on)
+        for token in ("first", "second", "third", "fourth"):
+            rotating(token)
+            assert store.get(TAGS) is None
