@@ -165,11 +165,11 @@ class LayerIndex:
     def pieces(self, number: int, start: int, stop: int) -> list[Piece]:
         """The pieces of a file that overlap its range `[start, stop)`, in order."""
         query = (
-            "SELECT start, size, offset, skip, digest FROM piece WHERE inode=?1 AND start < ?3 AND "
-            "start >= (SELECT coalesce(max(start), 0) FROM piece WHERE inode=?1 AND start <= ?2) "
+            "SELECT start, size, offset, skip, digest FROM piece WHERE inode=? AND start < ? AND "
+            "start >= (SELECT coalesce(max(start), 0) FROM piece WHERE inode=? AND start <= ?) "
             "ORDER BY start"
         )
-        return [Piece(*row) for row in self._rows(query, number, start, stop)]
+        return [Piece(*row) for row in self._rows(query, number, stop, number, start)]
 
     def gzip_points(self) -> bytes:
         """The index of a gzip stream, as `decoders` exported it."""
