@@ -3,16 +3,14 @@
 `Blobs.open` answers without a request; the first read starts what is needed. The caller has made
 sure that the repository may see the blob and knows its size (`listings`).
 
+Where the cache cannot take a blob, whoever reads it reads past the cache (`openblob`, `passing`).
+
 Locks: `Blobs._lock` guards `_downloads`, the reference counts in it, and `_spoiled`; no I/O
-happens under it. What a handle remembers of its reads is changed without a lock: a lost update
-there only delays the guess that its reader is sequential, or gives a read that is repeated its
-full time.
+happens under it.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,18 +18,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from epochfs.blobcache import BlobCache, read_exactly
-from epochfs.client import BlobStream
+from epochfs.blobcache import BlobCache, CachedBlob, open_files_limit
 from epochfs.config import BlobOptions
 from epochfs.downloads import Download
-from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, fresh
+from epochfs.errors import ContentMismatch, EpochfsError
 from epochfs.names import Digest, Repository
+from epochfs.openblob import Local, OpenBlob, Ways
+from epochfs.passing import Origin, PassedBlob
+from epochfs.places import Key, Places
 from epochfs.readings import counter, gauge
 from epochfs.source import PullClient
 from epochfs.timers import Timers
 from epochfs.window import Budget
-
-log = logging.getLogger(__name__)
 
 LINGER_SECONDS = 5.0
 """How long a download without readers goes on, in case one comes back."""
@@ -40,11 +38,8 @@ LINGER_WHOLE_SECONDS = 30.0
 """The same on a server without Range, where giving up means to begin again."""
 
 _CLOSE_SECONDS = 3.0
-_SEQUENTIAL_BYTES = 1 << 20
-_SEQUENTIAL_SLACK = 2 << 20
-
-_REPEAT_SECONDS = 0.5
-"""A read that begins so soon after one that failed is taken for its repetition."""
+_MOST_STREAMS = 32
+_FEWEST_STREAMS = 4
 
 
 class BlobHandle(Protocol):
@@ -56,8 +51,11 @@ class BlobHandle(Protocol):
     def verified(self) -> bool:
         """Whether every byte has been checked against the digest."""
 
-    def fileno(self) -> int:
-        """Return a descriptor of the blob's file, valid while the handle is open and `verified`."""
+    def fileno(self) -> int | None:
+        """Return a descriptor of the blob's file, valid while the handle is open and `verified`.
+
+        None where there is none to give.
+        """
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
@@ -143,6 +141,7 @@ class Blobs:
         self._hits = 0
         self._misses = 0
         self._ranged: bool | None = None
+        self._places = Places(max(_FEWEST_STREAMS, min(_MOST_STREAMS, open_files_limit() // 8)))
 
     def open(
         self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
@@ -153,27 +152,28 @@ class Blobs:
         """
         if size == 0 and not digest.matches(b""):
             raise ContentMismatch(f"{digest} is not the digest of an empty blob")
+        key = (digest, size)
         while True:
             with self._lock:
                 ended = self._ended
-                shared = self._downloads.get((digest, size))
+                shared = self._downloads.get(key)
                 if shared is not None:
                     shared.readers += 1
                     self._misses += 1
-                    return _DownloadHandle(self, shared, self._options.timeout, precise=precise)
-            fd = self._cache.open(digest, size)
-            if fd is None:
+                    return self._handle(repository, _Arriving(self, shared), key, precise=precise)
+            blob = self._cache.open_blob(digest, size)
+            if blob is None:
                 self._check_can_be_had(digest)
             with self._lock:
-                if fd is not None:
+                if blob is not None:
                     self._hits += 1
-                    return _CachedHandle(fd, size)
+                    return self._handle(repository, _Cached(blob), key, precise=precise)
                 # Not if one ended since the look into the cache: it may be there now.
-                if ended == self._ended and (digest, size) not in self._downloads:
+                if ended == self._ended and key not in self._downloads:
                     self._misses += 1
                     shared = self._begin(repository, digest, size, precise=precise)
-                    self._downloads[digest, size] = shared
-                    return _DownloadHandle(self, shared, self._options.timeout, precise=precise)
+                    self._downloads[key] = shared
+                    return self._handle(repository, _Arriving(self, shared), key, precise=precise)
 
     def _check_can_be_had(self, digest: Digest) -> None:
         """Raise if the registry is down, and nothing of a blob is here to be read meanwhile."""
@@ -217,6 +217,7 @@ class Blobs:
             self._downloads.clear()
         for download in downloads:
             download.close()
+        self._places.close()
         for download in downloads:
             download.wait_until_idle(_CLOSE_SECONDS)
 
@@ -233,19 +234,39 @@ class Blobs:
         elif to_watch:
             self._linger(shared)
 
+    def _handle(self, repository: Repository, local: Local, key: Key, *, precise: bool) -> OpenBlob:
+        def pass_through(local: Local) -> PassedBlob:
+            digest, _ = key
+            origin = Origin(
+                partial(self._client.get_blob, repository, digest),
+                partial(self._client.distrust_mirrors, digest),
+                partial(self._spoil, digest),
+                self._ranged,
+            )
+            return PassedBlob(self._places, key, origin, local, whole=self._options.verify_first)
+
+        cache = self._cache.directory
+        ways = Ways(local, pass_through, cache.report)
+        blob = OpenBlob(key[1], ways, self._options.timeout, precise=precise)
+        if not local.verified and cache.fails_now and self._places.proof(key):
+            # It did not take this blob a moment ago, and what was proved of it then holds.
+            blob.pass_through()
+        return blob
+
+    def _spoil(self, digest: Digest) -> None:
+        with self._lock:
+            self._spoiled.add(digest)
+
     def _begin(
         self, repository: Repository, digest: Digest, size: int, *, precise: bool
     ) -> _Shared:
-        def source(start: int, end: int | None) -> BlobStream:
-            return self._client.get_blob(repository, digest, start, end)
-
         def on_end() -> None:
             self._end(shared)
 
         download = Download(
             digest,
             size,
-            source,
+            partial(self._client.get_blob, repository, digest),
             self._cache,
             self._options,
             self._budget,
@@ -293,48 +314,32 @@ class Blobs:
         self._timers.call(patience, expire)
 
 
-class _CachedHandle:
-    """A handle on a complete blob of the cache."""
+class _Cached:
+    """A complete blob of the cache, as a handle reads it."""
 
     verified = True
 
-    def __init__(self, fd: int, size: int) -> None:
-        self.size = size
-        self._fd = fd
+    def __init__(self, blob: CachedBlob) -> None:
+        self._blob = blob
+        self.fileno = blob.fileno
+        self.close = blob.close
 
-    def fileno(self) -> int:
-        return self._fd
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool, timeout: float) -> None:
+        self._blob.read_into(view, offset)
 
-    def read_into(self, view: memoryview, offset: int) -> int:
-        count = max(0, min(len(view), self.size - offset))
-        read_exactly(self._fd, view[:count], offset)
-        return count
-
-    def close(self) -> None:
-        os.close(self._fd)
+    def read_present(self, view: memoryview, offset: int) -> bool:
+        """Return False: it is asked for only after a read has failed."""
+        return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """When a read failed, how many seconds it had taken, and of what."""
+class _Arriving:
+    """A blob that is still arriving, or arrived while the handle was open."""
 
-    ended: float
-    took: float
-    error: EpochfsError
-
-
-class _DownloadHandle:
-    """A handle on a blob that is still arriving, or arrived while the handle was open."""
-
-    def __init__(self, blobs: Blobs, shared: _Shared, timeout: float, *, precise: bool) -> None:
-        self._precise = precise
-        self.size = shared.download.size
+    def __init__(self, blobs: Blobs, shared: _Shared) -> None:
         self._blobs = blobs
         self._shared = shared
-        self._timeout = timeout
-        self._run_end = 0
-        self._run_bytes = 0
-        self._failed: _Failure | None = None
+        self.read_into = shared.download.read_into
+        self.read_present = shared.download.read_present
 
     @property
     def verified(self) -> bool:
@@ -342,42 +347,6 @@ class _DownloadHandle:
 
     def fileno(self) -> int:
         return self._shared.download.fileno()
-
-    def read_into(self, view: memoryview, offset: int) -> int:
-        count = max(0, min(len(view), self.size - offset))
-        if count == 0:
-            return 0
-        # The kernel reads ahead with several requests at once, so neighbours count as sequence.
-        if abs(offset - self._run_end) <= _SEQUENTIAL_SLACK:
-            self._run_end = max(self._run_end, offset + count)
-            self._run_bytes += count
-        else:
-            self._run_end, self._run_bytes = offset + count, count
-        sequential = self._run_bytes > _SEQUENTIAL_BYTES and not self._precise
-        began = time.monotonic()
-        earlier = self._failed_just_before(began)
-        timeout = self._timeout - (earlier.took if earlier else 0.0)
-        try:
-            self._shared.download.read_into(
-                view[:count], offset, sequential=sequential, timeout=timeout
-            )
-        except EpochfsError as error:
-            ended = time.monotonic()
-            self._failed = None if earlier else _Failure(ended, ended - began, error)
-            if earlier and isinstance(error, DeadlineExceeded):
-                raise fresh(earlier.error) from error
-            raise
-        return count
-
-    def _failed_just_before(self, now: float) -> _Failure | None:
-        """Return the failed read that one beginning now repeats.
-
-        When reading ahead fails, the kernel asks again for one page after the other, up to the
-        first that fails too, before it gives the program an error. To the program all of it is
-        one read, which is to end in time; what comes after a repetition that failed is another.
-        """
-        failed = self._failed
-        return failed if failed and now - failed.ended < _REPEAT_SECONDS else None
 
     def close(self) -> None:
         self._blobs.release(self._shared)

@@ -44,6 +44,7 @@ _NEW_FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOE
 _OTHERS_WRITE = 0o022
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _QUIET_SECONDS = 3600.0
+_FAILING_SECONDS = 5.0
 
 _SHORT = frozenset(
     {
@@ -74,6 +75,12 @@ class CacheDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._quiet_until = 0.0
+        self._failing_until = 0.0
+
+    @property
+    def fails_now(self) -> bool:
+        """Whether something could not be cached a moment ago."""
+        return time.monotonic() < self._failing_until
 
     def report(self, problem: object) -> None:
         """Say that something cannot be cached: one warning, whatever else fails within the hour.
@@ -83,6 +90,7 @@ class CacheDirectory:
         now = time.monotonic()
         level = logging.DEBUG if now < self._quiet_until else logging.WARNING
         self._quiet_until = now + _QUIET_SECONDS
+        self._failing_until = now + _FAILING_SECONDS
         log.log(
             level,
             "the cache '%s' takes nothing more (%s): what it lacks is read from the registry each "

@@ -133,6 +133,20 @@ class Download:
         """Return the descriptor of the staged file, which exists once anything was read."""
         return self._staging.fileno()
 
+    def read_present(self, view: memoryview, offset: int) -> bool:
+        """Fill `view` with the bytes at `offset`, if all of them are here; return whether.
+
+        Also after it failed, and unverified.
+        """
+        with self._lock:
+            if not self._plan.present.covers(offset, offset + len(view)):
+                return False
+        try:
+            read_exactly(self.fileno(), view, offset)
+        except CacheFailure:
+            return False
+        return True
+
     @property
     def spoiled(self) -> bool:
         """Whether it ended on bytes of another digest, which readers may have been given."""
@@ -276,7 +290,7 @@ class Download:
         """Give the error to all who wait; for good when trying again could not mend it."""
         if isinstance(error, NotFound):
             error = self._absent(error)
-        for_good = for_good or isinstance(error, Vanished | ProtocolViolation)
+        for_good = for_good or isinstance(error, Vanished | ProtocolViolation | CacheFailure)
         with self._lock:
             if self._closing:
                 return

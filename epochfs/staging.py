@@ -91,7 +91,7 @@ class Staging:
             with self._recording:
                 self._file.promote()
         except CacheFailure as error:
-            log.warning("%s was read but cannot be cached: %s", self._digest, error)
+            self._cache.directory.report(f"{self._digest}: {error}")
 
     def discard(self) -> None:
         """Remove the file's name; open readers keep what they have."""
@@ -112,7 +112,7 @@ class Staging:
             else:
                 self._file.discard()
         except CacheFailure as error:
-            log.warning("what was fetched of %s is lost: %s", self._digest, error)
+            self._cache.directory.report(f"what was fetched of {self._digest}: {error}")
         finally:
             self._staged.close()
 

@@ -136,7 +136,8 @@ def test_a_size_beyond_the_disk_is_not_even_asked_of_it(
     monkeypatch.setattr("epochfs.blobcache.staged.allocate", lambda *_: pytest.fail("asked for"))
     blob = cache.stage(DIGEST, shutil.disk_usage(tmp_path).total + 1)
     try:
-        blob.allocate()
+        with pytest.raises(CacheFailure, match="No space left"):
+            blob.allocate()
         assert os.fstat(blob.fileno()).st_blocks * 512 <= PAGE
     finally:
         blob.close()

@@ -408,7 +408,7 @@ class TestBrokenStreams:
                     pread(first, 5 * MIB, 10)
                 assert pread(second, 5 * MIB, 10) == LARGE[5 * MIB :][:10]
 
-    @pytest.mark.expects_log("is lost: disk full")
+    @pytest.mark.expects_log("what was fetched of .*: disk full")
     def test_what_cannot_be_put_on_record_does_not_stay_to_fill_the_disk(
         self, blobs_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -14,6 +13,7 @@ from subjects import PASSWORD, USERNAME
 
 from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 
+TOKEN = "the-token-of-this-registry"
 PUBLIC = "library/app"
 PRIVATE = "private/app"
 
@@ -35,9 +35,9 @@ def content() -> builders.Content:
     return builders.image(builders.random_bytes(1000))
 
 
-def login(directory: Path, host: str) -> dict[str, str]:
+def login(directory: Path, host: str, password: str = PASSWORD) -> dict[str, str]:
     """Environment of somebody who has used `docker login`."""
-    pair = b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
+    pair = b64encode(f"{USERNAME}:{password}".encode()).decode()
     directory.joinpath("config.json").write_text(json.dumps({"auths": {host: {"auth": pair}}}))
     return {"DOCKER_CONFIG": str(directory)}
 
@@ -57,12 +57,12 @@ def test_a_mount_shows_the_users_own_view_from_the_first_listing_on(
         assert [one.path for one in anonymous] == ["/v2/"]
 
 
-def test_epoch_is_read_with_a_login_that_gets_an_empty_token(
+def test_epoch_is_read_with_a_login_whose_password_is_its_token(
     mounts: Mounts, tmp_path: Path, content: builders.Content
 ) -> None:
-    with EmbeddedRegistry(replace(EPOCH, empty_token=True)) as registry:
+    with EmbeddedRegistry(EPOCH, username=USERNAME, password=TOKEN) as registry:
         builders.load(registry, PUBLIC, "latest", content)
-        mount = mounts(registry.url, environment=login(tmp_path, registry.host))
+        mount = mounts(registry.url, environment=login(tmp_path, registry.host, TOKEN))
         assert (mount.path / PUBLIC / "tags/latest/layers/00").read_bytes() == content.blobs[1]
 
 

@@ -14,9 +14,15 @@ Several processes may share a directory. A file's `flock` tells who uses it: a r
 blob holds it shared, and eviction takes only what it can lock alone; the writer of a partial blob
 holds it exclusively, and a second writer stages privately instead.
 
-From the bottom up: `files` (single files and range maps), `room` (the limit), `staged`, `store`.
+A cache that cannot take a thing raises CacheFailure, and whoever meets that does without: what is
+cached stays readable, and what is not comes from the registry each time.
+
+From the bottom up: `files` (single files and range maps), `descriptors`, `room` (the limit),
+`staged`, `cached`, `store`.
 """
 
+from epochfs.blobcache.cached import CachedBlob
+from epochfs.blobcache.descriptors import open_files_limit
 from epochfs.blobcache.files import READ_FLAGS, read_exactly
 from epochfs.blobcache.room import BLOBS, PARTIAL, Entry
 from epochfs.blobcache.staged import StagedBlob
@@ -27,7 +33,9 @@ __all__ = [
     "PARTIAL",
     "READ_FLAGS",
     "BlobCache",
+    "CachedBlob",
     "Entry",
     "StagedBlob",
+    "open_files_limit",
     "read_exactly",
 ]

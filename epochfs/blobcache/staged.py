@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import secrets
+from collections.abc import Callable
 
 from epochfs.blobcache.files import MAP_SUFFIX, allocate, read_map, unlink
 from epochfs.blobcache.room import BLOBS, Room
 from epochfs.cachedir import CacheDirectory, cache_errors, is_ours
 from epochfs.names import Digest
 from epochfs.ranges import RangeSet
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class StagedBlob:
@@ -22,7 +26,13 @@ class StagedBlob:
     """
 
     def __init__(
-        self, cache: CacheDirectory, room: Room, directory: int, digest: Digest, size: int
+        self,
+        cache: CacheDirectory,
+        room: Room,
+        directory: int,
+        digest: Digest,
+        size: int,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         """`directory` is the descriptor of the staged file's directory, and closed with it."""
         self._cache = cache
@@ -30,6 +40,7 @@ class StagedBlob:
         self._directory = directory
         self._digest = digest
         self._size = size
+        self._on_close = on_close
         self._allocated = False
         self._fd, self._named = self._open()
         try:
@@ -80,19 +91,19 @@ class StagedBlob:
             self._unlink(MAP_SUFFIX)
 
     def allocate(self) -> None:
-        """Make room for the whole blob, on disk and in the cache's limit, before it is written."""
+        """Make room for the whole blob, on disk and in the cache's limit, before it is written.
+
+        Raises CacheFailure where the disk has no room for it, whatever is evicted.
+        """
         if self._allocated or not self._size:
             return
         with cache_errors(f"making room for {self._size} bytes"):
             self._room.make(max(0, self._size - self._held()))
             # Counted first: ext4 keeps what it found for a file that did not fit, and a size that
             # a registry made up would fill the disk.
-            disk = os.fstatvfs(self._fd)
-            if self._size - self._held() <= disk.f_bavail * disk.f_frsize:
-                allocate(self._fd, self._size)
-            else:
-                # Evict all that can go and let the writes themselves tell.
-                self._room.make(self._room.size_limit)
+            if not self._room.has_disk(max(0, self._size - self._held())):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            allocate(self._fd, self._size)
             self._allocated = True
 
     def _held(self) -> int:
@@ -100,15 +111,16 @@ class StagedBlob:
         return os.fstat(self._fd).st_blocks * 512
 
     def write(self, offset: int, view: memoryview) -> None:
-        """Write all of `view` at `offset`."""
+        """Write all of `view` at `offset`; what was used long ago goes where there is no room."""
         with cache_errors("writing a blob"):
-            try:
-                while view:
+            while view:
+                try:
                     written = os.pwrite(self._fd, view, offset)
+                except OSError as error:
+                    if error.errno not in _NO_ROOM or not self._room.give_way():
+                        raise
+                else:
                     view, offset = view[written:], offset + written
-            except OSError:
-                self._allocated = False  # so the next attempt makes room again
-                raise
 
     def checkpoint(self, present: RangeSet) -> None:
         """Make what is present outlive a crash: sync the bytes, then the map that names them."""
@@ -163,6 +175,7 @@ class StagedBlob:
         """Close the file."""
         os.close(self._fd)
         os.close(self._directory)
+        self._on_close()
 
     def _unlink(self, suffix: str = "") -> None:
         if self._named:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 
+from epochfs.blobcache.cached import CachedBlob
+from epochfs.blobcache.descriptors import Descriptors
 from epochfs.blobcache.files import READ_FLAGS, read_map
 from epochfs.blobcache.room import BLOBS, PARTIAL, Room
 from epochfs.blobcache.staged import StagedBlob
@@ -15,6 +18,10 @@ from epochfs.config import CacheOptions
 from epochfs.errors import CacheFailure
 from epochfs.names import Digest
 
+_STAGED_DESCRIPTORS = 2
+_LEAST_ROOM = 1 << 20
+"""With less on the disk than this, or than the blob, nothing is begun to be fetched into it."""
+
 
 class BlobCache:
     """The disk store. Raises CacheFailure, and nothing else, when the disk does not cooperate."""
@@ -22,6 +29,7 @@ class BlobCache:
     def __init__(self, options: CacheOptions) -> None:
         self.directory = CacheDirectory(options.directory)
         self.room = Room(self.directory, options.size_limit)
+        self._descriptors = Descriptors()
         try:
             with cache_errors("opening the cache"):
                 os.close(self.directory.open(BLOBS))
@@ -47,11 +55,26 @@ class BlobCache:
             if not is_ours(status) or status.st_size != size:
                 raise OSError("not what the cache wrote")
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.utime(fd)
         except OSError:
             os.close(fd)
             return None
+        with contextlib.suppress(OSError):  # a disk that cannot be written to can be read
+            os.utime(fd)
         return fd
+
+    def open_blob(self, digest: Digest, size: int) -> CachedBlob | None:
+        """Return the complete blob, or None when it is not cached.
+
+        It is held against eviction until it is closed, unless too many are open already.
+        """
+        kept = self._descriptors.take()
+        if not kept and not self.is_complete(digest, size):
+            return None
+        fd = self.open(digest, size) if kept else None
+        if kept and fd is None:
+            self._descriptors.give_back()
+            return None
+        return CachedBlob(self._descriptors, fd, lambda: self.open(digest, size))
 
     def is_complete(self, digest: Digest, size: int) -> bool:
         """Whether the verified blob of `size` bytes is kept; asking does not count as a use."""
@@ -80,14 +103,32 @@ class BlobCache:
 
     def stage(self, digest: Digest, size: int) -> StagedBlob:
         """Return a staged file for the blob's `size` bytes, with what an earlier try left in it."""
-        with cache_errors("staging a blob"):
-            self.room.make(0)
-            fd = self.directory.open(PARTIAL, digest.algorithm)
-            try:
-                return StagedBlob(self.directory, self.room, fd, digest, size)
-            except BaseException:
-                os.close(fd)
-                raise
+        if not self._descriptors.take(_STAGED_DESCRIPTORS):
+            raise CacheFailure("staging a blob: too many are open") from OSError(errno.EMFILE)
+        try:
+            with cache_errors("staging a blob"):
+                return self._stage(digest, size)
+        except BaseException:
+            self._descriptors.give_back(_STAGED_DESCRIPTORS)
+            raise
+
+    def _stage(self, digest: Digest, size: int) -> StagedBlob:
+        self.room.make(0)
+        if not self.room.has_disk(min(size, _LEAST_ROOM)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fd = self.directory.open(PARTIAL, digest.algorithm)
+        try:
+            return StagedBlob(
+                self.directory,
+                self.room,
+                fd,
+                digest,
+                size,
+                lambda: self._descriptors.give_back(_STAGED_DESCRIPTORS),
+            )
+        except BaseException:
+            os.close(fd)
+            raise
 
     def scratch(self, size: int) -> int:
         """Return a new, empty file for `size` bytes that can be made again; the caller closes it.

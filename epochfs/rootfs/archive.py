@@ -2,9 +2,10 @@
 
 As it is where it is not compressed. Of gzip, by decoders that go on from the nearest point of the
 index before. Of zstd, which has no such points, from a decompressed copy: it is kept in the blob
-cache like any blob, by its own digest, and evicted like any.
+cache like any blob, by its own digest, and evicted like any. Where the cache cannot take that, by
+decoders that each go on from where they are, or begin anew.
 
-Locks: `_GzipArchive._lock` guards the list of idle decoders; decoding happens outside of it.
+Locks: `_DecodedArchive._lock` guards the list of idle decoders; decoding happens outside of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from epochfs.blobcache import BlobCache, read_exactly
 from epochfs.blobs import BlobHandle
-from epochfs.errors import ContentMismatch, ProtocolViolation, TooLarge
+from epochfs.errors import CacheFailure, ContentMismatch, ProtocolViolation
 from epochfs.names import Digest
 from epochfs.rootfs.decoders import BlobFile, GuardedDecoder, gzip_decoder, zstd_decoder
 from epochfs.rootfs.layerindex import LayerIndex
@@ -68,8 +69,9 @@ def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archi
     """
     compression = index.meta["compression"]
     if compression == "zstd":
-        with contextlib.closing(blob):
-            return _CopyArchive(_decompressed(index, blob, cache))
+        copy = _copy(index, blob, cache)
+        if copy is not None:
+            return copy
     try:
         if not blob.verified:
             # It was when the index was made, and is no longer in the cache.
@@ -77,7 +79,26 @@ def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archi
     except BaseException:
         blob.close()
         raise
-    return _GzipArchive(blob, index) if compression == "gzip" else _PlainArchive(blob)
+    if compression == "none":
+        return _PlainArchive(blob)
+    return _GzipArchive(blob, index) if compression == "gzip" else _ZstdArchive(blob)
+
+
+def _copy(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archive | None:
+    """Return the decompressed copy of a zstd blob, which is then closed; None where it has no room.
+
+    The blob is closed also where this raises.
+    """
+    try:
+        found = _CopyArchive(_decompressed(index, blob, cache))
+    except CacheFailure as error:
+        cache.directory.report(error)
+        return None
+    except BaseException:
+        blob.close()
+        raise
+    blob.close()
+    return found
 
 
 def read_to_end(blob: BlobHandle, offset: int) -> None:
@@ -103,12 +124,14 @@ class _PlainArchive:
             raise ProtocolViolation("a layer that ends within a file")
 
 
-class _GzipArchive:
+class _DecodedArchive:
     """A few decoders, so that several readers can each go on from where they are."""
 
-    def __init__(self, blob: BlobHandle, index: LayerIndex) -> None:
+    seeks_back = False
+    """Whether a decoder can go back."""
+
+    def __init__(self, blob: BlobHandle) -> None:
         self._blob = blob
-        self._index = index
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
         self._idle: list[tuple[int, GuardedDecoder]] = []
@@ -137,9 +160,13 @@ class _GzipArchive:
             if before or len(self._idle) == _MAX_IDLE:
                 chosen = max(before or self._idle, key=lambda one: one[0])
                 self._idle.remove(chosen)
-                return chosen[1]
-        points = self._index.gzip_points()
-        return gzip_decoder(BlobFile(self._blob), gzip_spacing(self._blob.size), points)
+                if before or self.seeks_back:
+                    return chosen[1]
+        return self._decoder()
+
+    def _decoder(self) -> GuardedDecoder:
+        """Return a new decoder, from the start of the stream."""
+        raise NotImplementedError
 
     def _give_back(self, position: int, decoder: GuardedDecoder) -> None:
         with self._lock:
@@ -147,6 +174,23 @@ class _GzipArchive:
                 self._idle.append((position, decoder))
                 return
         decoder.close()
+
+
+class _GzipArchive(_DecodedArchive):
+    seeks_back = True
+
+    def __init__(self, blob: BlobHandle, index: LayerIndex) -> None:
+        super().__init__(blob)
+        self._index = index
+
+    def _decoder(self) -> GuardedDecoder:
+        points = self._index.gzip_points()
+        return gzip_decoder(BlobFile(self._blob), gzip_spacing(self._blob.size), points)
+
+
+class _ZstdArchive(_DecodedArchive):
+    def _decoder(self) -> GuardedDecoder:
+        return zstd_decoder(BlobFile(self._blob))
 
 
 class _CopyArchive:
@@ -163,10 +207,13 @@ class _CopyArchive:
 
 
 def _decompressed(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> int:
-    """Return a descriptor of the decompressed copy of a zstd blob, made where there is none."""
+    """Return a descriptor of the decompressed copy of a zstd blob, made where there is none.
+
+    Raises CacheFailure where the cache has no room for it.
+    """
     digest, size = Digest.parse(str(index.meta["tar_digest"])), int(index.meta["tar_size"])
     if size > cache.room.size_limit:
-        raise TooLarge(f"a layer decompresses to {size} bytes, more than the cache may hold")
+        raise CacheFailure(f"a layer decompresses to {size} bytes, more than it may hold")
     fd = cache.open(digest, size)
     if fd is not None:
         return fd
@@ -187,7 +234,8 @@ def _decompressed(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> int:
         # A duplicate shares the lock by which a blob in use is not evicted.
         return os.dup(staged.fileno())
     except BaseException:
-        staged.discard()
+        with contextlib.suppress(CacheFailure):
+            staged.discard()
         raise
     finally:
         staged.close()
