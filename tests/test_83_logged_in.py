@@ -13,7 +13,6 @@ from subjects import PASSWORD, USERNAME
 
 from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 
-TOKEN = "the-token-of-this-registry"
 PUBLIC = "library/app"
 PRIVATE = "private/app"
 
@@ -57,12 +56,15 @@ def test_a_mount_shows_the_users_own_view_from_the_first_listing_on(
         assert [one.path for one in anonymous] == ["/v2/"]
 
 
-def test_epoch_is_read_with_a_login_whose_password_is_its_token(
-    mounts: Mounts, tmp_path: Path, content: builders.Content
+@pytest.mark.parametrize("token", ["registry-token", ""])
+def test_epoch_is_read_with_a_login_and_without(
+    token: str, mounts: Mounts, tmp_path: Path, content: builders.Content
 ) -> None:
-    with EmbeddedRegistry(EPOCH, username=USERNAME, password=TOKEN) as registry:
+    """Whoever gives no password has an empty token, and reads all the same."""
+    with EmbeddedRegistry(EPOCH, password="registry-token") as registry:
         builders.load(registry, PUBLIC, "latest", content)
-        mount = mounts(registry.url, environment=login(tmp_path, registry.host, TOKEN))
+        environment = login(tmp_path, registry.host, token) if token else {}
+        mount = mounts(registry.url, environment=environment)
         assert (mount.path / PUBLIC / "tags/latest/layers/00").read_bytes() == content.blobs[1]
 
 

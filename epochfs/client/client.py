@@ -126,9 +126,7 @@ class RegistryClient:
     def unused_login(self) -> str:
         """A warning, if what was given to log in with has not been shown to the registry, or ""."""
         if self._withheld:
-            return (
-                f"{self._withheld} is not sent: hosts.toml has another server for {self._base_url}"
-            )
+            return self._withheld
         if unused := self._transport.unused():
             return f"{unused} was not used: {self._base_url} asks for none, and is read anonymously"
         return ""

@@ -271,7 +271,9 @@ class Adapter(HTTPAdapter):
             if not is_wrong_host(error):
                 raise
             directly = not kwargs.get("proxies")
-            raise WrongHost(self._certified_hosts(request.url or "") if directly else []) from error
+            raise WrongHost(
+                self._certified_hosts(request.url or "") if directly else None
+            ) from error
 
     def _sent(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
         try:
