@@ -20,7 +20,7 @@ from epochfs.names import Digest
 from epochfs.rootfs.entry import Entry
 from epochfs.rootfs.indexfiles import IndexFiles
 from epochfs.rootfs.indexwriter import IndexWriter
-from epochfs.rootfs.layerindex import LayerIndex
+from epochfs.rootfs.layerindex import FORMAT, LayerIndex
 
 LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar", Digest.of(b"a layer"), 7)
 OTHER = Descriptor("application/vnd.oci.image.layer.v1.tar", Digest.of(b"another"), 7)
@@ -53,7 +53,7 @@ def refuse(_: IndexWriter) -> None:
 def test_an_index_is_made_once(cache: BlobCache) -> None:
     assert names(IndexFiles(cache).get(LAYER, write)) == 300
     assert names(IndexFiles(cache).get(LAYER, refuse)) == 300
-    assert files(cache) == [f"{LAYER.digest.encoded}.tar.2"]
+    assert files(cache) == [f"{LAYER.digest.encoded}.tar.{FORMAT}"]
 
 
 def test_of_two_mounts_that_make_an_index_the_first_keeps_it(cache: BlobCache) -> None:
@@ -61,7 +61,7 @@ def test_of_two_mounts_that_make_an_index_the_first_keeps_it(cache: BlobCache) -
         write(writer)
         IndexFiles(opened(cache.directory.path)).get(LAYER, write)
 
-    inode = cache.directory.path / "v1/layers/sha256" / f"{LAYER.digest.encoded}.tar.2"
+    inode = cache.directory.path / "v1/layers/sha256" / f"{LAYER.digest.encoded}.tar.{FORMAT}"
     index = IndexFiles(cache).get(LAYER, overtaken)
     first = inode.stat().st_ino
     assert names(index) == 300
@@ -93,7 +93,7 @@ def test_an_index_that_is_being_written_is_not_removed_to_make_room(tmp_path: Pa
         IndexFiles(cache).get(OTHER, write)
 
     assert names(IndexFiles(cache).get(LAYER, with_another)) == 300
-    assert f"{LAYER.digest.encoded}.tar.2" in files(cache)
+    assert f"{LAYER.digest.encoded}.tar.{FORMAT}" in files(cache)
 
 
 def test_what_a_killed_mount_was_writing_goes_first(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_a_killed_mount_was_writing_goes_first(tmp_path: Path) -> None:
     with cache.directory.opened("layers", "sha256"):
         (cache.directory.path / "v1/layers/sha256/draft").write_bytes(bytes(5 * PAGE))
     IndexFiles(cache).get(LAYER, write)
-    assert files(cache) == [f"{LAYER.digest.encoded}.tar.2"]
+    assert files(cache) == [f"{LAYER.digest.encoded}.tar.{FORMAT}"]
 
 
 def test_a_file_that_goes_away_while_room_is_made_is_no_failure(

@@ -22,7 +22,8 @@ from epochfs.rootfs import stargz, zstdchunked
 from epochfs.rootfs.archive import gzip_spacing, read_to_end, size_limit
 from epochfs.rootfs.decoders import BlobFile, compression_of, gzip_decoder, zstd_decoder
 from epochfs.rootfs.indexwriter import IndexWriter
-from epochfs.rootfs.tarwalk import ForwardStream, walk
+from epochfs.rootfs.tarstream import ForwardStream
+from epochfs.rootfs.tarwalk import walk
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,14 @@
-"""What a layer says of one path, parsed once and frozen; and how hostile a path may be."""
+"""What a layer says of one path, parsed once and frozen; and how hostile a path may be.
+
+The values are named tuples, for there may be a million of each: those are made in a fifth of the
+time that a frozen dataclass takes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from epochfs.errors import InvalidName, printable
 
@@ -12,10 +17,10 @@ MAX_PATH_BYTES = 4095
 """NAME_MAX, and PATH_MAX less its NUL: what is longer could not be opened."""
 
 _MAX_TIME_NS = 2**63 - 1
+NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """`size` bytes of a file, from `start` in it.
 
     In a tar stream they begin at `offset`. In a layer with a table of contents, `offset` is where
@@ -30,8 +35,7 @@ class Piece:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a layer: `path` is clean (see `clean_path`), and `b""` is the root.
 
     `mode` has the file type. `link` is where a symbolic link points, or the clean path that a hard
@@ -47,7 +51,7 @@ class Entry:
     rdev: int = 0
     link: bytes = b""
     is_hard_link: bool = False
-    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    xattrs: Mapping[str, bytes] = NO_XATTRS
     pieces: tuple[Piece, ...] = ()
 
 
@@ -68,6 +72,23 @@ def clean_path(raw: bytes) -> bytes:
     if b"\0" in path:
         raise InvalidName(f"a path with a NUL: '{printable(raw, 60)}'")
     return path
+
+
+class PathCleaner:
+    """`clean_path`, quicker where many entries of one directory follow one another."""
+
+    def __init__(self) -> None:
+        self._raw = self._clean = b""
+
+    def __call__(self, raw: bytes) -> bytes:
+        """Return a path relative to the root, or raise InvalidName."""
+        parent, _, name = raw.rstrip(b"/").rpartition(b"/")
+        if name in (b"", b".", b"..") or len(name) > MAX_NAME_BYTES or b"\0" in name:
+            return clean_path(raw)
+        if parent != self._raw:
+            self._clean, self._raw = clean_path(parent), parent
+        path = join_path(self._clean, name)
+        return path if len(path) <= MAX_PATH_BYTES else clean_path(raw)
 
 
 def split_path(path: bytes) -> tuple[bytes, bytes]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import stat
-from dataclasses import replace
 
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.rootfs.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
@@ -130,10 +129,10 @@ class IndexWriter:
             # What is put into a directory does not change the way to it; so it holds for them all.
             self._stated_parent, self._parent = stated, self._follow(stated)
         if self._parent != stated:
-            entry = replace(entry, path=join_path(self._parent, name))
+            entry = entry._replace(path=join_path(self._parent, name))
         if entry.is_hard_link and self._has_links:
             stated, name = split_path(entry.link)
-            entry = replace(entry, link=join_path(self._follow(stated), name))
+            entry = entry._replace(link=join_path(self._follow(stated), name))
         return entry
 
     def _follow(self, directory: bytes) -> bytes:
@@ -211,7 +210,7 @@ class IndexWriter:
         found = self._execute(query, *split_path(entry.link)).fetchone()
         inode, first, mode, link = found or (IMPLICIT, b"", 0, entry.link)
         if mode == 0:  # the target is in a lower layer, or a name of what is
-            self._add_inode(replace(entry, mode=0, link=link), parent, name)
+            self._add_inode(entry._replace(mode=0, link=link), parent, name)
             self._run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
             return
         self._give_name(parent, name, inode, is_directory=False)

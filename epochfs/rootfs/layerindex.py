@@ -21,7 +21,7 @@ from urllib.parse import quote
 from epochfs.errors import CacheFailure
 from epochfs.rootfs.entry import Piece, join_path
 
-FORMAT = 2
+FORMAT = 3
 """The version of this schema and of what is written into it."""
 
 _CACHE_KIB = 256

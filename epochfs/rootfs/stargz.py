@@ -16,7 +16,8 @@ from epochfs.names import Digest
 from epochfs.rootfs import toc
 from epochfs.rootfs.decoders import GzipMember, read_range, read_up_to
 from epochfs.rootfs.entry import Entry
-from epochfs.rootfs.tarwalk import ForwardStream, walk
+from epochfs.rootfs.tarstream import ForwardStream
+from epochfs.rootfs.tarwalk import walk
 
 FORMAT = "estargz"
 
