@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import stat
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 from builders import random_bytes
 from layers import (
     DEVICE,
@@ -93,6 +95,18 @@ def test_a_name_may_be_of_any_bytes(name: str, show: Show) -> None:
     root = show(gzipped(File(f"d/{name}", b"odd")))
     assert root.names("d") == [name]
     assert root.read(f"d/{name}") == b"odd"
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [b"", gzip.compress(b""), zstandard.ZstdCompressor().compress(b""), bytes(1024)],
+    ids=["of no bytes", "gzip", "zstd", "tar"],
+)
+def test_a_layer_of_nothing_changes_nothing(nothing: bytes, show: Show) -> None:
+    root = show(gzipped(File("a", b"A")), Layer(nothing), plain(File("b", b"B")), Layer(nothing))
+    assert root.names() == ["a", "b"]
+    assert (root.read("a"), root.read("b")) == (b"A", b"B")
+    assert show(Layer(nothing)).names() == []
 
 
 @pytest.mark.parametrize("name", ["./a", "/a", "../../a", "x/../a", "x//./..//a"])
