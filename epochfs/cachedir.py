@@ -93,8 +93,9 @@ class CacheDirectory:
         self._failing_until = now + _FAILING_SECONDS
         log.log(
             level,
-            "the cache '%s' takes nothing more (%s): what it lacks is read from the registry each "
-            "time; make room there, or choose another --cache-dir",
+            "the cache '%s' cannot keep everything (%s): what it lacks is read from the registry "
+            "each time; see that its disk has room and can be written to, or choose another "
+            "--cache-dir",
             printable(self.path),
             printable(problem),
         )

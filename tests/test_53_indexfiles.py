@@ -139,7 +139,7 @@ def test_what_cannot_be_made_sense_of_is_told_and_leaves_nothing(cache: BlobCach
 
 # --- no room ----------------------------------------------------------------------------------
 
-takes_nothing = pytest.mark.expects_log("takes nothing more")
+takes_nothing = pytest.mark.expects_log("cannot keep everything")
 
 
 @takes_nothing

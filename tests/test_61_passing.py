@@ -42,7 +42,7 @@ TIMEOUT = 10.0
 
 Opener = Callable[..., Blobs]
 
-pytestmark = pytest.mark.expects_log("takes nothing more")
+pytestmark = pytest.mark.expects_log("cannot keep everything")
 ranged_and_not = pytest.mark.parametrize("ranged", [True, False], ids=["range", "no range"])
 
 

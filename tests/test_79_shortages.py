@@ -30,7 +30,7 @@ from epochfs.registry import EPOCH, SPECIFICATION, Behaviour, EmbeddedRegistry
 pytestmark = [
     pytest.mark.fuse,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk"),
-    pytest.mark.expects_log("takes nothing more"),
+    pytest.mark.expects_log("cannot keep everything"),
 ]
 
 MIB = 1 << 20
