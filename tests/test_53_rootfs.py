@@ -147,10 +147,12 @@ def test_an_entry_below_a_link_of_its_layer_is_where_that_leads(make: Make, show
             File("usr/lib64/deep/three", b"3"),
             File("new", type=LINK, link="made/here"),
             File("new/four", b"4"),
+            File("same", type=HARD_LINK, link="lib"),
+            File("same/five", b"5"),
         )
     )
-    assert root.names() == ["lib", "made", "new", "usr"]
-    assert root.names("usr/lib") == ["deep", "one", "two"]
+    assert root.names() == ["lib", "made", "new", "same", "usr"]
+    assert root.names("usr/lib") == ["deep", "five", "one", "two"]
     assert root.view.readlink(root / "lib") == "usr/lib"
     assert root.layers.filesystem.getattr(root / "usr/lib/two").links == 2
     assert (root.read("usr/lib/two"), root.read("usr/lib/deep/three")) == (b"1", b"3")

@@ -13,6 +13,7 @@ import stat
 
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.rootfs.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
+from epochfs.rootfs.indexrows import IndexRows, Sieve
 from epochfs.rootfs.layerindex import IMPLICIT, SCHEMA
 
 MAX_LINKS = 40
@@ -31,6 +32,8 @@ _RESERVED = b".wh..wh."
 _ROW_BYTES = 100
 _TYPE_BITS = 0o170000
 _CACHE_KIB = 16 << 10
+_KNOWN_DIRECTORIES = 10_000
+_NO_XATTRS = "{}"
 
 _IMPLY = (
     "INSERT INTO name VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET inode = excluded.inode WHERE "
@@ -55,12 +58,14 @@ class IndexWriter:
             )
         except sqlite3.Error as error:
             raise CacheFailure(f"cannot write the index of a layer: {error}") from error
+        self._rows = IndexRows(self._connection)
         self._inodes = IMPLICIT
         self._entries = 0
         self._bytes = 0
-        self._known_parent: bytes | None = None
+        self._directories: set[bytes] = set()
+        self._parents = Sieve()
+        self._links: Sieve | None = None
         self._stated_parent = self._parent = b""
-        self._has_links = False
         self._steps = 0
 
     def add(self, entry: Entry) -> None:
@@ -80,23 +85,24 @@ class IndexWriter:
             self._add_link(entry, parent, name)
         else:
             self._add_inode(entry, parent, name)
+        self._rows.write_some()
 
     def set_gzip_points(self, points: bytes) -> None:
         """Record the index of a gzip stream."""
-        self._run("INSERT INTO gzip_points (part) VALUES (?)", points)
+        self._rows.run("INSERT INTO gzip_points (part) VALUES (?)", points)
 
     def set_meta(self, key: str, value: str | int) -> None:
         """Record something about the layer as a whole."""
-        self._run("INSERT INTO meta VALUES (?, ?)", key, value)
+        self._rows.run("INSERT INTO meta VALUES (?, ?)", key, value)
 
     def finish(self) -> sqlite3.Connection:
         """Complete the index; return the connection to it, to be closed or read from."""
         # A name that was given to something else meanwhile is no name of the inode any more.
-        self._run(
+        self._rows.run(
             "DELETE FROM alias WHERE inode IS NOT (SELECT inode FROM name "
             "WHERE name.parent = alias.parent AND name.name = alias.name)"
         )
-        self._run("COMMIT")
+        self._rows.run("COMMIT")
         return self._connection
 
     def abandon(self) -> None:
@@ -107,9 +113,10 @@ class IndexWriter:
         self._entries += 1
         if self._entries > MAX_ENTRIES:
             raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
-        attributes = sum(len(name) + len(value) for name, value in entry.xattrs.items())
-        rows = _ROW_BYTES * (1 + len(entry.pieces))
-        self._count_bytes(rows + len(entry.path) + len(entry.link) + attributes)
+        size = _ROW_BYTES * (1 + len(entry.pieces)) + len(entry.path) + len(entry.link)
+        if entry.xattrs:
+            size += sum(len(name) + len(value) for name, value in entry.xattrs.items())
+        self._count_bytes(size)
 
     def _count_bytes(self, count: int) -> None:
         self._bytes += count
@@ -120,7 +127,7 @@ class IndexWriter:
         """Record a whiteout. Other names of AUFS's own say nothing of the file system."""
         hidden = b"" if name == _OPAQUE else name.removeprefix(_WHITEOUT)
         if name == _OPAQUE or (hidden not in (b"", b".", b"..") and not name.startswith(_RESERVED)):
-            self._run("INSERT OR IGNORE INTO hidden VALUES (?, ?)", parent, hidden)
+            self._rows.run("INSERT OR IGNORE INTO hidden VALUES (?, ?)", parent, hidden)
 
     def _placed(self, entry: Entry) -> Entry:
         """Return an entry as it is where the layer's own links lead."""
@@ -130,14 +137,14 @@ class IndexWriter:
             self._stated_parent, self._parent = stated, self._follow(stated)
         if self._parent != stated:
             entry = entry._replace(path=join_path(self._parent, name))
-        if entry.is_hard_link and self._has_links:
+        if entry.is_hard_link and self._links is not None:
             stated, name = split_path(entry.link)
             entry = entry._replace(link=join_path(self._follow(stated), name))
         return entry
 
     def _follow(self, directory: bytes) -> bytes:
         """Return where a directory is, by the layer's own links, of which none leaves the root."""
-        if not self._has_links:
+        if self._links is None:
             return directory
         found, links, names = b"", 0, directory.split(b"/")[::-1]
         while names:
@@ -164,76 +171,87 @@ class IndexWriter:
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise TooLarge(f"a layer with more than {MAX_STEPS} directories on the ways to entries")
+        if self._links is None or join_path(parent, name) not in self._links:
+            return None
         query = (
             "SELECT link FROM name JOIN inode ON id = inode WHERE parent=? AND name=? "
             f"AND mode & {_TYPE_BITS} = {stat.S_IFLNK}"
         )
-        row = self._execute(query, parent, name).fetchone()
+        row = self._rows.run_of(parent, name, query).fetchone()
         return None if row is None else bytes(row[0])
 
     def _imply(self, directory: bytes) -> None:
         """Have a directory, and those it is in, where the layer has none of that name yet."""
-        if directory == self._known_parent:
+        if directory in self._directories:
             return
-        self._known_parent = directory
-        while directory:
-            parent, name = split_path(directory)
-            added = self._run(_IMPLY, parent, name, IMPLICIT)
-            if not added:
-                return
+        implied = directory
+        while implied:
+            parent, name = split_path(implied)
+            if not self._rows.run_of(parent, name, _IMPLY, IMPLICIT).rowcount:
+                break
             # A long key takes about twice its length in SQLite's pages.
-            self._count_bytes(_ROW_BYTES + 2 * len(directory))
-            directory = parent
-        self._run("INSERT OR IGNORE INTO name VALUES (x'', x'', ?)", IMPLICIT)
+            self._count_bytes(_ROW_BYTES + 2 * len(implied))
+            self._is_directory(implied)
+            implied = parent
+        else:
+            self._rows.run("INSERT OR IGNORE INTO name VALUES (x'', x'', ?)", IMPLICIT)
+        self._is_directory(directory)
+
+    def _is_directory(self, path: bytes) -> None:
+        """Take note of a directory. Only of those seen last is it known that they are there."""
+        if len(self._directories) >= _KNOWN_DIRECTORIES:
+            self._directories.clear()
+        self._directories.add(path)
+        self._parents.add(path)
 
     def _add_inode(self, entry: Entry, parent: bytes, name: bytes) -> None:
         self._inodes += 1
-        self._has_links = self._has_links or stat.S_ISLNK(entry.mode)
-        values = {key: value.decode("latin-1") for key, value in entry.xattrs.items()}
-        self._run(
-            "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            *(self._inodes, entry.mode, entry.uid, entry.gid, entry.size, entry.time_ns),
-            *(entry.rdev, entry.link, json.dumps(values), entry.path),
+        text = _NO_XATTRS
+        if entry.xattrs:
+            text = json.dumps({key: raw.decode("latin-1") for key, raw in entry.xattrs.items()})
+        number = self._inodes
+        self._rows.inodes.append(
+            (
+                *(number, entry.mode, entry.uid, entry.gid, entry.size, entry.time_ns),
+                *(entry.rdev, entry.link, text, entry.path),
+            )
         )
         for piece in entry.pieces:
-            self._run(
-                "INSERT OR REPLACE INTO piece VALUES (?, ?, ?, ?, ?, ?)",
-                *(self._inodes, piece.start, piece.size, piece.offset, piece.skip, piece.digest),
-            )
-        self._give_name(parent, name, self._inodes, is_directory=stat.S_ISDIR(entry.mode))
+            self._rows.pieces.append((number, *piece))
+        self._give_name(parent, name, number, entry.mode & _TYPE_BITS)
 
     def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
         query = (
             "SELECT inode, first, mode, link FROM name JOIN inode ON id = inode "
             f"WHERE parent=? AND name=? AND mode & {_TYPE_BITS} != {stat.S_IFDIR}"
         )
-        found = self._execute(query, *split_path(entry.link)).fetchone()
+        found = self._rows.run_of(*split_path(entry.link), query).fetchone()
         inode, first, mode, link = found or (IMPLICIT, b"", 0, entry.link)
         if mode == 0:  # the target is in a lower layer, or a name of what is
             self._add_inode(entry._replace(mode=0, link=link), parent, name)
-            self._run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
+            self._rows.run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
             return
-        self._give_name(parent, name, inode, is_directory=False)
+        self._give_name(parent, name, inode, mode & _TYPE_BITS)
         for path in (first, entry.path):
-            self._run("INSERT OR IGNORE INTO alias VALUES (?, ?, ?)", inode, *split_path(path))
+            self._rows.aliases.append((inode, *split_path(path)))
 
-    def _give_name(self, parent: bytes, name: bytes, inode: int, *, is_directory: bool) -> None:
-        if not is_directory:
-            # What was below a directory of this name went with it; 0 is what follows / in ASCII.
-            path = join_path(parent, name)
+    def _give_name(self, parent: bytes, name: bytes, inode: int, kind: int) -> None:
+        """Have a name be that of an inode of a type."""
+        path = join_path(parent, name)
+        if kind == stat.S_IFDIR:
+            self._is_directory(path)
+        else:
+            self._directories.discard(path)
+            if path in self._parents:
+                self._remove_below(path)
+        if kind == stat.S_IFLNK:
+            self._links = self._links or Sieve()
+            self._links.add(path)
+        self._rows.names[parent, name] = inode
+
+    def _remove_below(self, path: bytes) -> None:
+        """Have what was below a directory go with it; 0 is what follows / in ASCII."""
+        if self._rows.run("DELETE FROM name WHERE parent = ?", path).rowcount:
             below = (path + b"/", path + b"0")
-            gone = self._run("DELETE FROM name WHERE parent = ?", path)
-            if gone:
-                self._run("DELETE FROM name WHERE parent > ? AND parent < ?", *below)
-                self._known_parent = None
-        self._run("INSERT OR REPLACE INTO name VALUES (?, ?, ?)", parent, name, inode)
-
-    def _run(self, statement: str, *values: str | bytes | int) -> int:
-        """Execute a statement; return how many rows it changed."""
-        return self._execute(statement, *values).rowcount
-
-    def _execute(self, statement: str, *values: str | bytes | int) -> sqlite3.Cursor:
-        try:
-            return self._connection.execute(statement, values)
-        except sqlite3.Error as error:
-            raise CacheFailure(f"cannot write the index of a layer: {error}") from error
+            self._rows.run("DELETE FROM name WHERE parent > ? AND parent < ?", *below)
+            self._directories.clear()
