@@ -385,6 +385,18 @@ def test_without_a_usable_digest_header_the_bytes_are_hashed(
     assert client.get_manifest("a", "latest").digest == DIGEST
 
 
+@pytest.mark.parametrize("body", [b"", b"<!DOCTYPE html><html>", b"[]", b"Please log in"])
+def test_what_nothing_vouches_for_and_looks_like_no_manifest_is_not_what_a_tag_names(
+    connect: Connect, body: bytes
+) -> None:
+    _, client = connect(lambda _: manifest(body, None))
+    for ask in (client.get_manifest, client.resolve):
+        with pytest.raises(ProtocolViolation, match="no manifest"):
+            ask("a", "latest")
+    _, client = connect(lambda _: manifest(body, Digest.of(body)))
+    assert client.get_manifest("a", "latest").raw == body
+
+
 def test_bytes_with_another_digest_than_announced_are_a_mismatch(connect: Connect) -> None:
     _, client = connect(lambda _: manifest(digest=OTHER))
     with pytest.raises(ContentMismatch):

@@ -32,6 +32,8 @@ from epochfs.transport import Reply, Request, Transport
 log = logging.getLogger(__name__)
 
 _UNTYPED = "application/octet-stream"
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+"""What may stand before a JSON document: a byte order mark too, though it is not allowed."""
 
 
 def repository_path(repository: Repository) -> str:
@@ -64,6 +66,9 @@ def manifest(
     announced = announced_digest(reply)
     if announced is None and not isinstance(reference, Digest):
         reply.check_encoding()
+        if not reply.body.lstrip(_BLANK).startswith(b"{"):
+            # Nothing vouches for it, and a login page must not become what the tag leads to.
+            raise ProtocolViolation(f"{reply.what}: the answer is no manifest")
     for digest in (reference, announced):
         if isinstance(digest, Digest) and not digest_matches(digest, reply.body):
             raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
