@@ -10,8 +10,10 @@ import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
+from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
 from epochfs.errors import DeadlineExceeded, EpochfsError, NotFound, Unavailable
@@ -25,11 +27,15 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Each(Protocol):
-    """What `map` does: in this thread, or in several."""
+class Spread(Protocol):
+    """Asks for items, and for those that their answers lead to: in this thread, or in several."""
 
-    def __call__(self, ask: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
-        """Ask for all items; the answers are in their order."""
+    def __call__(
+        self, ask: Callable[[A], B], items: Iterable[A], then: Callable[[A, B], Iterable[A]], /
+    ) -> list[A]:
+        """Ask for each item; `then` is told of each answer as it comes, by this thread, and returns
+        what is to be asked for next. Return the items whose answers did not come in time.
+        """
 
 
 class InParallel:
@@ -52,10 +58,47 @@ class InParallel:
             try:
                 yield from self._pool.map(ask, batch, timeout=left)
             except TimeoutError:
-                raise DeadlineExceeded(
-                    f"not all was asked for within {self._seconds:.0f} s: "
-                    "what has arrived is kept, another try goes on from there"
-                ) from None
+                raise self.late() from None
+
+    def spread(
+        self, ask: Callable[[A], B], items: Iterable[A], then: Callable[[A, B], Iterable[A]]
+    ) -> list[A]:
+        """Do what `Spread` says: nobody waits for an item that is slow but who is behind it."""
+        answered: SimpleQueue[Future[B]] = SimpleQueue()
+        under_way: dict[Future[B], A] = {}
+        waiting = deque(items)
+        while waiting or under_way:
+            while waiting and len(under_way) < _BATCH:
+                item = waiting.popleft()
+                future = self._pool.submit(ask, item)
+                under_way[future] = item
+                future.add_done_callback(answered.put)
+            try:
+                future = answered.get(timeout=max(0.0, self._deadline - time.monotonic()))
+            except Empty:
+                for future in under_way:
+                    future.cancel()
+                return [*under_way.values(), *waiting]
+            waiting.extend(then(under_way.pop(future), future.result()))
+        return []
+
+    def late(self) -> DeadlineExceeded:
+        """Return the error of one whose answers did not all come in time."""
+        return DeadlineExceeded(
+            f"not all was asked for within {self._seconds:.0f} s: "
+            "what has arrived is kept, another try goes on from there"
+        )
+
+
+def in_turn(
+    ask: Callable[[A], B], items: Iterable[A], then: Callable[[A, B], Iterable[A]]
+) -> list[A]:
+    """Do what `Spread` says, in this thread and without a time limit."""
+    waiting = deque(items)
+    while waiting:
+        item = waiting.popleft()
+        waiting.extend(then(item, ask(item)))
+    return []
 
 
 class Ahead:

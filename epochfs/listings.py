@@ -14,13 +14,13 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from cachetools import LRUCache, TTLCache
 
-from epochfs.batches import Ahead, Each, InParallel, tolerant
+from epochfs.batches import Ahead, InParallel, in_turn, tolerant
 from epochfs.catalogue import Catalogue
 from epochfs.config import ListingOptions
 from epochfs.documents import Documents
@@ -35,7 +35,7 @@ from epochfs.facts import Facts
 from epochfs.lookahead import Lookahead
 from epochfs.manifests import Descriptor, Document
 from epochfs.names import Digest, Repository, Tag
-from epochfs.reachable import Fetched, Reachable, follow
+from epochfs.reachable import Fetched, Reachable, Step, Walk
 from epochfs.referrers import Referrers
 from epochfs.repositories import Repositories
 from epochfs.snapshotconfig import SnapshotConfig
@@ -219,10 +219,14 @@ class Listings:
         with self._lock:
             found = self._closures.get((repository, digest))
         if found is None:
-            each = self._in_parallel()
-            found = follow(
-                [digest], lambda level: each(lambda one: self._had(repository, one), level)
+            in_parallel, walk = self._in_parallel(), Walk()
+            late = in_parallel.spread(
+                lambda step: self._had(repository, step.digest),
+                walk.begin([digest], required=False),
+                walk.take,
             )
+            walk.miss(late, in_parallel.late())
+            found = walk.end()
             with self._lock:
                 self._closures[repository, digest] = found
         return found
@@ -260,7 +264,7 @@ class Listings:
         pool would wait for ever.
         """
         if not self._repositories.has_current_tags(repository):
-            self._follow(repository, map)
+            self._follow(repository, None)
 
     # ---- what tags lead to -------------------------------------------------------------------
 
@@ -290,34 +294,51 @@ class Listings:
                 f"tag {tag} of {repository} leads to {digest}, but: {error}"
             ) from error
 
-    def _follow(self, repository: Repository, each: Each) -> Reachable:
-        def target(tag: Tag) -> Digest | EpochfsError | None:
+    def _follow(self, repository: Repository, in_parallel: InParallel | None) -> Reachable:
+        """Follow a repository's tags; in this thread where nothing is to do so `in_parallel`."""
+        walk = Walk()
+        missing: list[EpochfsError] = []
+
+        def ask(one: Tag | Step) -> Fetched | Digest | None:
+            if isinstance(one, Step):
+                return self._fetched(repository, one)
             try:
-                return self._resolve(repository, tag).digest
+                return self._resolve(repository, one).digest
             except NotFound:
                 return None  # deleted since it was listed
             except EpochfsError as error:
-                return error
+                return Fetched(error=error)
 
-        targets = list(each(target, self._repositories.tags(repository)))
-        found = follow(
-            [one for one in targets if isinstance(one, Digest)],
-            lambda level: each(lambda digest: self._fetched(repository, digest), level),
-        )
-        for one in targets:
-            if isinstance(one, EpochfsError):
-                found.fail(one)
+        def then(one: Tag | Step, answer: Fetched | Digest | None) -> Iterable[Tag | Step]:
+            if isinstance(answer, Digest):
+                return walk.begin([answer], required=True)
+            if isinstance(answer, Fetched) and isinstance(one, Step):
+                return walk.take(one, answer)
+            if isinstance(answer, Fetched) and answer.error is not None:
+                missing.append(answer.error)
+            return ()
+
+        start: Iterable[Tag | Step] = self._repositories.tags(repository)
+        if in_parallel is None:
+            in_turn(ask, start, then)
+        elif late := in_parallel.spread(ask, start, then):
+            walk.miss((one for one in late if isinstance(one, Step)), in_parallel.late())
+            missing.append(in_parallel.late())
+        found = walk.end()
+        for error in missing:
+            found.fail(error)
         return found
 
-    def _fetched(self, repository: Repository, digest: Digest) -> Fetched:
-        """Fetch a manifest, and what refers to it, as far as they can be had."""
-        found = self._had(repository, digest)
-        if found.document is None or found.error is not None:
-            return found
-        try:
-            return replace(found, referrers=self.referrers(repository, digest))
-        except EpochfsError as error:
-            return replace(found, error=error)
+    def _fetched(self, repository: Repository, step: Step) -> Fetched:
+        """Take a step: fetch a manifest, or ask what refers to one."""
+        if step.referrers:
+            try:
+                return Fetched(referrers=self.referrers(repository, step.digest))
+            except EpochfsError as error:
+                return Fetched(error=error)
+        found = self._had(repository, step.digest)
+        is_readable = found.document is not None and found.error is None
+        return replace(found, referrers=None) if is_readable else found
 
     def _had(self, repository: Repository, digest: Digest) -> Fetched:
         """Fetch a manifest, if it can be had, and parse it."""

@@ -26,7 +26,7 @@ from epochfs.manifestnodes import MANIFEST_FILE
 from epochfs.manifests import Document
 from epochfs.names import Digest, Reference, Repository, Tag
 from epochfs.nodes import CONTROL, RESERVED, STATUS_FILE, shown_segment
-from epochfs.reachable import Fetched, follow
+from epochfs.reachable import Fetched, Step, follow
 from epochfs.views import REFERRERS
 
 TICK_SECONDS = 0.2
@@ -241,15 +241,15 @@ class Prefetch:
             start = Digest.parse(PurePosixPath(self._files.target(link)).name)
         manifests = f"{selection.path}/manifests"
 
-        def fetched(digest: Digest) -> Fetched:
+        def fetched(step: Step) -> Fetched:
             try:
-                return self._fetched(manifests, digest)
+                return self._fetched(manifests, step.digest)
             except NotFound as error:
-                return Fetched(error=error) if digest == start else Fetched()
+                return Fetched(error=error) if step.digest == start else Fetched()
             except EpochfsError as error:
                 return Fetched(error=error)
 
-        found = follow([start], lambda level: map(fetched, level))
+        found = follow(start, fetched)
         yield from found.blobs
         found.complete()
 

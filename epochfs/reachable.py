@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from epochfs.batches import in_turn
 from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, fresh
 from epochfs.manifests import Descriptor, Document, Index, Manifest
 from epochfs.names import Digest
@@ -22,20 +23,33 @@ _NOT_DISTRIBUTED = (
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A manifest to be fetched, or to be asked what refers to it (`referrers`).
+
+    `depth` is its place in indexes within indexes, from 1. It is `required` if a tag leads to it.
+    """
+
+    digest: Digest
+    depth: int = 1
+    required: bool = False
+    referrers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """What could be had of one manifest: the document, and what refers to it.
 
     `error` is why something of it is missing. Without a document or an error the registry does not
-    have it.
+    have it. Where `referrers` is None, they are asked for in a step of their own.
     """
 
     document: Document | None = None
-    referrers: tuple[Digest, ...] = ()
+    referrers: tuple[Digest, ...] | None = ()
     error: EpochfsError | None = None
 
 
-Fetch = Callable[[Iterable[Digest]], Iterable[Fetched]]
-"""Fetches manifests; the results are in their order."""
+Fetch = Callable[[Step], Fetched]
+"""Takes one step; raises nothing."""
 
 
 class Reachable:
@@ -59,40 +73,81 @@ class Reachable:
             raise fresh(self.error)
 
 
-def follow(start: Iterable[Digest], fetch: Fetch) -> Reachable:
-    """Follow manifests through indexes, and to what refers to them, in any depth.
+class Walk:
+    """A walk through the manifests that some lead to, and to what refers to them, in any depth.
 
     A manifest that could not be had is one of those found: something names it. One that an index
     or a listing of referrers names, and that the registry does not have, is passed over.
     """
-    found = Reachable()
-    asked: set[Digest] = set()
-    level = dict.fromkeys(start, 1)
-    required = frozenset(level)
-    while level:
-        asked.update(level)
-        below: dict[Digest, int] = {}
-        for (digest, depth), fetched in zip(level.items(), fetch(level), strict=True):
-            found.fail(fetched.error)
-            if fetched.document is None and fetched.error is None:
-                if digest not in required:
-                    continue
-                found.fail(ProtocolViolation(f"a tag leads to {digest}, which is not there"))
-            found.manifests[digest] = None
-            for child in _children(fetched.document, found):
-                below.setdefault(child, depth + 1)
-            for referrer in fetched.referrers:
-                below.setdefault(referrer, depth)
-        level = {digest: depth for digest, depth in below.items() if digest not in asked}
-        too_deep = [digest for digest, depth in level.items() if depth > _MAX_INDEX_DEPTH]
-        for digest in too_deep:
-            del level[digest]
-            nested = f"{digest} is below indexes within indexes, {_MAX_INDEX_DEPTH} deep"
-            found.fail(TooLarge(nested))
-        if len(asked) + len(level) > _MAX_MANIFESTS:
-            found.fail(TooLarge(f"the tags lead to over {_MAX_MANIFESTS} manifests"))
-            break
-    return found
+
+    def __init__(self) -> None:
+        self._found = Reachable()
+        self._taken: dict[Digest, Step] = {}
+        self._too_deep: dict[Digest, None] = {}
+
+    def begin(self, digests: Iterable[Digest], *, required: bool) -> list[Step]:
+        """Return the steps to where tags lead (`required`), or to where a walk begins."""
+        return self._new(Step(digest, required=required) for digest in digests)
+
+    def take(self, step: Step, fetched: Fetched) -> list[Step]:
+        """Take note of what came of a step; return those that it leads to."""
+        self._found.fail(fetched.error)
+        if step.referrers:
+            return self._new(Step(one, step.depth) for one in fetched.referrers or ())
+        if fetched.document is None and fetched.error is None:
+            if not step.required:
+                return []
+            absent = f"a tag leads to {step.digest}, which is not there"
+            self._found.fail(ProtocolViolation(absent))
+        self._found.manifests[step.digest] = None
+        children = _children(fetched.document, self._found)
+        following = self._new(Step(child, step.depth + 1) for child in children)
+        if fetched.referrers is None:
+            following.append(replace(step, referrers=True))
+        else:
+            following += self._new(Step(one, step.depth) for one in fetched.referrers)
+        return following
+
+    def miss(self, steps: Iterable[Step], error: EpochfsError) -> None:
+        """Take note of steps that were not taken, and why."""
+        for step in steps:
+            self._found.fail(error)
+            self._found.manifests[step.digest] = None
+
+    def end(self) -> Reachable:
+        """Return what was found, once there is no step left."""
+        for digest in self._too_deep:
+            if digest not in self._taken:
+                nested = f"{digest} is below indexes within indexes, {_MAX_INDEX_DEPTH} deep"
+                self._found.fail(TooLarge(nested))
+        return self._found
+
+    def _new(self, steps: Iterable[Step]) -> list[Step]:
+        """Return the steps that lead further than those taken before."""
+        return [step for step in steps if self._leads_on(step)]
+
+    def _leads_on(self, step: Step) -> bool:
+        earlier = self._taken.get(step.digest)
+        if earlier is not None and earlier.depth <= step.depth:
+            # What an index names and nobody has is passed over, but not if a tag leads there too.
+            is_news = step.required and not earlier.required
+            if not is_news:
+                return False
+        if step.depth > _MAX_INDEX_DEPTH:
+            self._too_deep[step.digest] = None
+            return False
+        if earlier is None and len(self._taken) >= _MAX_MANIFESTS:
+            self._found.fail(TooLarge(f"the tags lead to over {_MAX_MANIFESTS} manifests"))
+            return False
+        self._taken[step.digest] = step
+        return True
+
+
+def follow(start: Digest, fetch: Fetch) -> Reachable:
+    """Follow one manifest, step by step, in this thread."""
+    walk = Walk()
+    in_turn(fetch, walk.begin([start], required=False), walk.take)
+    return walk.end()
 
 
 def named_blobs(view: Manifest | Index) -> tuple[Descriptor, ...]:
