@@ -252,13 +252,17 @@ def test_a_stream_without_entries_has_none(end: bytes) -> None:
         extended((b"GNU.sparse.map", b"0,5,3,4"), (b"GNU.sparse.size", b"9")) + header(),
         extended((b"GNU.sparse.map", b"0,5,7"), (b"GNU.sparse.size", b"9")) + header(),
         extended((b"GNU.sparse.map", b"0,50"), (b"GNU.sparse.size", b"9")) + header(),
+        extended((b"GNU.sparse.map", b"0,5"), (b"GNU.sparse.size", b"9")) + header() + header(),
         extended((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")) + header() + b"9" * 512,
         extended((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"))
         + header()
         + padded(b"1\nx\n5\n"),
+        extended((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"))
+        + header()
+        + padded(b"0\n"),
         summed(header(kind=b"S")[:482] + b"\1" + header()[483:]),
     ],
-    ids=range(26),
+    ids=range(28),
 )
 def test_what_is_damaged_or_cut_short_is_an_error(stream: bytes) -> None:
     with pytest.raises(ProtocolViolation):

@@ -66,11 +66,11 @@ def real_size(records: Mapping[bytes, bytes], stored: int) -> int:
     return stored
 
 
-def pieces(spans: Spans, size: int, offset: int) -> tuple[Piece, ...]:
-    """Return the spans of a file of `size` bytes as its pieces, stored from an offset on."""
+def pieces(spans: Spans, size: int, offset: int, stop: int) -> tuple[Piece, ...]:
+    """Return the spans of a file of `size` bytes as its pieces, stored from `offset` to `stop`."""
     found, end = [], 0
     for start, length in spans:
-        if length < 0 or start < end or start + length > size:
+        if length < 0 or start < end or start + length > size or offset + length > stop:
             raise ProtocolViolation("a sparse file whose map makes no sense")
         if length:
             found.append(Piece(start, length, offset))

@@ -61,8 +61,13 @@ class ForwardStream:
         self._taken = 0
 
     def skip_to(self, position: int) -> None:
-        """Pass over what is before a position. Raises ProtocolViolation if the end is."""
+        """Pass over what is before a position. Raises ProtocolViolation if the end is.
+
+        So it does for a position that was passed, which is where a header leads that lies.
+        """
         left = position - self.position
+        if left < 0:
+            raise ProtocolViolation("a tar stream that leads backwards")
         while left > self._stop - self._start:
             left -= self._stop - self._start
             if not self._fill():

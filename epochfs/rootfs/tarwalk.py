@@ -163,7 +163,7 @@ class _Walker:
             raise ProtocolViolation(f"not the size of a file: {min(stored, size)}")
         end = start + _padded(stored)
         if spans is not None:
-            return size, tarsparse.pieces(spans, size, stream.position), end
+            return size, tarsparse.pieces(spans, size, stream.position, start + stored), end
         return size, (Piece(0, size, start),) if size else (), end
 
     def _entry(

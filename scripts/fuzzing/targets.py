@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +13,20 @@ from typing import Any
 from epochfs.auth import Login, parse_challenges, parse_token
 from epochfs.auth.files import AuthFile, Helper, Unusable
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
-from epochfs.errors import Denied, EpochfsError, InvalidName, ProtocolViolation, UsageError
+from epochfs.errors import (
+    Denied,
+    EpochfsError,
+    InvalidName,
+    ProtocolViolation,
+    TooLarge,
+    UsageError,
+)
 from epochfs.hosts import find
 from epochfs.manifests import MAX_SIZE, Index, load_json, parse
 from epochfs.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
+from epochfs.rootfs.entry import clean_path
+from epochfs.rootfs.tarstream import ForwardStream
+from epochfs.rootfs.tarwalk import walk
 from epochfs.samples import encode
 from epochfs.snapshotconfig import SparseMap, StoredFile, parse_config
 from epochfs.transport import BlobStream, Url, next_page
@@ -83,6 +95,15 @@ def _ascends(holes: SparseMap) -> bool:
     stops = [0, *(stop for _, stop, _ in found)]
     in_order = all(stop <= start for stop, (start, _, _) in zip(stops, found, strict=False))
     return in_order and sum(stop - start for start, stop, _ in found) == holes.length
+
+
+def _tar(data: bytes) -> None:
+    for entry in walk(ForwardStream(io.BytesIO(data), 1 << 40, lambda _: None)):
+        assert clean_path(entry.path) == entry.path
+        end = 0
+        for piece in entry.pieces:
+            assert end <= piece.start < piece.start + piece.size <= entry.size
+            end = piece.start + piece.size
 
 
 def _challenge(data: bytes) -> None:
@@ -183,6 +204,7 @@ _SPARSE_MAP = '[{"o":0,"l":5},{"o":9,"l":1}]'
 _SNAPSHOT_CONFIG = encode(
     {"files": {"a": {"size": 6, "chunks": ["x"], "sparseMap": _SPARSE_MAP, "sparseSize": 10}}}
 )
+_TAR = tarfile.TarInfo("a").tobuf(tarfile.PAX_FORMAT) + bytes(1024)
 _HOSTS_FILE = b"""server = "https://reg.example"
 [host."http://m.example:5000/v2/x"]
 capabilities = ["pull", "resolve"]
@@ -206,6 +228,7 @@ TARGETS = (
     Target("json", load_json, (ProtocolViolation,), (_MANIFEST, b'{"a":[1,2.5e3,null,"\\u00e9"]}')),
     Target("manifest", _manifest, (ProtocolViolation,), (_MANIFEST, _INDEX)),
     Target("snapshot-config", _snapshot_config, (), (_SNAPSHOT_CONFIG,)),
+    Target("tar", _tar, (ProtocolViolation, TooLarge), (_TAR, b"")),
     Target(
         "challenge", _challenge, (), (b'Bearer realm="https://x/",scope="a b"', b"Basic, X y==")
     ),
