@@ -197,6 +197,55 @@ def test_a_whiteout_hides_what_is_below_and_not_what_is_beside_it(show: Show) ->
             root.view.stat(root / path)
 
 
+@pytest.mark.parametrize("below", ["", "d/", "d/e/"])
+@every_format
+def test_what_aufs_keeps_for_itself_is_the_source_of_links_and_not_shown(
+    make: Make, show: Show, below: str
+) -> None:
+    root = show(
+        make(
+            File(f"{below}.wh..wh.aufs"),
+            File(f"{below}.wh..wh.plnk/", type=DIRECTORY),
+            File(f"{below}.wh..wh.plnk/12.34", b"linked", mode=0o755),
+            File(f"{below}.wh..wh.plnk/56.78", b"by nobody"),
+            File(f"{below}.wh..wh.orph/deep/.wh.x", b"lost"),
+            File("a", type=HARD_LINK, link=f"{below}.wh..wh.plnk/12.34"),
+            File("sub/b", type=HARD_LINK, link=f"{below}.wh..wh.plnk/12.34"),
+            File("c", type=HARD_LINK, link="sub/b"),
+            File("own", b"own"),
+            File(f"{below}.wh..wh.plnk/own", type=HARD_LINK, link="own"),
+            File("other", type=HARD_LINK, link=f"{below}.wh..wh.plnk/own"),
+        ),
+        make(File("from-above", type=HARD_LINK, link="sub/b")),
+    )
+    assert root.names() == ["a", "c", "from-above", "other", "own", "sub"]
+    assert root.names("sub") == ["b"]
+    linked = ("a", "sub/b", "c", "from-above")
+    assert {root.read(name) for name in linked} == {b"linked"}
+    assert {root.read(name) for name in ("own", "other")} == {b"own"}
+    assert len({root.view.stat(root / name).inode for name in linked}) == 1
+    assert len({root.view.stat(root / name).inode for name in ("own", "other")}) == 1
+    assert root.layers.filesystem.getattr(root / "a").links == 4
+    assert root.layers.filesystem.getattr(root / "own").links == 2
+    for name in (".wh..wh.aufs", ".wh..wh.plnk", ".wh..wh.plnk/12.34", ".wh..wh.orph/deep"):
+        with pytest.raises(FileNotFoundError):
+            root.view.stat(root / f"{below}{name}")
+
+
+def test_a_link_to_what_aufs_keeps_of_a_layer_below_leads_there(show: Show) -> None:
+    root = show(
+        gzipped(File("lower", b"lower")),
+        gzipped(
+            File(".wh..wh.plnk/1", type=HARD_LINK, link="lower"),
+            File("upper", type=HARD_LINK, link=".wh..wh.plnk/1"),
+            File("none", type=HARD_LINK, link=".wh..wh.plnk/2"),
+        ),
+    )
+    assert root.names() == ["lower", "upper"]
+    assert root.read("upper") == b"lower"
+    assert root.layers.filesystem.getattr(root / "upper").links == 2
+
+
 def test_an_opaque_directory_hides_all_below_and_nothing_beside_it(show: Show) -> None:
     below = gzipped(File("d/", type=DIRECTORY, mode=0o700), File("d/x"), File("d/sub/y"))
     above = gzipped(File("d/new"), File("d/.wh..wh..opq"), File("d/sub/z"))

@@ -29,6 +29,9 @@ MAX_BYTES = 256 << 20
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _RESERVED = b".wh..wh."
+_ASIDE = b"\0"
+"""What the directories of names begin with that are never shown: no path that is looked up does."""
+
 _ROW_BYTES = 100
 _TYPE_BITS = 0o170000
 _CACHE_KIB = 16 << 10
@@ -74,6 +77,9 @@ class IndexWriter:
         entry = self._placed(entry)
         self._count(entry)
         parent, name = split_path(entry.path)
+        if _is_reserved(parent) or (name.startswith(_RESERVED) and name != _OPAQUE):
+            self._set_aside(entry)
+            return
         hides = name.startswith(_WHITEOUT)
         # Where a directory became a link, whiteouts of what was in it may come behind the link:
         # they are for where it leads, and make nothing there.
@@ -124,9 +130,9 @@ class IndexWriter:
             raise TooLarge(f"a layer whose index would be over {MAX_BYTES} bytes")
 
     def _hide(self, parent: bytes, name: bytes) -> None:
-        """Record a whiteout. Other names of AUFS's own say nothing of the file system."""
+        """Record a whiteout."""
         hidden = b"" if name == _OPAQUE else name.removeprefix(_WHITEOUT)
-        if name == _OPAQUE or (hidden not in (b"", b".", b"..") and not name.startswith(_RESERVED)):
+        if name == _OPAQUE or hidden not in (b"", b".", b".."):
             self._rows.run("INSERT OR IGNORE INTO hidden VALUES (?, ?)", parent, hidden)
 
     def _placed(self, entry: Entry) -> Entry:
@@ -204,7 +210,20 @@ class IndexWriter:
         self._directories.add(path)
         self._parents.add(path)
 
-    def _add_inode(self, entry: Entry, parent: bytes, name: bytes) -> None:
+    def _set_aside(self, entry: Entry) -> None:
+        """Have a file that AUFS keeps for itself there as a target of hard links, and no more."""
+        if entry.is_hard_link:
+            inode, mode, link, _ = self._linked(entry)
+            if not mode:
+                inode = self._new_inode(entry._replace(path=b"", mode=0, link=link))
+        elif stat.S_ISDIR(entry.mode):
+            return
+        else:
+            inode = self._new_inode(entry._replace(path=b""))
+        self._rows.names[_place(entry.path)] = inode
+        self._rows.write_some()
+
+    def _new_inode(self, entry: Entry) -> int:
         self._inodes += 1
         text = _NO_XATTRS
         if entry.xattrs:
@@ -218,20 +237,33 @@ class IndexWriter:
         )
         for piece in entry.pieces:
             self._rows.pieces.append((number, *piece))
-        self._give_name(parent, name, number, entry.mode & _TYPE_BITS)
+        return number
 
-    def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
+    def _add_inode(self, entry: Entry, parent: bytes, name: bytes) -> None:
+        self._give_name(parent, name, self._new_inode(entry), entry.mode & _TYPE_BITS)
+
+    def _linked(self, entry: Entry) -> tuple[int, int, bytes, bytes]:
+        """Return the inode that a hard link is to, its mode and link, and the path it was given.
+
+        The mode is 0 where it is in a lower layer, at the path `link`.
+        """
         query = (
-            "SELECT inode, first, mode, link FROM name JOIN inode ON id = inode "
+            "SELECT inode, mode, link, first FROM name JOIN inode ON id = inode "
             f"WHERE parent=? AND name=? AND mode & {_TYPE_BITS} != {stat.S_IFDIR}"
         )
-        found = self._rows.run_of(*split_path(entry.link), query).fetchone()
-        inode, first, mode, link = found or (IMPLICIT, b"", 0, entry.link)
+        found = self._rows.run_of(*_place(entry.link), query).fetchone()
+        return found or (IMPLICIT, 0, entry.link, b"")
+
+    def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
+        inode, mode, link, first = self._linked(entry)
         if mode == 0:  # the target is in a lower layer, or a name of what is
             self._add_inode(entry._replace(mode=0, link=link), parent, name)
             self._rows.run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
             return
         self._give_name(parent, name, inode, mode & _TYPE_BITS)
+        if not first:  # it was set aside, and this is its first name that is shown
+            self._rows.run("UPDATE inode SET first=? WHERE id=?", entry.path, inode)
+            return
         for path in (first, entry.path):
             self._rows.aliases.append((inode, *split_path(path)))
 
@@ -255,3 +287,14 @@ class IndexWriter:
             below = (path + b"/", path + b"0")
             self._rows.run("DELETE FROM name WHERE parent > ? AND parent < ?", *below)
             self._directories.clear()
+
+
+def _is_reserved(path: bytes) -> bool:
+    """Whether something on a path is AUFS's own, such as `.wh..wh.plnk`."""
+    return path.startswith(_RESERVED) or b"/" + _RESERVED in path
+
+
+def _place(path: bytes) -> tuple[bytes, bytes]:
+    """Return the parent and the name that a path has in the index."""
+    parent, name = split_path(path)
+    return (_ASIDE + parent, name) if _is_reserved(path) else (parent, name)
