@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from scripted import ScriptedServer, Seen, Step, reply
 
-BLOB, MANIFEST, TOKEN, OTHER = "blob", "manifest", "token", "other"
-Kind = Literal["blob", "manifest", "token", "other"]
+CATALOG, TAGS, REFERRERS, MANIFEST = "catalog", "tags", "referrers", "manifest"
+BLOB, BLOB_HEAD, TOKEN, OTHER = "blob", "blob head", "token", "other"
+Kind = Literal["catalog", "tags", "referrers", "manifest", "blob", "blob head", "token", "other"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PIECE = 1 << 16
 TOKEN_PATH = "/token"
@@ -104,7 +106,7 @@ class FaultProxy(ScriptedServer):
 
     def mend(self) -> None:
         """Pass everything on as it is."""
-        for kind in (BLOB, MANIFEST, TOKEN, OTHER):
+        for kind in KINDS:
             self.set(kind, untouched if kind != TOKEN else grant)
 
     def requests(self, kind: Kind) -> list[Seen]:
@@ -160,10 +162,16 @@ class FaultProxy(ScriptedServer):
 def kind_of(request: Seen) -> Kind:
     if request.path == TOKEN_PATH:
         return TOKEN
+    if request.path == "/v2/_catalog":
+        return CATALOG
+    if request.path.endswith("/tags/list"):
+        return TAGS
+    if "/referrers/" in request.path:
+        return REFERRERS
     if "/manifests/" in request.path:
         return MANIFEST
-    if "/blobs/" in request.path and request.method == "GET":
-        return BLOB
+    if "/blobs/" in request.path:
+        return BLOB if request.method == "GET" else BLOB_HEAD
     return OTHER
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,9 @@ from epochfs.samples import descriptor, encode
 
 World = Mapping[str, Mapping[str, Content]]
 """Repositories, their tags, and what these name."""
+
+Untagged = Mapping[str, Sequence[Content]]
+"""Repositories, and what no tag names in them: signatures and the like, each with its `subject`."""
 
 Tree = dict[str, bytes | str | None]
 """Each path: a file's bytes, where a link points, or None for a directory."""
@@ -36,7 +39,7 @@ def shown(repository: str) -> str:
     return "".join(f"/_{w}" if w in _RESERVED or w[0] == "_" else f"/{w}" for w in words)
 
 
-def tree(world: World) -> Tree:
+def tree(world: World, untagged: Untagged | None = None) -> Tree:
     """Return everything that is listed."""
     found: Tree = {"/": None}
     for repository, tags in world.items():
@@ -45,10 +48,12 @@ def tree(world: World) -> Tree:
         found |= dict.fromkeys(f"{path}/{name}" for name in ("tags", "manifests", "blobs"))
         for tag, content in tags.items():
             found[f"{path}/tags/{tag}"] = f"../manifests/{digest(content.raw)}"
+        held = (*tags.values(), *(untagged or {}).get(repository, ()))
+        for content in held:
             for manifest in content.every_manifest():
                 found |= _manifest(path, manifest)
             found |= {f"{path}/blobs/{digest(blob)}": blob for blob in content.every_blob()}
-        found |= _layout(f"{path}/layout", tags)
+        found |= _layout(f"{path}/layout", tags, held)
     return found
 
 
@@ -69,11 +74,24 @@ def _manifest(repository: str, manifest: Content) -> Tree:
             found[f"{path}/layers/{number:02}"] = f"../../../blobs/{layer['digest']}"
     if "manifests" in document:
         found |= _platforms(path, document["manifests"])
+    if "subject" in document:
+        subject = document["subject"]["digest"]
+        name = digest(manifest.raw)
+        found[f"{repository}/manifests/{subject}/referrers/{name}"] = f"../../{name}"
+        found |= _skopeo(f"{path}/dir", manifest)
     return found
 
 
-def _layout(layout: str, tags: Mapping[str, Content]) -> Tree:
-    """Return the layout of a repository."""
+def _skopeo(path: str, image: Content) -> Tree:
+    """Return what skopeo's `dir:` transport reads of an image without a tag."""
+    found: Tree = {path: None, f"{path}/version": b"Directory Transport Version: 1.1\n"}
+    found[f"{path}/manifest.json"] = "../manifest.json"
+    blobs = map(digest, image.every_blob())
+    return found | {f"{path}/{blob[7:]}": f"../../../blobs/{blob}" for blob in blobs}
+
+
+def _layout(layout: str, tags: Mapping[str, Content], held: Sequence[Content]) -> Tree:
+    """Return the layout of a repository, which has all that is `held`."""
     blobs = f"{layout}/blobs/sha256"
     found: Tree = dict.fromkeys((layout, f"{layout}/blobs", blobs))
     found[f"{layout}/oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
@@ -81,6 +99,7 @@ def _layout(layout: str, tags: Mapping[str, Content]) -> Tree:
     for tag, content in sorted(tags.items()):
         name = {"org.opencontainers.image.ref.name": tag}
         manifests.append(descriptor(content.raw, content.media_type, annotations=name))
+    for content in held:
         for manifest in content.every_manifest():
             path = f"../../../manifests/{digest(manifest.raw)}/manifest.json"
             found[f"{blobs}/{digest(manifest.raw)[7:]}"] = path

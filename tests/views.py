@@ -33,6 +33,17 @@ class Stat:
     inode: int
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What a directory listed before it ended: `code` is 0, or the errno it ended with.
+
+    Of each name there is its file type and inode number.
+    """
+
+    names: dict[str, tuple[int, int]]
+    code: int
+
+
 class OpenedFile(Protocol):
     """An open file."""
 
@@ -44,6 +55,9 @@ class View(Protocol):
 
     def entries(self, path: str) -> dict[str, tuple[int, int]]:
         """File type and inode number of each name in a directory, as listing it tells them."""
+
+    def listed(self, path: str) -> Listed:
+        """The same, of a listing that may end with an error."""
 
     def stat(self, path: str) -> Stat: ...
 
@@ -67,6 +81,16 @@ class VfsView:
             found = list(self._filesystem.listdir(path))
         assert len({entry.name for entry in found}) == len(found)
         return {entry.name: (entry.mode, entry.inode) for entry in found}
+
+    def listed(self, path: str) -> Listed:
+        names: dict[str, tuple[int, int]] = {}
+        try:
+            with _as_os_error():
+                for entry in self._filesystem.listdir(path):
+                    names[entry.name] = (entry.mode, entry.inode)
+        except OSError as error:
+            return Listed(names, error.errno or -1)
+        return Listed(names, 0)
 
     def stat(self, path: str) -> Stat:
         with _as_os_error():
@@ -129,6 +153,16 @@ class MountView:
     def entries(self, path: str) -> dict[str, tuple[int, int]]:
         with os.scandir(self.place(path)) as found:
             return {entry.name: (_type(entry), entry.inode()) for entry in found}
+
+    def listed(self, path: str) -> Listed:
+        names: dict[str, tuple[int, int]] = {}
+        try:
+            with os.scandir(self.place(path)) as found:
+                for entry in found:
+                    names[entry.name] = (_type(entry), entry.inode())
+        except OSError as error:
+            return Listed(names, error.errno or -1)
+        return Listed(names, 0)
 
     def stat(self, path: str) -> Stat:
         found = os.lstat(self.place(path))
