@@ -47,6 +47,9 @@ from scripted import at_most, until
 from epochfs.fetchplan import CHUNK
 from epochfs.names import Digest
 
+HEALING_SECONDS = 10
+"""How long a registry that was down may be taken for down after it is back."""
+
 ANY_ERROR = "EIO|EACCES|ETIMEDOUT|cannot be cached|is lost|is down"
 HUGE = random_bytes(12 * CHUNK, 42)
 
@@ -113,7 +116,7 @@ def test_a_token_that_expired_is_renewed_once_and_never_in_a_loop(
     assert len(guarded.requests(BLOB)) <= (0 if state == "warm" else 12)
 
     guarded.mend()
-    assert read(path, len(LARGE)).data == LARGE
+    until(lambda: read(path, len(LARGE)).data == LARGE, HEALING_SECONDS)
     mount.unmount()
     assert list(defects(tmp_path / "cache", BLOBS)) == []
 
