@@ -199,6 +199,7 @@ class AnswerStore:
             self._write_pending()
             if self._database is not None:
                 self._database.close()
+            self._database = None  # a listing in the background may still ask: nothing is given
 
     def _salted(self, database: sqlite3.Connection) -> None:
         """Take the salt of a file, which is made at its first use."""

@@ -170,3 +170,4 @@ class TagHistory:
         with self._lock:
             if self._database is not None:
                 self._database.close()
+            self._database = None  # a listing in the background may still ask

@@ -312,3 +312,24 @@ def test_a_read_only_disk_without_a_file_hides_no_tag(path: Path) -> None:
         assert history.since(APP, LATEST, FIRST) == history.since(APP, LATEST, FIRST)
         history.close()
     assert "the tag history" in str(told[0])
+
+
+def test_who_asks_after_the_end_is_told_the_moment(path: Path) -> None:
+    history = opened(path, 1)
+    history.close()
+    assert [history.since(APP, LATEST, FIRST) for _ in range(2)] == [1, 1]
+    assert history.has_seen(APP)
+    assert not history.has_seen(OTHER)
+
+
+def test_a_repository_was_seen_once_a_tag_of_it_was(path: Path) -> None:
+    with closing(opened(path)) as history:
+        assert not history.has_seen(APP)
+        history.since(APP, LATEST, FIRST)
+        assert history.has_seen(APP)
+    with closing(opened(path)) as again, closing(opened(path, 1, "http://other")) as other:
+        assert (again.has_seen(APP), again.has_seen(OTHER), other.has_seen(APP)) == (
+            True,
+            False,
+            False,
+        )

@@ -299,3 +299,11 @@ def test_a_file_on_a_read_only_disk_still_gives_its_answers(tmp_path: Path) -> N
         assert store.get(TAGS) == b"one"
         store.put(TAGS, b"two")
         assert store.get(TAGS) == b"two"
+
+
+def test_who_asks_after_the_end_is_given_nothing(path: Path) -> None:
+    store = AnswerStore(path, REGISTRY, shown(ALICE))
+    store.put(TAGS, b"one")
+    store.close()
+    assert store.get(TAGS) is None
+    store.forget_repository("team/app")
