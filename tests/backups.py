@@ -1,4 +1,4 @@
-"""Backups of a mounted docker-registry by the tools that people use, as the README has them."""
+"""Backups of a mounted docker-registry by the tools that people use, as `epochfs help` has them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ from conftest import DockerRegistry, Skopeo
 
 from epochfs.client import RegistryClient
 from epochfs.errors import Unsupported
+from epochfs.help import page
+from epochfs.help.markdown import Code, parse
 from epochfs.manifests import OCI_INDEX, Index
 from epochfs.names import Digest, Tag, referrers_tag
 from epochfs.samples import descriptor, encode
 
+RECIPES = [block.lines for block in parse(page("backups")).blocks if isinstance(block, Code)]
+"""The recipes of the page about backups, each as its lines."""
+
 HOST = "registry.example.com"
-"""The registry of the README."""
+"""The registry of the recipes."""
 
 _PLACES = re.compile(r"/mnt2?\b|/backup\b|registry\.example\.com|team/app\b")
 
@@ -117,7 +122,7 @@ def fingerprint(directory: Path) -> dict[str, str]:
 
 @dataclass
 class Administrator:
-    """Runs what the README says, in a directory that stands for `/`."""
+    """Runs recipes, in a directory that stands for `/`."""
 
     directory: Path
     mount: Path
@@ -144,7 +149,7 @@ class Administrator:
 
     @property
     def backup(self) -> Path:
-        """What the README calls `/backup`."""
+        """What the recipes call `/backup`."""
         return self.directory / "backup"
 
     def trust(self, host: str) -> None:
@@ -184,7 +189,7 @@ class Administrator:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool that makes backups: the line of the README for it, and what people know of it.
+    """A tool that makes backups: the line of the page for it, and what people know of it.
 
     `again` runs it once more and tells what it saved. `unpack` puts the backup called `$GOOD`, as
     `name` told when it was the only one, into `/backup/restored`.
@@ -221,6 +226,14 @@ TOOLS = {
         " && mv /backup/out/mnt /backup/restored",
         "restic -r /backup/restic init",
     ),
+    "rclone": Tool(
+        "rclone sync",
+        "rclone sync --links --create-empty-src-dirs /mnt /backup/registry"
+        " -v --log-file /backup/rclone.log\n"
+        "grep -E ': (Copied|Deleted)' /backup/rclone.log || true",
+        "echo registry",
+        "cp -a /backup/$GOOD /backup/restored",
+    ),
     "borg": Tool(
         "borg create",
         "borg create --list --filter AMCE /backup/borg::again /mnt",
@@ -241,21 +254,13 @@ def require(tool: Tool) -> None:
         pytest.skip(f"{program} is not installed")
 
 
-def readme_line(start: str) -> str:
-    """Return the one line of the README's recipes for backups that starts so."""
-    [line] = [line for block in _recipes() for line in block if line.startswith(start)]
+def recipe_line(start: str) -> str:
+    """Return the one line of the recipes for backups that starts so."""
+    [line] = [line for block in RECIPES for line in block if line.startswith(start)]
     return line
 
 
-def readme_recipe(start: str) -> str:
-    """Return the one recipe for backups in the README that has a line which starts so."""
-    [block] = [block for block in _recipes() if any(line.startswith(start) for line in block)]
+def recipe(start: str) -> str:
+    """Return the one recipe for backups that has a line which starts so."""
+    [block] = [block for block in RECIPES if any(line.startswith(start) for line in block)]
     return "\n".join(block)
-
-
-def _recipes() -> list[list[str]]:
-    """Return the recipes in the README's section about backups, each as its lines."""
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    section = text.partition("\n## Backups\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"(?:^ {4}.*\n)+", section, re.MULTILINE)
-    return [[line.removeprefix("    ") for line in block.splitlines()] for block in blocks]

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "epochfs"
 
 RANKS = {
     "errors": 0,
+    "help": 0,
     "names": 1,
     "config": 1,
     "auth": 1,

@@ -1,4 +1,4 @@
-"""The promises of the README, executed with real tools over a real registry and a real mount."""
+"""Promises of the semantics page, executed with real tools, a real registry and a real mount."""
 
 from __future__ import annotations
 

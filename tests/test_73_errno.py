@@ -201,6 +201,22 @@ def test_a_404_that_may_be_an_ingresss_is_no_absence_of_a_blob(
         assert os.pread(file.fileno(), 10, 0) == LARGE[:10]
 
 
+@pytest.mark.expects_log("EIO")
+def test_a_tag_that_is_listed_and_cannot_be_fetched_is_an_io_error(mounts: Mounts) -> None:
+    class Forgetful(EmbeddedRegistry):
+        def respond(self, request: Request) -> Response:
+            answer = super().respond(request)
+            return Response(404) if request.path.endswith("/manifests/latest") else answer
+
+    with Forgetful() as forgetful:
+        for tag in ("1.0", "latest"):
+            load(forgetful, "library/app", tag, APP)
+        tags = mounts(forgetful.url).path / "library/app/tags"
+        assert sorted(tag.name for tag in tags.iterdir()) == ["1.0", "latest"]
+        assert refusal((tags / "latest").readlink) == errno.EIO
+        assert (tags / "1.0/manifest.json").read_bytes() == APP.raw
+
+
 @pytest.mark.expects_log("EFBIG|over the limit")
 def test_a_manifest_over_the_limit(registry: Breakable, mounts: Mounts) -> None:
     large: Content = image(b"x", annotations={"padding": "x" * 100_000})

@@ -159,7 +159,7 @@ def test_a_reader_of_the_output_that_leaves_is_no_traceback() -> None:
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for name in ("mount", "umount", "prefetch", "doctor", "cache", "demo"):
+    for name in ("mount", "umount", "prefetch", "cache", "doctor", "demo", "help"):
         assert f"\n  {name} " in listed
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: epochfs {name} ")

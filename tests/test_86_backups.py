@@ -19,7 +19,7 @@ from backups import (
     each_tool,
     fingerprint,
     push_world,
-    readme_line,
+    recipe_line,
     require,
 )
 from builders import Content, image, load
@@ -82,7 +82,7 @@ def test_after_a_changed_password_a_backup_fails_and_the_last_good_one_is_whole(
     require(tool)
     administrator = guarded.administrator
     administrator.run(tool.prepare)
-    administrator.run(readme_line(tool.line))
+    administrator.run(recipe_line(tool.line))
     good = administrator.run(tool.name).strip()
     shown = fingerprint(guarded.mount.path)
     guarded.change_password()
@@ -108,7 +108,7 @@ def test_every_change_of_the_tags_is_in_the_next_backup(
     client = RegistryClient(embedded.url)
     mount = mounts(embedded.url, "--metadata-ttl", "0.2")
     administrator = Administrator(tmp_path / "root", mount.path)
-    tar, rsync = (readme_line(TOOLS[name].line) for name in ("tar", "rsync"))
+    tar, rsync = (recipe_line(TOOLS[name].line) for name in ("tar", "rsync"))
     administrator.run(f"{tar}\n{rsync}\nmkdir /backup/chain")
     unpack = "tar -xg /dev/null -f /backup/registry.0.tar -C /backup/chain"
     administrator.run(unpack)

@@ -1,4 +1,4 @@
-"""The README's recipes for backups and restores, run as they are written there."""
+"""The recipes for backups and restores (`epochfs help backups`), run as they are written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from backups import (
     PULLED,
+    RECIPES,
     TOOLS,
     WORLD,
     Administrator,
@@ -16,8 +17,8 @@ from backups import (
     digests,
     each_tool,
     push_world,
-    readme_line,
-    readme_recipe,
+    recipe,
+    recipe_line,
     require,
 )
 from builders import image, index, load, signature
@@ -28,8 +29,10 @@ from views import MountView, walk
 from epochfs.client import RegistryClient
 from epochfs.registry import EmbeddedRegistry
 
-REPOSITORY = readme_recipe("for tag in")
-"""How a whole repository is restored."""
+REPOSITORY = recipe("for tag in")
+LAYOUT = recipe("epochfs mount oci:")
+DIR = recipe("rsync -aL /mnt/team/app/tags/latest/dir/")
+"""How a whole repository is restored, and one image in either way."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def test_a_second_backup_transfers_nothing_and_the_first_brings_back_every_diges
     # Also walked before the first backup: tar takes what is first seen while it runs for newer.
     seen, known = walk(MountView(served.mount.path)), digests(served.registry.url)
     run(tool.prepare)
-    run(readme_line(tool.line))
+    run(recipe_line(tool.line))
     good = run(tool.name).strip()
     saved = run(tool.again, GOOD=good).splitlines()
     # borg always looks again into the newest file of the backup before.
@@ -74,10 +77,10 @@ def test_a_second_backup_transfers_nothing_and_the_first_brings_back_every_diges
     served.registry.process.terminate()
     served.registry.process.wait(10)
     run(tool.unpack, GOOD=good)
-    recipe = REPOSITORY.replace("/backup/registry", "/backup/restored")
+    restore = REPOSITORY.replace("/backup/registry", "/backup/restored")
     with serve_docker_registry(_directory(tmp_path / "after"), port) as registry:
         for repository in WORLD:
-            run(recipe, registry.host, repository)
+            run(restore, registry.host, repository)
         assert digests(registry.url) == known
         mount = mounts(registry.url)
         assert walk(MountView(mount.path)) == seen
@@ -96,7 +99,7 @@ def test_a_layout_restores_an_image_and_can_be_looked_at_without_a_registry(
     mounted = administrator.directory / "mnt2"
     mounted.mkdir()
     try:
-        administrator.run(readme_recipe("epochfs mount oci:"), docker_registry.host, "team/app")
+        administrator.run(LAYOUT, docker_registry.host, "team/app")
         links = {link.name: link.readlink().name for link in mounted.glob("backup/tags/*")}
     finally:
         administrator.run("epochfs umount /mnt2")
@@ -111,11 +114,16 @@ def test_a_dir_restores_an_image_of_any_kind(
 ) -> None:
     administrator = served.administrator
     administrator.trust(docker_registry.host)
-    recipe = readme_recipe("rsync -aL /mnt/team/app/tags/latest/dir/")
     for tag, content in WORLD["team/app"].items():
-        administrator.run(f"rm -rf image\n{recipe.replace('latest', tag)}", docker_registry.host)
+        administrator.run(f"rm -rf image\n{DIR.replace('latest', tag)}", docker_registry.host)
         restored = RegistryClient(docker_registry.url).resolve("team/app", tag).digest
         assert restored == content.digest
+
+
+def test_every_recipe_of_the_page_is_run_by_a_test_here() -> None:
+    lines = {line for block in RECIPES for line in block}
+    run = {recipe_line(tool.line) for tool in TOOLS.values()}
+    assert run.union(*(one.splitlines() for one in (REPOSITORY, LAYOUT, DIR))) == lines
 
 
 def test_signatures_without_a_tag_come_back_where_the_registry_tells_of_them(
@@ -130,7 +138,7 @@ def test_signatures_without_a_tag_come_back_where_the_registry_tells_of_them(
         mount = mounts(registry.url)
         administrator = Administrator(tmp_path / "root", mount.path)
         administrator.trust(other.host)
-        administrator.run(readme_line("rsync -a --delete"))
+        administrator.run(recipe_line("rsync -a --delete"))
         administrator.run(REPOSITORY, other.host)
         known = digests(registry.url)
         assert digests(other.url) == known

@@ -1,4 +1,4 @@
-"""The command line: options, environment, logging, wiring and exit codes (design §7).
+"""The command line: options, environment, logging, wiring and exit codes.
 
 ::
 
@@ -17,7 +17,7 @@
     logs         where log lines go and what they look like
     liveline     the line of a terminal that shows what goes on
     transfer     what a transfer shows there
-    umount, prefetch, doctor, cache, demo   the other commands
+    umount, prefetch, cache, doctor, demo, help   the other commands
 
 Subcommands are imported when they are asked for, so that `epochfs --version` is immediate. This
 package is the only one that reads the environment.
@@ -37,7 +37,7 @@ import click
 from epochfs import __version__
 from epochfs.errors import EpochfsError, InvalidName, UsageError
 
-_COMMANDS = ("mount", "umount", "prefetch", "doctor", "cache", "demo")
+_COMMANDS = ("mount", "umount", "prefetch", "cache", "doctor", "demo", "help")
 
 
 class _Commands(click.Group):

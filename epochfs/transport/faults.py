@@ -202,7 +202,7 @@ def _malformed(causes: list[BaseException]) -> bool:
 
 
 def refusal(what: str, status: int, body: bytes, text: str) -> EpochfsError:
-    """Return the error for an answer that is not the one hoped for (design, section 6).
+    """Return the error for an answer that is not the one hoped for.
 
     `body` is the answer's, from which the specification's error codes are taken; `text` what of
     it may be shown. A code that ends in _UNKNOWN means not found whatever the status is.

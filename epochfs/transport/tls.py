@@ -1,7 +1,7 @@
 """TLS: which servers must show a certificate that verifies, and who is shown ours.
 
 Trusted are the system's authorities, those requests brings along, and the user's. With neither
-`ca_certs` nor `tls_verify` given, loopback alone is not verified (design, section 4). A client
+`ca_certs` nor `tls_verify` given, loopback alone is not verified. A client
 certificate is a credential: only the registry's own host is shown it.
 
 The user's files are read again when they change, as short-lived certificates (cert-manager, SPIFFE)
