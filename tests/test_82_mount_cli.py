@@ -243,14 +243,18 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_the_wait_leaves_nothing(number: signal.Signals, directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_interrupting_the_wait_leaves_nothing(
+    number: signal.Signals, code: int, directory: Path
+) -> None:
     with silent_server() as url, start("mount", url, directory) as process:
         until(lambda: len(processes_of(directory)) == 2)
         time.sleep(0.3)
         process.send_signal(number)
         _, errors = process.communicate(timeout=6)
-    assert process.returncode == 1
+    assert process.returncode == code
     assert errors == "epochfs: interrupted: nothing is mounted\n"
     nothing_is_left(directory)
 

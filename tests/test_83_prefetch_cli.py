@@ -78,7 +78,7 @@ def test_what_ctrl_c_interrupts_the_next_run_completes(
         process.send_signal(signal.SIGINT)
         with at_most(2):
             output, errors = process.communicate(timeout=20)
-    assert (process.returncode, output) == (1, "")
+    assert (process.returncode, output) == (130, "")
     assert "interrupted" in one_line(errors)
     gate.open()
     code, output, errors = run("prefetch", *source, *NAMES)

@@ -17,12 +17,12 @@
     logs         where log lines go and what they look like
     liveline     the line of a terminal that shows what goes on
     transfer     what a transfer shows there
-    umount, prefetch, cache, doctor, demo, help   the other commands
+    umount, prefetch, cache, doctor, demo, help, completion   the other commands
 
 Subcommands are imported when they are asked for, so that `epochfs --version` is immediate. This
 package is the only one that reads the environment.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one line on stderr.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 after a Ctrl-C. An error is one line on stderr.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import click
 from epochfs import __version__
 from epochfs.errors import EpochfsError, InvalidName, UsageError
 
-_COMMANDS = ("mount", "umount", "prefetch", "cache", "doctor", "demo", "help")
+_COMMANDS = ("mount", "umount", "prefetch", "cache", "doctor", "demo", "help", "completion")
 
 
 class _Commands(click.Group):
@@ -66,7 +66,11 @@ def _is_mount_helper_call(args: Sequence[str]) -> bool:
     return len(args) >= 2 and ("-o" in args or any(mark in args[0] for mark in ".:/"))
 
 
-@click.group(cls=_Commands, no_args_is_help=False)
+@click.group(
+    cls=_Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
+)
 @click.version_option(__version__, message="epochfs %(version)s")
 def _epochfs() -> None:
     """Mount an OCI Distribution registry as a directory."""
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EpochfsError as error:
         return _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 1)
+        return _fail("interrupted", 130)
 
 
 def _have_standard_streams() -> None:

@@ -27,7 +27,7 @@ _cache_dir = file_option("--cache-dir", "Where the cache is.  [default: ~/.cache
 
 @click.group("cache", no_args_is_help=False)
 def command() -> None:
-    """Look at the local cache, or look after it; mounts may be using it meanwhile."""
+    """Look after the local cache, which mounts may be using."""
 
 
 @command.command("info")
@@ -54,7 +54,7 @@ def info(cache_dir: Path | None) -> None:
 @command.command("verify")
 @_cache_dir
 def verify(cache_dir: Path | None) -> int:
-    """Hash every complete blob again, and remove those whose bytes are wrong.
+    """Hash every complete blob again, and remove the bad ones.
 
     Exit code 1 if there were any. A mount that needs such a blob fetches it again.
     """
@@ -88,7 +88,7 @@ def verify(cache_dir: Path | None) -> int:
     about="Remove partial blobs that nobody wrote to for so long.",
 )
 def prune(cache_dir: Path | None, cache_size: int | None, partial_age: float) -> None:
-    """Remove partial blobs that nobody came back for and, with --cache-size, the least used.
+    """Remove abandoned partial blobs; with --cache-size, shrink to it.
 
     Exit code 1 if something could not be removed, or if all that should have been is in use.
     """

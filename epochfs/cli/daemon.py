@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from epochfs.cli import ending
 from epochfs.cli.liveline import LiveLine
 from epochfs.errors import EpochfsError, MountFailure, printable
 
@@ -53,9 +54,7 @@ class Daemon:
             os.close(self._pipe)
             _run(serve, os.fdopen(report, "wb", buffering=0), log_file)
         os.close(report)
-        self._handlers = {
-            number: signal.signal(number, signal.default_int_handler) for number in _INTERRUPTS
-        }
+        self._handlers = {number: signal.signal(number, ending.interrupt) for number in _INTERRUPTS}
 
     def __enter__(self) -> Daemon:
         return self

@@ -15,6 +15,7 @@ import click
 
 from epochfs import mountinfo, samples
 from epochfs.cli import ending, mountpoint, system
+from epochfs.cli.options import completed_as
 from epochfs.errors import MountFailure, printable
 from epochfs.registry import EmbeddedRegistry
 
@@ -23,11 +24,14 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @click.command("demo")
-@click.argument("directory", metavar="[MOUNTPOINT]", required=False)
+@click.argument(
+    "directory", metavar="[MOUNTPOINT]", required=False, shell_complete=completed_as("dir")
+)
 def command(directory: str | None) -> None:
-    """Mount a small sample registry on MOUNTPOINT (default: a new temporary directory).
+    """Mount a small sample registry.
 
-    Stays until Ctrl-C, then unmounts and leaves nothing behind.
+    MOUNTPOINT is a new temporary directory by default. Stays until Ctrl-C, then unmounts and leaves
+    nothing behind.
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="epochfs-demo-")))

@@ -69,9 +69,10 @@ Check = tuple[str, Callable[[], str]]
 @connection_options
 @file_option("--cache-dir", "Where blobs are kept.  [default: ~/.cache/epochfs]")
 def command(text: str | None, connection: Connection, cache_dir: Path | None) -> int:
-    """Check this machine, and the registry at URL (default: EPOCH_SERVER), for what a mount needs.
+    """Check this machine and a registry for what a mount needs.
 
-    Takes the options of `mount` that say how to reach the registry. Exit code 1 if anything FAILs.
+    The registry is the one at URL, or else that of EPOCH_SERVER. Takes the options of `mount` that
+    say how to reach it. Exit code 1 if anything FAILs.
     """
     rows = _run(_machine_checks(cache_dir or platformdirs.user_cache_path("epochfs")))
     if text is not None or os.environ.get("EPOCH_SERVER"):

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from epochfs import mountinfo
@@ -25,6 +26,16 @@ GRACE = 3.0
 """Seconds that readers and the closing of the cache have before the process exits anyway."""
 
 log = logging.getLogger(__name__)
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal as Python handles a Ctrl-C, and tell which it was (`exit_code`)."""
+    raise KeyboardInterrupt(number)
+
+
+def exit_code(interruption: KeyboardInterrupt) -> int:
+    """Return the exit code of a command that was interrupted: 130 after a Ctrl-C, as in shells."""
+    return 128 + int(interruption.args[0] if interruption.args else signal.SIGINT)
 
 
 def ending_signals(*, foreground: bool) -> set[signal.Signals]:

@@ -27,7 +27,7 @@ def _complete(
 @click.command("help")
 @click.argument("topic", metavar="[TOPIC]", required=False, shell_complete=_complete)
 def command(topic: str | None) -> None:
-    """Show what there is to read, or one topic of it."""
+    """List the topics there are to read, or show one."""
     if topic is None:
         click.echo(_contents(), nl=False)
     elif topic in TOPICS:

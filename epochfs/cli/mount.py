@@ -11,6 +11,7 @@ from epochfs import hosts
 from epochfs.cli import ending, logs, mountpoint, system
 from epochfs.cli.daemon import Daemon, Ready
 from epochfs.cli.options import (
+    completed_as,
     connection_options,
     fetching_options,
     file_option,
@@ -20,7 +21,7 @@ from epochfs.cli.options import (
 from epochfs.cli.plan import Connection, Fetching, MountPlan
 from epochfs.cli.words import MountCommand, kernel_words
 from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
-from epochfs.errors import MountFailure, UsageError, printable
+from epochfs.errors import UsageError, printable
 
 _START_SECONDS = 15.0
 """What starting may take beyond the registry's own time limit."""
@@ -29,7 +30,9 @@ _OWNER = click.IntRange(0, 2**32 - 2)
 
 
 @click.command("mount", cls=MountCommand)
-@click.argument("where", nargs=-1, metavar="[URL|oci:DIR] MOUNTPOINT")
+@click.argument(
+    "where", nargs=-1, metavar="[URL|oci:DIR] MOUNTPOINT", shell_complete=completed_as("dir")
+)
 @connection_options
 @fetching_options
 @value_option(
@@ -102,11 +105,11 @@ def command(
     metrics: Address | None,
     foreground: bool,
 ) -> None:
-    """Show the registry at URL, or the OCI image layout oci:DIR, as the directory MOUNTPOINT.
+    """Mount a registry, or an OCI image layout, as a directory.
 
     URL is http(s)://host[:port], or host[:port] for https (http on loopback); a path behind it
     shows only the repositories below that prefix. Without URL it is EPOCH_SERVER, or else
-    http://127.0.0.1:8080. Returns once the mount answers.
+    http://127.0.0.1:8080. oci:DIR is a layout on disk. Returns once the mount answers.
     """
     if not 1 <= len(where) <= 2:
         raise click.UsageError("give [URL] MOUNTPOINT")
@@ -173,7 +176,8 @@ def _serve_in_background(plan: MountPlan) -> None:
     except BaseException as error:
         mountpoint.clear_dead(plan.path)
         if isinstance(error, KeyboardInterrupt):
-            raise MountFailure("interrupted: nothing is mounted") from None
+            click.echo("epochfs: interrupted: nothing is mounted", err=True)
+            raise click.exceptions.Exit(ending.exit_code(error)) from None
         raise
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 import platformdirs
+from click.shell_completion import CompletionItem
 
 from epochfs import hosts
 from epochfs.cli.credentials import credentials, readable
@@ -35,6 +36,12 @@ from epochfs.names import Repository
 _T = TypeVar("_T")
 _Function = Callable[..., _T]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def completed_as(kind: str) -> _Completion:
+    """Return how a shell completes a path: as any `file`, or as a `dir`."""
+    return lambda context, parameter, begun: [CompletionItem(begun, type=kind)]
 
 
 def value_option(
@@ -45,6 +52,7 @@ def value_option(
     default: str | None = None,
     envvar: str | None = None,
     multiple: bool = False,
+    shell_complete: _Completion | None = None,
 ) -> _Decorator:
     """Return a click option whose text one of our own functions parses.
 
@@ -67,6 +75,7 @@ def value_option(
         envvar=envvar,
         show_envvar=True,
         multiple=multiple,
+        shell_complete=shell_complete,
     )
 
 
@@ -75,7 +84,14 @@ def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
 
     Its links are not resolved: a mounted secret is a link that is replaced when the secret changes.
     """
-    return value_option(name, parse=_absolute, metavar="PATH", about=about, envvar=envvar)
+    return value_option(
+        name,
+        parse=_absolute,
+        metavar="PATH",
+        about=about,
+        envvar=envvar,
+        shell_complete=completed_as("file"),
+    )
 
 
 def _absolute(text: str) -> Path:

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from epochfs.cli import ending, logs, mountpoint, system, wiring
 from epochfs.cli.liveline import LiveLine
-from epochfs.cli.options import connection_options, fetching_options, registry_url
+from epochfs.cli.options import completed_as, connection_options, fetching_options, registry_url
 from epochfs.cli.plan import Connection, Fetching, FileSystemPlan
 from epochfs.cli.transfer import TransferView, shown_size, summary
 from epochfs.config import BlobOptions, ListingOptions
@@ -25,7 +25,7 @@ _BLOBS_AT_ONCE = 4
 
 
 @click.command("prefetch")
-@click.argument("source", metavar="MOUNTPOINT|URL")
+@click.argument("source", metavar="MOUNTPOINT|URL", shell_complete=completed_as("dir"))
 @click.argument("wanted", metavar="[REPO[:TAG|@DIGEST]]...", nargs=-1)
 @connection_options
 @fetching_options
@@ -37,10 +37,10 @@ def command(
     connection: Connection,
     fetching: Fetching,
 ) -> int:
-    """Fetch blobs into the cache, verified, before anybody reads them.
+    """Fill the cache before anybody reads.
 
-    REPO stands for all its tags; without any, everything listed is fetched. What is there already
-    is skipped, and what an interrupted run has left is completed.
+    Blobs are fetched and verified. REPO stands for all its tags; without any, everything listed is
+    fetched. What is there already is skipped, and what an interrupted run has left is completed.
 
     Through a MOUNTPOINT, the mount's own credentials and cache are used. For a URL, the options
     say what they do in 'mount': give the same. Exit code 1 if anything could not be fetched.
@@ -48,7 +48,7 @@ def command(
     selections = [Selection.parse(text) for text in wanted]
     logs.configure("warning", None, foreground=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, ending.interrupt)
     with contextlib.ExitStack() as closing:
         path = _mount_point(source)
         if path is not None:
@@ -61,12 +61,13 @@ def command(
         line = closing.enter_context(LiveLine())
         try:
             return _run(prefetch, selections, line)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            code = ending.exit_code(interruption)
             line.say("interrupted: what has arrived is kept, the same command goes on from there")
-            ending.exit_within(ending.GRACE, 1)
+            ending.exit_within(ending.GRACE, code)
             closing.close()
             # A thread that reads from a mount may wait for a registry that is silent.
-            ending.exit_now(1)
+            ending.exit_now(code)
 
 
 def _mount_point(source: str) -> Path | None:

@@ -11,13 +11,14 @@ import click
 
 from epochfs import mountinfo
 from epochfs.cli import mountpoint
+from epochfs.cli.options import completed_as
 from epochfs.errors import MountFailure, printable
 
 _GONE_SECONDS = 10.0
 
 
 @click.command("umount")
-@click.argument("directory", metavar="MOUNTPOINT")
+@click.argument("directory", metavar="MOUNTPOINT", shell_complete=completed_as("dir"))
 def command(directory: str) -> None:
     """Unmount the registry that is mounted on MOUNTPOINT."""
     path = mountpoint.resolve(directory)
