@@ -29,7 +29,7 @@ def commands(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
             yield from commands(below, *path, name)
 
 
-COMMANDS = list(commands(cli._epochfs))
+COMMANDS = list(commands(cli.command))
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

@@ -218,6 +218,9 @@ def test_it_is_installed_for_all_users(tmp_path: Path) -> None:
     command = [tmp_path / "bin/epochfs", "help", "tree"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert "symbolic link" in shown
+    manual = tmp_path / "epochfs/share/man"
+    assert len(list(manual.glob("man7/epochfs-*.7"))) == len(TOPICS)
+    assert (manual / "man1/epochfs.1").is_file()
 
 
 @pytest.mark.timeout(300)

@@ -72,7 +72,7 @@ def _is_mount_helper_call(args: Sequence[str]) -> bool:
     context_settings={"help_option_names": ["-h", "--help"]},  # of every command
 )
 @click.version_option(__version__, message="epochfs %(version)s")
-def _epochfs() -> None:
+def command() -> None:
     """Mount an OCI Distribution registry as a directory."""
 
 
@@ -80,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's own) and return its exit code."""
     _have_standard_streams()
     try:
-        code = _epochfs.main(arguments, prog_name="epochfs", standalone_mode=False)
+        code = command.main(arguments, prog_name="epochfs", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "epochfs"
+        asked = error.ctx.command_path if error.ctx else "epochfs"
         message = error.format_message().rstrip(".")
-        return _fail(f"{message} (see '{command} --help')", 2)
+        return _fail(f"{message} (see '{asked} --help')", 2)
     except (UsageError, InvalidName) as error:
         return _fail(str(error), 2)
     except EpochfsError as error:
