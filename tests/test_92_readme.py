@@ -197,6 +197,7 @@ def install(recipe: str, directory: Path, places: dict[str, str], **variables: s
     for place, other in places.items():
         script = script.replace(place, other)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", **variables}
+    environment.pop("PIP_QUIET", None)  # pipx asks pip for a list, and a quiet pip gives none
     done = subprocess.run(
         ["bash", "-euc", script],
         cwd=ROOT,
