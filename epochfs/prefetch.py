@@ -20,13 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+from epochfs.batches import in_turn
 from epochfs.errors import CacheFailure, EpochfsError, NotFound, Unavailable
 from epochfs.files import Files
 from epochfs.manifestnodes import MANIFEST_FILE
 from epochfs.manifests import Document
 from epochfs.names import Digest, Reference, Repository, Tag
 from epochfs.nodes import CONTROL, RESERVED, STATUS_FILE, shown_segment
-from epochfs.reachable import Fetched, Step, follow
+from epochfs.reachable import Fetched, Step, Walk
 from epochfs.views import REFERRERS
 
 TICK_SECONDS = 0.2
@@ -249,7 +250,9 @@ class Prefetch:
             except EpochfsError as error:
                 return Fetched(error=error)
 
-        found = follow(start, fetched)
+        walk = Walk()
+        in_turn(fetched, walk.begin([start], required=False), walk.take)
+        found = walk.end()
         yield from found.blobs
         found.complete()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from epochfs.batches import in_turn
 from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, fresh
 from epochfs.manifests import Descriptor, Document, Index, Manifest
 from epochfs.names import Digest
@@ -46,10 +45,6 @@ class Fetched:
     document: Document | None = None
     referrers: tuple[Digest, ...] | None = ()
     error: EpochfsError | None = None
-
-
-Fetch = Callable[[Step], Fetched]
-"""Takes one step; raises nothing."""
 
 
 class Reachable:
@@ -141,13 +136,6 @@ class Walk:
             return False
         self._taken[step.digest] = step
         return True
-
-
-def follow(start: Digest, fetch: Fetch) -> Reachable:
-    """Follow one manifest, step by step, in this thread."""
-    walk = Walk()
-    in_turn(fetch, walk.begin([start], required=False), walk.take)
-    return walk.end()
 
 
 def named_blobs(view: Manifest | Index) -> tuple[Descriptor, ...]:
