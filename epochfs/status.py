@@ -5,6 +5,8 @@ No field holds a secret: credentials stay in `auth`, and what is said of errors 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 import time
@@ -105,6 +107,10 @@ class Observer:
             cache=self._cache() if self.remembering else None,
             passthrough=self.passthrough.status() if self.passthrough else None,
         )
+
+    def status_json(self) -> bytes:
+        """Return the state of the mount now, as `/.epochfs/status.json` shows it."""
+        return f"{json.dumps(dataclasses.asdict(self.status()), indent=2)}\n".encode()
 
     def _cache(self) -> CacheStatus:
         return CacheStatus(

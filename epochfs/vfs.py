@@ -9,12 +9,10 @@ Locks: `FileSystem._lock` guards the tables of open files and open directories, 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import threading
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -30,7 +28,6 @@ from epochfs.manifestnodes import ManifestFile
 from epochfs.node import Attr, Entries, Node, Xattrs, inode
 from epochfs.nodes import BlobFile, StatusFile
 from epochfs.rootfs.nodes import Rootfs, RootfsNode
-from epochfs.status import StatusSource
 from epochfs.timers import Timers
 from epochfs.tree import Tree
 from epochfs.views.rootfs import RootfsPlace
@@ -129,14 +126,14 @@ class FileSystem:
         blobs: BlobStore,
         assembler: Assembler,
         rootfs: Rootfs,
-        status: StatusSource,
+        status: Callable[[], bytes],
     ) -> None:
         self._tree = tree
         self._listings = listings
         self._blobs = blobs
         self._assembler = assembler
         self._rootfs = rootfs
-        self.status = status
+        self._status = status
         self._generated = GeneratedFiles(listings)
         self._lock = threading.Lock()
         self._files: dict[int, _Readable] = {}
@@ -214,8 +211,7 @@ class FileSystem:
             inner = node.open()
             return OpenFile(self._add(inner), keep_cache=inner.verified)
         if isinstance(node, StatusFile):
-            text = json.dumps(dataclasses.asdict(self.status()), indent=2) + "\n"
-            return OpenFile(self._add(_Bytes(text.encode())), direct_io=True)
+            return OpenFile(self._add(_Bytes(self._status())), direct_io=True)
         raise NotFound(f"{path} is no file")
 
     def _keeps_pages(self, path: str, *, verified: bool) -> bool:

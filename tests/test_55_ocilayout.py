@@ -15,7 +15,7 @@ import pytest
 from builders import Content, image, index, load, random_bytes, write_layout
 from commandline import run
 from mounts import Mounts
-from stacks import StackStatus
+from stacks import stack_status
 from views import MountView, VfsView, names, read, walk
 
 from epochfs.assembly import Assembler
@@ -66,7 +66,7 @@ def served(
         closing.callback(assembler.close)
         rootfs = Rootfs(Layers(blobs, cache), timeout)
         closing.callback(rootfs.close)
-        yield FileSystem(Tree(), listings, blobs, assembler, rootfs, StackStatus)
+        yield FileSystem(Tree(), listings, blobs, assembler, rootfs, stack_status)
 
 
 @contextlib.contextmanager

@@ -343,11 +343,12 @@ def test_a_tag_recalled_for_one_failure_of_a_registry_that_is_up_is_soon_resolve
         )
         load(registry, "team/app", "latest", CONTENT)
         with ExitStack() as closing:
-            assert str(CONTENT.digest) in wiring.open_filesystem(plan, closing).readlink(link)
+            filesystem = wiring.open_session(plan, closing).filesystem
+            assert str(CONTENT.digest) in filesystem.readlink(link)
         load(registry, "team/app", "latest", another)
         registry.broken = True
         with ExitStack() as closing:
-            filesystem = wiring.open_filesystem(plan, closing)
+            filesystem = wiring.open_session(plan, closing).filesystem
             assert str(CONTENT.digest) in filesystem.readlink(link)
             registry.broken = False
             until(lambda: str(another.digest) in filesystem.readlink(link))

@@ -109,7 +109,7 @@ def _direct(
         blobs=BlobOptions(connection.transport.timeout, connections=fetching.connections),
         offline_ok=False,
     )
-    return DirectFiles(wiring.open_filesystem(plan, closing))
+    return DirectFiles(wiring.open_session(plan, closing).filesystem)
 
 
 def _run(prefetch: Prefetch, selections: list[Selection], line: LiveLine) -> int:

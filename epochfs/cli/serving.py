@@ -39,9 +39,10 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
             log.warning("%s", line)
             warnings.append(line)
 
-        filesystem = wiring.open_filesystem(plan, closing, str(plan.path), passthrough, warn)
+        session = wiring.open_session(plan, closing, str(plan.path), passthrough, warn)
+        filesystem = session.filesystem
         if plan.metrics is not None:
-            log.info("metrics are served on %s", _serve_metrics(plan.metrics, filesystem.status))
+            log.info("metrics are served on %s", _serve_metrics(plan.metrics, session.status))
 
         def mounted() -> None:
             log.info("%s is mounted on %s", plan.url, printable(plan.path))

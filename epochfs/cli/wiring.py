@@ -36,7 +36,7 @@ from epochfs.passthrough import Passthrough
 from epochfs.remembering import RememberingClient
 from epochfs.rootfs.nodes import Rootfs
 from epochfs.rootfs.store import Layers
-from epochfs.status import Observer
+from epochfs.status import Observer, StatusSource
 from epochfs.taghistory import TagHistory
 from epochfs.tree import Tree
 from epochfs.vfs import FileSystem
@@ -48,6 +48,14 @@ _SETTLING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
+class Session:
+    """A registry or layout that was opened: its tree, and what an operator sees of it."""
+
+    filesystem: FileSystem
+    status: StatusSource
+
+
+@dataclass(frozen=True)
 class _Registry:
     """A registry to be shown, and whether it answers."""
 
@@ -55,14 +63,14 @@ class _Registry:
     health: Health
 
 
-def open_filesystem(
+def open_session(
     plan: FileSystemPlan,
     closing: contextlib.ExitStack,
     mountpoint: str = "",
     passthrough: Passthrough | None = None,
     warn: Callable[[str], None] = log.warning,
-) -> FileSystem:
-    """Check the registry or layout, and the cache, and return the filesystem over them.
+) -> Session:
+    """Check the registry or layout, and the cache, and return the session over them.
 
     `closing` is given what must be closed after it. `mountpoint` is where it will be mounted, if it
     is, and `passthrough` is how then; its status shows both. `warn` is told, in a line each, what
@@ -118,7 +126,7 @@ def _assemble(
     mountpoint: str,
     passthrough: Passthrough | None,
     warn: Callable[[str], None],
-) -> FileSystem:
+) -> Session:
     cache = BlobCache(plan.cache)
     user = CacheUser(os.getpid(), mountpoint, str(plan.url), plan.cache.size_limit)
     _announce(user, cache, closing)
@@ -163,7 +171,9 @@ def _assemble(
     )
     down = isinstance(source, _Registry) and source.health.is_down
     _settle(plan, listings, (lambda _: None) if down else warn)
-    return FileSystem(Tree(plan.url.prefix), listings, blobs, assembler, rootfs, observer.status)
+    tree = Tree(plan.url.prefix)
+    filesystem = FileSystem(tree, listings, blobs, assembler, rootfs, observer.status_json)
+    return Session(filesystem, observer.status)
 
 
 def _settle(plan: FileSystemPlan, listings: Listings, warn: Callable[[str], None]) -> None:
