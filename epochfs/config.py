@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from epochfs.errors import InvalidName, UsageError, printable, printable_url
-from epochfs.names import Repository
+from epochfs.oci.names import Repository
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Epoch's own default server."""

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from epochfs.answers import AnswerStore, Identify, Question
-from epochfs.auth import CredentialStore
+from epochfs.cache.answers import AnswerStore, Identify, Question
+from epochfs.client.auth import CredentialStore
 from epochfs.config import Credentials
 
 REGISTRY = "http://127.0.0.1:5000"

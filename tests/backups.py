@@ -17,12 +17,12 @@ from builders import Content, docker_image, docker_list, image, index, random_by
 from conftest import DockerRegistry, Skopeo
 
 from epochfs.client import RegistryClient
+from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import Unsupported
 from epochfs.help import page
 from epochfs.help.markdown import Code, parse
-from epochfs.manifests import OCI_INDEX, Index
-from epochfs.names import Digest, Tag, referrers_tag
-from epochfs.samples import descriptor, encode
+from epochfs.oci.manifests import OCI_INDEX, Index
+from epochfs.oci.names import Digest, Tag, referrers_tag
 
 RECIPES = [block.lines for block in parse(page("backups")).blocks if isinstance(block, Code)]
 """The recipes of the page about backups, each as its lines."""

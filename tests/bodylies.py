@@ -30,10 +30,10 @@ from lies import (
 from nameslies import PLACES, document_with
 from scripted import Close, Seen, Step, reply
 
-from epochfs.manifests import CREATED, MAX_SIZE, OCI_ARTIFACT, OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.node import CONSTANT_TIME_NS
-from epochfs.samples import encode
+from epochfs.demo.samples import encode
+from epochfs.oci.manifests import CREATED, MAX_SIZE, OCI_ARTIFACT, OCI_MANIFEST
+from epochfs.oci.names import Digest
+from epochfs.vfs.node import CONSTANT_TIME_NS
 
 ENDPOINTS = {
     TAGS: (SEEN_TAGS, encode({"tags": ["v1"]})),

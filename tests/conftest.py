@@ -22,8 +22,8 @@ from builders import Content, write_directory
 from mounts import Mounts, require_fuse
 from views import Opener
 
-from epochfs import hosts
-from epochfs.registry import EmbeddedRegistry
+from epochfs.client import hosts
+from epochfs.demo.registry import EmbeddedRegistry
 
 STARTUP_SECONDS = 20
 

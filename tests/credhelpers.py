@@ -6,7 +6,7 @@ import json
 import stat
 from pathlib import Path
 
-from epochfs.auth import CredentialStore
+from epochfs.client.auth import CredentialStore
 from epochfs.config import Credentials
 
 SERVER = "reg.example:5000"

@@ -11,9 +11,9 @@ from typing import Any
 
 from builders import random_bytes
 
-from epochfs.blobcache import BlobCache, StagedBlob, read_exactly
+from epochfs.cache.blobs import BlobCache, StagedBlob, read_exactly
 from epochfs.config import CacheOptions
-from epochfs.names import Digest
+from epochfs.oci.names import Digest
 
 PAGE = 4096
 DATA = random_bytes(3 * PAGE)

@@ -9,8 +9,8 @@ from pathlib import Path
 from builders import image, random_bytes
 from mounts import Mount
 
-from epochfs.fetchplan import CHUNK
-from epochfs.names import Digest
+from epochfs.blobs.fetch_plan import CHUNK
+from epochfs.oci.names import Digest
 
 OK, EIO, EACCES, ETIMEDOUT = 0, errno.EIO, errno.EACCES, errno.ETIMEDOUT
 

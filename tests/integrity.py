@@ -12,7 +12,7 @@ from pathlib import Path
 from builders import Content
 
 from epochfs.client import RegistryClient
-from epochfs.names import Digest
+from epochfs.oci.names import Digest
 
 STEP = 128 << 10
 

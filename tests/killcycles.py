@@ -29,7 +29,7 @@ from faults import paced
 from integrity import defects, push, read
 from mounts import Mount, Mounts
 
-from epochfs.names import Digest
+from epochfs.oci.names import Digest
 
 NAME = "killed/app"
 MIB = 1 << 20
@@ -42,9 +42,9 @@ _PAUSE_SECONDS = 0.002
 _PAGE = 4096
 
 _SAVES_OFTEN = """
-import epochfs.staging
+import epochfs.blobs.staged_file
 from epochfs.cli import main
-epochfs.staging._SAVE_SECONDS = 0.05
+epochfs.blobs.staged_file._SAVE_SECONDS = 0.05
 main()
 """
 """The command, but for range maps that are written 200 times as often, to be killed while at it."""

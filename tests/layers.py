@@ -17,8 +17,8 @@ from typing import Any
 import zstandard
 from builders import Content
 
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.samples import CONFIG, LAYER, descriptor, encode
+from epochfs.demo.samples import CONFIG, LAYER, descriptor, encode
+from epochfs.oci.manifests import OCI_MANIFEST
 
 DIRECTORY, LINK, HARD_LINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 FIFO, DEVICE = tarfile.FIFOTYPE, tarfile.CHRTYPE

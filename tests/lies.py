@@ -18,11 +18,11 @@ from typing import Any
 from builders import Content, image, random_bytes
 from scripted import Seen, Step, reply
 
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.passthrough import Passthrough
-from epochfs.samples import encode
-from epochfs.vfs import FileSystem
+from epochfs.demo.samples import encode
+from epochfs.fuse.passthrough import Passthrough
+from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.oci.names import Digest
+from epochfs.vfs.filesystem import FileSystem
 
 APP: Content = image(random_bytes(3000, 5))
 LAYER = APP.blobs[1]
@@ -129,7 +129,7 @@ class Seeing:
     """What the kernel would be told, of a file system that is not mounted."""
 
     def __init__(self, filesystem: FileSystem) -> None:
-        from epochfs.operations import EpochOperations, FuseOptions
+        from epochfs.fuse.operations import EpochOperations, FuseOptions
 
         passthrough = Passthrough(Path("/x"), (2, 9))
         options = FuseOptions("x", 1.0, 0, 0)

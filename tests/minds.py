@@ -29,8 +29,8 @@ from faultproxy import (
 from scripted import Step, reply
 from survey import TROUBLE, Survey, below, failing, lost, wrong
 
-from epochfs.registry import EmbeddedRegistry
-from epochfs.samples import descriptor
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.demo.samples import descriptor
 
 EACCES, EIO = frozenset({errno.EACCES}), frozenset({errno.EIO})
 LATE = frozenset({errno.EIO, errno.ETIMEDOUT})

@@ -13,8 +13,8 @@ from typing import Any
 
 from builders import Content
 
-from epochfs.manifests import OCI_INDEX
-from epochfs.samples import descriptor, encode
+from epochfs.demo.samples import descriptor, encode
+from epochfs.oci.manifests import OCI_INDEX
 
 World = Mapping[str, Mapping[str, Content]]
 """Repositories, their tags, and what these name."""

@@ -27,9 +27,9 @@ from lies import (
 )
 from scripted import Seen, reply
 
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.samples import encode
+from epochfs.demo.samples import encode
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 UNUSABLE_NAMES: dict[str, str] = {
     "a dot": ".",

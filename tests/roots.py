@@ -14,7 +14,7 @@ from layers import File, Layer, container, estargz, gzipped, tar, zstd, zstd_chu
 from stacks import Stack, stack
 from views import VfsView, names, read
 
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 MIB = 1 << 20
 

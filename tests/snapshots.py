@@ -16,9 +16,9 @@ from builders import Content, load, random_bytes
 from stacks import stack
 from views import VfsView, read
 
-from epochfs.manifests import OCI_MANIFEST, TITLE
-from epochfs.registry import Behaviour, EmbeddedRegistry
-from epochfs.samples import descriptor, encode
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.samples import descriptor, encode
+from epochfs.oci.manifests import OCI_MANIFEST, TITLE
 
 SNAPSHOT = "application/vnd.cocoonstack.snapshot.v1+json"
 SNAPSHOT_2 = "application/vnd.cocoonstack.snapshot.v2+json"

@@ -34,7 +34,7 @@ from faults import FLIPPED
 from integrity import push, read
 from mounts import Mount, Mounts
 
-from epochfs.names import Digest
+from epochfs.oci.names import Digest
 
 NAME = "soaked/app"
 MIB = 1 << 20

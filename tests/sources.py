@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from epochfs.errors import Unavailable
-from epochfs.names import Digest, Repository
+from epochfs.oci.names import Digest, Repository
 
 PIECE = 1 << 16
 

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from epochfs.assembly import Assembler
-from epochfs.blobcache import BlobCache
-from epochfs.blobs import Blobs
+from epochfs.blobs.store import Blobs
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient
 from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
-from epochfs.listings import Listings
-from epochfs.names import Repository
-from epochfs.rootfs.nodes import Rootfs
-from epochfs.rootfs.store import Layers
-from epochfs.taghistory import TagHistory
-from epochfs.tree import Tree
-from epochfs.vfs import FileSystem
+from epochfs.layers.store import Layers
+from epochfs.metadata.listings import Listings
+from epochfs.oci.names import Repository
+from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.filesystem import FileSystem
+from epochfs.vfs.rootfs_nodes import Rootfs
+from epochfs.vfs.tree import Tree
 
 
 def stack_status() -> bytes:

@@ -13,8 +13,8 @@ from conftest import DockerRegistry
 
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials
-from epochfs.names import Digest, Tag
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.oci.names import Digest, Tag
 
 USERNAME, PASSWORD = "me", "pa:ss word"
 

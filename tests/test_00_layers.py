@@ -1,4 +1,4 @@
-"""The layers of the design: imports point down only, and each foreign thing has one home.
+"""The floors of the house: imports point down only, and each foreign thing has one home.
 
 The modules are read, not imported, so that nothing here depends on what is installed.
 """
@@ -15,92 +15,40 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "epochfs"
 
-RANKS = {
-    "errors": 0,
-    "help": 0,
-    "names": 1,
-    "config": 1,
-    "auth": 1,
-    "batches": 1,
-    "buffers": 1,
-    "hosts": 1,
-    "ranges": 1,
-    "readings": 1,
-    "window": 1,
-    "mountinfo": 1,
-    "catalogue": 2,
-    "manifests": 2,
-    "artifacts": 2,
-    "transport": 2,
-    "cachedir": 2,
-    "passthrough": 2,
-    "blobcache": 2,
-    "cacheusers": 2,
-    "cachecare": 3,
-    "database": 2,
-    "taghistory": 2,
-    "proofs": 1,
-    "answers": 3,
-    "facts": 3,
-    "health": 3,
-    "ttlcache": 2,
-    "fetchplan": 2,
-    "reachable": 3,
-    "snapshotconfig": 3,
-    "verifier": 3,
-    "source": 3,
-    "ocilayout": 3,
-    "client": 3,
-    "remembering": 3,
-    "registry": 3,
-    "lookahead": 3,
-    "tagtables": 3,
-    "documents": 4,
-    "referrers": 4,
-    "repositories": 4,
-    "listings": 4,
-    "staging": 4,
-    "timers": 1,
-    "downloads": 4,
-    "places": 2,
-    "passing": 4,
-    "openblob": 4,
-    "blobs": 4,
-    "layoutblobs": 4,
-    "samples": 4,
-    "assembly": 5,
-    "node": 5,
-    "generated": 5,
-    "views": 5,
-    "rootfs": 5,
-    "manifestnodes": 5,
-    "nodes": 5,
-    "tree": 5,
-    "status": 5,
-    "metrics": 6,
-    "vfs": 6,
-    "files": 7,
-    "prefetch": 7,
-    "operations": 7,
-    "cli": 8,
-    "__main__": 9,
-}
-"""The rank of every top-level module or subpackage: `a` may import `b` if b's rank is not higher.
-Within one rank, and within a subpackage, imports are free so long as they form no cycle."""
+FLOORS = (
+    "errors",
+    "counters",
+    "oci",
+    "config",
+    "client",
+    "cache",
+    "metadata",
+    "blobs",
+    "layers",
+    "vfs",
+    "fuse",
+    "session",
+    "demo",
+    "help",
+    "cli",
+    "__main__",
+)
+"""The package's own files and folders, from the ground up: each imports only what stands before it.
+Within a folder imports are free so long as they form no cycle."""
 
 HOMES = {
-    "requests": {"transport"},
-    "urllib3": {"transport"},
-    "mfusepy": {"operations"},
-    "fuse": {"operations"},
-    "errno": {"operations", "cachedir", "blobcache"},
+    "requests": {"client.transport"},
+    "urllib3": {"client.transport"},
+    "mfusepy": {"fuse.operations"},
+    "fuse": {"fuse.operations"},
+    "errno": {"fuse.operations", "cache"},
     "os.environ": {"cli"},
     "os.getenv": {"cli"},
     "click": {"cli"},
-    "subprocess": {"auth", "cli"},
-    "prometheus_client": {"metrics"},
+    "subprocess": {"client.auth", "cli"},
+    "prometheus_client": {"session.metrics"},
 }
-"""What only these modules may touch."""
+"""What only these modules, and those below them, may touch."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +59,12 @@ class Module:
     tree: ast.Module
 
     @property
-    def part(self) -> str:
-        """The top-level module or subpackage it belongs to."""
+    def floor(self) -> str:
+        """The folder it is in, or the module itself at the package's root."""
         return self.name.partition(".")[0]
+
+    def is_in(self, homes: set[str]) -> bool:
+        return any(self.name == home or self.name.startswith(f"{home}.") for home in homes)
 
 
 def modules() -> Iterator[Module]:
@@ -149,14 +100,25 @@ def inner(name: str) -> str:
     return rest if first == "epochfs" else ""
 
 
-def test_every_module_has_a_rank() -> None:
-    assert {module.part for module in MODULES} - RANKS.keys() == set()
+def test_the_package_has_these_floors_and_no_other() -> None:
+    assert {module.floor for module in MODULES} == set(FLOORS)
 
 
 @each_module
 def test_imports_point_down(module: Module) -> None:
-    parts = {inner(name).partition(".")[0] for name in imported(module.tree)} & RANKS.keys()
-    assert {part for part in parts if RANKS[part] > RANKS.get(module.part, -1)} == set()
+    floors = {inner(name).partition(".")[0] for name in imported(module.tree)} & set(FLOORS)
+    above = FLOORS[FLOORS.index(module.floor) + 1 :]
+    assert floors & set(above) == set()
+
+
+@pytest.mark.parametrize("folder", [path for path in PACKAGE.iterdir() if path.is_dir()])
+def test_a_folder_says_what_it_holds_and_who_uses_it(folder: Path) -> None:
+    if folder.name == "__pycache__":
+        return
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_bytes()))
+    assert text is not None
+    assert "Used by" in text
+    assert len(text.splitlines()) >= 3
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
@@ -189,17 +151,17 @@ def test_what_is_foreign_is_touched_at_home(module: Module) -> None:
         name
         for name in touched
         for foreign, homes in HOMES.items()
-        if (name == foreign or name.startswith(f"{foreign}.")) and module.part not in homes
+        if (name == foreign or name.startswith(f"{foreign}.")) and not module.is_in(homes)
     }
     assert strays == set()
 
 
-@pytest.mark.parametrize("part", ["registry", "samples", "errors", "names", "config", "manifests"])
-def test_the_ground_stands_on_the_standard_library_alone(part: str) -> None:
+@pytest.mark.parametrize("floor", ["errors", "oci", "config", "demo"])
+def test_the_ground_stands_on_the_standard_library_alone(floor: str) -> None:
     outside = {
         name
         for module in MODULES
-        if module.part == part
+        if module.floor == floor
         for name in imported(module.tree)
         if name.partition(".")[0] not in {*sys.stdlib_module_names, "epochfs"}
     }

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epochfs.errors import EpochfsError, InvalidName
-from epochfs.names import (
+from epochfs.oci.names import (
     MAX_REPOSITORY_BYTES,
     MAX_SEGMENT_BYTES,
     Digest,

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenservers import BASIC, CHALLENGE, TokenServer, authenticator, open_to_all
 
-from epochfs.auth import (
+from epochfs.client.auth import (
     Challenge,
     Login,
     TokenRequest,
     parse_challenges,
     parse_token,
 )
-from epochfs.auth.tokens import token_scope
+from epochfs.client.auth.tokens import token_scope
 from epochfs.config import Credentials
 from epochfs.errors import (
     CredentialsUnavailable,

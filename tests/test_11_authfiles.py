@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epochfs.auth import CredentialStore, Login
-from epochfs.auth.files import MAX_FILE_BYTES, AuthFile
+from epochfs.client.auth import CredentialStore, Login
+from epochfs.client.auth.login_files import MAX_FILE_BYTES, AuthFile
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, Denied
 

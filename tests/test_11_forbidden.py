@@ -14,9 +14,9 @@ from credhelpers import Installed
 from scripted import ScriptedServer, Seen, Step, reply
 from transports import Serve, serving
 
-from epochfs.auth import Login, helpers
+from epochfs.client.auth import Login, helpers
+from epochfs.client.transport import Request, Transport
 from epochfs.config import Credentials, TransportOptions
-from epochfs.transport import Request, Transport
 
 serve = pytest.fixture(serving)
 

@@ -14,8 +14,8 @@ from credhelpers import ANSWER, SERVER, Installed
 from scripted import at_most, until
 from tokenservers import open_to_all
 
-from epochfs.auth import Authenticator, Bearer, CredentialStore, Login, TokenRequest, helpers
-from epochfs.auth.files import Helper
+from epochfs.client.auth import Authenticator, Bearer, CredentialStore, Login, TokenRequest, helpers
+from epochfs.client.auth.login_files import Helper
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
 

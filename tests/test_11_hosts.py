@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epochfs.client.hosts import ALL_CAPABILITIES, Capability, Host, RegistryHosts, find
 from epochfs.config import RegistryUrl, TransportOptions
 from epochfs.errors import UsageError
-from epochfs.hosts import ALL_CAPABILITIES, Capability, Host, RegistryHosts, find
 
 PULL = frozenset({Capability.PULL})
 URL = "https://registry.example.com:5000"

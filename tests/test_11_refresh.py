@@ -12,8 +12,8 @@ import pytest
 from scripted import until
 from tokenservers import TokenServer
 
-from epochfs.auth import Authenticator, CredentialStore, TokenRequest
-from epochfs.auth.refresh import RefreshTokens
+from epochfs.client.auth import Authenticator, CredentialStore, TokenRequest
+from epochfs.client.auth.refresh_tokens import RefreshTokens
 from epochfs.config import Credentials
 from epochfs.errors import DeadlineExceeded, Denied
 

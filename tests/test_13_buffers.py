@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from epochfs.buffers import give_back, page_aligned
+from epochfs.blobs.buffers import give_back, page_aligned
 
 PIECE = 100 << 10
 """Small enough for malloc(3) to take it from its heap."""

@@ -18,6 +18,7 @@ from transports import (
     written,
 )
 
+from epochfs.client.transport import Request, Transport
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     Denied,
@@ -26,7 +27,6 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.transport import Request, Transport
 
 serve = pytest.fixture(serving)
 

@@ -12,6 +12,7 @@ import pytest
 from scripted import Script, Seen, Step, reply
 from transports import Serve, serving, written
 
+from epochfs.client.transport import Request, Transport
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     CredentialsUnavailable,
@@ -20,7 +21,6 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.transport import Request, Transport
 
 serve = pytest.fixture(serving)
 

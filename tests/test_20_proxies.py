@@ -16,9 +16,9 @@ from scripted import ScriptedServer, Seen, Step, at_most, reply
 from transports import ANYONE, TIMEOUT, get
 
 from epochfs.cli import options
+from epochfs.client.transport import Transport
 from epochfs.config import Proxies, TransportOptions
 from epochfs.errors import DeadlineExceeded, TlsFailure, Unavailable, UsageError
-from epochfs.transport import Transport
 
 REGISTRY = "http://registry.example"
 SECURE = "https://registry.example"

@@ -15,10 +15,10 @@ import trustme
 from scripted import ScriptedServer, Step, reply, until
 from transports import ANYONE, get
 
+from epochfs.client.transport import Transport
+from epochfs.client.transport.connections import Adapter
 from epochfs.config import TransportOptions
 from epochfs.errors import TlsFailure
-from epochfs.transport import Transport
-from epochfs.transport.connections import Adapter
 
 HERE = "127.0.0.1"
 AUTHORITY = trustme.CA()

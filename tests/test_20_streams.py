@@ -19,13 +19,13 @@ from transports import (
     stream,
 )
 
+from epochfs.client.transport import BlobStream, Request, Shortened, Transport
 from epochfs.errors import (
     DeadlineExceeded,
     EpochfsError,
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.transport import BlobStream, Request, Shortened, Transport
 
 serve = pytest.fixture(serving)
 

@@ -22,13 +22,13 @@ from transports import (
     stream,
 )
 
+from epochfs.client.transport import Transport
 from epochfs.config import TransportOptions
 from epochfs.errors import (
     DeadlineExceeded,
     EpochfsError,
     Unavailable,
 )
-from epochfs.transport import Transport
 
 serve = pytest.fixture(serving)
 

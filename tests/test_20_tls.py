@@ -29,13 +29,13 @@ from transports import (
     get,
 )
 
+from epochfs.client.transport import Transport
 from epochfs.config import TransportOptions
 from epochfs.errors import (
     DeadlineExceeded,
     Unavailable,
     UsageError,
 )
-from epochfs.transport import Transport
 
 HERE = "127.0.0.1"
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)

@@ -23,6 +23,7 @@ from transports import (
     stream,
 )
 
+from epochfs.client.transport import Request, Transport
 from epochfs.config import TransportOptions
 from epochfs.errors import (
     Denied,
@@ -33,7 +34,6 @@ from epochfs.errors import (
     Unavailable,
     Unsupported,
 )
-from epochfs.transport import Request, Transport
 
 serve = pytest.fixture(serving)
 

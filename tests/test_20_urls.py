@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epochfs.client.transport import Url, next_page
 from epochfs.errors import ProtocolViolation, printable_url
-from epochfs.transport import Url, next_page
 
 HERE = Url.parse("https://reg.example/v2/_catalog?n=2")
 

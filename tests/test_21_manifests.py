@@ -12,8 +12,9 @@ from builders import SCHEMA1, image, index, signed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import ProtocolViolation
-from epochfs.manifests import (
+from epochfs.oci.manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MAX_SIZE,
@@ -28,8 +29,7 @@ from epochfs.manifests import (
     parse,
     payload,
 )
-from epochfs.names import Digest
-from epochfs.samples import descriptor, encode
+from epochfs.oci.names import Digest
 
 BLOB = descriptor(b"content", "application/octet-stream")
 

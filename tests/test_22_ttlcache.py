@@ -24,7 +24,7 @@ from epochfs.errors import (
     Unavailable,
     Unsupported,
 )
-from epochfs.ttlcache import CachePolicy, TtlCache
+from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
 
 THREADS = 32
 PATIENCE = 20.0
@@ -113,7 +113,7 @@ class TestBounds:
         size_of: Callable[[str], int] | None,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("epochfs.ttlcache._MOST_ABSENT", 10)
+        monkeypatch.setattr("epochfs.metadata.ttl_cache._MOST_ABSENT", 10)
         source.error = NotFound("no such thing")
         cache = small(source, limit, size_of=size_of)
         for number in range(1000):

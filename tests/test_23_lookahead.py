@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from epochfs.errors import Unavailable
-from epochfs.lookahead import Lookahead
+from epochfs.metadata.walk_ahead import Lookahead
 
 DEPTH = 4
 LAST = 20

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from diskcache import damage, read_only
 
+from epochfs.cache.tag_history import TagHistory
 from epochfs.errors import CacheFailure
-from epochfs.names import Digest, Repository, Tag
-from epochfs.taghistory import TagHistory
+from epochfs.oci.names import Digest, Repository, Tag
 
 REGISTRY = "http://127.0.0.1:5000"
 APP, OTHER = Repository("team/app"), Repository("team/other")
@@ -28,8 +28,8 @@ FIRST, SECOND = Digest.of(b"first"), Digest.of(b"second")
 _OPEN_AND_ASK = """\
 import sys
 from pathlib import Path
-from epochfs.names import Digest, Repository, Tag
-from epochfs.taghistory import TagHistory
+from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.cache.tag_history import TagHistory
 sys.stdin.readline()
 for number in range(20):
     history = TagHistory(Path(sys.argv[1]) / str(number) / "tags.sqlite", "registry")

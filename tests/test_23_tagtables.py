@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epochfs.errors import NotFound
-from epochfs.names import Digest, Repository, Tag
-from epochfs.tagtables import Key, Resolved, TagTables
-from epochfs.ttlcache import CachePolicy, Entry, TtlCache
+from epochfs.metadata.tag_tables import Key, Resolved, TagTables
+from epochfs.metadata.ttl_cache import CachePolicy, Entry, TtlCache
+from epochfs.oci.names import Digest, Repository, Tag
 
 APP, OTHER = Repository("team/app"), Repository("team/other")
 ALLOWED = 400
@@ -119,7 +119,7 @@ def test_a_listing_over_the_bound_gets_no_rows_and_its_tags_are_bounded_one_by_o
 def test_tags_that_no_listing_names_have_a_bound_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("epochfs.tagtables._MOST_OTHERS", 10)
+    monkeypatch.setattr("epochfs.metadata.tag_tables._MOST_OTHERS", 10)
     tables = TagTables(100)
     absent = tags(*(f"absent{number}" for number in range(50)))
     for tag in absent:

@@ -15,10 +15,10 @@ import pytest
 from builders import random_bytes
 from diskcache import DATA, DIGEST, PAGE, content, failing, held, keep, opened, place, read, staged
 
-from epochfs.blobcache import BlobCache
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.ranges import RangeSet
 from epochfs.errors import CacheFailure
-from epochfs.names import Digest
-from epochfs.ranges import RangeSet
+from epochfs.oci.names import Digest
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from diskcache import DATA, DIGEST, content, keep, opened, place, staged
 
-from epochfs.cachedir import CacheDirectory
+from epochfs.cache.directory import CacheDirectory
+from epochfs.cache.ranges import RangeSet
+from epochfs.cache.tag_history import TagHistory
 from epochfs.errors import CacheFailure
-from epochfs.names import Repository, Tag
-from epochfs.ranges import RangeSet
-from epochfs.taghistory import TagHistory
+from epochfs.oci.names import Repository, Tag
 
 SECRET = b"not for the cache to touch"
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

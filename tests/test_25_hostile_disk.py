@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from diskcache import DATA, DIGEST, PAGE, content, failing, held, keep, opened, place, read, staged
 
-from epochfs.blobcache import BlobCache
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.ranges import RangeSet
 from epochfs.errors import CacheFailure
-from epochfs.ranges import RangeSet
 
 SECRET = b"not for the cache to read"
 
@@ -133,7 +133,7 @@ def test_a_size_beyond_the_disk_is_not_even_asked_of_it(
     cache: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A registry that makes a size up would fill the disk: ext4 keeps what it could allocate."""
-    monkeypatch.setattr("epochfs.blobcache.staged.allocate", lambda *_: pytest.fail("asked for"))
+    monkeypatch.setattr("epochfs.cache.blobs.partial.allocate", lambda *_: pytest.fail("asked for"))
     blob = cache.stage(DIGEST, shutil.disk_usage(tmp_path).total + 1)
     try:
         with pytest.raises(CacheFailure, match="No space left"):

@@ -12,12 +12,12 @@ import pytest
 from builders import random_bytes
 from diskcache import DATA, DIGEST, PAGE, content, failing, held, keep, opened, place, staged
 
-from epochfs import cachecare
-from epochfs.blobcache import BLOBS, BlobCache
-from epochfs.cachecare import BadBlob
-from epochfs.cacheusers import CacheUser, announced, users
-from epochfs.names import Digest
-from epochfs.ranges import RangeSet
+from epochfs.cache import maintenance
+from epochfs.cache.blobs import BLOBS, BlobCache
+from epochfs.cache.maintenance import BadBlob
+from epochfs.cache.ranges import RangeSet
+from epochfs.cache.users import CacheUser, announced, users
+from epochfs.oci.names import Digest
 
 OTHER = random_bytes(2 * PAGE, 7)
 DAY = 86400.0
@@ -61,13 +61,13 @@ def verify(cache: BlobCache) -> tuple[list[BadBlob], int]:
     """The bad blobs, and how many bytes were hashed."""
     counts: list[int] = []
     entries = [entry for entry in cache.room.entries() if entry.kind == BLOBS]
-    return list(cachecare.verify(cache, entries, counts.append)), sum(counts)
+    return list(maintenance.verify(cache, entries, counts.append)), sum(counts)
 
 
 def test_a_survey_counts_complete_and_partial_blobs(cache: BlobCache) -> None:
     keep(cache)
     leave_partial(cache, OTHER, age=DAY)
-    found = cachecare.survey(cache)
+    found = maintenance.survey(cache)
     assert (found.complete.count, found.complete.size) == (1, 3 * PAGE)
     assert (found.partial.count, found.partial.size) == (1, PAGE)
     assert found.oldest == pytest.approx(time.time() - DAY, abs=60)
@@ -77,13 +77,13 @@ def test_a_survey_counts_complete_and_partial_blobs(cache: BlobCache) -> None:
 
 def test_a_survey_counts_the_indexes_of_layers(cache: BlobCache) -> None:
     index_of_a_layer(cache).write_bytes(b"x")
-    found = cachecare.survey(cache)
+    found = maintenance.survey(cache)
     assert (found.indexes.count, found.indexes.size) == (1, PAGE)
     assert found.complete.count == 0
 
 
 def test_a_survey_names_the_mounts(cache: BlobCache, user: CacheUser) -> None:
-    assert cachecare.survey(cache).users == [user]
+    assert maintenance.survey(cache).users == [user]
 
 
 def files_of_mounts(cache: BlobCache) -> list[str]:
@@ -130,7 +130,7 @@ def test_what_cannot_be_removed_is_counted_with_its_reason(
 ) -> None:
     keep(cache)
     monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
-    for removal in (cachecare.prune(cache, PAGE, DAY), cachecare.prune(cache, 0, DAY)):
+    for removal in (maintenance.prune(cache, PAGE, DAY), maintenance.prune(cache, 0, DAY)):
         assert (removal.removed.count, removal.in_use.count) == (0, 0)
         assert (removal.failed.count, removal.failed.size) == (1, 3 * PAGE)
         assert removal.problem == "Read-only file system"
@@ -184,7 +184,7 @@ class TestVerify:
         keep(cache)
         entries = list(cache.room.entries())
         assert cache.room.evict(entries[0])
-        assert list(cachecare.verify(cache, entries, lambda _: None)) == []
+        assert list(maintenance.verify(cache, entries, lambda _: None)) == []
 
 
 class TestPrune:
@@ -192,7 +192,7 @@ class TestPrune:
         keep(cache)
         leave_partial(cache, OTHER, age=8 * DAY)
         leave_partial(cache, OTHER[1:], age=6 * DAY)
-        removal = cachecare.prune(cache, None, 7 * DAY)
+        removal = maintenance.prune(cache, None, 7 * DAY)
         assert (removal.removed.count, removal.removed.size) == (1, PAGE)
         assert held(cache) == {DIGEST, Digest.of(OTHER[1:])}
 
@@ -201,7 +201,7 @@ class TestPrune:
             keep(cache, data)
             file = cache.directory.path / "v1" / BLOBS / "sha256" / Digest.of(data).encoded
             os.utime(file, (1000 + age, 1000 + age))
-        removal = cachecare.prune(cache, 4 * PAGE, DAY)
+        removal = maintenance.prune(cache, 4 * PAGE, DAY)
         assert (removal.removed.count, removal.removed.size) == (1, 3 * PAGE)
         assert held(cache) == {Digest.of(OTHER), Digest.of(OTHER[1:])}
 
@@ -211,7 +211,7 @@ class TestPrune:
         assert fd is not None
         with staged(cache, OTHER) as blob:
             blob.write(0, memoryview(OTHER))
-            removal = cachecare.prune(cache, 0, -DAY)
+            removal = maintenance.prune(cache, 0, -DAY)
             assert (removal.removed.count, removal.in_use.count) == (0, 2)
             blob.promote()
         os.close(fd)
@@ -230,7 +230,7 @@ class TestClear:
         (directory / "v2" / "blob").write_bytes(DATA)
         (directory / "notes.sqlite").touch()
         index_of_a_layer(cache).write_bytes(DATA)
-        removal = cachecare.clear(cache)
+        removal = maintenance.clear(cache)
         assert (removal.removed.count, removal.in_use.count) == (2, 0)
         left = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
         assert left == {"v2/blob", "notes.sqlite"}
@@ -244,7 +244,7 @@ class TestClear:
         index.touch()
         fd = cache.open(DIGEST, len(DATA))
         assert fd is not None
-        removal = cachecare.clear(cache)
+        removal = maintenance.clear(cache)
         os.close(fd)
         assert (removal.removed.count, removal.in_use.count) == (1, 1)
         assert removal.users == [user]

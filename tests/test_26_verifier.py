@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from builders import random_bytes
 
-from epochfs.names import Digest
-from epochfs.verifier import Verifier
+from epochfs.blobs.verifier import Verifier
+from epochfs.oci.names import Digest
 
 DATA = random_bytes(9_000_001, 3)
 PIECE = 1_000_000

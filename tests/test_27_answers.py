@@ -13,7 +13,7 @@ import pytest
 from answerstores import ALICE, REGISTRY, TAGS, Clock, Open, opening, shown, stuck
 from diskcache import damage, read_only
 
-from epochfs.answers import AnswerStore, Question
+from epochfs.cache.answers import AnswerStore, Question
 from epochfs.config import Credentials
 from epochfs.errors import CacheFailure
 

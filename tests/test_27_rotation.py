@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from answerstores import TAGS, Clock, Open, opening, stuck
 
-from epochfs.answers import Question
+from epochfs.cache.answers import Question
 from epochfs.config import Credentials
 
 

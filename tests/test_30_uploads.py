@@ -24,7 +24,7 @@ from epochfs.errors import (
     Unsupported,
     UsageError,
 )
-from epochfs.names import Digest
+from epochfs.oci.names import Digest
 
 BLOB = bytes(range(256)) * 300
 BLOB_DIGEST = Digest.of(BLOB)

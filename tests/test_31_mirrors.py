@@ -16,13 +16,13 @@ from builders import image, load, random_bytes
 from scripted import ScriptedServer, Seen, Step, at_most, reply
 from subjects import PASSWORD, USERNAME
 
-from epochfs.client import RegistryClient, health
+from epochfs.client import RegistryClient, mirror_health
+from epochfs.client.hosts import find
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.errors import DeadlineExceeded, NotFound, Unavailable, UsageError
-from epochfs.hosts import find
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 NAME = "team/app"
 LAYER = random_bytes(300_000, 1)
@@ -481,7 +481,7 @@ def test_a_range_that_a_mirror_makes_shorter_is_no_failure(
 def test_a_mirror_that_is_back_is_asked_again_by_itself(
     client_of: Client, origin: EmbeddedRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(mirror_health, "_FIRST_PAUSE", 0.2)
     mirror = Mirror()
     with mirror:
         client = client_of(origin, mirror.url)
@@ -503,7 +503,7 @@ def test_a_mirror_that_is_back_is_asked_again_by_itself(
 class TestHealth:
     def test_the_pause_grows_with_each_failure_up_to_a_cap(self) -> None:
         pauses = []
-        one = health.Health()
+        one = mirror_health.Health()
         for _ in range(20):
             one.failed("broken", 0.0)
             pauses.append(one._tried_at - time.monotonic())
@@ -513,17 +513,17 @@ class TestHealth:
         assert pauses[-1] == pytest.approx(300.0, abs=0.1)
 
     def test_the_pause_is_a_multiple_of_what_the_failure_took(self) -> None:
-        one = health.Health()
+        one = mirror_health.Health()
         one.failed("silent", 15.0)
         assert one._tried_at - time.monotonic() == pytest.approx(60.0, abs=0.1)
 
     def test_what_fails_together_is_one_failure(self) -> None:
-        one = health.Health()
+        one = mirror_health.Health()
         assert [one.failed("broken", 0.0) for _ in range(9)] == [True] + [False] * 8
         assert one._tried_at - time.monotonic() < 1.1
 
     def test_after_the_pause_one_caller_tries_for_all(self) -> None:
-        one = health.Health()
+        one = mirror_health.Health()
         one.failed("broken", 0.0)
         assert not one.begin(5.0)
         one._tried_at = 0.0

@@ -12,10 +12,10 @@ import pytest
 from builders import Content, image, index, load
 from wire import ask
 
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.registry import Behaviour, EmbeddedRegistry
-from epochfs.samples import CONFIG, descriptor, encode
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.samples import CONFIG, descriptor, encode
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 UPLOADS = "/v2/a/blobs/uploads/"
 ELSEWHERE = [

@@ -10,10 +10,10 @@ import pytest
 from builders import image, index, load
 from wire import ask, pages
 
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.samples import descriptor
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.samples import descriptor
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 UPLOADS = "/v2/library/nginx/blobs/uploads/"
 

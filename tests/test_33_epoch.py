@@ -12,9 +12,9 @@ import pytest
 from builders import image, index, load
 from wire import Answer, ask, pages
 
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.registry import EPOCH, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, EmbeddedRegistry
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 TOKEN = "secret"
 UNKNOWN = Digest.of(b"what nobody pushed")

@@ -10,8 +10,8 @@ from builders import image, index, random_bytes
 from conftest import Skopeo
 from wire import ask
 
-from epochfs.names import Digest
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.oci.names import Digest
 
 
 def basic(username: str, password: str) -> str:

@@ -10,6 +10,7 @@ from clients import Connect, connecting
 from scripted import Seen, Step, reply
 
 from epochfs.config import Credentials, TransportOptions
+from epochfs.demo.samples import descriptor
 from epochfs.errors import (
     ContentMismatch,
     CredentialsUnavailable,
@@ -22,9 +23,8 @@ from epochfs.errors import (
     Unavailable,
     Unsupported,
 )
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.samples import descriptor
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 DIGEST = Digest.of(b"subject")
 TARGET = f"/v2/a/b/referrers/{DIGEST}"
@@ -169,7 +169,7 @@ def test_referrers_that_break_off_are_no_sign_of_a_registry_without_the_call(
 
 
 def test_referrers_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.client.pages._MOST_REFERRERS", 3)
+    monkeypatch.setattr("epochfs.client.listing_pages._MOST_REFERRERS", 3)
 
     def script(seen: Seen) -> list[Step]:
         return page(b"1", b"2", Link=f'<{TARGET}?page={len(server.seen)}>; rel="next"')

@@ -18,10 +18,10 @@ from builders import Content, image, index, random_bytes
 from conftest import Skopeo
 from subjects import BEHAVIOURS, Subject, docker_subject, embedded_subject
 
+from epochfs.demo.registry import Behaviour
 from epochfs.errors import EpochfsError, NotFound, TooLarge, Unsupported
-from epochfs.manifests import OCI_INDEX, OCI_MANIFEST, Index
-from epochfs.names import Digest, Repository, Tag
-from epochfs.registry import Behaviour
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST, Index
+from epochfs.oci.names import Digest, Repository, Tag
 
 UNKNOWN = Digest.of(b"what no registry holds")
 

@@ -11,9 +11,9 @@ from subjects import BEHAVIOURS, PASSWORD, USERNAME
 
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials, TransportOptions
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.errors import Denied, Unavailable, Unsupported
-from epochfs.names import Digest
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Digest
 
 # --- the registry's address -------------------------------------------------------------------
 

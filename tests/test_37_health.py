@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from epochfs import health as health_module
 from epochfs.errors import (
     CredentialsUnavailable,
     Denied,
@@ -16,7 +15,8 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.health import Health
+from epochfs.metadata import registry_health as health_module
+from epochfs.metadata.registry_health import Health
 
 DOWN = "is down, what is cached is served"
 

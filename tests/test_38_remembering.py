@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 from builders import image, load, signed
 
-from epochfs import health as health_module
-from epochfs.answers import AnswerStore
+from epochfs.cache.answers import AnswerStore
+from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient
+from epochfs.client.hosts import RegistryHosts, find
 from epochfs.config import Credentials, ListingOptions, RegistryUrl, TransportOptions
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.samples import descriptor
 from epochfs.errors import CredentialsUnavailable, Denied, NotFound, Unavailable, Unsupported
-from epochfs.health import Health
-from epochfs.hosts import RegistryHosts, find
-from epochfs.listings import Listings
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.names import Digest, Repository, Tag
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.remembering import RememberingClient
-from epochfs.samples import descriptor
-from epochfs.taghistory import TagHistory
+from epochfs.metadata import registry_health as health_module
+from epochfs.metadata.listings import Listings
+from epochfs.metadata.offline import RememberingClient
+from epochfs.metadata.registry_health import Health
+from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.oci.names import Digest, Repository, Tag
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 IMAGE = image()

@@ -17,6 +17,8 @@ from scripted import until
 from stacks import Stack, stack
 
 from epochfs.config import Credentials
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.samples import encode
 from epochfs.errors import (
     CredentialsUnavailable,
     DeadlineExceeded,
@@ -26,11 +28,9 @@ from epochfs.errors import (
     TooLarge,
     Unavailable,
 )
-from epochfs.listings import Listings
-from epochfs.manifests import DOCKER_SCHEMA_1
-from epochfs.names import Digest, Repository, Tag
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.samples import encode
+from epochfs.metadata.listings import Listings
+from epochfs.oci.manifests import DOCKER_SCHEMA_1
+from epochfs.oci.names import Digest, Repository, Tag
 
 APP = Repository("team/app")
 LATEST = Tag("latest")

@@ -12,10 +12,10 @@ import pytest
 from conftest import Skopeo
 from wire import ask
 
-from epochfs import samples
-from epochfs.manifests import TITLE
-from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo import samples
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.oci.manifests import TITLE
+from epochfs.oci.names import Digest
 
 HELLO = "sha256:7513c65f316e922afbe622b61c2d644253b57b2b67cec177d576e06bf8b0fb01"
 APP = "sha256:944f7b4c954474595acc2452e3649e2a31390bacbf89c91974ee13fd313a04fc"

@@ -13,9 +13,9 @@ from builders import image, load
 from scripted import at_most
 from stacks import Stack, stack
 
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable
-from epochfs.names import Digest, Repository, Tag
-from epochfs.registry import EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Digest, Repository, Tag
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 

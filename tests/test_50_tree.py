@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epochfs.errors import NotFound
-from epochfs.manifestnodes import (
+from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.vfs.manifest_nodes import (
     ConfigLink,
     LayerLink,
     LayersDirectory,
     ManifestDirectory,
     ManifestFile,
 )
-from epochfs.names import Digest, Repository, Tag
-from epochfs.node import Node, inode
-from epochfs.nodes import (
+from epochfs.vfs.node import Node, inode
+from epochfs.vfs.repository_nodes import (
     RESERVED,
     BlobFile,
     BlobsDirectory,
@@ -31,9 +31,9 @@ from epochfs.nodes import (
     parsed_segment,
     shown_segment,
 )
-from epochfs.tree import Tree
-from epochfs.views.files import FilesDirectory, TitledNode
-from epochfs.views.layout import (
+from epochfs.vfs.tree import Tree
+from epochfs.vfs.views.files import FilesDirectory, TitledNode
+from epochfs.vfs.views.layout import (
     ContentLink,
     IndexFile,
     LayoutAlgorithmDirectory,
@@ -41,10 +41,10 @@ from epochfs.views.layout import (
     LayoutDirectory,
     LayoutFile,
 )
-from epochfs.views.platforms import PlatformLink, PlatformsDirectory, UnknownDirectory
-from epochfs.views.referrers import ReferrerLink, ReferrersDirectory
-from epochfs.views.skopeo import HeldLink, SkopeoDirectory, TopLink, VersionFile
-from epochfs.views.snapshots import SparseDirectory, SparseNode
+from epochfs.vfs.views.platforms import PlatformLink, PlatformsDirectory, UnknownDirectory
+from epochfs.vfs.views.referrers import ReferrerLink, ReferrersDirectory
+from epochfs.vfs.views.skopeo import HeldLink, SkopeoDirectory, TopLink, VersionFile
+from epochfs.vfs.views.snapshots import SparseDirectory, SparseNode
 
 TREE = Tree()
 APP = Repository("library/nginx")

@@ -13,9 +13,9 @@ from builders import image, index, load, random_bytes
 from stacks import stack
 from views import VfsView, names
 
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.registry import Behaviour, EmbeddedRegistry
-from epochfs.samples import descriptor
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.samples import descriptor
+from epochfs.oci.manifests import OCI_MANIFEST
 
 AMD64 = {"os": "linux", "architecture": "amd64"}
 ATTESTATION = {"vnd.docker.reference.type": "attestation-manifest"}

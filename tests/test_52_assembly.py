@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from epochfs.assembly import AssembledHandle, Assembly, Extent
 from epochfs.errors import ProtocolViolation
-from epochfs.names import Digest, Repository
+from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.assembly import AssembledHandle, Assembly, Extent
 
 
 def joined(count: int) -> Assembly:

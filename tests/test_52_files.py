@@ -16,10 +16,10 @@ from builders import Content, image, index, load, random_bytes
 from stacks import stack
 from views import Opener, VfsView, View, names, read, walk
 
-from epochfs.manifests import OCI_MANIFEST, TITLE
-from epochfs.names import Digest
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.samples import EMPTY, descriptor, encode
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.samples import EMPTY, descriptor, encode
+from epochfs.oci.manifests import OCI_MANIFEST, TITLE
+from epochfs.oci.names import Digest
 
 OS_IMAGE = "application/vnd.cocoonstack.os-image.v1+json"
 WINDOWS_IMAGE = "application/vnd.cocoonstack.windows-image.v1+json"

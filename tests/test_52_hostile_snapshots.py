@@ -35,10 +35,10 @@ from snapshots import (
 from stacks import stack
 from views import VfsView, names, read
 
-from epochfs.manifests import TITLE
-from epochfs.names import Digest
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.samples import descriptor
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.samples import descriptor
+from epochfs.oci.manifests import TITLE
+from epochfs.oci.names import Digest
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_a_frame_that_does_not_fit_is_an_error(
     opened: Open, change: Change, shown_whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shown_whole:
-        monkeypatch.setattr("epochfs.assembly.frames._WHOLE_BYTES", 0)
+        monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
     only_bad_is_bad(opened(PLAIN, replace(PACKED, title="bad"), RAW, change=change), PLAIN, RAW)
 
 

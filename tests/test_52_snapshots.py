@@ -32,8 +32,8 @@ from snapshots import (
 from stacks import stack
 from views import Opener, VfsView, names, read
 
-from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.oci.names import Digest
 
 both_versions = pytest.mark.parametrize(
     ("version", "files"),
@@ -178,9 +178,9 @@ def test_a_config_of_64_mib_is_parsed_once(opened: Open, monkeypatch: pytest.Mon
         parsed.append(len(raw))
         return parse(raw)
 
-    from epochfs.documents import parse_config as parse
+    from epochfs.metadata.content import parse_config as parse
 
-    monkeypatch.setattr("epochfs.documents.parse_config", counting)
+    monkeypatch.setattr("epochfs.metadata.content.parse_config", counting)
     count = 2_000_000
     file = File("many", bytes(count), pieces=[(8192 * n, 1) for n in range(count)], size=2**40)
     shown = opened(file, RAW)
@@ -197,7 +197,7 @@ def test_a_config_of_64_mib_is_parsed_once(opened: Open, monkeypatch: pytest.Mon
 def test_the_config_is_parsed_once_for_many_files(
     opened: Open, monkeypatch: pytest.MonkeyPatch, end: object
 ) -> None:
-    from epochfs.documents import parse_config as parse
+    from epochfs.metadata.content import parse_config as parse
 
     parsed: list[bytes] = []
 
@@ -205,7 +205,7 @@ def test_the_config_is_parsed_once_for_many_files(
         parsed.append(raw)
         return parse(raw)
 
-    monkeypatch.setattr("epochfs.documents.parse_config", counting)
+    monkeypatch.setattr("epochfs.metadata.content.parse_config", counting)
 
     def change(draft: Draft) -> None:
         draft.config["files"] = end or draft.config["files"]
@@ -222,7 +222,7 @@ def test_the_config_is_parsed_once_for_many_files(
 def test_without_zstandard_the_log_names_what_to_install(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.rootfs.decoders.zstandard", None)
+    monkeypatch.setattr("epochfs.layers.decoders.zstandard", None)
     shown = opened(PLAIN, RAW, PACKED)
     assert shown.view.stat(f"{shown.path}/sparse/packed").size == len(PACKED.data)
     with pytest.raises(OSError, match=r"pip install 'epochfs\[rootfs\]'") as caught:

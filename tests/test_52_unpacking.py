@@ -14,13 +14,13 @@ import pytest
 from builders import random_bytes
 from snapshots import packed
 
-from epochfs.assembly import Assembler, Frames, framed
-from epochfs.assembly.holes import Readable
-from epochfs.blobcache import BlobCache
+from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
 from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Unavailable, Vanished
-from epochfs.manifests import Descriptor
-from epochfs.names import Digest, Repository
+from epochfs.oci.manifests import Descriptor
+from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.assembly import Assembler, Frames, framed
+from epochfs.vfs.assembly.holes import Readable
 
 APP = Repository("app")
 MIB = 1 << 20
@@ -118,7 +118,7 @@ def disk(tmp_path: Path) -> Iterator[Make]:
 @pytest.fixture
 def as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have frames of any length shown as far as they have come."""
-    monkeypatch.setattr("epochfs.assembly.frames._WHOLE_BYTES", 0)
+    monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
 
 
 def until(condition: Callable[[], bool]) -> None:

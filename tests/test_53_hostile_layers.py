@@ -40,8 +40,8 @@ def show(tmp_path: Path) -> Iterator[Show]:
 def test_a_layer_that_decompresses_without_end_is_too_large(
     make: Make, show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.rootfs.archive._FREE_BYTES", 4 * MIB)
-    monkeypatch.setattr("epochfs.rootfs.archive._MAX_RATIO", 2)
+    monkeypatch.setattr("epochfs.layers.archive._FREE_BYTES", 4 * MIB)
+    monkeypatch.setattr("epochfs.layers.archive._MAX_RATIO", 2)
     root = show(make(File("zeros", bytes(5 * MIB))))
     assert errno_of(root, "zeros") == errno.EFBIG
     moved = root.moved()
@@ -52,7 +52,7 @@ def test_a_layer_that_decompresses_without_end_is_too_large(
 def test_a_layer_of_too_many_entries_is_too_large(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_ENTRIES", 10)
+    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_ENTRIES", 10)
     assert errno_of(show(gzipped(*(File(str(n)) for n in range(11)))), "0") == errno.EFBIG
     assert show(gzipped(*(File(str(n)) for n in range(10)))).read("0") == b""
 
@@ -60,7 +60,7 @@ def test_a_layer_of_too_many_entries_is_too_large(
 def test_a_layer_of_too_many_bytes_of_names_is_too_large(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_BYTES", 10_000)
+    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_BYTES", 10_000)
     root = show(gzipped(*(File(f"{n:0200}") for n in range(100))))
     assert errno_of(root, "0") == errno.EFBIG
 
@@ -68,7 +68,7 @@ def test_a_layer_of_too_many_bytes_of_names_is_too_large(
 def test_directories_that_are_only_implied_are_counted_too(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_BYTES", MIB)
+    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_BYTES", MIB)
     assert errno_of(show(gzipped(File("a/" * 2000))), "a") == errno.EFBIG
 
 
@@ -230,7 +230,7 @@ def test_a_table_that_nothing_vouches_for_is_not_believed(make: Make, show: Show
 def test_a_table_of_too_many_rows_is_not_parsed(
     make: Make, show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.rootfs.toc.MAX_ROWS", 100)
+    monkeypatch.setattr("epochfs.layers.toc.MAX_ROWS", 100)
     root = show(make(*(File(f"d/{n}", b"x") for n in range(200))))
     assert len(root.names("d")) == 200
     assert root.read("d/7") == b"x"
@@ -262,7 +262,7 @@ def test_a_table_is_believed_only_by_the_manifest_that_vouches_for_it(
 def test_without_its_decoder_a_layer_says_what_to_install(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.rootfs.decoders.indexed_gzip", None)
+    monkeypatch.setattr("epochfs.layers.decoders.indexed_gzip", None)
     root = show(gzipped(File("a")))
     with pytest.raises(OSError, match=r"pip install 'epochfs\[rootfs\]'") as raised:
         root.view.stat(root / "a")
@@ -281,7 +281,7 @@ def test_links_that_lead_nowhere_are_an_error(one: str, other: str, show: Show) 
 
 
 def test_what_links_lead_to_is_counted_too(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_BYTES", 100_000)
+    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_BYTES", 100_000)
     link = File("l", type=LINK, link="/".join("d" * 500))
     for files in (
         [File(f"l/{n}") for n in range(99)],
@@ -291,7 +291,7 @@ def test_what_links_lead_to_is_counted_too(show: Show, monkeypatch: pytest.Monke
 
 
 def test_the_ways_to_entries_are_bounded(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.rootfs.indexwriter.MAX_STEPS", 1000)
+    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_STEPS", 1000)
     far = "/".join("d" * 100)
     files = [File(f"{far}/{n}/x") for n in range(20)]
     assert errno_of(show(gzipped(File("l", type=LINK, link="x"), *files)), "l") == errno.EFBIG

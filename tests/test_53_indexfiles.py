@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from diskcache import PAGE, failing, opened, read_only
 
-from epochfs.blobcache import BlobCache
+from epochfs.cache.blobs import BlobCache
 from epochfs.errors import CacheFailure, ContentMismatch
-from epochfs.manifests import Descriptor
-from epochfs.names import Digest
-from epochfs.rootfs.entry import Entry
-from epochfs.rootfs.indexfiles import IndexFiles
-from epochfs.rootfs.indexwriter import IndexWriter
-from epochfs.rootfs.layerindex import FORMAT, LayerIndex
+from epochfs.layers.entry import Entry
+from epochfs.layers.indexfiles import IndexFiles
+from epochfs.layers.indexwriter import IndexWriter
+from epochfs.layers.layerindex import FORMAT, LayerIndex
+from epochfs.oci.manifests import Descriptor
+from epochfs.oci.names import Digest
 
 LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar", Digest.of(b"a layer"), 7)
 OTHER = Descriptor("application/vnd.oci.image.layer.v1.tar", Digest.of(b"another"), 7)
@@ -116,7 +116,7 @@ def test_a_file_that_goes_away_while_room_is_made_is_no_failure(
             os.unlink(file.name, dir_fd=path)
         return _Closing(found)
 
-    monkeypatch.setattr("epochfs.rootfs.indexfiles.os.scandir", scandir)
+    monkeypatch.setattr("epochfs.layers.indexfiles.os.scandir", scandir)
     assert names(IndexFiles(cache).get(LAYER, write)) == 300
 
 

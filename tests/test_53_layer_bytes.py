@@ -23,16 +23,16 @@ from layers import (
 )
 from roots import MIB, Make, Show, plain, shows
 
-from epochfs.blobcache import BlobCache
+from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Vanished
-from epochfs.manifests import Descriptor
-from epochfs.names import Digest, Repository
-from epochfs.registry import EmbeddedRegistry, Request, Response
-from epochfs.rootfs.content import ChunkCache, ChunkPieces
-from epochfs.rootfs.entry import Piece
-from epochfs.rootfs.merge import Image
-from epochfs.rootfs.store import Layers
+from epochfs.layers.content import ChunkCache, ChunkPieces
+from epochfs.layers.entry import Piece
+from epochfs.layers.store import Layers
+from epochfs.oci.manifests import Descriptor
+from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.merge import Image
 
 pytest.importorskip("indexed_gzip")
 

@@ -16,9 +16,9 @@ from mounts import Mounts
 from stacks import stack
 from views import Opener, VfsView, names
 
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.samples import descriptor
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.samples import descriptor
+from epochfs.oci.manifests import OCI_MANIFEST
 
 WITHOUT = Behaviour(referrers=False)
 SIGNATURE_TYPE = "application/vnd.example.signature"

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epochfs.errors import ProtocolViolation, TooLarge
-from epochfs.rootfs.entry import Entry
-from epochfs.rootfs.tarheaders import number
-from epochfs.rootfs.tarstream import ForwardStream
-from epochfs.rootfs.tarwalk import walk
+from epochfs.layers.entry import Entry
+from epochfs.layers.tarheaders import number
+from epochfs.layers.tarstream import ForwardStream
+from epochfs.layers.tarwalk import walk
 
 END = bytes(1024)
 LONG = "/".join(["long" * 20] * 4)

@@ -18,9 +18,9 @@ from stacks import stack
 from views import MountView, Opener, Seen, VfsView, names, read, walk
 
 from epochfs.client import RegistryClient
-from epochfs.names import Digest, Tag
-from epochfs.registry import EmbeddedRegistry, Request, Response
-from epochfs.vfs import CACHED_XATTR
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Digest, Tag
+from epochfs.vfs.filesystem import CACHED_XATTR
 
 APP = image(random_bytes(200_000, 1), b"small")
 BOTH = index(image(b"one"), image(b"other"))

@@ -27,10 +27,10 @@ from stacks import stack
 from views import Opener, VfsView, names, read
 
 from epochfs.client import RegistryClient
-from epochfs.manifests import OCI_INDEX
-from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry, Request, Response
-from epochfs.samples import encode
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.samples import encode
+from epochfs.oci.manifests import OCI_INDEX
+from epochfs.oci.names import Digest
 
 SCHEMA2 = docker_image(random_bytes(50_000, 1), b"small")
 LIST = docker_list(docker_image(b"amd64"), docker_image(b"arm64", b"shared"))

@@ -18,22 +18,22 @@ from mounts import Mounts
 from stacks import stack_status
 from views import MountView, VfsView, names, read, walk
 
-from epochfs.assembly import Assembler
-from epochfs.blobcache import BlobCache
+from epochfs.blobs.layout_blobs import LayoutBlobs
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.tag_history import TagHistory
 from epochfs.config import BlobOptions, CacheOptions, ListingOptions
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import NotFound, ProtocolViolation
-from epochfs.layoutblobs import LayoutBlobs
-from epochfs.listings import Listings
-from epochfs.manifests import OCI_MANIFEST, REF_NAME
-from epochfs.names import Digest
-from epochfs.ocilayout import OciLayout
-from epochfs.registry import EmbeddedRegistry
-from epochfs.rootfs.nodes import Rootfs
-from epochfs.rootfs.store import Layers
-from epochfs.samples import descriptor, encode
-from epochfs.taghistory import TagHistory
-from epochfs.tree import Tree
-from epochfs.vfs import FileSystem
+from epochfs.layers.store import Layers
+from epochfs.metadata.layout_source import OciLayout
+from epochfs.metadata.listings import Listings
+from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME
+from epochfs.oci.names import Digest
+from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.filesystem import FileSystem
+from epochfs.vfs.rootfs_nodes import Rootfs
+from epochfs.vfs.tree import Tree
 
 APP = image(random_bytes(9_000_000, 1), b"small")
 LAYER = Digest.of(APP.blobs[1])

@@ -14,18 +14,18 @@ import pytest
 from builders import random_bytes
 from scripted import until
 
-from epochfs.blobcache import BlobCache, read_exactly
+from epochfs.blobs.connections import MIB, Budget
+from epochfs.blobs.download import Download
+from epochfs.cache.blobs import BlobCache, read_exactly
+from epochfs.cache.ranges import RangeSet
 from epochfs.config import BlobOptions, CacheOptions
-from epochfs.downloads import Download
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
     DeadlineExceeded,
     Unavailable,
 )
-from epochfs.names import Digest
-from epochfs.ranges import RangeSet
-from epochfs.window import MIB, Budget
+from epochfs.oci.names import Digest
 
 BLOB = random_bytes(24 * MIB, 60)
 DIGEST = Digest.of(BLOB)

@@ -15,8 +15,8 @@ from builders import random_bytes
 from scripted import at_most
 from sources import FakeClient, FakeStream, Turnstile, break_at, flip
 
-from epochfs.blobcache import BlobCache, StagedBlob
-from epochfs.blobs import BlobHandle, Blobs
+from epochfs.blobs.store import BlobHandle, Blobs
+from epochfs.cache.blobs import BlobCache, StagedBlob
 from epochfs.config import BlobOptions, CacheOptions
 from epochfs.errors import (
     CacheFailure,
@@ -30,7 +30,7 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Vanished,
 )
-from epochfs.names import Digest, Repository
+from epochfs.oci.names import Digest, Repository
 
 MIB = 1 << 20
 APP = Repository("team/app")
@@ -175,7 +175,7 @@ class TestWhatIsAskedFor:
     def test_what_has_arrived_is_on_record_long_before_the_end(
         self, blobs_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("epochfs.staging._SAVE_SECONDS", 0.0)
+        monkeypatch.setattr("epochfs.blobs.staged_file._SAVE_SECONDS", 0.0)
         gate = Turnstile(8 * MIB)
         with opened(blobs_of(FakeClient(LARGE, before=gate)), LARGE) as handle:
             assert pread(handle, 0, 4 * MIB) == LARGE[: 4 * MIB]

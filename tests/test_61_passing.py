@@ -18,8 +18,10 @@ from diskcache import failing
 from scripted import at_most, until
 from sources import FakeClient, FakeStream, Turnstile, break_at, flip
 
-from epochfs.blobcache import BlobCache, StagedBlob
-from epochfs.blobs import BlobHandle, Blobs
+from epochfs.blobs.passing import PIECE
+from epochfs.blobs.places import Places
+from epochfs.blobs.store import BlobHandle, Blobs
+from epochfs.cache.blobs import BlobCache, StagedBlob
 from epochfs.config import BlobOptions, CacheOptions
 from epochfs.errors import (
     CacheFailure,
@@ -30,9 +32,7 @@ from epochfs.errors import (
     Unavailable,
     Vanished,
 )
-from epochfs.names import Digest, Repository
-from epochfs.passing import PIECE
-from epochfs.places import Places
+from epochfs.oci.names import Digest, Repository
 
 MIB = 1 << 20
 APP = Repository("team/app")
@@ -160,8 +160,8 @@ class TestReading:
     def test_more_handles_than_places_are_all_served(
         self, blobs_of: Opener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("epochfs.places._IDLE_SECONDS", 0.05)
-        monkeypatch.setattr("epochfs.blobs._MOST_STREAMS", 4)
+        monkeypatch.setattr("epochfs.blobs.places._IDLE_SECONDS", 0.05)
+        monkeypatch.setattr("epochfs.blobs.store._MOST_STREAMS", 4)
         client = FakeClient(LARGE)
         blobs = blobs_of(client)
         with ExitStack() as closing:

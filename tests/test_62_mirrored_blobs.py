@@ -12,14 +12,14 @@ import pytest
 from builders import random_bytes
 from sources import FakeClient, FakeStream
 
-from epochfs.blobcache import BlobCache
-from epochfs.blobs import Blobs
+from epochfs.blobs.store import Blobs
+from epochfs.cache.blobs import BlobCache
 from epochfs.client import RegistryClient
+from epochfs.client.hosts import Host, RegistryHosts
 from epochfs.config import BlobOptions, CacheOptions, RegistryUrl, TransportOptions
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import ContentMismatch
-from epochfs.hosts import Host, RegistryHosts
-from epochfs.names import Digest, Repository
-from epochfs.registry import EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Digest, Repository
 
 MIB = 1 << 20
 APP = Repository("team/app")

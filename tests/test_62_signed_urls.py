@@ -10,8 +10,8 @@ from pathlib import Path
 import builders
 from stacks import stack
 
-from epochfs.names import Digest, Repository
-from epochfs.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Digest, Repository
 
 SIZE = 3_000_000
 CUT = 700_000

@@ -21,12 +21,12 @@ from scripted import until
 from stacks import stack
 from views import Opener, View, names, read, walk
 
-from epochfs import samples
 from epochfs.client import RegistryClient
-from epochfs.manifests import CREATED, OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry
-from epochfs.samples import ARTIFACT
+from epochfs.demo import samples
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.samples import ARTIFACT
+from epochfs.oci.manifests import CREATED, OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 SECOND = 10**9
 MADE = "2024-02-29T12:00:00Z"
@@ -377,8 +377,8 @@ def test_memory_is_given_back_once_no_file_has_been_open_for_a_while(
     registry: EmbeddedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_back: list[None] = []
-    monkeypatch.setattr("epochfs.vfs._REST_SECONDS", 0.2)
-    monkeypatch.setattr("epochfs.vfs.give_back", lambda: given_back.append(None))
+    monkeypatch.setattr("epochfs.vfs.filesystem._REST_SECONDS", 0.2)
+    monkeypatch.setattr("epochfs.vfs.filesystem.give_back", lambda: given_back.append(None))
     with stack(registry.url, tmp_path) as layers:
         filesystem = layers.filesystem
         one = filesystem.open(blob_path(NGINX, 0)).handle

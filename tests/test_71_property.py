@@ -17,8 +17,8 @@ from stacks import stack
 from views import MountView, Seen, VfsView, View, walk
 
 from epochfs.client import RegistryClient
-from epochfs.names import Tag
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.oci.names import Tag
 
 NAMES = Behaviour(validates=False)
 PAGED = Behaviour(validates=False, page_size=2)

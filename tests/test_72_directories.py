@@ -11,8 +11,8 @@ from builders import image, load
 from mounts import Mounts
 
 from epochfs.client import RegistryClient
-from epochfs.names import Repository, Tag
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.oci.names import Repository, Tag
 
 APP = image(b"app")
 TAGS = [f"v{number:04}" for number in range(3000)]

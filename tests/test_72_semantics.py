@@ -17,7 +17,7 @@ from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from mounts import Mount, Mounts
 from scripted import until
 
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 APP = image(random_bytes(300_000, 1), b"shared")
 PLATFORMS = index(image(b"shared"), image(random_bytes(5000, 2), architecture="arm64"))
@@ -126,7 +126,7 @@ def test_a_walk_again_within_the_ttl_asks_nothing(
     assert embedded.requests == []
 
 
-@pytest.mark.expects_log("WARNING epochfs.health: registry .* is down")
+@pytest.mark.expects_log("WARNING epochfs.metadata.registry_health: registry .* is down")
 def test_what_is_cached_is_served_while_the_registry_is_down_and_it_heals(
     embedded: EmbeddedRegistry, mounts: Mounts
 ) -> None:

@@ -16,10 +16,10 @@ from builders import Content, image, load, random_bytes
 from mounts import Mounts, require_fuse
 
 from epochfs import errors
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.passthrough import Passthrough
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.fuse.passthrough import Passthrough
+from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 LARGE = random_bytes(6_000_000, 3)
 APP = image(LARGE)
@@ -65,7 +65,7 @@ def in_pieces(body: Callable[[], Iterator[bytes]]) -> Callable[[Request, Respons
 
 def test_every_error_has_a_row() -> None:
     require_fuse()
-    from epochfs.operations import ERRNO
+    from epochfs.fuse.operations import ERRNO
 
     kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass)}
     kinds = {kind for kind in kinds if issubclass(kind, errors.EpochfsError)}
@@ -78,7 +78,7 @@ def test_what_is_not_foreseen_is_an_io_error_with_a_traceback(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     require_fuse()
-    from epochfs import operations
+    from epochfs.fuse import operations
 
     def fail(path: str) -> None:
         raise error
@@ -239,7 +239,7 @@ def test_hostile_names_are_left_out_and_their_neighbours_listed(
             answer = super().respond(request)
             if not request.path.endswith("/tags/list"):
                 return answer
-            from epochfs.registry.messages import json_response
+            from epochfs.demo.registry.messages import json_response
 
             return json_response({"name": "library/app", "tags": [*hostile, "latest"]})
 

@@ -12,7 +12,7 @@ import pytest
 from builders import image, load, random_bytes
 from mounts import Mounts
 
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 LARGE = random_bytes(3_000_000, 7)
 WITHOUT_MFUSEPY = (

@@ -14,9 +14,9 @@ from conftest import DockerRegistry
 from mounts import Mounts
 
 from epochfs.client import RegistryClient
-from epochfs.manifests import OCI_MANIFEST, TITLE
-from epochfs.names import Digest
-from epochfs.samples import EMPTY, descriptor, encode
+from epochfs.demo.samples import EMPTY, descriptor, encode
+from epochfs.oci.manifests import OCI_MANIFEST, TITLE
+from epochfs.oci.names import Digest
 
 MIB = 1 << 20
 PART = "application/vnd.cocoonstack.windows.disk.qcow2.part"

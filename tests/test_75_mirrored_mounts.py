@@ -16,8 +16,8 @@ from commandline import run
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from mounts import Mounts
 
-from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.oci.names import Digest
 
 MIB = 1 << 20
 LAYER = random_bytes(24 * MIB + 5, 1)

@@ -22,11 +22,11 @@ import pytest
 from builders import image, load, random_bytes
 from mounts import Mount, Mounts
 
-from epochfs import passthrough
 from epochfs.cli import system
-from epochfs.names import Digest
-from epochfs.passthrough import Passthrough, obstacle
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.fuse import passthrough
+from epochfs.fuse.passthrough import Passthrough, obstacle
+from epochfs.oci.names import Digest
 
 MODERN = (3, 17)
 DEVICE = 99

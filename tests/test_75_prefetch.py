@@ -11,11 +11,11 @@ import pytest
 from builders import Content, image, index, load, random_bytes
 from stacks import Stack, stack
 
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import CacheFailure, ContentMismatch, InvalidName, NotFound
-from epochfs.files import DirectFiles
-from epochfs.names import Digest, Tag
-from epochfs.prefetch import Blob, Failure, Prefetch, Progress, Selection
-from epochfs.registry import EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Digest, Tag
+from epochfs.session.prefetcher import Blob, Failure, Prefetch, Progress, Selection
+from epochfs.vfs.reader import DirectFiles
 
 MIB = 1 << 20
 SHARED = random_bytes(300_000, 1)

@@ -37,7 +37,7 @@ from integrity import defects, push, read
 from mounts import Mounts, require_fuse
 from scripted import until
 
-from epochfs.fetchplan import CHUNK
+from epochfs.blobs.fetch_plan import CHUNK
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from conftest import DockerRegistry, Skopeo
 from layers import DEVICE, DIRECTORY, FIFO, HARD_LINK, LINK, File, Layer, container, gzipped, tar
 from mounts import Mounts
 
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 pytest.importorskip("indexed_gzip")
 

@@ -21,7 +21,7 @@ from stacks import stack
 from survey import failing, lost, slower, survey, whole, wrong
 from views import VfsView, View, read
 
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 TTL = 0.1
 PATIENT, SHORT = 10.0, 1.0

@@ -22,7 +22,7 @@ from scripted import at_most, until
 from survey import failing, lost, slower, survey, whole
 from views import MountView
 
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 pytestmark = pytest.mark.fuse
 

@@ -17,7 +17,7 @@ from nameslies import millions
 from scripted import ScriptedServer, reply
 from weblies import endless_error
 
-from epochfs.samples import encode
+from epochfs.demo.samples import encode
 
 MIB = 1 << 20
 

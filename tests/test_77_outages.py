@@ -44,8 +44,8 @@ from integrity import defects, push, read
 from mounts import Mounts
 from scripted import at_most, until
 
-from epochfs.fetchplan import CHUNK
-from epochfs.names import Digest
+from epochfs.blobs.fetch_plan import CHUNK
+from epochfs.oci.names import Digest
 
 HEALING_SECONDS = 10
 """How long a registry that was down may be taken for down after it is back."""

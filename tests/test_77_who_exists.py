@@ -23,7 +23,7 @@ from scripted import Step, at_most, reply, until
 from stacks import stack
 from views import VfsView, View, names, read
 
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 LAYER = b"layer" * 200
 APP = image(LAYER)

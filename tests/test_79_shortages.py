@@ -24,8 +24,8 @@ from layers import File, container, gzipped, zstd
 from mounts import COMMAND, Mount, Mounts
 from scripted import until
 
-from epochfs.names import Digest
-from epochfs.registry import EPOCH, SPECIFICATION, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, SPECIFICATION, Behaviour, EmbeddedRegistry
+from epochfs.oci.names import Digest
 
 pytestmark = [
     pytest.mark.fuse,

@@ -14,14 +14,14 @@ from commandline import environment, run
 from mounts import COMMAND
 
 from epochfs import __version__
-from epochfs.auth import MAX_PASSWORD_BYTES
 from epochfs.cli import logs, main, mount, system
 from epochfs.cli.credentials import auth_files
+from epochfs.cli.mount_words import kernel_words, split_words
 from epochfs.cli.options import registry_url
-from epochfs.cli.plan import MountPlan
-from epochfs.cli.words import kernel_words, split_words
+from epochfs.client.auth import MAX_PASSWORD_BYTES
 from epochfs.config import DEFAULT_URL, Address, Credentials, TransportOptions
-from epochfs.names import Repository
+from epochfs.oci.names import Repository
+from epochfs.session.settings import MountPlan
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from subjects import PASSWORD, USERNAME
 from epochfs.cli import main
 from epochfs.cli.credentials import auth_files, credentials
 from epochfs.config import Credentials
-from epochfs.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry
 
 VARIABLES = (
     "EPOCH_REGISTRY_TOKEN",

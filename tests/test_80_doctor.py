@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from subjects import PASSWORD, USERNAME
 
-from epochfs import samples
-from epochfs.cli import doctor, main, probe, system
+from epochfs.cli import doctor, main, system
 from epochfs.cli.options import registry_url
-from epochfs.cli.plan import Connection
 from epochfs.config import Credentials, TransportOptions
+from epochfs.demo import samples
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.errors import Denied, MountFailure, ProtocolViolation, TlsFailure, Unavailable
-from epochfs.names import Repository
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Repository
+from epochfs.session import probe
+from epochfs.session.settings import Connection
 
 ANONYMOUS = Credentials()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from epochfs.cli import ending, logs
+from epochfs.cli import logs, shutdown
 from epochfs.errors import MountFailure
 
 
@@ -55,7 +55,7 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_a_hangup_ends_only_a_mount_that_has_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {signal.SIGINT, signal.SIGTERM}
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    assert ending.ending_signals(foreground=True) == both | {signal.SIGHUP}
-    assert ending.ending_signals(foreground=False) == both
+    assert shutdown.ending_signals(foreground=True) == both | {signal.SIGHUP}
+    assert shutdown.ending_signals(foreground=False) == both
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    assert ending.ending_signals(foreground=True) == both
+    assert shutdown.ending_signals(foreground=True) == both

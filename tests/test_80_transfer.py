@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from epochfs.cli.liveline import LiveLine
+from epochfs.cli.progress import LiveLine
 from epochfs.cli.transfer import TransferView, shown_size, summary
-from epochfs.prefetch import Progress
+from epochfs.session.prefetcher import Progress
 
 MIB = 1 << 20
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from epochfs import mountinfo
 from epochfs.cli import mountpoint
 from epochfs.errors import MountFailure
-from epochfs.mountinfo import Mount, parse_mountinfo
+from epochfs.fuse import mountinfo
+from epochfs.fuse.mountinfo import Mount, parse_mountinfo
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 42 22 0:39 / /mnt/a\040b\011c\134d ro,nosuid - fuse.epochfs http://127.0.0.1:5000 ro,user_id=0

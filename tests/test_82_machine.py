@@ -18,10 +18,11 @@ from commandline import environment, run
 from mounts import COMMAND, NO_MIRRORS, Mounts, require_fuse
 from scripted import until
 
-from epochfs import mountinfo, samples
 from epochfs.cli import mountpoint
-from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo import samples
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.fuse import mountinfo
+from epochfs.oci.names import Digest
 
 pytestmark = pytest.mark.fuse
 

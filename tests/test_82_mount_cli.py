@@ -23,9 +23,10 @@ from mounts import COMMAND, NO_MIRRORS, require_fuse
 from scripted import until
 from subjects import PASSWORD, USERNAME
 
-from epochfs import mountinfo, samples
 from epochfs.cli import mountpoint
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo import samples
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.fuse import mountinfo
 
 pytestmark = pytest.mark.fuse
 

@@ -11,8 +11,8 @@ from commandline import run
 from diskcache import DATA, DIGEST, content, held, keep, opened, place, read_only
 from mounts import Mounts
 
-from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.oci.names import Digest
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import builders
 import pytest
 from mounts import Mount, Mounts
 
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
 
 USER = "canary-owner"
 NAME = "library/app"

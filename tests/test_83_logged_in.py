@@ -11,7 +11,7 @@ import pytest
 from mounts import Mounts
 from subjects import PASSWORD, USERNAME
 
-from epochfs.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 
 PUBLIC = "library/app"
 PRIVATE = "private/app"

@@ -20,10 +20,10 @@ from gates import Gate
 from mounts import COMMAND, NO_MIRRORS, Mounts
 from scripted import at_most, until
 
-from epochfs import status
 from epochfs.cli import logs, main
-from epochfs.names import Digest
-from epochfs.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.oci.names import Digest
+from epochfs.session import status
 
 MIB = 1 << 20
 LARGE = random_bytes(12 * MIB, 41)

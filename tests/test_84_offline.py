@@ -23,8 +23,6 @@ from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from mounts import Mount, Mounts
 from scripted import until
 
-from epochfs.cli import wiring
-from epochfs.cli.plan import Connection, FileSystemPlan
 from epochfs.config import (
     BlobOptions,
     CacheOptions,
@@ -33,14 +31,16 @@ from epochfs.config import (
     RegistryUrl,
     TransportOptions,
 )
-from epochfs.names import Digest
-from epochfs.registry import Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.registry.messages import OciError
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry.messages import OciError
+from epochfs.oci.names import Digest
+from epochfs.session import opening
+from epochfs.session.settings import Connection, FileSystemPlan
 
 CONTENT = image(random_bytes(1 << 20, 1), random_bytes(4096, 2))
 HEAL_SECONDS = 10.0
 QUICK = ("--metadata-ttl=1", "--timeout=10")
-DOWN = "WARNING epochfs.health: registry .* is down"
+DOWN = "WARNING epochfs.metadata.registry_health: registry .* is down"
 
 
 @dataclass
@@ -124,7 +124,7 @@ def test_an_outage_is_survived_seen_and_ends_without_a_remount(
     assert status(mount)["health"]["up"]
 
 
-@pytest.mark.expects_log("epochfs.operations: getattr /team/app/tags/never-seen: EIO")
+@pytest.mark.expects_log("epochfs.fuse.operations: getattr /team/app/tags/never-seen: EIO")
 @pytest.mark.expects_log(DOWN)
 def test_offline_ok_mounts_what_was_cached_and_heals(
     mounts: Mounts, registry: Switched, skopeo: Skopeo
@@ -189,8 +189,8 @@ def login(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
     return lambda name: (f"--username={name}", f"--password-file={tmp_path / 'password'}")
 
 
-@pytest.mark.expects_log("epochfs.operations: .*: EACCES")
-@pytest.mark.expects_log("epochfs.operations: .*: EIO")
+@pytest.mark.expects_log("epochfs.fuse.operations: .*: EACCES")
+@pytest.mark.expects_log("epochfs.fuse.operations: .*: EIO")
 @pytest.mark.expects_log(DOWN)
 def test_one_users_cached_blob_is_nothing_to_another(
     mounts: Mounts, separate: Separate, login: Callable[[str], tuple[str, str]], tmp_path: Path
@@ -231,7 +231,7 @@ def test_one_users_cached_blob_is_nothing_to_another(
 
 @pytest.mark.expects_log("neither kept nor served: docker-credential-test, .* failed")
 @pytest.mark.expects_log("no credentials for")
-@pytest.mark.expects_log("epochfs.operations: .*: EIO")
+@pytest.mark.expects_log("epochfs.fuse.operations: .*: EIO")
 @pytest.mark.expects_log(DOWN)
 def test_while_a_helper_does_not_say_who_this_is_nothing_is_served(
     mounts: Mounts, separate: Separate, tmp_path: Path
@@ -259,7 +259,7 @@ def test_while_a_helper_does_not_say_who_this_is_nothing_is_served(
             mounted(script).read_bytes()
 
 
-@pytest.mark.expects_log("epochfs.operations: .*: (EACCES|EIO)")
+@pytest.mark.expects_log("epochfs.fuse.operations: .*: (EACCES|EIO)")
 @pytest.mark.expects_log(DOWN)
 def test_a_mount_whose_token_is_rotated_serves_what_it_has_proved_until_that_is_refused(
     mounts: Mounts, tmp_path: Path
@@ -343,12 +343,12 @@ def test_a_tag_recalled_for_one_failure_of_a_registry_that_is_up_is_soon_resolve
         )
         load(registry, "team/app", "latest", CONTENT)
         with ExitStack() as closing:
-            filesystem = wiring.open_session(plan, closing).filesystem
+            filesystem = opening.open_session(plan, closing).filesystem
             assert str(CONTENT.digest) in filesystem.readlink(link)
         load(registry, "team/app", "latest", another)
         registry.broken = True
         with ExitStack() as closing:
-            filesystem = wiring.open_session(plan, closing).filesystem
+            filesystem = opening.open_session(plan, closing).filesystem
             assert str(CONTENT.digest) in filesystem.readlink(link)
             registry.broken = False
             until(lambda: str(another.digest) in filesystem.readlink(link))

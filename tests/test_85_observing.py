@@ -20,14 +20,14 @@ from commandline import run, start
 from mounts import Mount, Mounts
 from scripted import until
 
-from epochfs.blobs import BlobCounters
+from epochfs.blobs.store import BlobCounters
 from epochfs.client import MirrorState
 from epochfs.config import Address
+from epochfs.counters import counter, gauge, readings
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import UsageError
-from epochfs.passthrough import PassthroughStatus
-from epochfs.readings import counter, gauge, readings
-from epochfs.registry import EmbeddedRegistry, Request, Response
-from epochfs.status import CacheStatus, HealthStatus, Status
+from epochfs.fuse.passthrough import PassthroughStatus
+from epochfs.session.status import CacheStatus, HealthStatus, Status
 
 STATUS = Status(
     version="1",

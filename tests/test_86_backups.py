@@ -27,8 +27,8 @@ from conftest import Skopeo, serve_docker_registry
 from mounts import Mount, Mounts
 
 from epochfs.client import RegistryClient
-from epochfs.names import Tag
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.oci.names import Tag
 
 USER, FIRST, SECOND = "backup", "first", "second"
 
@@ -75,7 +75,7 @@ def guarded(tmp_path: Path, skopeo: Skopeo, mounts: Mounts) -> Iterator[Guarded]
 
 
 @each_tool
-@pytest.mark.expects_log("WARNING epochfs.operations: .* EACCES: GET .* 401")
+@pytest.mark.expects_log("WARNING epochfs.fuse.operations: .* EACCES: GET .* 401")
 def test_after_a_changed_password_a_backup_fails_and_the_last_good_one_is_whole(
     guarded: Guarded, tool: Tool
 ) -> None:

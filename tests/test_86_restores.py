@@ -27,7 +27,7 @@ from mounts import Mount, Mounts
 from views import MountView, walk
 
 from epochfs.client import RegistryClient
-from epochfs.registry import EmbeddedRegistry
+from epochfs.demo.registry import EmbeddedRegistry
 
 REPOSITORY = recipe("for tag in")
 LAYOUT = recipe("epochfs mount oci:")

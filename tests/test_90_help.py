@@ -17,13 +17,13 @@ from mounts import COMMAND
 from test_00_layers import RANKS
 
 from epochfs import help as pages
-from epochfs import samples
 from epochfs.cli import cache, demo, doctor, main, mount, prefetch, umount
 from epochfs.cli import help as helping
 from epochfs.cli.help import rendered
+from epochfs.demo import samples
+from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.help import TOPICS, page
 from epochfs.help.markdown import Code, Heading, Item, Paragraph, Table, parse, spans
-from epochfs.registry import EmbeddedRegistry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

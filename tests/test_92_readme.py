@@ -17,11 +17,11 @@ from builders import image, load
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from mounts import require_fuse
 
-from epochfs import samples
 from epochfs.client import RegistryClient
+from epochfs.demo import samples
+from epochfs.demo.registry import Behaviour, EmbeddedRegistry
 from epochfs.help import TOPICS, page
 from epochfs.help.markdown import Code, parse
-from epochfs.registry import Behaviour, EmbeddedRegistry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

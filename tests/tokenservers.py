@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from epochfs.auth import Authenticator, CredentialStore, TokenRequest
+from epochfs.client.auth import Authenticator, CredentialStore, TokenRequest
 from epochfs.config import Credentials
 
 CHALLENGE = 'Bearer realm="https://auth.example/token",service="example",scope="repository:a:pull"'

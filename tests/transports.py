@@ -9,8 +9,8 @@ from pathlib import Path
 
 from scripted import Script, ScriptedServer, Step
 
+from epochfs.client.transport import BlobStream, Reply, Request, Transport
 from epochfs.config import Credentials, TransportOptions
-from epochfs.transport import BlobStream, Reply, Request, Transport
 
 TIMEOUT = 0.6
 """The time limit of the tests' operations, in seconds."""

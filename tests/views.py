@@ -16,10 +16,10 @@ from typing import Protocol
 from mounts import Mounts
 from stacks import stack
 
+from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import EpochfsError
-from epochfs.node import inode
-from epochfs.registry import EmbeddedRegistry
-from epochfs.vfs import FileSystem
+from epochfs.vfs.filesystem import FileSystem
+from epochfs.vfs.node import inode
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class _VfsFile:
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
     # Imported late: the binding cannot be imported without libfuse.
-    from epochfs.operations import errno_of
+    from epochfs.fuse.operations import errno_of
 
     try:
         yield

@@ -1,28 +1,11 @@
-"""The command line: options, environment, logging, wiring and exit codes.
+"""The command line: words in, exit codes out.
 
-::
+Reads the environment and the arguments, and is the only folder that does. Uses `session` to open
+a registry, and whatever else a command shows.
+Used by the `epochfs` program alone.
 
-    options      options that commands share, and the environment
-    credentials  which credentials count, and where other tools keep them
-    words        `-o`, as mount(8) passes it
-    plan         the values all this becomes
-    mount        the `mount` command
-    serving      the process behind a mount
-    wiring       all the layers up to the filesystem, put together
-    mountpoint   the directory: may it be mounted on, is it mounted, who uses it, unmount it
-    daemon       the background process and what its parent waits for
-    ending       how a serving process stops: signals, and the deadline for leaving
-    probe        whether a registry can be used
-    system       what FUSE needs of the machine
-    logs         where log lines go and what they look like
-    liveline     the line of a terminal that shows what goes on
-    transfer     what a transfer shows there
-    umount, prefetch, cache, doctor, demo, help, completion   the other commands
-
-Subcommands are imported when they are asked for, so that `epochfs --version` is immediate. This
-package is the only one that reads the environment.
-
-Exit codes: 0 success, 1 failure, 2 wrong usage, 130 after a Ctrl-C. An error is one line on stderr.
+Subcommands are imported when they are asked for, so that `epochfs --version` is immediate.
+Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one line on stderr.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ from pathlib import Path
 import click
 import platformdirs
 
-from epochfs import cachecare
-from epochfs.blobcache import BLOBS, BlobCache
-from epochfs.cachecare import Removal, Tally
-from epochfs.cachedir import FORMAT
-from epochfs.cacheusers import CacheUser
-from epochfs.cli.liveline import LiveLine
+from epochfs.cache import maintenance
+from epochfs.cache.blobs import BLOBS, BlobCache
+from epochfs.cache.directory import FORMAT
+from epochfs.cache.maintenance import Removal, Tally
+from epochfs.cache.users import CacheUser
 from epochfs.cli.options import file_option, value_option
+from epochfs.cli.progress import LiveLine
 from epochfs.config import CacheOptions, parse_seconds, parse_size
 from epochfs.errors import CacheFailure, printable
 
@@ -39,7 +39,7 @@ def info(cache_dir: Path | None) -> None:
     if cache is None:
         click.echo("empty     nothing was cached here yet")
         return
-    found = cachecare.survey(cache)
+    found = maintenance.survey(cache)
     click.echo(f"complete  {_counted(found.complete)}")
     click.echo(f"partial   {_counted(found.partial)}")
     click.echo(f"names     {_size(found.databases.size)}")
@@ -64,7 +64,7 @@ def verify(cache_dir: Path | None) -> int:
     with LiveLine() as line:
         progress = _Progress(sum(entry.size for entry in entries), line)
         if cache is not None:
-            for blob in cachecare.verify(cache, entries, progress):
+            for blob in maintenance.verify(cache, entries, progress):
                 progress.wipe()
                 click.echo(f"bad       {blob.digest} {blob.problem}: removed")
                 bad += 1
@@ -93,7 +93,7 @@ def prune(cache_dir: Path | None, cache_size: int | None, partial_age: float) ->
     Exit code 1 if something could not be removed, or if all that should have been is in use.
     """
     directory, cache = _opened(cache_dir)
-    removal = cachecare.prune(cache, cache_size, partial_age) if cache else Removal()
+    removal = maintenance.prune(cache, cache_size, partial_age) if cache else Removal()
     _report(directory, removal)
     if removal.lacking and not removal.removed.count:
         raise CacheFailure(
@@ -112,7 +112,7 @@ def clear(cache_dir: Path | None) -> None:
     go.
     """
     directory, cache = _opened(cache_dir)
-    _report(directory, cachecare.clear(cache) if cache else Removal())
+    _report(directory, maintenance.clear(cache) if cache else Removal())
 
 
 def _opened(cache_dir: Path | None) -> tuple[Path, BlobCache | None]:

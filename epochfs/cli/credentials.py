@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from epochfs.auth import read_password
+from epochfs.client.auth import read_password
 from epochfs.config import Credentials, RegistryUrl
 from epochfs.errors import MountFailure, UsageError, printable
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from epochfs.cli import ending
-from epochfs.cli.liveline import LiveLine
+from epochfs.cli import shutdown
+from epochfs.cli.progress import LiveLine
 from epochfs.errors import EpochfsError, MountFailure, printable
 
 Ready = Callable[[Sequence[str]], None]
@@ -54,7 +54,9 @@ class Daemon:
             os.close(self._pipe)
             _run(serve, os.fdopen(report, "wb", buffering=0), log_file)
         os.close(report)
-        self._handlers = {number: signal.signal(number, ending.interrupt) for number in _INTERRUPTS}
+        self._handlers = {
+            number: signal.signal(number, shutdown.interrupt) for number in _INTERRUPTS
+        }
 
     def __enter__(self) -> Daemon:
         return self

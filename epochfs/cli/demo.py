@@ -13,11 +13,12 @@ from pathlib import Path
 
 import click
 
-from epochfs import mountinfo, samples
-from epochfs.cli import ending, mountpoint, system
+from epochfs.cli import mountpoint, shutdown, system
 from epochfs.cli.options import completed_as
+from epochfs.demo import samples
+from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import MountFailure, printable
-from epochfs.registry import EmbeddedRegistry
+from epochfs.fuse import mountinfo
 
 _START_SECONDS = 15.0
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -92,7 +93,7 @@ def _stay(child: subprocess.Popen[bytes]) -> None:
 def _stop(child: subprocess.Popen[bytes], path: Path) -> None:
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
-        child.wait(ending.GRACE + 1)
+        child.wait(shutdown.GRACE + 1)
     child.kill()
     child.wait()
     mountpoint.clear_dead(path)

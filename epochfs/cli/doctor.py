@@ -18,10 +18,9 @@ from pathlib import Path
 import click
 import platformdirs
 
-from epochfs.cachedir import CacheDirectory, cache_errors
-from epochfs.cli import probe, system
+from epochfs.cache.directory import CacheDirectory, cache_errors
+from epochfs.cli import system
 from epochfs.cli.options import connection_options, file_option, registry_url
-from epochfs.cli.plan import Connection
 from epochfs.client import MirrorState, RegistryClient
 from epochfs.config import MAX_READ, RegistryUrl
 from epochfs.errors import (
@@ -32,10 +31,12 @@ from epochfs.errors import (
     NotFound,
     Unsupported,
 )
-from epochfs.manifests import Descriptor, Index, Manifest
-from epochfs.names import Repository
-from epochfs.passthrough import obstacle
-from epochfs.rootfs import decoders
+from epochfs.fuse.passthrough import obstacle
+from epochfs.layers import decoders
+from epochfs.oci.manifests import Descriptor, Index, Manifest
+from epochfs.oci.names import Repository
+from epochfs.session import probe
+from epochfs.session.settings import Connection
 
 _ENOUGH_SPACE = 1024**3
 _BINDINGS = ("mfusepy", "fusepy")

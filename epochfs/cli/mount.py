@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from epochfs import hosts
-from epochfs.cli import ending, logs, mountpoint, system
+from epochfs.cli import logs, mountpoint, shutdown, system
 from epochfs.cli.daemon import Daemon, Ready
+from epochfs.cli.mount_words import MountCommand, kernel_words
 from epochfs.cli.options import (
     completed_as,
     connection_options,
@@ -18,10 +18,10 @@ from epochfs.cli.options import (
     source,
     value_option,
 )
-from epochfs.cli.plan import Connection, Fetching, MountPlan
-from epochfs.cli.words import MountCommand, kernel_words
+from epochfs.client import hosts
 from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
 from epochfs.errors import UsageError, printable
+from epochfs.session.settings import Connection, Fetching, MountPlan
 
 _START_SECONDS = 15.0
 """What starting may take beyond the registry's own time limit."""
@@ -177,13 +177,13 @@ def _serve_in_background(plan: MountPlan) -> None:
         mountpoint.clear_dead(plan.path)
         if isinstance(error, KeyboardInterrupt):
             click.echo("epochfs: interrupted: nothing is mounted", err=True)
-            raise click.exceptions.Exit(ending.exit_code(error)) from None
+            raise click.exceptions.Exit(shutdown.exit_code(error)) from None
         raise
 
 
 def _serve(plan: MountPlan, ready: Ready) -> None:
     """Serve in this process, which belongs to the mount from here on."""
-    signals = ending.Signals(plan.path, foreground=plan.foreground)
+    signals = shutdown.Signals(plan.path, foreground=plan.foreground)
     # Imported only now: most of epochfs, which cannot be had without libfuse and takes its time.
     from epochfs.cli import serving
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from epochfs.errors import MountFailure, printable
-from epochfs.mountinfo import mounted_on
+from epochfs.fuse.mountinfo import mounted_on
 
 _PROC = Path("/proc")
 _POLL = 0.01

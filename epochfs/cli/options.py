@@ -16,9 +16,8 @@ import click
 import platformdirs
 from click.shell_completion import CompletionItem
 
-from epochfs import hosts
 from epochfs.cli.credentials import credentials, readable
-from epochfs.cli.plan import Connection, Fetching
+from epochfs.client import hosts
 from epochfs.config import (
     LAYOUT_SCHEME,
     BlobOptions,
@@ -31,7 +30,8 @@ from epochfs.config import (
     parse_size,
 )
 from epochfs.errors import EpochfsError, UsageError, printable
-from epochfs.names import Repository
+from epochfs.oci.names import Repository
+from epochfs.session.settings import Connection, Fetching
 
 _T = TypeVar("_T")
 _Function = Callable[..., _T]

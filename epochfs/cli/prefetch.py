@@ -10,16 +10,17 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from epochfs.cli import ending, logs, mountpoint, system, wiring
-from epochfs.cli.liveline import LiveLine
+from epochfs.cli import logs, mountpoint, shutdown, system
 from epochfs.cli.options import completed_as, connection_options, fetching_options, registry_url
-from epochfs.cli.plan import Connection, Fetching, FileSystemPlan
+from epochfs.cli.progress import LiveLine
 from epochfs.cli.transfer import TransferView, shown_size, summary
 from epochfs.config import BlobOptions, ListingOptions
 from epochfs.errors import CacheFailure, MountFailure, UsageError, printable
-from epochfs.files import DirectFiles, Files, MountedFiles
-from epochfs.mountinfo import mounted_on
-from epochfs.prefetch import Failure, Prefetch, Selection
+from epochfs.fuse.mountinfo import mounted_on
+from epochfs.session import opening
+from epochfs.session.prefetcher import Failure, Prefetch, Selection
+from epochfs.session.settings import Connection, Fetching, FileSystemPlan
+from epochfs.vfs.reader import DirectFiles, Files, MountedFiles
 
 _BLOBS_AT_ONCE = 4
 
@@ -48,7 +49,7 @@ def command(
     selections = [Selection.parse(text) for text in wanted]
     logs.configure("warning", None, foreground=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, ending.interrupt)
+        signal.signal(number, shutdown.interrupt)
     with contextlib.ExitStack() as closing:
         path = _mount_point(source)
         if path is not None:
@@ -62,12 +63,12 @@ def command(
         try:
             return _run(prefetch, selections, line)
         except KeyboardInterrupt as interruption:
-            code = ending.exit_code(interruption)
+            code = shutdown.exit_code(interruption)
             line.say("interrupted: what has arrived is kept, the same command goes on from there")
-            ending.exit_within(ending.GRACE, code)
+            shutdown.exit_within(shutdown.GRACE, code)
             closing.close()
             # A thread that reads from a mount may wait for a registry that is silent.
-            ending.exit_now(code)
+            shutdown.exit_now(code)
 
 
 def _mount_point(source: str) -> Path | None:
@@ -109,7 +110,7 @@ def _direct(
         blobs=BlobOptions(connection.transport.timeout, connections=fetching.connections),
         offline_ok=False,
     )
-    return DirectFiles(wiring.open_session(plan, closing).filesystem)
+    return DirectFiles(opening.open_session(plan, closing).filesystem)
 
 
 def _run(prefetch: Prefetch, selections: list[Selection], line: LiveLine) -> int:

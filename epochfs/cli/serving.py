@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from epochfs import operations
-from epochfs.buffers import share_one_heap
-from epochfs.cli import ending, system, wiring
+from epochfs.blobs.buffers import share_one_heap
+from epochfs.cli import shutdown, system
 from epochfs.cli.daemon import Ready
-from epochfs.cli.plan import MountPlan
 from epochfs.config import Address, LayoutPath
 from epochfs.errors import MountFailure, printable
-from epochfs.passthrough import Passthrough
-from epochfs.status import StatusSource
+from epochfs.fuse import operations
+from epochfs.fuse.passthrough import Passthrough
+from epochfs.session import opening
+from epochfs.session.settings import MountPlan
+from epochfs.session.status import StatusSource
 
 log = logging.getLogger(__name__)
 
 
-def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
+def serve(plan: MountPlan, ready: Ready, signals: shutdown.Signals) -> None:
     """Check the registry, then mount it and serve it until it is unmounted.
 
     Calls `ready` once it is mounted; a hangup among `signals` then drops cached listings. From the
@@ -39,7 +40,7 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
             log.warning("%s", line)
             warnings.append(line)
 
-        session = wiring.open_session(plan, closing, str(plan.path), passthrough, warn)
+        session = opening.open_session(plan, closing, str(plan.path), passthrough, warn)
         filesystem = session.filesystem
         if plan.metrics is not None:
             log.info("metrics are served on %s", _serve_metrics(plan.metrics, session.status))
@@ -67,14 +68,14 @@ def serve(plan: MountPlan, ready: Ready, signals: ending.Signals) -> None:
             operations.serve(filesystem, plan.path, fuse, passthrough, on_ready=mounted)
             exit_code = 0
         finally:
-            ending.exit_within(ending.GRACE, exit_code)
+            shutdown.exit_within(shutdown.GRACE, exit_code)
     log.info("%s is unmounted", printable(plan.path))
 
 
 def _serve_metrics(address: Address, source: StatusSource) -> str:
     """Serve metrics; return their URL."""
     try:
-        from epochfs import metrics
+        from epochfs.session import metrics
     except ModuleNotFoundError:
         raise MountFailure(
             "--metrics needs prometheus-client: install it (pip install 'epochfs[metrics]')"

@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from epochfs.cli.liveline import LiveLine
-from epochfs.prefetch import Progress
+from epochfs.cli.progress import LiveLine
+from epochfs.session.prefetcher import Progress
 
 _RATE_SECONDS = 10.0
 _LIVE_SECONDS = 0.1

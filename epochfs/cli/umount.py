@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from epochfs import mountinfo
 from epochfs.cli import mountpoint
 from epochfs.cli.options import completed_as
 from epochfs.errors import MountFailure, printable
+from epochfs.fuse import mountinfo
 
 _GONE_SECONDS = 10.0
 

@@ -1,7 +1,11 @@
-"""The client of a registry: one method per endpoint, listings page by page, blobs pushed."""
+"""Everything on the wire: `RegistryClient`, its mirrors, `auth/`, `hosts/`, `transport/`.
 
-from epochfs.client.client import RegistryClient
+One method per endpoint of the specification. Uses `oci` and `config`.
+Used by `cache`, `metadata`, `blobs` and `session`, and by programs as a library.
+"""
+
 from epochfs.client.mirrors import MirrorState
-from epochfs.transport import BlobStream
+from epochfs.client.registry_client import RegistryClient
+from epochfs.client.transport import BlobStream
 
 __all__ = ["BlobStream", "MirrorState", "RegistryClient"]

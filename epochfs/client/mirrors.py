@@ -26,8 +26,10 @@ from typing import TypeVar
 
 from cachetools import LRUCache, TTLCache
 
-from epochfs.auth import Bearer
-from epochfs.client.health import Health
+from epochfs.client.auth import Bearer
+from epochfs.client.hosts import Capability, Host, RegistryHosts
+from epochfs.client.mirror_health import Health
+from epochfs.client.transport import Answer, BlobStream, Request, Shortened, Transport
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     DeadlineExceeded,
@@ -37,9 +39,7 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.hosts import Capability, Host, RegistryHosts
-from epochfs.names import Digest
-from epochfs.transport import Answer, BlobStream, Request, Shortened, Transport
+from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import logging
 from dataclasses import replace
 from urllib.parse import quote
 
+from epochfs.client.transport import Reply, Request, Transport
 from epochfs.errors import (
     ContentMismatch,
     InvalidName,
@@ -17,7 +18,7 @@ from epochfs.errors import (
     Unsupported,
     printable,
 )
-from epochfs.manifests import (
+from epochfs.oci.manifests import (
     ACCEPT,
     MEDIA_TYPE,
     Descriptor,
@@ -26,8 +27,7 @@ from epochfs.manifests import (
     digest_matches,
     payload,
 )
-from epochfs.names import Digest, Reference, Repository
-from epochfs.transport import Reply, Request, Transport
+from epochfs.oci.names import Digest, Reference, Repository
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
+from epochfs.client.transport import Reply, Request, Transport, UploadBody, Url
 from epochfs.errors import EpochfsError, ProtocolViolation, Unavailable, UsageError
-from epochfs.names import Digest
-from epochfs.transport import Reply, Request, Transport, UploadBody, Url
+from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """The pages that `epochfs help` shows, and that the man pages are made of.
 
-Uses the standard library alone; the command line and `scripts/man` read it.
+Uses the standard library alone.
+Used by `cli`, and by `scripts/man`.
 """
 
 from importlib.resources import files

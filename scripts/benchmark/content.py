@@ -11,9 +11,9 @@ from pathlib import Path
 
 from epochfs.client import RegistryClient
 from epochfs.config import TransportOptions
-from epochfs.manifests import OCI_MANIFEST
-from epochfs.names import Digest
-from epochfs.samples import CONFIG, LAYER, descriptor, encode
+from epochfs.demo.samples import CONFIG, LAYER, descriptor, encode
+from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.oci.names import Digest
 
 MIB = 1 << 20
 

@@ -10,9 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from epochfs.auth import Login, parse_challenges, parse_token
-from epochfs.auth.files import AuthFile, Helper, Unusable
+from epochfs.client.auth import Login, parse_challenges, parse_token
+from epochfs.client.auth.login_files import AuthFile, Helper, Unusable
+from epochfs.client.hosts import find
+from epochfs.client.transport import BlobStream, Url, next_page
+from epochfs.client.transport.faults import error_entries, refusal
+from epochfs.client.transport.responses import content_length
+from epochfs.client.transport.retries import retry_after
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
+from epochfs.demo.samples import encode
 from epochfs.errors import (
     Denied,
     EpochfsError,
@@ -21,18 +27,12 @@ from epochfs.errors import (
     TooLarge,
     UsageError,
 )
-from epochfs.hosts import find
-from epochfs.manifests import MAX_SIZE, Index, load_json, parse
-from epochfs.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
-from epochfs.rootfs.entry import clean_path
-from epochfs.rootfs.tarstream import ForwardStream
-from epochfs.rootfs.tarwalk import walk
-from epochfs.samples import encode
-from epochfs.snapshotconfig import SparseMap, StoredFile, parse_config
-from epochfs.transport import BlobStream, Url, next_page
-from epochfs.transport.answers import content_length
-from epochfs.transport.faults import error_entries, refusal
-from epochfs.transport.retries import retry_after
+from epochfs.layers.entry import clean_path
+from epochfs.layers.tarstream import ForwardStream
+from epochfs.layers.tarwalk import walk
+from epochfs.oci.manifests import MAX_SIZE, Index, load_json, parse
+from epochfs.oci.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
+from epochfs.oci.snapshot_config import SparseMap, StoredFile, parse_config
 from scripts.fuzzing.target import Target
 
 HERE = Url.parse("https://reg.example/v2/_catalog?n=2")

@@ -1,0 +1,153 @@
+"""An open blob of a registry: read from the cache, from a download, or past both of them.
+
+Where the cache fails, the handle goes on by itself, as a stream (`passing`): no reader is told that
+there is no room for what he reads.
+
+Locks: `OpenBlob._lock` lets the change to a stream be made once; nothing is read under it. What is
+remembered of the reads is changed without a lock: a lost update there only delays the guess that
+the reader is sequential, or gives a read that is repeated its full time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from epochfs.blobs.passing import PassedBlob
+from epochfs.errors import CacheFailure, DeadlineExceeded, EpochfsError, fresh
+
+_SEQUENTIAL_BYTES = 1 << 20
+_SEQUENTIAL_SLACK = 2 << 20
+
+_REPEAT_SECONDS = 0.5
+"""A read that begins so soon after one that failed is taken for its repetition."""
+
+
+class Local(Protocol):
+    """A blob that is in the cache, or on its way there. Raises CacheFailure where that fails."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte has been checked against the digest."""
+
+    def fileno(self) -> int | None:
+        """Return a descriptor of its file, if it is verified and in one."""
+
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool, timeout: float) -> None:
+        """Fill `view` with the bytes at `offset`, inside the blob, within `timeout` seconds."""
+
+    def read_present(self, view: memoryview, offset: int) -> bool:
+        """Fill `view` with the bytes at `offset`, if all of them are there; return whether."""
+
+    def close(self) -> None:
+        """Close it; once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How a blob is read: locally, and where that fails, which is told to `report`, past that."""
+
+    local: Local
+    pass_through: Callable[[Local], PassedBlob]
+    report: Callable[[object], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """When a read failed, how many seconds it had taken, and of what."""
+
+    ended: float
+    took: float
+    error: EpochfsError
+
+
+class OpenBlob:
+    """A `BlobHandle` of `size` bytes. A read ends within `timeout` seconds.
+
+    A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
+    """
+
+    def __init__(self, size: int, ways: Ways, timeout: float, *, precise: bool) -> None:
+        self.size = size
+        self._ways = ways
+        self._local = ways.local
+        self._timeout = timeout
+        self._precise = precise
+        self._lock = threading.Lock()
+        self._passed: PassedBlob | None = None
+        self._run_end = 0
+        self._run_bytes = 0
+        self._failed: _Failure | None = None
+
+    @property
+    def verified(self) -> bool:
+        passed = self._passed
+        return self._local.verified if passed is None else passed.verified
+
+    def fileno(self) -> int | None:
+        return self._local.fileno() if self._passed is None else None
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        count = max(0, min(len(view), self.size - offset))
+        if count == 0:
+            return 0
+        sequential = self._follow(offset, count) and not self._precise
+        began = time.monotonic()
+        earlier = self._failed_just_before(began)
+        timeout = self._timeout - (earlier.took if earlier else 0.0)
+        try:
+            self._read(view[:count], offset, sequential=sequential, until=began + timeout)
+        except EpochfsError as error:
+            ended = time.monotonic()
+            self._failed = None if earlier else _Failure(ended, ended - began, error)
+            if earlier and isinstance(error, DeadlineExceeded):
+                raise fresh(earlier.error) from error
+            raise
+        return count
+
+    def pass_through(self) -> PassedBlob:
+        """Go on past the cache, from now on."""
+        with self._lock:
+            if self._passed is None:
+                self._passed = self._ways.pass_through(self._local)
+            return self._passed
+
+    def close(self) -> None:
+        if self._passed is not None:
+            self._passed.close()
+        self._local.close()
+
+    def _follow(self, offset: int, count: int) -> bool:
+        """Take note of a read; return whether its reader looks set to read on."""
+        # The kernel reads ahead with several requests at once, so neighbours count as sequence.
+        if abs(offset - self._run_end) <= _SEQUENTIAL_SLACK:
+            self._run_end = max(self._run_end, offset + count)
+            self._run_bytes += count
+        else:
+            self._run_end, self._run_bytes = offset + count, count
+        return self._run_bytes > _SEQUENTIAL_BYTES
+
+    def _read(self, view: memoryview, offset: int, *, sequential: bool, until: float) -> None:
+        passed = self._passed
+        if passed is None:
+            left = until - time.monotonic()
+            try:
+                self._local.read_into(view, offset, sequential=sequential, timeout=left)
+                return
+            except CacheFailure as error:
+                self._ways.report(error)
+                passed = self.pass_through()
+        passed.read_into(view, offset, timeout=until - time.monotonic())
+
+    def _failed_just_before(self, now: float) -> _Failure | None:
+        """Return the failed read that one beginning now repeats.
+
+        When reading ahead fails, the kernel asks again for one page after the other, up to the
+        first that fails too, before it gives the program an error. To the program all of it is
+        one read, which is to end in time; what comes after a repetition that failed is another.
+        """
+        failed = self._failed
+        return failed if failed and now - failed.ended < _REPEAT_SECONDS else None

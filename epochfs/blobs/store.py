@@ -1,0 +1,352 @@
+"""Read-through blobs: from the cache where it has them, else from one shared download per digest.
+
+`Blobs.open` answers without a request; the first read starts what is needed. The caller has made
+sure that the repository may see the blob and knows its size (`listings`).
+
+Where the cache cannot take a blob, whoever reads it reads past the cache (`openblob`, `passing`).
+
+Locks: `Blobs._lock` guards `_downloads`, the reference counts in it, and `_spoiled`; no I/O
+happens under it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from epochfs.blobs.connections import Budget
+from epochfs.blobs.download import Download
+from epochfs.blobs.open_blob import Local, OpenBlob, Ways
+from epochfs.blobs.passing import Origin, PassedBlob
+from epochfs.blobs.places import Key, Places
+from epochfs.blobs.timers import Timers
+from epochfs.cache.blobs import BlobCache, CachedBlob, open_files_limit
+from epochfs.config import BlobOptions
+from epochfs.counters import counter, gauge
+from epochfs.errors import ContentMismatch, EpochfsError
+from epochfs.metadata.source import PullClient
+from epochfs.oci.names import Digest, Repository
+
+LINGER_SECONDS = 5.0
+"""How long a download without readers goes on, in case one comes back."""
+
+LINGER_WHOLE_SECONDS = 30.0
+"""The same on a server without Range, where giving up means to begin again."""
+
+_CLOSE_SECONDS = 3.0
+_MOST_STREAMS = 32
+_FEWEST_STREAMS = 4
+
+
+class BlobHandle(Protocol):
+    """An open blob of `size` bytes."""
+
+    size: int
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte has been checked against the digest."""
+
+    def fileno(self) -> int | None:
+        """Return a descriptor of the blob's file, valid while the handle is open and `verified`.
+
+        None where there is none to give.
+        """
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
+
+    def close(self) -> None:
+        """Give the handle back; once."""
+
+
+class BlobStore(Protocol):
+    """Blobs to read: those of a registry, or of a layout on disk. Any thread may call anything."""
+
+    def open(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
+    ) -> BlobHandle:
+        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size.
+
+        A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
+        """
+
+    def was_spoiled(self, digest: Digest) -> bool:
+        """Whether wrong bytes of the blob were ever served, to readers who may be reading still.
+
+        Such a reader must come to an error, not to an end that another reader's right bytes gave
+        it: whoever keeps bytes that are read must not share them between readers of this blob.
+        """
+
+    def cached_percent(self, digest: Digest, size: int) -> int:
+        """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
+
+    def counters(self) -> BlobCounters:
+        """Return what happened since the start, and what is under way."""
+
+    def close(self) -> None:
+        """Stop all work; no handle may be used any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobCounters:
+    """What the read-through has done since the start, for `status.json`."""
+
+    hits: int = field(metadata=counter("Blobs opened that were in the cache."))
+    misses: int = field(metadata=counter("Blobs opened that were not."))
+    downloads: int = field(metadata=gauge("Downloads under way."))
+    bytes_present: int = field(metadata=gauge("Bytes that the downloads under way have."))
+    connections: int = field(metadata=gauge("Connections at work on downloads."))
+
+
+@dataclass(slots=True, eq=False)
+class _Shared:
+    """A download, how many handles read from it, and whether it is over for newcomers.
+
+    `lingers` while it is to be looked at, since a moment at which it had no readers any more.
+    """
+
+    download: Download
+    readers: int = 1
+    ended: bool = False
+    lingers: bool = False
+    unused_since: float = 0.0
+
+
+class Blobs:
+    """The blobs of one registry."""
+
+    def __init__(
+        self,
+        client: PullClient,
+        cache: BlobCache,
+        options: BlobOptions,
+        check_registry: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check_registry` raises at once if asking the registry is known to be in vain."""
+        self._client = client
+        self._check_registry = check_registry
+        self._cache = cache
+        self._options = options
+        self._budget = Budget(options.connections)
+        self._timers = Timers()
+        self._lock = threading.Lock()
+        self._downloads: dict[tuple[Digest, int], _Shared] = {}
+        self._spoiled: set[Digest] = set()
+        self._ended = 0
+        self._hits = 0
+        self._misses = 0
+        self._ranged: bool | None = None
+        self._places = Places(max(_FEWEST_STREAMS, min(_MOST_STREAMS, open_files_limit() // 8)))
+
+    def open(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
+    ) -> BlobHandle:
+        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size.
+
+        A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
+        """
+        if size == 0 and not digest.matches(b""):
+            raise ContentMismatch(f"{digest} is not the digest of an empty blob")
+        key = (digest, size)
+        while True:
+            with self._lock:
+                ended = self._ended
+                shared = self._downloads.get(key)
+                if shared is not None:
+                    shared.readers += 1
+                    self._misses += 1
+                    return self._handle(repository, _Arriving(self, shared), key, precise=precise)
+            blob = self._cache.open_blob(digest, size)
+            if blob is None:
+                self._check_can_be_had(digest)
+            with self._lock:
+                if blob is not None:
+                    self._hits += 1
+                    return self._handle(repository, _Cached(blob), key, precise=precise)
+                # Not if one ended since the look into the cache: it may be there now.
+                if ended == self._ended and key not in self._downloads:
+                    self._misses += 1
+                    shared = self._begin(repository, digest, size, precise=precise)
+                    self._downloads[key] = shared
+                    return self._handle(repository, _Arriving(self, shared), key, precise=precise)
+
+    def _check_can_be_had(self, digest: Digest) -> None:
+        """Raise if the registry is down, and nothing of a blob is here to be read meanwhile."""
+        try:
+            self._check_registry()
+        except EpochfsError:
+            if not self._cache.cached_bytes(digest):
+                raise
+
+    def was_spoiled(self, digest: Digest) -> bool:
+        """Whether wrong bytes of the blob were ever served, as `BlobStore` has it."""
+        return digest in self._spoiled
+
+    def cached_percent(self, digest: Digest, size: int) -> int:
+        """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
+        with self._lock:
+            shared = self._downloads.get((digest, size))
+        if size == 0 or (shared is None and self._cache.is_complete(digest, size)):
+            return 100
+        present = shared.download.progress[0] if shared else self._cache.cached_bytes(digest)
+        return min(99, 100 * present // size)
+
+    def counters(self) -> BlobCounters:
+        """Return what happened since the start, and what is under way."""
+        with self._lock:
+            downloads = [shared.download for shared in self._downloads.values()]
+            hits, misses = self._hits, self._misses
+        progress = [download.progress for download in downloads]
+        return BlobCounters(
+            hits=hits,
+            misses=misses,
+            downloads=len(progress),
+            bytes_present=sum(present for present, _ in progress),
+            connections=sum(connections for _, connections in progress),
+        )
+
+    def close(self) -> None:
+        """Stop all downloads, keeping what they have; no handle may be used any more."""
+        with self._lock:
+            downloads = [shared.download for shared in self._downloads.values()]
+            self._downloads.clear()
+        for download in downloads:
+            download.close()
+        self._places.close()
+        for download in downloads:
+            download.wait_until_idle(_CLOSE_SECONDS)
+
+    def release(self, shared: _Shared) -> None:
+        """Take back one reader of a download."""
+        with self._lock:
+            shared.readers -= 1
+            shared.unused_since = time.monotonic()
+            unused, ended = shared.readers == 0, shared.ended
+            to_watch = unused and not ended and not shared.lingers
+            shared.lingers = shared.lingers or to_watch
+        if unused and ended:
+            shared.download.close()
+        elif to_watch:
+            self._linger(shared)
+
+    def _handle(self, repository: Repository, local: Local, key: Key, *, precise: bool) -> OpenBlob:
+        def pass_through(local: Local) -> PassedBlob:
+            digest, _ = key
+            origin = Origin(
+                partial(self._client.get_blob, repository, digest),
+                partial(self._client.distrust_mirrors, digest),
+                partial(self._spoil, digest),
+                self._ranged,
+            )
+            return PassedBlob(self._places, key, origin, local, whole=self._options.verify_first)
+
+        cache = self._cache.directory
+        ways = Ways(local, pass_through, cache.report)
+        blob = OpenBlob(key[1], ways, self._options.timeout, precise=precise)
+        if not local.verified and cache.fails_now and self._places.proof(key):
+            # It did not take this blob a moment ago, and what was proved of it then holds.
+            blob.pass_through()
+        return blob
+
+    def _spoil(self, digest: Digest) -> None:
+        with self._lock:
+            self._spoiled.add(digest)
+
+    def _begin(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool
+    ) -> _Shared:
+        def on_end() -> None:
+            self._end(shared)
+
+        download = Download(
+            digest,
+            size,
+            partial(self._client.get_blob, repository, digest),
+            self._cache,
+            self._options,
+            self._budget,
+            partial(self._client.distrust_mirrors, digest),
+            on_end,
+            ranged=self._ranged,
+            precise=precise,
+        )
+        shared = _Shared(download)
+        return shared
+
+    def _end(self, shared: _Shared) -> None:
+        """Let who opens the blob from now on begin anew: it was kept, failed, or is not wanted."""
+        download = shared.download
+        with self._lock:
+            if shared.ended:
+                return
+            shared.ended = True
+            self._ended += 1
+            if download.spoiled:
+                self._spoiled.add(download.digest)
+            self._downloads.pop((download.digest, download.size), None)
+            self._ranged = self._ranged or download.ranged or None
+            unused = shared.readers == 0
+        if unused:
+            download.close()
+
+    def _linger(self, shared: _Shared) -> None:
+        """Let a download without readers go on for a while, to its end if that is near."""
+
+        def expire() -> None:
+            with self._lock:
+                if shared.readers or shared.ended:
+                    shared.lingers = False
+                    return
+                unused_for = time.monotonic() - shared.unused_since
+            present, connections = shared.download.progress
+            near = connections and 2 * present >= shared.download.size
+            if near or unused_for < patience:
+                self._linger(shared)
+            else:
+                self._end(shared)
+
+        patience = LINGER_WHOLE_SECONDS if shared.download.ranged is False else LINGER_SECONDS
+        self._timers.call(patience, expire)
+
+
+class _Cached:
+    """A complete blob of the cache, as a handle reads it."""
+
+    verified = True
+
+    def __init__(self, blob: CachedBlob) -> None:
+        self._blob = blob
+        self.fileno = blob.fileno
+        self.close = blob.close
+
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool, timeout: float) -> None:
+        self._blob.read_into(view, offset)
+
+    def read_present(self, view: memoryview, offset: int) -> bool:
+        """Return False: it is asked for only after a read has failed."""
+        return False
+
+
+class _Arriving:
+    """A blob that is still arriving, or arrived while the handle was open."""
+
+    def __init__(self, blobs: Blobs, shared: _Shared) -> None:
+        self._blobs = blobs
+        self._shared = shared
+        self.read_into = shared.download.read_into
+        self.read_present = shared.download.read_present
+
+    @property
+    def verified(self) -> bool:
+        return self._shared.download.verified
+
+    def fileno(self) -> int:
+        return self._shared.download.fileno()
+
+    def close(self) -> None:
+        self._blobs.release(self._shared)

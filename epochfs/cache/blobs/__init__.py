@@ -1,0 +1,41 @@
+"""Content-addressed blobs on the local disk: stage, verify elsewhere, sync, rename, evict.
+
+::
+
+    <directory>/v1/blobs/<algorithm>/<encoded>        complete and verified
+    <directory>/v1/partial/<algorithm>/<encoded>      staged bytes, sparse
+    <directory>/v1/partial/<algorithm>/<encoded>.map  which of those bytes were on disk at a sync
+
+A file under `blobs/` has had its digest checked before it was renamed there, so its presence is
+its proof. A map is written only after the bytes it names were synced. Who may enter, and that no
+planted link is followed, is `cachedir`'s to see to.
+
+Several processes may share a directory. A file's `flock` tells who uses it: a reader of a complete
+blob holds it shared, and eviction takes only what it can lock alone; the writer of a partial blob
+holds it exclusively, and a second writer stages privately instead.
+
+A cache that cannot take a thing raises CacheFailure, and whoever meets that does without: what is
+cached stays readable, and what is not comes from the registry each time.
+
+From the bottom up: `files` (single files and range maps), `descriptors`, `room` (the limit),
+`staged`, `cached`, `store`.
+"""
+
+from epochfs.cache.blobs.blob_files import READ_FLAGS, read_exactly
+from epochfs.cache.blobs.cached import CachedBlob
+from epochfs.cache.blobs.descriptors import open_files_limit
+from epochfs.cache.blobs.partial import StagedBlob
+from epochfs.cache.blobs.quota import BLOBS, PARTIAL, Entry
+from epochfs.cache.blobs.verified import BlobCache
+
+__all__ = [
+    "BLOBS",
+    "PARTIAL",
+    "READ_FLAGS",
+    "BlobCache",
+    "CachedBlob",
+    "Entry",
+    "StagedBlob",
+    "open_files_limit",
+    "read_exactly",
+]

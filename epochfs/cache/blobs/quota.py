@@ -1,0 +1,184 @@
+"""How much the cache holds, and what goes when it would be too much.
+
+Locks: `Room._lock` guards the running total of bytes only, and no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from epochfs.cache.blobs.blob_files import MAP_SUFFIX, READ_FLAGS, unlink
+from epochfs.cache.directory import CacheDirectory, is_ours
+from epochfs.errors import InvalidName
+from epochfs.oci.names import Digest
+
+log = logging.getLogger(__name__)
+
+BLOBS = "blobs"
+PARTIAL = "partial"
+
+_ALGORITHMS = ("sha256", "sha512")
+_RESCAN_SECONDS = 30.0
+_HOPELESS_SECONDS = 2.0
+_STEP = 64 << 20
+"""How many bytes are evicted at a time after a write that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of the cache: `size` is what it takes on disk in bytes, `used` when last opened."""
+
+    kind: str
+    digest: Digest
+    size: int
+    used: float
+
+
+class Room:
+    """The entries of a cache's directory, kept below `size_limit` bytes together.
+
+    And fewer where the disk has no more for them: what is to come goes before what was used long
+    ago, and whoever writes first asks for room, or for another try.
+    """
+
+    def __init__(self, directory: CacheDirectory, size_limit: int) -> None:
+        self.size_limit = size_limit
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._total = 0
+        self._scanned = 0.0
+        self._hopeless_until = 0.0
+
+    def make(self, wanted: int) -> None:
+        """Evict what was used longest ago until `wanted` more bytes fit, or nothing is left to.
+
+        What alone is over the limit makes nothing else go: it is here for as long as it is in use.
+        """
+        if wanted > self.size_limit:
+            return
+        if self._total + wanted <= self.size_limit and time.monotonic() < self._scanned:
+            return
+        entries = []
+        for entry in self.entries():
+            if entry.size <= self.size_limit:
+                entries.append(entry)
+            else:
+                self.evict(entry)
+        total = sum(entry.size for entry in entries)
+        for entry in sorted(entries, key=lambda entry: entry.used):
+            if total + wanted <= self.size_limit:
+                break
+            if self.evict(entry):
+                total -= entry.size
+        with self._lock:
+            self._total = total
+            self._scanned = time.monotonic() + _RESCAN_SECONDS
+
+    def has_disk(self, wanted: int) -> bool:
+        """Whether the disk has `wanted` bytes free, and an inode, or has after evicting for it.
+
+        Nothing goes where all that could go would not be enough. Raises OSError.
+        """
+        lacking = self._lacking(wanted)
+        if lacking <= 0:
+            return True
+        entries = sorted(self.entries(), key=lambda entry: entry.used)
+        if sum(entry.size for entry in entries) < lacking:
+            return False
+        return any(self.evict(entry) and self._lacking(wanted) <= 0 for entry in entries)
+
+    def _lacking(self, wanted: int) -> int:
+        """Return how many bytes the disk has too few; one inode too few counts as one byte."""
+        with self._directory.opened() as fd:
+            disk = os.fstatvfs(fd)
+        no_inode = disk.f_files > 0 and disk.f_favail == 0
+        return max(wanted - disk.f_bavail * disk.f_frsize, int(no_inode))
+
+    def give_way(self) -> bool:
+        """After a write that the disk did not take, evict what was used longest ago.
+
+        Returns whether anything went, so that it is worth another try. Where nothing could, that is
+        not looked into again for a moment.
+        """
+        if time.monotonic() < self._hopeless_until:
+            return False
+        freed = 0
+        for entry in sorted(self.entries(), key=lambda entry: entry.used):
+            if freed >= _STEP:
+                break
+            if self.evict(entry):
+                freed += max(1, entry.size)
+        if not freed:
+            self._hopeless_until = time.monotonic() + _HOPELESS_SECONDS
+        return freed > 0
+
+    def account(self, size: int) -> None:
+        """Count `size` more bytes as held."""
+        with self._lock:
+            self._total += size
+
+    def held(self) -> int:
+        """Return how many bytes the cache held when it was last looked at, and came since."""
+        if not self._scanned:
+            total = sum(entry.size for entry in self.entries())
+            with self._lock:
+                self._total = total
+                self._scanned = time.monotonic()
+        return self._total
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield what the cache holds, in no order. Files it did not write are passed over."""
+        for kind in (BLOBS, PARTIAL):
+            for algorithm in _ALGORITHMS:
+                try:
+                    with self._directory.opened(kind, algorithm) as directory:
+                        yield from _entries(directory, kind, algorithm)
+                except OSError as error:
+                    log.debug("listing %s/%s of the cache: %s", kind, algorithm, error)
+
+    def evict(self, entry: Entry) -> bool:
+        """Remove one entry unless somebody uses it; return whether it is gone."""
+        try:
+            return self.remove(entry)
+        except OSError as error:
+            log.debug("cannot evict %s from the cache: %s", entry.digest, error)
+            return False
+
+    def remove(self, entry: Entry) -> bool:
+        """Remove one entry unless somebody uses it; return whether it is gone. Raises OSError."""
+        digest = entry.digest
+        try:
+            with self._directory.opened(entry.kind, digest.algorithm) as directory:
+                fd = os.open(digest.encoded, READ_FLAGS, dir_fd=directory)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if entry.kind == PARTIAL:
+                        unlink(directory, digest.encoded + MAP_SUFFIX)
+                        unlink(directory, f"{digest.encoded}{MAP_SUFFIX}.new")
+                    unlink(directory, digest.encoded)
+                finally:
+                    os.close(fd)
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        log.debug("evicted %s, %d bytes", digest, entry.size)
+        return True
+
+
+def _entries(directory: int, kind: str, algorithm: str) -> Iterator[Entry]:
+    with os.scandir(directory) as found:
+        for file in found:
+            try:
+                digest = Digest.parse(f"{algorithm}:{file.name}")
+                status = file.stat(follow_symlinks=False)
+            except (InvalidName, OSError):
+                continue
+            if is_ours(status):
+                yield Entry(kind, digest, status.st_blocks * 512, status.st_mtime)

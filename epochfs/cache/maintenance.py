@@ -1,0 +1,224 @@
+"""Looking after a cache, also while mounts use it: survey, verify, prune, clear.
+
+What is taken away follows the rules of `blobcache`: a blob that a reader or a download has open
+stays, and only `verify` removes a name all the same, for its bytes are wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+
+from epochfs.cache.blobs import BLOBS, PARTIAL, READ_FLAGS, BlobCache, Entry
+from epochfs.cache.directory import LAYERS, cache_errors
+from epochfs.cache.users import CacheUser, users
+from epochfs.oci.names import Digest
+
+_READ_SIZE = 1 << 20
+_DATABASES = ".sqlite"
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many entries, and how many bytes they take on disk."""
+
+    count: int = 0
+    size: int = 0
+
+    def add(self, size: int) -> None:
+        """Count one more."""
+        self.count += 1
+        self.size += size
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a cache holds. `oldest` is when that of the longest unused was used, epoch seconds."""
+
+    complete: Tally = field(default_factory=Tally)
+    partial: Tally = field(default_factory=Tally)
+    databases: Tally = field(default_factory=Tally)
+    indexes: Tally = field(default_factory=Tally)
+    oldest: float | None = None
+    users: list[CacheUser] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class BadBlob:
+    """A blob whose bytes are wrong, and was removed."""
+
+    digest: Digest
+    problem: str
+
+
+@dataclass(slots=True)
+class Removal:
+    """What was removed, and what stayed because somebody uses it; by whom as far as is known.
+
+    `failed` could not be removed, for what `problem` says. `lacking` is how many bytes are still
+    over the size that was asked for.
+    """
+
+    removed: Tally = field(default_factory=Tally)
+    in_use: Tally = field(default_factory=Tally)
+    failed: Tally = field(default_factory=Tally)
+    problem: str = ""
+    lacking: int = 0
+    users: list[CacheUser] = field(default_factory=list)
+
+
+def survey(cache: BlobCache) -> Survey:
+    """Count what is there. Raises CacheFailure."""
+    found = Survey()
+    for entry in cache.room.entries():
+        (found.complete if entry.kind == BLOBS else found.partial).add(entry.size)
+        found.oldest = entry.used if found.oldest is None else min(found.oldest, entry.used)
+    with cache_errors("looking at the cache"), cache.directory.alone() as top:
+        for name in _databases(top):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=top, follow_symlinks=False)
+                found.databases.add(status.st_blocks * 512)
+        for directory, name in _indexes(cache):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                found.indexes.add(status.st_blocks * 512)
+        found.users = users(cache.directory)
+    return found
+
+
+def verify(
+    cache: BlobCache, entries: Iterable[Entry], progress: Callable[[int], None]
+) -> Iterator[BadBlob]:
+    """Hash complete blobs, on all processors, and yield those whose bytes are wrong, removed.
+
+    `progress` is called, from several threads, with the bytes that were hashed since. A blob that
+    is evicted meanwhile is passed over. A partial blob is none of these: it is hashed when it is
+    complete, before it is kept.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checks = [pool.submit(_check, cache, entry, progress) for entry in entries]
+        try:
+            for check in as_completed(checks):
+                if (bad := check.result()) is not None:
+                    yield bad
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def prune(cache: BlobCache, size: int | None, partial_age: float) -> Removal:
+    """Remove partial blobs that nobody wrote to for `partial_age` seconds; then, where `size` is
+    given, what was used longest ago until no more than `size` bytes are left.
+    """
+    removal = Removal()
+    limit = time.time() - partial_age
+    kept = []
+    for entry in sorted(cache.room.entries(), key=lambda entry: entry.used):
+        if entry.kind == PARTIAL and entry.used < limit:
+            _evict(cache, entry, removal)
+        else:
+            kept.append(entry)
+    left = sum(entry.size for entry in kept)
+    for entry in kept:
+        if size is None or left <= size:
+            break
+        if _evict(cache, entry, removal):
+            left -= entry.size
+    removal.lacking = 0 if size is None else max(0, left - size)
+    return removal
+
+
+def clear(cache: BlobCache) -> Removal:
+    """Remove everything that no reader or download has open; if there is no mount, also the
+    databases and the indexes of layers.
+
+    Raises CacheFailure.
+    """
+    removal = Removal()
+    for entry in list(cache.room.entries()):
+        _evict(cache, entry, removal)
+    with cache_errors("clearing the cache"), cache.directory.alone() as top:
+        removal.users = users(cache.directory)
+        if not removal.users:
+            for name in _databases(top):
+                os.unlink(name, dir_fd=top)
+            for directory, name in _indexes(cache):
+                os.unlink(name, dir_fd=directory)
+    return removal
+
+
+def _evict(cache: BlobCache, entry: Entry, removal: Removal) -> bool:
+    try:
+        gone = cache.room.remove(entry)
+    except OSError as error:
+        removal.failed.add(entry.size)
+        removal.problem = error.strerror or str(error)
+        return False
+    (removal.removed if gone else removal.in_use).add(entry.size)
+    return gone
+
+
+def _databases(top: int) -> list[str]:
+    with os.scandir(top) as files:
+        return sorted(file.name for file in files if _DATABASES in file.name)
+
+
+def _indexes(cache: BlobCache) -> Iterator[tuple[int, str]]:
+    """Yield the indexes of layers, each as the directory it is in, open, and its name there."""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        cache.directory.opened(LAYERS, make=False) as layers,
+        os.scandir(layers) as algorithms,
+    ):
+        for algorithm in algorithms:
+            with (
+                cache.directory.opened(LAYERS, algorithm.name) as directory,
+                os.scandir(directory) as files,
+            ):
+                yield from ((directory, file.name) for file in files)
+
+
+def _check(cache: BlobCache, entry: Entry, progress: Callable[[int], None]) -> BadBlob | None:
+    """Hash one blob; remove it if it is wrong, and say what is wrong with it."""
+    name = entry.digest.encoded
+    with (
+        cache_errors(f"verifying {entry.digest}"),
+        cache.directory.opened(BLOBS, entry.digest.algorithm) as directory,
+    ):
+        try:
+            fd = os.open(name, READ_FLAGS, dir_fd=directory)
+        except FileNotFoundError:
+            return None
+        try:
+            problem = _problem(fd, entry.digest, progress)
+            if problem and _is_named(fd, directory, name):
+                os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(fd)
+    return BadBlob(entry.digest, problem) if problem else None
+
+
+def _problem(fd: int, digest: Digest, progress: Callable[[int], None]) -> str:
+    hasher = digest.hasher()
+    buffer = memoryview(bytearray(_READ_SIZE))
+    try:
+        while count := os.readv(fd, [buffer]):
+            hasher.update(buffer[:count])
+            progress(count)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if hasher.hexdigest() == digest.encoded:
+        return ""
+    return f"has the digest {digest.algorithm}:{hasher.hexdigest()}"
+
+
+def _is_named(fd: int, directory: int, name: str) -> bool:
+    """Whether an open file still has its name: it may have been replaced by a right one."""
+    try:
+        named = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), named)

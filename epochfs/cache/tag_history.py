@@ -1,0 +1,173 @@
+"""Since when each tag has had its present digest, kept on disk so that a remount shows the same.
+
+A tag link's time must change when the tag moves and at no other moment, or incremental backups
+would miss it or copy everything again. The registry does not tell, so the first sight is recorded.
+So is that of all the tags of a repository together: a tag that is deleted, and two that swap their
+digests, leave no newer time on any link, and yet `layout/index.json` is another file.
+
+A `database` that several mounts may share. A damaged file is replaced: times then begin anew, which
+costs a backup a second look and nothing else. Where the disk does not take a first sight, it is
+remembered here for as long as the mount lasts: no tag is hidden for want of room.
+
+Locks: `TagHistory._lock` serialises use of the database and of what is remembered. The local
+statements under it take microseconds, unless a damaged file is replaced; none waits for the
+network.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachetools import LRUCache
+
+from epochfs.cache.database import Database
+from epochfs.cache.directory import is_shortage
+from epochfs.errors import CacheFailure
+from epochfs.oci.names import Digest, Repository, Tag
+
+log = logging.getLogger(__name__)
+
+_MOST_REMEMBERED = 100_000
+"""So many tags that the disk did not take are remembered, in about 300 bytes each."""
+
+_Key = tuple[str, ...]
+"""Registry, repository and tag; of a layout registry and repository."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS tag (
+    registry TEXT, repository TEXT, tag TEXT, digest TEXT, since_ns INTEGER,
+    PRIMARY KEY (registry, repository, tag)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS layout (
+    registry TEXT, repository TEXT, digest TEXT, since_ns INTEGER,
+    PRIMARY KEY (registry, repository)
+) WITHOUT ROWID;
+"""
+"""`layout` came later: a file of before has no such table, and is given one when it is opened."""
+
+_MOVED = """
+ON CONFLICT DO UPDATE SET
+    since_ns = iif(digest = excluded.digest, since_ns, excluded.since_ns), digest = excluded.digest
+RETURNING since_ns
+"""
+"""In one statement, so that of two mounts that see a tag move at once, one tells both the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """How to ask for one kind of thing: what is known of it, and how a sight of it is recorded."""
+
+    select: str
+    upsert: str
+
+
+_TAG = _Question(
+    "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
+    f"INSERT INTO tag VALUES (?, ?, ?, ?, ?) {_MOVED}",
+)
+_LAYOUT = _Question(
+    "SELECT digest, since_ns FROM layout WHERE registry=? AND repository=?",
+    f"INSERT INTO layout VALUES (?, ?, ?, ?) {_MOVED}",
+)
+
+
+class TagHistory:
+    """The first sights of one registry's tags and layouts, in the SQLite file `path`; in memory
+    without one.
+
+    What the disk does not take is told to `report`. `make_room` is `Database`'s.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        registry: str,
+        clock: Callable[[], int] = time.time_ns,
+        *,
+        report: Callable[[object], None] = lambda problem: log.warning("%s", problem),
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Raises CacheFailure where there can be no such file, unless the disk is at fault."""
+        self._registry = registry
+        self._clock = clock
+        self._report = report
+        self._lock = threading.Lock()
+        self._remembered: LRUCache[_Key, tuple[str, int]] = LRUCache(_MOST_REMEMBERED)
+        self._database: Database | None = None
+        if path is None:
+            return
+        try:
+            self._database = Database(path, _SCHEMA, "the tag history", make_room=make_room)
+        except (OSError, sqlite3.Error) as error:
+            if not is_shortage(error):
+                raise CacheFailure(f"cannot keep the tag history in {path}: {error}") from error
+            report(f"the tag history: {error}")
+
+    def since(self, repository: Repository, tag: Tag, digest: Digest) -> int:
+        """Return since when `tag` has `digest`, in nanoseconds of the epoch; now if that is new."""
+        return self._since(_TAG, (self._registry, repository.name, tag.name), str(digest))
+
+    def layout_since(self, repository: Repository, index: bytes) -> int:
+        """Return since when a repository has this index of its tags, as `since` does of a tag."""
+        key = (self._registry, repository.name)
+        return self._since(_LAYOUT, key, str(Digest.of(index)))
+
+    def has_seen(self, repository: Repository) -> bool:
+        """Return whether any tag of a repository was ever seen."""
+        query = "SELECT 1 FROM tag WHERE registry=? AND repository=? LIMIT 1"
+        key = (self._registry, repository.name)
+        with self._lock:
+            if any(one[:2] == key and len(one) > len(key) for one in self._remembered):
+                return True
+            if self._database is None:
+                return False
+            try:
+                row = self._database.run(lambda database: database.execute(query, key).fetchone())
+            except (OSError, sqlite3.Error) as error:
+                self._report(f"the tag history: {error}")
+                return False
+        return row is not None
+
+    def _since(self, question: _Question, key: _Key, digest: str) -> int:
+        with self._lock:
+            if self._database is not None:
+                try:
+                    return self._database.run(
+                        lambda found: self._seen(found, question, key, digest)
+                    )
+                except (OSError, sqlite3.Error) as error:
+                    self._report(f"the tag history: {error}")
+            return self._first_sight(key, digest)
+
+    def _seen(
+        self, database: sqlite3.Connection, question: _Question, key: _Key, digest: str
+    ) -> int:
+        with database:
+            row = database.execute(question.select, key).fetchone()
+            if row is not None and row[0] == digest:
+                return int(row[1])
+            first_sight = self._first_sight(key, digest)
+            row = database.execute(question.upsert, (*key, digest, first_sight)).fetchone()
+        self._remembered.pop(key, None)
+        return int(row[0])
+
+    def _first_sight(self, key: _Key, digest: str) -> int:
+        """Return the moment a digest is remembered to be seen at first; now if it is not."""
+        seen, since_ns = self._remembered.get(key, ("", 0))
+        if seen != digest:
+            since_ns = self._clock()
+            self._remembered[key] = (digest, since_ns)
+        return since_ns
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+            self._database = None  # a listing in the background may still ask

@@ -1,0 +1,337 @@
+"""The Authorization value of each request to one registry.
+
+What the registry asks of everybody is learned at its root, `/v2/`, as docker and skopeo do: where
+anonymous reading stands beside private repositories, whoever has a login would otherwise never be
+asked for it, and would take what everybody may see for all there is.
+
+Locks: `Authenticator._lock` guards the caches and what was learned, and is held for look-ups only.
+Each token's `_Slot.gate` is held by the one thread that fetches it, and `Authenticator._gate` by
+the one that learns, which may take as long as a request may; others wait for it no longer than
+they have time. A gate is taken before the lock; under a token's, the lock of a `refresh.Chain`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field, replace
+
+from cachetools import LRUCache
+
+from epochfs.client.auth.challenges import Challenge, checked_realm, parse_challenges
+from epochfs.client.auth.credential_helpers import StoreFailed
+from epochfs.client.auth.credentials import CredentialStore
+from epochfs.client.auth.logins import Login
+from epochfs.client.auth.refresh_tokens import OF_THIS_PROCESS, RefreshTokens
+from epochfs.client.auth.tokens import (
+    SHORTEST_LIFE,
+    Fetch,
+    Learn,
+    Token,
+    TokenKey,
+    ask,
+    token_scope,
+)
+from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied, printable
+
+_REMEMBERED = 4096
+"""How many scopes, and how many tokens, are remembered."""
+
+_NOTHING_ASKED = Challenge("", {})
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The place of one token in the cache."""
+
+    gate: threading.Lock = field(default_factory=threading.Lock)
+    token: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One request for an Authorization value, with all it needs; `deadline` is monotonic."""
+
+    scope: str
+    repository: str
+    fetch: Fetch
+    deadline: float
+
+
+class Authenticator:
+    """Finds the Authorization value for requests to one registry; safe under threads.
+
+    What a challenge said is remembered per `scope`, a name the caller gives to a kind of access:
+    `library/nginx:pull`, or "" and `registry:catalog` for the registry as a whole. So only the
+    first request of a kind is ever answered with 401, and with a login at hand not even that.
+    """
+
+    def __init__(
+        self,
+        store: CredentialStore,
+        registry_scheme: str,
+        refresh_tokens: RefreshTokens = OF_THIS_PROCESS,
+    ) -> None:
+        self._store = store
+        self._refresh_tokens = refresh_tokens
+        self._registry_scheme = registry_scheme
+        self._gate = threading.Lock()
+        self._lock = threading.Lock()
+        self._keys: LRUCache[str, TokenKey] = LRUCache(_REMEMBERED)
+        self._slots: LRUCache[TokenKey, _Slot] = LRUCache(_REMEMBERED)
+        self._asked_of_all: Challenge | None = None
+
+    def header(self, scope: str, fetch: Fetch, learn: Learn, patience: float) -> str:
+        """Return the Authorization value for a first attempt, or "" to send none.
+
+        With a login at hand it is shown from the first request on, if the registry asks for one at
+        its root. Without, a token is fetched only to replace one that is about to expire, or that
+        was issued to other credentials. `patience` is how many seconds there are to get it. Raises
+        what `renew` and `learn` do, and CredentialsUnavailable where the login at hand is no answer
+        to what the registry asks.
+        """
+        static = self._store.bearer()
+        if static:
+            return f"Bearer {static}"
+        turn = _turn(scope, fetch, patience)
+        login = self._login(learn, turn)
+        with self._lock:
+            key, asked = self._keys.get(scope), self._asked_of_all
+        if key is None and login is not None:
+            asked = self._learned(learn, turn)
+        return self._value(login, asked, key, turn)
+
+    def instead(self, scope: str, forbidden: str, fetch: Fetch, patience: float) -> str:
+        """Return the Authorization value to try in place of one that was answered with 403.
+
+        It is the same where there is no other. Amazon ECR answers so when a login has expired, so
+        a helper is asked once more (`helpers`); for the rest as `header`.
+        """
+        if not forbidden or self._store.bearer():
+            return forbidden
+        turn = _turn(scope, fetch, patience)
+        login = self._store.login(turn.repository, turn.deadline)
+        with self._lock:
+            key, asked = self._keys.get(scope), self._asked_of_all
+        value = self._value(login, asked, key, turn)
+        if value == forbidden and login is not None:
+            another = self._store.after_forbidden(login, turn.repository, turn.deadline)
+            if another is not None:
+                value = self._value(another, asked, key, turn)
+        return value or forbidden
+
+    def renew(
+        self,
+        scope: str,
+        challenge: str,
+        refused: str,
+        sent_at: float,
+        fetch: Fetch,
+        patience: float,
+    ) -> str:
+        """Return the Authorization value that answers a 401, or "" if there is none to offer.
+
+        `challenge` is the WWW-Authenticate header, `refused` the value that was sent with the
+        request. A token is used only if it was asked for after `sent_at` (monotonic seconds).
+        Raises Denied if the token server refuses the credentials, CredentialsUnavailable if they
+        cannot be had, ProtocolViolation for a token server that must not see them and for an
+        answer that holds no token.
+        """
+        static = self._store.bearer()
+        if static:
+            return f"Bearer {static}"
+        turn = _turn(scope, fetch, patience)
+        asked = _answerable(challenge)
+        if asked.scheme not in ("bearer", "basic"):
+            return ""
+        login = self._store.login(turn.repository, turn.deadline)
+        if asked.scheme == "basic":
+            with self._lock:
+                self._asked_of_all = asked
+            return self._basic(login, turn, refused)
+        # Quay and pulp name no scope: then what the request needs is to be asked for.
+        key = self._key(asked, asked.parameters.get("scope") or token_scope(scope))
+        with self._lock:
+            self._keys[scope] = key
+            if self._asked_of_all is not None and self._asked_of_all.scheme == "basic":
+                self._asked_of_all = asked
+        return self._bearer(replace(key, login=login), sent_at, turn)
+
+    def redact(self, text: str, authorization: str) -> str:
+        """Return server text without the credentials, should the server have sent them back.
+
+        `authorization` is the value that was sent with the request the text answers.
+        """
+        secrets = self._store.secrets() | {authorization.partition(" ")[2]} - {""}
+        for secret in sorted(secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+    def describe(self) -> str:
+        """Return in whose name requests are made, and where the credentials come from."""
+        return self._store.describe()
+
+    def unused(self) -> str:
+        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        return self._store.unused()
+
+    def token_expiry(self) -> float | None:
+        """Return when the last of the tokens in use expires, as Unix time; None without one."""
+        with self._lock:
+            tokens = [slot.token for slot in self._slots.values()]
+        ends = [token.expires_at for token in tokens if token is not None and token.value]
+        return time.time() + max(ends) - time.monotonic() if ends else None
+
+    def _value(
+        self, login: Login | None, asked: Challenge | None, key: TokenKey | None, turn: _Turn
+    ) -> str:
+        """Return the Authorization value for a login, given what is asked of everybody, and `key`:
+        what was asked of this kind of access in particular.
+        """
+        if asked is not None and asked.scheme == "basic":
+            return self._basic(login, turn, "")
+        if key is None:
+            if login is None or asked is None or not asked.scheme:
+                return ""
+            # Some registries name a scope at the root too, of which they mean nothing.
+            wanted = token_scope(turn.scope) or asked.parameters.get("scope", "")
+            key = self._key(asked, wanted)
+        return self._bearer(replace(key, login=login), 0.0, turn)
+
+    def _login(self, learn: Learn, turn: _Turn) -> Login | None:
+        """Return the login at hand.
+
+        Where it cannot be had, a registry that is down is told first: that is what an outage is,
+        and a helper may need the same network. A helper for all registries that fails is no matter
+        to one that asks nobody for a login; what another shows to everybody may be less.
+        """
+        try:
+            return self._store.login(turn.repository, turn.deadline)
+        except CredentialsUnavailable as error:
+            asked = self._learned(learn, turn)
+            if asked.scheme or not isinstance(error, StoreFailed):
+                raise
+            return None
+
+    def _learned(self, learn: Learn, turn: _Turn) -> Challenge:
+        """Return what the registry asks of everybody; the first who needs to know finds it out."""
+        with self._lock:
+            if self._asked_of_all is not None:
+                return self._asked_of_all
+        if not self._gate.acquire(timeout=max(turn.deadline - time.monotonic(), 0)):
+            raise DeadlineExceeded("the registry did not say in time how to log in")
+        try:
+            asked = self._asked_of_all
+            if asked is None:
+                asked = _answerable(learn())
+                with self._lock:
+                    self._asked_of_all = asked
+        finally:
+            self._gate.release()
+        return asked
+
+    def _key(self, asked: Challenge, scope: str) -> TokenKey:
+        """Return what a token is to be asked for; raises where no login of ours is an answer."""
+        if asked.scheme != "bearer":
+            raise CredentialsUnavailable(
+                f"the registry asks for a login by {printable(asked.scheme)}, "
+                "and epochfs knows Basic and Bearer"
+            )
+        realm = checked_realm(asked.parameters.get("realm", ""), self._registry_scheme)
+        return TokenKey(realm, asked.parameters.get("service", ""), scope, None)
+
+    def _basic(self, login: Login | None, turn: _Turn, refused: str) -> str:
+        """Return the Authorization value for Basic, another one than was refused if there is."""
+        if login is not None and login.basic() == refused:
+            login = self._store.after_refusal(login, turn.repository, turn.deadline) or login
+        if login is None:
+            return ""
+        value = login.basic()
+        if not value:
+            raise CredentialsUnavailable(
+                f"the registry asks for a password, and there is none {login}: "
+                "what is there is for a token server"
+            )
+        self._store.used(login)
+        return value
+
+    def _bearer(self, key: TokenKey, asked_since: float, turn: _Turn) -> str:
+        """Return the Authorization value for a token asked for no earlier than `asked_since`.
+
+        Where the token server refuses the credentials, those there are then are tried.
+        """
+        try:
+            token = self._token(key, asked_since, turn)
+        except Denied:
+            if key.login is None:
+                raise
+            another = self._store.after_refusal(key.login, turn.repository, turn.deadline)
+            if another is None:
+                raise
+            token = self._token(replace(key, login=another), asked_since, turn)
+        return f"Bearer {token.value}" if token.value else ""
+
+    def _token(self, key: TokenKey, asked_since: float, turn: _Turn) -> Token:
+        with self._lock:
+            slot = self._slots.setdefault(key, _Slot())
+            token = slot.token
+        if token is None or not token.usable(asked_since):
+            if not slot.gate.acquire(timeout=max(turn.deadline - time.monotonic(), 0)):
+                raise DeadlineExceeded("no token within the time limit")
+            try:
+                token = slot.token
+                if token is None or not token.usable(asked_since):
+                    token = slot.token = self._asked(key, turn)
+            finally:
+                slot.gate.release()
+        return token
+
+    def _asked(self, key: TokenKey, turn: _Turn) -> Token:
+        """Get a token.
+
+        Without credentials some servers give no token at all, yet the registry may answer anonymous
+        requests; that is remembered, so that not every request asks again.
+        """
+        if key.login is not None:
+            self._store.used(key.login)
+            if key.login.identity_token:
+                return self._refreshed(key, key.login, turn)
+        try:
+            return ask(key, turn.fetch)
+        except Denied:
+            if key.login is not None:
+                raise
+            now = time.monotonic()
+            return Token("", now, now + SHORTEST_LIFE)
+
+    def _refreshed(self, key: TokenKey, login: Login, turn: _Turn) -> Token:
+        """Get a token for an identity token, or for what that has become."""
+        original = login.identity_token
+        with self._refresh_tokens.held(key.realm, original, turn.deadline) as chain:
+            self._store.keep_secret(chain.token)
+            shown = replace(key, login=replace(login, identity_token=chain.token))
+            token = ask(shown, turn.fetch)
+            if token.refresh_token:
+                chain.token = token.refresh_token
+                self._store.keep_secret(chain.token)
+        return token
+
+
+def _answerable(header: str) -> Challenge:
+    """Return the challenge to answer of those in a WWW-Authenticate header, of scheme "" for none.
+
+    Bearer comes before Basic, and these before what cannot be answered.
+    """
+    offered = parse_challenges(header)
+    known = {challenge.scheme: challenge for challenge in offered}
+    return known.get("bearer") or known.get("basic") or (offered or [_NOTHING_ASKED])[0]
+
+
+def _turn(scope: str, fetch: Fetch, patience: float) -> _Turn:
+    return _Turn(scope, _repository(scope), fetch, time.monotonic() + patience)
+
+
+def _repository(scope: str) -> str:
+    """Return the repository that a scope is about, "" for the registry as a whole."""
+    name, _, action = scope.rpartition(":")
+    return "" if action == "catalog" else name

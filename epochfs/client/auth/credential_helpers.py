@@ -1,0 +1,256 @@
+"""Credential helpers: programs that keep credentials, and say them when asked.
+
+The protocol is that of Docker's credential helpers: `docker-credential-<name> get` reads a server's
+name from its stdin and writes a JSON object with `Username` and `Secret` to its stdout; a user name
+of `<token>` says that the secret is an identity token. Helpers run without a shell, a terminal or
+anything of ours but the environment, in a session of their own, and within a time limit.
+
+What a helper said is kept until it is refused; then it is asked anew, but if it says the same
+again, or nothing, or fails, not before half a minute has passed. That the caller had no time to
+wait for it is no failure of the helper's. A 403 may be a refusal or none (Amazon ECR answers an
+expired login with it): the helper is asked at most once in half a minute because of such, and what
+it said stays unless it says something else.
+
+Locks: `Helpers._gate` is held while a helper runs, and by whoever adds to what is kept; others wait
+for it no longer than they have time. `Helpers._lock` guards what is kept; it is taken after the
+gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+from epochfs.client.auth.login_files import Helper
+from epochfs.client.auth.logins import Login
+from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, printable
+
+TIME_LIMIT = 10.0
+"""Seconds that a helper may take. It may ask a server of its own."""
+
+PAUSE = 30.0
+"""Seconds before a helper that was no help is asked again."""
+
+_MOST_BYTES = 64 * 1024
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_NOT_FOUND = b"credentials not found in native keychain"
+_TOKEN_USER = "<token>"
+
+log = logging.getLogger(__name__)
+
+
+class _Failure(Exception):
+    """What went wrong with a helper, without a word of what it said."""
+
+
+class StoreFailed(CredentialsUnavailable):
+    """A helper fails that is named for all registries: it may have a login for this one or not."""
+
+
+class _TooLate(_Failure):
+    """A helper did not end in time."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What a helper said last: a login, that there is none, or nothing of use (`failure`)."""
+
+    login: Login | None
+    failure: str
+    good_until: float
+    refusable_at: float
+    doubtable_at: float = 0.0
+
+
+class Helpers:
+    """Asks helpers, and keeps their answers; safe under threads."""
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()
+        self._lock = threading.Lock()
+        self._kept: dict[Helper, _Kept] = {}
+
+    def login(self, helper: Helper, deadline: float) -> Login | None:
+        """Return the credentials that a helper has, or None; raises DeadlineExceeded.
+
+        `deadline` is on the monotonic clock. Raises CredentialsUnavailable for a helper that fails,
+        StoreFailed if it is not dedicated to this registry.
+        """
+        kept = self._good(helper)
+        if kept is None:
+            if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
+                raise DeadlineExceeded(f"{_program(helper)} took all of the time limit")
+            try:
+                kept = self._good(helper) or self._ask(helper, self._kept.get(helper), deadline)
+                with self._lock:
+                    self._kept[helper] = kept
+            finally:
+                self._gate.release()
+        if kept.failure:
+            raise (CredentialsUnavailable if helper.dedicated else StoreFailed)(kept.failure)
+        return kept.login
+
+    def refuse(self, login: Login) -> None:
+        """Take note that a login was not accepted: its helper may have another by now."""
+        now = time.monotonic()
+        with self._lock:
+            for kept in self._kept.values():
+                if kept.login == login and kept.refusable_at <= now:
+                    kept.good_until = now
+
+    def doubt(self, login: Login, deadline: float) -> None:
+        """Ask the helper that said a login whether it says another by now.
+
+        That is done once in half a minute. Threads that doubt the same login wait for the one that
+        asks, as long as they have time.
+        """
+        if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            return
+        try:
+            now = time.monotonic()
+            for helper, kept in list(self._kept.items()):
+                if kept.login == login and kept.doubtable_at <= now:
+                    self._ask_in_doubt(helper, kept, deadline)
+        finally:
+            self._gate.release()
+
+    def _ask_in_doubt(self, helper: Helper, kept: _Kept, deadline: float) -> None:
+        kept.doubtable_at = time.monotonic() + PAUSE
+        with contextlib.suppress(DeadlineExceeded):
+            fresh = self._ask(helper, kept, deadline)
+            if fresh.login not in (None, kept.login):
+                fresh.doubtable_at = kept.doubtable_at
+                with self._lock:
+                    self._kept[helper] = fresh
+
+    def _good(self, helper: Helper) -> _Kept | None:
+        """Return what a helper said last, unless it is to be asked again."""
+        with self._lock:
+            kept = self._kept.get(helper)
+        return kept if kept is not None and time.monotonic() < kept.good_until else None
+
+    def _ask(self, helper: Helper, before: _Kept | None, deadline: float) -> _Kept:
+        left = max(deadline - time.monotonic(), 0)
+        login, failure = None, ""
+        try:
+            said = _run(_path(helper), helper.server, min(left, TIME_LIMIT))
+            login = _login(helper, said)
+        except _Failure as error:
+            if isinstance(error, _TooLate) and left < TIME_LIMIT:
+                raise DeadlineExceeded(f"{_program(helper)} {error}") from None
+            failure = f"{_program(helper)}, named in '{helper.source}', {error}"
+            if before is None or before.failure != failure:
+                log.warning("no credentials for %s: %s", printable(helper.server), failure)
+        now = time.monotonic()
+        again = before is not None and login is not None and before.login == login
+        good_until = math.inf if login is not None else now + PAUSE
+        return _Kept(login, failure, good_until, now + PAUSE if again else now)
+
+
+def _program(helper: Helper) -> str:
+    return f"docker-credential-{printable(helper.name)}"
+
+
+def _path(helper: Helper) -> str:
+    """Return where a helper's program is."""
+    if not _NAME.match(helper.name):
+        raise _Failure("has no name that a program can have")
+    path = shutil.which(f"docker-credential-{helper.name}")
+    if path is None:
+        raise _Failure("is not installed: install it, or take it out of the file")
+    return path
+
+
+def _run(path: str, server: str, seconds: float) -> bytes | None:
+    """Return what a helper says about a server; None if it says that it knows nothing of it."""
+    deadline = time.monotonic() + seconds
+    try:
+        process = subprocess.Popen(
+            [path, "get"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _Failure(f"cannot be run: {error.strerror}") from None
+    try:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(server.encode())
+        said = _read(process, deadline, seconds)
+        code = process.wait(max(deadline - time.monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        raise _too_late(seconds) from None
+    finally:
+        _end(process)
+    if code == 0:
+        return said
+    if said.strip() == _NOT_FOUND:
+        return None
+    raise _Failure(f"failed with exit code {code}: try '{path} get' by hand")
+
+
+def _read(process: subprocess.Popen[bytes], deadline: float, seconds: float) -> bytes:
+    """Return all that a process writes to its stdout until it closes it."""
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    said = bytearray()
+    while len(said) <= _MOST_BYTES:
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise _too_late(seconds)
+        data = os.read(pipe, _MOST_BYTES)
+        if not data:
+            return bytes(said)
+        said += data
+    raise _Failure("says more than credentials can be")
+
+
+def _too_late(seconds: float) -> _TooLate:
+    return _TooLate(f"did not answer within {seconds:.1f} s: does it wait for somebody?")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing of a helper behind, nor of what it started if it has not ended itself."""
+    assert process.stdout is not None
+    process.stdout.close()
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _login(helper: Helper, said: bytes | None) -> Login | None:
+    """Return the credentials in a helper's answer; None if it has none."""
+    if said is None:
+        return None
+    try:
+        answer = json.loads(said)
+        username, secret = answer["Username"], answer["Secret"]
+        # A lone surrogate is a ValueError too.
+        username.encode(), secret.encode()
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        raise _Failure("gives an answer that holds no credentials") from None
+    if not secret:
+        if helper.dedicated:
+            raise _Failure("gives an empty secret")
+        return None
+    source = f"from {_program(helper)}"
+    if username == _TOKEN_USER:
+        return Login(source, identity_token=secret)
+    return Login(source, username, secret)

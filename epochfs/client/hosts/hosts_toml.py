@@ -1,0 +1,228 @@
+"""What a `hosts.toml` says: the registry's own host at the top, and a table for each mirror."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from epochfs.client.hosts.host import ALL_CAPABILITIES, API_ROOT, Capability, Host, RegistryHosts
+from epochfs.config import parse_seconds
+from epochfs.errors import UsageError, printable, printable_url
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_URL = re.compile(
+    r"(?:(https?)://)?(\[[0-9a-f:.]+\]|[0-9a-z._~-]+)(?::(\d{1,5}))?(/[\w.~!$&'()*+,;=:@%/-]*)?\Z",
+    re.IGNORECASE | re.ASCII,
+)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_FIELD_VALUE = re.compile(r"[ -~\t]*\Z")
+_OUR_HEADERS = frozenset(
+    {"accept-encoding", "connection", "content-length", "host", "range", "transfer-encoding"}
+)
+"""Headers that frame a message or say what is asked for: no file changes them."""
+
+_DURATION_PART = r"\d+(?:\.\d+)?(?:ms|h|m|s)"
+_DURATION = re.compile(rf"(?:{_DURATION_PART})+\Z")
+
+_T = TypeVar("_T")
+
+
+def parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> RegistryHosts:
+    """Return the hosts of a registry, which are `plain` without the file; raises UsageError."""
+    section = _Section(printable(file), file.parent, document)
+    entries = section.take("host", _table, "tables") or {}
+    server = section.take("server", _text, "a URL")
+    root = _api_root(section)
+    origin = _address(section.what, server, root) if server else plain.origin
+    origin = _described(section, origin)
+    mirrors = []
+    for name, table in entries.items():
+        what = f"{section.what}: host {printable_url(name)}"
+        if not isinstance(table, dict):
+            raise UsageError(f"'{what}' must be a table")
+        entry = _Section(what, section.directory, table)
+        host = _described(entry, _address(what, name, _api_root(entry)))
+        if (_place(host.base), host.root) == (_place(origin.base), origin.root):
+            origin = _merged(origin, host)
+        else:
+            mirrors.append(host)
+    origin = replace(origin, capabilities=ALL_CAPABILITIES)
+    elsewhere = not _is_same_server(plain.origin.base, origin.base)
+    return RegistryHosts(plain.namespace, origin, tuple(mirrors), elsewhere)
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A table of the file; `what` names it in errors. Each key is taken out as it is read."""
+
+    what: str
+    directory: Path
+    table: dict[str, object]
+
+    def take(self, key: str, read: Callable[[object], _T | None], about: str) -> _T | None:
+        """Return what `read` makes of a key's value, None if there is none.
+
+        Where `read` returns None, the value is not `about`, which is an error. The value is not
+        shown: that of a header may be a secret.
+        """
+        if key not in self.table:
+            return None
+        value = read(self.table.pop(key))
+        if value is None:
+            raise UsageError(f"'{self.what}': {key} must be {about}")
+        return value
+
+    def path(self, text: str) -> Path:
+        """Return a path that is absolute, or relative to the file."""
+        return self.directory / text
+
+    def leave_out_the_rest(self) -> None:
+        """Warn of the keys that nobody has taken."""
+        for key in self.table:
+            log.warning("'%s': %s is not known, and left out", self.what, printable(key))
+
+
+def _is_same_server(given: str, named: str) -> bool:
+    """Whether a URL is that of the server at another, or of its https."""
+    ours, theirs = _place(given), _place(named)
+    return ours[1:] == theirs[1:] and (ours[0], theirs[0]) != ("https", "http")
+
+
+def _place(base: str) -> tuple[str, str | None, int]:
+    """Return scheme, host and port of a URL, whether it names the default port or not."""
+    parts = urlsplit(base)
+    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme]
+
+
+def _merged(top: Host, entry: Host) -> Host:
+    """Return the registry's own host: what an entry says of it, and else the top of the file."""
+    named = {name.lower() for name, _ in entry.headers}
+    return replace(
+        top,
+        ca_certs=top.ca_certs + entry.ca_certs,
+        client_certs=entry.client_certs or top.client_certs,
+        skip_verify=top.skip_verify if entry.skip_verify is None else entry.skip_verify,
+        headers=(*(one for one in top.headers if one[0].lower() not in named), *entry.headers),
+        connect_timeout=entry.connect_timeout or top.connect_timeout,
+    )
+
+
+def _described(section: _Section, host: Host) -> Host:
+    """Return a host with all that a section says of it."""
+    if "proxy" in section.table:
+        raise UsageError(f"'{section.what}': proxy is not supported, and requests would go direct")
+    capabilities = section.take("capabilities", _capabilities, "a list of pull, resolve, push")
+    certificates = section.take("client", _pairs, "paths, or pairs of paths") or ()
+    host = replace(
+        host,
+        capabilities=ALL_CAPABILITIES if capabilities is None else capabilities,
+        ca_certs=tuple(map(section.path, section.take("ca", _texts, "a path or several") or ())),
+        client_certs=tuple(
+            (section.path(certificate), section.path(key) if key else None)
+            for certificate, key in certificates
+        ),
+        skip_verify=section.take("skip_verify", _flag, "true or false"),
+        headers=_headers(section),
+        connect_timeout=section.take("dial_timeout", _seconds, "a time such as 500ms or 1m30s"),
+    )
+    section.leave_out_the_rest()
+    return host
+
+
+def _api_root(section: _Section) -> str | None:
+    """Return what to add to the path of a host's URL, None if that is its API's root already."""
+    overridden = section.take("override_path", _flag, "true or false")
+    return None if overridden else API_ROOT
+
+
+def _address(what: str, text: str, root: str | None) -> Host:
+    """Parse a host's URL: https if no scheme is given; a path stands in front of the API's."""
+    match = _URL.match(text)
+    if match is None or int(match[3] or 0) > 65535 or not _is_host(match[2]):
+        raise UsageError(f"'{what}': no usable URL (http(s)://host[:port][/path])")
+    path = posixpath.normpath(match[4] or "/").strip("/")
+    path = f"/{path}" if path else ""
+    if root is not None and not path.endswith(root):
+        path += root
+    port = f":{match[3]}" if match[3] else ""
+    return Host.at(f"{(match[1] or 'https').lower()}://{match[2].lower()}{port}", path)
+
+
+def _is_host(text: str) -> bool:
+    """Whether what looks like a host is one: not each bracket holds an address."""
+    try:
+        return not text.startswith("[") or bool(ipaddress.IPv6Address(text.strip("[]")))
+    except ValueError:
+        return False
+
+
+def _headers(section: _Section) -> tuple[tuple[str, str], ...]:
+    """Return a section's headers; several values of one are joined (RFC 9110, section 5.3)."""
+    found = []
+    for name, values in (section.take("header", _table, "a table") or {}).items():
+        texts = _texts(values)
+        if texts is None or not _TOKEN.match(name) or not all(map(_FIELD_VALUE.match, texts)):
+            raise UsageError(f"'{section.what}': header {printable(name)} cannot be sent")
+        if name.lower() in _OUR_HEADERS:
+            log.warning("'%s': header %s is not for a file to set", section.what, printable(name))
+        else:
+            found.append((name, ", ".join(texts)))
+    return tuple(found)
+
+
+# ---- values: each returns what it reads, or None if it is of the wrong kind ----------------------
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _table(value: object) -> dict[str, object] | None:
+    return value if isinstance(value, dict) else None
+
+
+def _texts(value: object) -> tuple[str, ...] | None:
+    values = value if isinstance(value, list) else [value]
+    texts = tuple(one for one in values if isinstance(one, str))
+    return texts if len(texts) == len(values) else None
+
+
+def _pairs(value: object) -> tuple[tuple[str, str], ...] | None:
+    """Read certificates: each a path, or a pair of paths whose second, the key's, may be empty."""
+    found = []
+    for one in value if isinstance(value, list) else [value]:
+        texts = _texts(one) or ()
+        if len(texts) != (2 if isinstance(one, list) else 1):
+            return None
+        found.append((texts[0], texts[1] if len(texts) == 2 else ""))
+    return tuple(found)
+
+
+def _capabilities(value: object) -> frozenset[Capability] | None:
+    """Read capabilities, of which `push` is none of ours; an empty list means all."""
+    texts = _texts(value) if isinstance(value, list) else None
+    if texts is None or not {text.lower() for text in texts} <= {"pull", "resolve", "push"}:
+        return None
+    words = {text.lower() for text in texts}
+    return frozenset(one for one in Capability if one.value in words) if words else ALL_CAPABILITIES
+
+
+def _seconds(value: object) -> float | None:
+    """Read a duration as Go writes it."""
+    if not isinstance(value, str) or not _DURATION.match(value):
+        return None
+    return sum(map(parse_seconds, re.findall(_DURATION_PART, value))) or None

@@ -1,0 +1,397 @@
+"""`RegistryClient`: one method per endpoint of an OCI Distribution registry.
+
+It carries what Epoch's own `registryclient` has, and takes both Epoch's ways and those of the
+specification ("§" below is a section of the OCI Distribution Specification 1.1).
+
+Names are parsed here before any URL is built from them. What comes back is hashed where a digest
+is known; names in listings are returned as the server sent them, and are not to be trusted.
+
+Where the registry has mirrors, these are asked first for what they are trusted with (`mirrors`), in
+the same words (`reads`). Listings and writes are the registry's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import BinaryIO, TypeVar
+
+import epochfs.client.reads as reads
+from epochfs.client.auth import Bearer
+from epochfs.client.hosts import Capability, RegistryHosts
+from epochfs.client.hosts import find as find_hosts
+from epochfs.client.listing_pages import PAGE_LIMIT, names, referrers
+from epochfs.client.mirrors import MirrorState, mirrors_of, origin_transport
+from epochfs.client.transport import BlobStream, Reply, Request, TransportStats
+from epochfs.client.uploads import BlobUploader
+from epochfs.config import Credentials, RegistryUrl, TransportOptions
+from epochfs.errors import (
+    ContentMismatch,
+    EpochfsError,
+    NotFound,
+    ProtocolViolation,
+    Unsupported,
+    UsageError,
+    printable,
+    printable_url,
+)
+from epochfs.oci.manifests import (
+    MEDIA_TYPE,
+    Descriptor,
+    Document,
+    digest_matches,
+    load_json,
+    payload,
+)
+from epochfs.oci.names import Digest, Reference, Repository, Tag
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+MANIFEST_LIMIT = 4 * 1024 * 1024
+"""Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""
+
+
+class RegistryClient:
+    """A client of one registry; safe to use from dozens of threads at once.
+
+    Names may be given parsed or as text; text raises InvalidName if it is malformed. Every method
+    ends within `options.timeout` seconds (`get_blob` until the headers are there, then each read;
+    `put_blob` as long as it makes progress), and besides what it documents raises:
+
+    - NotFound: the registry does not know the repository, tag or digest;
+    - Denied: 403, or 401 with the credentials we have;
+    - Unavailable: unreachable, or failing still after some attempts;
+    - DeadlineExceeded: no answer in time;
+    - Unsupported: the registry does not offer the endpoint;
+    - ProtocolViolation: an answer that the specification does not allow.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "",
+        token: str = "",
+        *,
+        credentials: Credentials | None = None,
+        options: TransportOptions = TransportOptions(),  # noqa: B008 - frozen
+        manifest_limit: int = MANIFEST_LIMIT,
+        hosts: RegistryHosts | None = None,
+    ) -> None:
+        """Make a client of the registry at `base_url`; "" is Epoch's default, on loopback.
+
+        `token` is sent as it is, as Bearer, in place of one in `credentials`. `manifest_limit` is
+        in bytes. `hosts` are those of the registry (`hosts.find`), by default it alone. Raises
+        UsageError for a URL, or a CA or certificate file, that cannot be used.
+        """
+        url = RegistryUrl.parse(base_url)
+        if url.prefix is not None:
+            raise UsageError(f"a registry's URL has no path: '{printable_url(base_url)}'")
+        given = credentials or Credentials()
+        if token:
+            given = replace(given, token=token)
+        self._base_url = url.base
+        self._manifest_limit = manifest_limit
+        hosts = hosts or find_hosts(None, url)
+        self._withheld = ""
+        if hosts.elsewhere and given.given:
+            self._withheld = (
+                f"{given.given} is not sent: hosts.toml has another server for {url.base}"
+            )
+        elif given.token and not given.is_token_for(url.base):
+            self._withheld = f"the token is for {given.token_for}, and is not sent to {url.base}"
+            given = replace(given, token="")
+        self._transport = origin_transport(hosts, given, options)
+        self._mirrors = mirrors_of(hosts, self._transport, given, options)
+        self._uploader = BlobUploader(self._transport)
+
+    @property
+    def base_url(self) -> str:
+        """The registry's URL, without a trailing slash."""
+        return self._base_url
+
+    @property
+    def stats(self) -> TransportStats:
+        """Counters of requests, bytes received and retries."""
+        return self._transport.stats
+
+    @property
+    def account(self) -> str:
+        """In whose name requests are made, and where the credentials come from, for people."""
+        return self._transport.account()
+
+    @property
+    def unused_login(self) -> str:
+        """A warning, if what was given to log in with has not been shown to the registry, or ""."""
+        if self._withheld:
+            return self._withheld
+        if unused := self._transport.unused():
+            return f"{unused} was not used: {self._base_url} asks for none, and is read anonymously"
+        return ""
+
+    @property
+    def token_expiry(self) -> float | None:
+        """When the last of the tokens in use expires, as Unix time; None without one."""
+        return self._transport.token_expiry()
+
+    @property
+    def mirrors(self) -> tuple[MirrorState, ...]:
+        """How each mirror of the registry does, in the order they are asked."""
+        return self._mirrors.states()
+
+    def ping_mirrors(self) -> None:
+        """Ask each mirror whether it answers; `mirrors` has the outcome."""
+        self._mirrors.ping()
+
+    def distrust_mirrors(self, digest: Digest) -> bool:
+        """Take note that wrong bytes came of a blob; return whether a mirror may have sent them.
+
+        If so, the registry itself is asked for the blob from now on.
+        """
+        return self._mirrors.distrust(digest)
+
+    def bearer_for(self, salt: bytes, repository: str) -> Bearer:
+        """Return who reads a repository; credentials for mirrors count too.
+
+        Raises Denied and DeadlineExceeded where they cannot be had.
+        """
+        return self._mirrors.bearer_for(salt, repository)
+
+    def ping(self) -> None:
+        """Check that a registry answers, and us (`GET /v2/`, §Determining Support).
+
+        Epoch refuses `/v2/` to everyone without a token, and lets everyone read all the same; so
+        where no credentials were sent, a catalogue that can be read is as good.
+        Raises NotFound where there is no `/v2/`, as some that speak the rest have none; Denied,
+        Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
+        """
+        reply = self._fetch("GET", "/")
+        if reply.ok:
+            return
+        error = self._transport.refusal(reply)
+        if isinstance(error, NotFound):
+            raise error
+        if reply.status not in (401, 403):
+            raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
+        if reply.authorization:
+            raise error
+        if not self._fetch("GET", "/_catalog?n=1", "registry:catalog", limit=PAGE_LIMIT).ok:
+            raise error
+
+    def catalog(self) -> list[str]:
+        """Return the names of all repositories, of all pages, in the server's order and spelling.
+
+        `GET /v2/_catalog` is not in the specification; Docker's registry documents it. Raises
+        Unsupported or Denied where it is not offered.
+        """
+        try:
+            return names(self._transport, "/_catalog", "registry:catalog", "repositories")
+        except NotFound as error:
+            raise Unsupported(f"{error}: the registry has no catalogue") from error
+
+    def list_tags(self, name: Repository | str) -> list[str]:
+        """Return a repository's tags, of all pages, in the server's order and spelling (§Listing
+        Tags). `"tags": null` is an empty list.
+        """
+        repository = _repository(name)
+        path = f"{reads.repository_path(repository)}/tags/list"
+        return names(self._transport, path, reads.pull(repository), "tags")
+
+    def get_manifest(
+        self, name: Repository | str, reference: Reference | str, limit: int | None = None
+    ) -> Document:
+        """Return a manifest: its exact bytes, media type and digest (§Pulling manifests).
+
+        The bytes are hashed against the reference, if it is a digest, and against the server's
+        Docker-Content-Digest. Raises ContentMismatch if they have another digest, TooLarge if
+        there are more than `limit` of them (in place of the client's own limit).
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        most = self._manifest_limit if limit is None else limit
+        trust = Capability.PULL if isinstance(wanted, Digest) else Capability.RESOLVE
+        return self._mirrors.ask(trust, partial(reads.manifest, repository, wanted, most))
+
+    def resolve(self, name: Repository | str, reference: Reference | str) -> Descriptor:
+        """Return the descriptor of what a reference names now (`HEAD`, §Pulling manifests).
+
+        Where HEAD is refused, or its headers do not give digest and size, the manifest is fetched:
+        what does not exist is NotFound only if GET says so too. Raises ContentMismatch if a digest
+        resolves to another one.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        return self._by_head(partial(reads.resolve, repository, wanted, self._manifest_limit))
+
+    def has_manifest(self, name: Repository | str, reference: Reference | str) -> bool:
+        """Return whether the repository has a manifest (`HEAD`, §Checking if content exists).
+
+        Where HEAD is refused, GET decides.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        return self._exists(partial(reads.check_manifest, repository, wanted))
+
+    def put_manifest(
+        self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
+    ) -> Digest:
+        """Store a manifest under a tag or its digest; return its digest (§Pushing Manifests).
+
+        Raises UsageError, and sends nothing, if `data` is no JSON object, has a `mediaType` other
+        than `content_type`, or not the digest it is to be stored under. Raises ContentMismatch
+        if the server says it stored something else.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        _check_manifest(data, content_type)
+        digest = wanted if isinstance(wanted, Digest) else Digest.of(payload(data))
+        if not digest_matches(digest, data):
+            raise UsageError(f"the manifest to be stored does not have digest {digest}")
+        request = Request(
+            "PUT",
+            self._transport.url(reads.manifest_path(repository, wanted)),
+            _push(repository),
+            {"Content-Type": content_type},
+            data,
+        )
+        reply = reads.accepted(self._transport, self._transport.fetch(request))
+        stored = reads.announced_digest(reply)
+        if stored is not None and not digest_matches(stored, data):
+            raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
+        return digest
+
+    def delete_manifest(self, name: Repository | str, reference: Reference | str) -> None:
+        """Delete a tag or a manifest (§Deleting tags, §Deleting Manifests).
+
+        One that is not there counts as deleted. Raises Unsupported where deletion is turned off,
+        or that of tags is not offered.
+        """
+        repository, wanted = _repository(name), _reference(reference)
+        path = reads.manifest_path(repository, wanted)
+        reply = self._fetch("DELETE", path, f"{repository}:delete")
+        if reply.status == 400 and isinstance(wanted, Tag):
+            # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
+            raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
+        try:
+            reads.accepted(self._transport, reply)
+        except NotFound as error:
+            log.debug("%s: nothing to delete", error)
+
+    def referrers(self, name: Repository | str, digest: Digest | str) -> list[Descriptor]:
+        """Return what refers to a manifest, of all pages (§Listing Referrers); it need not exist.
+
+        Raises Unsupported where that is not offered, which registries say with any refusal, or with
+        something else than an index; the specification has referrers tagged then. What the answer
+        would mean elsewhere, such as Denied, is its `__cause__`.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        path = f"{reads.repository_path(repository)}/referrers/{wanted}"
+        return referrers(self._transport, path, reads.pull(repository))
+
+    def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
+        """Return whether the repository has a blob (`HEAD`, §Checking if content exists).
+
+        Where HEAD is refused, a GET of one byte decides.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        return self._exists(partial(reads.check_blob, repository, wanted))
+
+    def blob_size(self, name: Repository | str, digest: Digest | str) -> int:
+        """Return a blob's size in bytes (`HEAD`).
+
+        A GET of one byte finds it where HEAD is refused or does not say.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        return self._by_head(partial(reads.blob_size, repository, wanted))
+
+    def get_blob(
+        self,
+        name: Repository | str,
+        digest: Digest | str,
+        start: int = 0,
+        end: int | None = None,
+    ) -> BlobStream:
+        """Open a blob for reading, from byte `start` to before byte `end` (§Pulling blobs).
+
+        The caller closes the stream, and looks at its `start`: a server without Range sends all
+        of the blob whatever was asked for. The bytes are not hashed here. Raises
+        ProtocolViolation if the answer is another range, or the range lies outside the blob.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        if start < 0 or (end is not None and end <= start):
+            raise UsageError(f"not a range of bytes: {start} to {end}")
+        request = partial(reads.blob_request, repository, wanted, start, end)
+        return self._mirrors.open_blob(request, wanted, start, end)
+
+    def read_blob(self, name: Repository | str, digest: Digest | str, limit: int) -> bytes:
+        """Return all of a blob of at most `limit` bytes, hashed (§Pulling blobs).
+
+        Raises TooLarge for a larger one, ContentMismatch if it has another digest.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        ask = partial(reads.small_blob, repository, wanted, limit)
+        return self._mirrors.ask(Capability.PULL, ask)
+
+    def put_blob(
+        self, name: Repository | str, digest: Digest | str, body: BinaryIO | bytes, size: int
+    ) -> None:
+        """Store a blob: the next `size` bytes of `body`, which have `digest` (§Pushing blobs).
+
+        A body that cannot seek may turn out to be used up when the registry refuses one way of
+        uploading, and the next way cannot be tried; then the refusal is raised. Raises UsageError
+        for a body that is shorter than `size`.
+        """
+        repository, wanted = _repository(name), _digest(digest)
+        blob_url = self._transport.url(reads.blob_path(repository, wanted))
+        uploads_url = self._transport.url(f"{reads.repository_path(repository)}/blobs/uploads/")
+        self._uploader.put(blob_url, uploads_url, _push(repository), wanted, body, size)
+
+    def close(self) -> None:
+        """End every call under way, with Unavailable, and close the connections."""
+        self._mirrors.close()
+
+    def _by_head(self, ask: Callable[..., _T]) -> _T:
+        """Ask one of `reads` that begins with HEAD, which no refusal but the registry's ends."""
+        return self._mirrors.ask(Capability.RESOLVE, ask, partial(ask, decides=True))
+
+    def _exists(self, check: Callable[..., None]) -> bool:
+        try:
+            self._by_head(check)
+        except NotFound:
+            return False
+        return True
+
+    def _fetch(self, method: str, path: str, scope: str = "", limit: int = PAGE_LIMIT) -> Reply:
+        return self._transport.fetch(Request(method, self._transport.url(path), scope), limit)
+
+
+def _repository(name: Repository | str) -> Repository:
+    return name if isinstance(name, Repository) else Repository.parse(name)
+
+
+def _digest(digest: Digest | str) -> Digest:
+    return digest if isinstance(digest, Digest) else Digest.parse(digest)
+
+
+def _reference(reference: Reference | str) -> Reference:
+    """Parse a reference: a tag never has a colon, a digest always."""
+    if isinstance(reference, Tag | Digest):
+        return reference
+    return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
+
+
+def _push(repository: Repository) -> str:
+    return f"{repository}:push"
+
+
+def _check_manifest(data: bytes, content_type: str) -> None:
+    """Raise UsageError unless `data` can be a manifest of the type (§Pushing Manifests)."""
+    if not MEDIA_TYPE.match(content_type):
+        raise UsageError(f"not a media type: '{printable(content_type)}'")
+    try:
+        document = load_json(data)
+    except EpochfsError as error:
+        raise UsageError(f"the manifest to be stored is {error}") from error
+    if not isinstance(document, dict):
+        raise UsageError("the manifest to be stored is not a JSON object")
+    stated = document.get("mediaType", content_type)
+    if stated != content_type:
+        raise UsageError(f"mediaType is '{printable(stated)}', to be stored as '{content_type}'")

@@ -1,0 +1,312 @@
+"""Connections under a watch, and their pools: what epochfs changes in requests and urllib3.
+
+`requests.Session` is not used. It reads the body of a redirect to its end however long that is,
+takes passwords from `.netrc` in place of our Authorization header, keeps cookies, and looks into
+the environment for each request. The layer under it, `HTTPAdapter`, does none of that.
+
+Locks: `Adapter._lock` guards which TLS settings have pools; that of `TlsPolicy` is taken under it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import queue
+import socket
+import ssl
+import threading
+from contextvars import ContextVar
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from requests import PreparedRequest, Response
+from requests.adapters import HTTPAdapter
+from requests.exceptions import ConnectionError as RequestsConnectionError
+from requests.exceptions import SSLError
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import (
+    ClosedPoolError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+)
+
+from epochfs.client.transport.faults import WrongHost, is_wrong_host
+from epochfs.client.transport.tls import TlsPolicy, names_of
+from epochfs.client.transport.urls import Url
+from epochfs.client.transport.watchdog import Watch
+from epochfs.config import Proxies
+
+# urllib3 logs whole URLs, and that of a redirected blob may hold a signature.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)
+
+_SEND_BYTES = 256 * 1024
+"""How much of an upload is read and sent at a time."""
+
+_HOSTS = 16
+"""How many hosts (registry, token server, blob storage) idle connections are kept for."""
+
+watch_in_use: ContextVar[Watch] = ContextVar("watch_in_use")
+"""The watch of the operation that this thread is carrying out."""
+
+
+class _HeaderLines:
+    """The lines of an answer's head, and whether they broke off."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.broken_off = False
+        self.close = stream.close
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = self._stream.readline(limit)
+        self.broken_off = self.broken_off or not line
+        return line
+
+
+class StrictResponse(http.client.HTTPResponse):
+    """An answer whose headers are whole, and whose body can be read into a buffer as it comes.
+
+    The base class takes the end of the stream for the end of the headers, so that an answer cut
+    off there would be a success without Content-Length, that is with whatever body came.
+    """
+
+    def begin(self) -> None:
+        stream: Any = self.fp
+        lines: Any = _HeaderLines(stream)
+        self.fp = lines
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # otherwise it has been closed
+                self.fp = stream
+        if lines.broken_off:
+            raise http.client.RemoteDisconnected("the headers break off")
+
+    def read1_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as one system call does; return the bytes read, 0 at the end.
+
+        What the base class's `read1` is to `read`, to its `readinto`; not for a chunked body.
+        Raises IncompleteRead for an end before the announced one, as urllib3 does.
+        """
+        if self.fp is None:
+            return 0
+        if self.length is not None:
+            buffer = buffer[: self.length]
+        count = self.fp.readinto1(buffer)
+        if self.length is not None:
+            self.length -= count
+            if not count and self.length:
+                raise http.client.IncompleteRead(b"", self.length)
+        if not count or self.length == 0:
+            self.close()
+        return count
+
+
+class _WatchedConnection(HTTPConnection):
+    """A connection whose every step is under the watch of the operation that uses it."""
+
+    response_class = StrictResponse
+    watch: Watch | None = None
+    live_socket: socket.socket | None = None
+
+    def connect(self) -> None:
+        watch = watch_in_use.get()
+        watch.attach(self)
+        super().connect()
+        self.live_socket = self.sock
+        # While TLS was set up there was no socket to shut down; look now whether time is up.
+        watch.check()
+
+    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base class's
+        watch = watch_in_use.get()
+        watch.attach(self)
+        if self.sock is None:
+            self.connect()
+        # Until here it was the time limit of connecting, too short for sending a large body.
+        self.timeout = watch.timeout
+        super().request(*args, **kwargs)
+
+    def _new_conn(self) -> socket.socket:
+        """Connect to the first address that answers, each tried for the connect timeout."""
+        watch = watch_in_use.get()
+        limit = self.timeout if isinstance(self.timeout, int | float) else watch.timeout
+        try:
+            addresses = _resolve(self._dns_host, self.port, min(limit, watch.remaining()))
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        failure = OSError("the name has no address")
+        for family, kind, protocol, _, address in addresses:
+            watch.check()
+            sock = socket.socket(family, kind, protocol)
+            self.live_socket = sock
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(min(limit, watch.remaining()))
+                sock.connect(address)
+                sock.settimeout(watch.remaining())  # holds for all of a TLS handshake
+            except OSError as error:
+                sock.close()
+                failure = error
+            else:
+                return sock
+        raise NewConnectionError(self, str(failure)) from failure
+
+
+class _WatchedTlsConnection(_WatchedConnection, HTTPSConnection):
+    """The same over TLS."""
+
+    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base class's
+        """Send a request; raises what the server said last, where it has hung up meanwhile.
+
+        In TLS 1.3 a server refuses a client certificate when the handshake is over for the client.
+        """
+        try:
+            super().request(*args, **kwargs)
+        except (ssl.SSLEOFError, ConnectionError):
+            if self.sock is not None:
+                self.sock.recv(1)
+            raise
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _WatchedConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedTlsConnection
+
+    def _validate_conn(self, conn: Any) -> None:  # noqa: ANN401 - as the base class's
+        """Connect; without the base class's Python warning where verification is off by choice."""
+        if conn.is_closed:
+            conn.connect()
+
+
+def _resolve(host: str, port: int, seconds: float) -> list[Any]:
+    """Resolve a host as getaddrinfo(3) does, but within a time limit; raises socket.gaierror.
+
+    The C library's resolver can be neither limited nor interrupted, so it gets its own thread.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass
+    answers: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=look_up, name="epochfs-resolver", daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise socket.gaierror(socket.EAI_AGAIN, "name resolution timed out") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+class Adapter(HTTPAdapter):
+    """requests' adapter with watched connections, our TLS policy, and no cookies."""
+
+    def __init__(self, tls: TlsPolicy, pool_size: int, proxies: Proxies) -> None:
+        self._tls = tls
+        self._proxies = proxies
+        self._lock = threading.Lock()
+        self._contexts: set[ssl.SSLContext] = set()
+        super().__init__(pool_connections=_HOSTS, pool_maxsize=pool_size, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Make the pools' manager, for pools of watched connections."""
+        super().init_poolmanager(*args, blocksize=_SEND_BYTES, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return the manager of the pools for a proxy: of watched connections, too."""
+        manager = super().proxy_manager_for(proxy, blocksize=_SEND_BYTES, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
+
+    def proxy_for(self, url: Url) -> str:
+        """Return the proxy that a URL is reached by, or ""; raises UsageError for an unusable."""
+        return self._proxies.of(url.scheme, url.hostname, url.port)
+
+    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return host and TLS settings, which together choose the pool."""
+        host, _ = super().build_connection_pool_key_attributes(*args, **kwargs)
+        if host["scheme"] == "http":
+            return host, {}
+        context = self._tls.context(host["host"])
+        self._close_outdated(context)
+        return host, {"ssl_context": context}
+
+    def _close_outdated(self, context: ssl.SSLContext) -> None:
+        """Close the pools of settings that are used no more, when new ones first come along.
+
+        A connection that is in use is closed when its answer has been read.
+        """
+        with self._lock:
+            if context in self._contexts:
+                return
+            self._contexts.add(context)
+            outdated = {one for one in self._contexts if not self._tls.in_use(one)}
+            self._contexts -= outdated
+            for manager in (self.poolmanager, *self.proxy_manager.values()):
+                keys = manager.pools.keys()  # the pools refuse to be iterated over
+                for key in [one for one in keys if one.key_ssl_context in outdated]:
+                    manager.pools.pop(key).close()
+
+    def cert_verify(self, *args: Any) -> None:  # noqa: ANN401
+        """Do nothing: the pool has its TLS settings already, and reloading them takes 20 ms."""
+
+    def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
+        """Send a request; raises WrongHost if the certificate is for other hosts than this."""
+        try:
+            return self._sent(request, *args, **kwargs)
+        except SSLError as error:
+            if not is_wrong_host(error):
+                raise
+            directly = not kwargs.get("proxies")
+            raise WrongHost(
+                self._certified_hosts(request.url or "") if directly else None
+            ) from error
+
+    def _sent(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
+        try:
+            return super().send(request, *args, **kwargs)
+        except RequestsConnectionError as error:
+            if not any(isinstance(cause, ClosedPoolError) for cause in error.args):
+                raise
+            # Its certificate was renewed just then, and nothing has been sent.
+            return super().send(request, *args, **kwargs)
+
+    def _certified_hosts(self, url: str) -> list[str] | None:
+        """Return the hosts that a server's certificate is for, None if it does not say once more.
+
+        OpenSSL does not hand out a certificate that it has refused.
+        """
+        parts = urlsplit(url)
+        connection = _WatchedTlsConnection(
+            parts.hostname or "",
+            parts.port,
+            ssl_context=self._tls.inspecting(),
+            assert_hostname=False,
+        )
+        try:
+            connection.connect()
+            certificate: Any = connection.sock
+            return names_of(certificate.getpeercert())
+        except (OSError, HTTPError):
+            return None
+        finally:
+            connection.close()
+
+    def build_response(self, req: PreparedRequest, resp: Any) -> Response:  # noqa: ANN401
+        """Wrap urllib3's answer, without the base class's search for cookies."""
+        response = Response()
+        response.raw = resp
+        return response

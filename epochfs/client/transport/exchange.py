@@ -1,0 +1,398 @@
+"""One request and all it takes: authentication, redirects, retries, within one time limit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from requests import PreparedRequest
+from requests.structures import CaseInsensitiveDict
+
+from epochfs import __version__
+from epochfs.client.auth import Authenticator, Bearer, CredentialStore, TokenRequest
+from epochfs.client.transport.connections import Adapter, watch_in_use
+from epochfs.client.transport.faults import (
+    TRANSIENT_STATUSES,
+    Broken,
+    Unreached,
+    converted,
+    error_entries,
+    refusal,
+)
+from epochfs.client.transport.request import Request, described, is_of_a_registry
+from epochfs.client.transport.responses import Answer, Reply, TransportStats
+from epochfs.client.transport.retries import (
+    UNREACHED_DELAY,
+    UNREACHED_SECONDS,
+    backoff,
+    retry_after,
+)
+from epochfs.client.transport.streams import BlobStream, UploadBody, may_refuse_range, without_range
+from epochfs.client.transport.tls import TlsPolicy
+from epochfs.client.transport.urls import Origin, Url, next_page
+from epochfs.client.transport.watchdog import Watch, Watchdog
+from epochfs.config import Credentials, TransportOptions
+from epochfs.errors import (
+    Denied,
+    EpochfsError,
+    NotFound,
+    ProtocolViolation,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+    UsageError,
+    printable,
+    printable_url,
+    without_user_information,
+)
+
+log = logging.getLogger(__name__)
+
+SMALL_BODY = 1024 * 1024
+"""Limit in bytes of bodies whose content is not looked at, or is a token."""
+
+_MAX_REDIRECTS = 5
+_FORM: Mapping[str, str] = {"Content-Type": "application/x-www-form-urlencoded"}
+_EXPIRED_STATUSES = frozenset({400, 403, 410})
+"""How storage refuses a signed URL whose time is up."""
+
+_T = TypeVar("_T")
+
+StreamKind = Callable[[Answer, int, int | None], BlobStream]
+"""Makes a stream of an answer to a request for the bytes from one offset to before another."""
+
+
+class Transport:
+    """Speaks HTTP to one registry, its token server, and where these redirect to.
+
+    Safe under threads. Every error it raises is one of `epochfs.errors`, and holds no credential.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        credentials: Credentials,
+        options: TransportOptions,
+        stats: TransportStats | None = None,
+    ) -> None:
+        """`base_url` has no path; `stats` are counted in, if given.
+
+        Raises UsageError for a URL, CA, certificate or proxy that cannot be used.
+        """
+        try:
+            self.base = Url.parse(base_url)
+        except ProtocolViolation:
+            raise UsageError(f"not a registry URL: '{printable_url(base_url)}'") from None
+        self.stats = TransportStats() if stats is None else stats
+        self._options = options
+        self._watchdog = Watchdog()
+        self._tls = TlsPolicy(options, self.base.hostname)
+        self._adapter = Adapter(self._tls, options.pool_size, options.proxies)
+        self._adapter.proxy_for(self.base)
+        self._credentials = CredentialStore(credentials, base_url)
+        self._authenticator = Authenticator(self._credentials, self.base.scheme)
+        self._headers = [f"{name}: {value}".encode() for name, value in options.headers]
+        # Written without a lock: all that a race costs is one more refused request.
+        self._refuses_range = False
+
+    @property
+    def timeout(self) -> float:
+        """Within how many seconds an operation ends."""
+        return self._options.timeout
+
+    def url(self, path: str) -> Url:
+        """Return the URL of a path of the registry's API, such as `/_catalog`."""
+        return self.in_namespace(self.base.at(f"{self._options.root}{path}"))
+
+    def in_namespace(self, url: Url) -> Url:
+        """Return a URL of this host's with the namespace it is to be told, if it lacks it."""
+        namespace = self._options.namespace
+        if not namespace or url.has_parameter("ns"):
+            return url
+        return url.with_parameter("ns", namespace)
+
+    def next_page(self, reply: Reply) -> Url | None:
+        """Return where a listing goes on, here, or None; raises what `urls.next_page` does."""
+        here = self.base.at(reply.url.target)
+        url = next_page(reply.headers.get("Link", ""), here, self._options.root)
+        return None if url is None else self.in_namespace(url)
+
+    def watch(self, seconds: float | None = None) -> Watch:
+        """Start the time limit of an operation that takes several requests; by default ours."""
+        return self._watchdog.watch(self.timeout if seconds is None else seconds)
+
+    def fetch(self, request: Request, limit: int = SMALL_BODY, watch: Watch | None = None) -> Reply:
+        """Make a request and read the whole answer, of whatever status, 5xx and 429 excepted.
+
+        Raises TooLarge for a 2xx whose body is over `limit` bytes, Unavailable once another
+        attempt would not help or there is no time for it, and DeadlineExceeded.
+        """
+        if watch is None:
+            with self.watch() as watch:
+                return self.fetch(request, limit, watch)
+
+        def read(answer: Answer) -> Reply:
+            return answer.read_reply(limit, encoded=request.hashed)
+
+        return self._attempts(request, partial(self._authenticated, request, watch), read, watch)
+
+    def open(
+        self,
+        request: Request,
+        start: int,
+        end: int | None,
+        seconds: float | None = None,
+        kind: StreamKind = BlobStream,
+    ) -> BlobStream:
+        """Make a request for the bytes from `start` to `end` of a blob; return the open stream.
+
+        The time limit, of `seconds` or else ours, holds until the headers are there, then anew for
+        each read. The stream is made by `kind`. Where Range is what the server refuses, all is
+        asked for, now and from then on.
+        Raises what `fetch` does, what `refusal` returns, and what BlobStream raises.
+        """
+        watch = self.watch(seconds)
+        try:
+            result = self._open(request, start, end, kind, watch)
+            watch.suspend()
+        except BaseException:
+            watch.release()
+            raise
+        return result
+
+    def account(self) -> str:
+        """Return in whose name requests are made, and where the credentials come from."""
+        return self._authenticator.describe()
+
+    def unused(self) -> str:
+        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        return self._authenticator.unused()
+
+    def token_expiry(self) -> float | None:
+        """Return when the last of the tokens in use expires, as Unix time; None without one."""
+        return self._authenticator.token_expiry()
+
+    def bearer_for(self, salt: bytes, repository: str) -> Bearer:
+        """Return who asks about a repository, with all that it is asked with and may open it.
+
+        Raises Denied and DeadlineExceeded where credentials cannot be had.
+        """
+        deadline = time.monotonic() + self.timeout
+        always_shown = (*self._tls.certificates, *self._headers)
+        return self._credentials.bearer_for(salt, repository, deadline, always_shown)
+
+    def refusal(self, reply: Reply) -> EpochfsError:
+        """Return the error that an answer other than the one hoped for means.
+
+        What storage says, where the registry has redirected us to, is not the registry's word: it
+        neither denies nor disowns anything, and is Unavailable. Another registry's word is as good
+        as that of the one that sends us there, where it is NotFound as the specification has it.
+        """
+        error = self._meaning(reply)
+        if reply.url.origin == self.base.origin or isinstance(error, Unavailable):
+            return error
+        if type(error) is NotFound and is_of_a_registry(reply.url):
+            return error
+        return Unavailable(f"{error}; it is the storage at {reply.url.site} that refuses this")
+
+    def _meaning(self, reply: Reply) -> EpochfsError:
+        entries = error_entries(reply.body)
+        text = "; ".join(f"{code}: {message}" for code, message in entries)
+        text = self._authenticator.redact(without_user_information(text), reply.authorization)
+        for _, value in self._options.headers:
+            text = text.replace(value, "***") if value else text
+        return refusal(reply.what, reply.status, reply.body, printable(text))
+
+    def close(self) -> None:
+        """End every operation under way, with Unavailable, and close the connections."""
+        self._watchdog.close()
+        self._adapter.close()
+
+    def _open(
+        self, request: Request, start: int, end: int | None, kind: StreamKind, watch: Watch
+    ) -> BlobStream:
+        def stream(answer: Answer) -> BlobStream | Reply:
+            whole = answer.status in (200, 206)
+            return kind(answer, start, end) if whole else answer.read_error()
+
+        def ask(request: Request) -> BlobStream | Reply:
+            send = partial(self._authenticated, request, watch)
+            return self._attempts(request, send, stream, watch)
+
+        whole = replace(request, headers=without_range(request.headers))
+        found = ask(whole if self._refuses_range else request)
+        if request != whole and isinstance(found, Reply) and may_refuse_range(found, start):
+            log.debug("%s: %d: asking for all, without Range", found.what, found.status)
+            found = ask(whole)
+            if isinstance(found, BlobStream) and (found.total is None or found.total > start):
+                self._refuses_range = True
+        if isinstance(found, Reply):
+            raise self.refusal(found)
+        return found
+
+    def _attempts(
+        self,
+        request: Request,
+        send: Callable[[], Answer],
+        consume: Callable[[Answer], _T],
+        watch: Watch,
+    ) -> _T:
+        """Send until there is an answer that another attempt would not improve on; consume it."""
+        started = time.monotonic()
+        attempt = 0
+        while True:
+            delay = backoff(attempt)
+            error: EpochfsError
+            again = request.repeatable and attempt < self._options.retries
+            try:
+                answer = send()
+                if answer.status not in TRANSIENT_STATUSES:
+                    return answer.consumed(consume)
+                delay = max(delay, retry_after(answer.headers.get("Retry-After", "")))
+                error = self.refusal(answer.read_error())
+            except Unreached as failure:
+                error, delay = failure, UNREACHED_DELAY
+                in_time = time.monotonic() + delay < started + UNREACHED_SECONDS
+                again = self._options.retries > 0 and in_time
+            except Broken as failure:
+                error = failure
+            if not again or delay > watch.remaining():
+                raise Unavailable(str(error)) from error
+            log.debug("%s; trying again in %.1f s", error, delay)
+            self.stats.count(retries=1)
+            with converted(described(request, request.url), watch):
+                watch.sleep(delay)
+            attempt += 1
+
+    def _authenticated(self, request: Request, watch: Watch) -> Answer:
+        """Send a request; answer one 401 of the registry's with a fresh token or credentials.
+
+        A 403 is answered once as well, if there are other credentials than were sent.
+        """
+        fetch_token, learn = partial(self._fetch_token, watch), partial(self._learn, watch)
+        sent_at = time.monotonic()
+        shown = self._authenticator.header(request.scope, fetch_token, learn, watch.remaining())
+        answer = self._answered(request, shown, watch)
+        if answer.status == 401 and answer.url.origin == self.base.origin:
+            challenge = answer.headers.get("WWW-Authenticate", "")
+            answer.read_error()
+            before, shown = (
+                shown,
+                self._authenticator.renew(
+                    request.scope, challenge, shown, sent_at, fetch_token, watch.remaining()
+                ),
+            )
+            if shown == before:
+                return answer
+            answer = self._answered(request, shown, watch)
+        if answer.status == 403 and answer.url.origin == self.base.origin and request.restart():
+            answer.read_error()
+            another = self._authenticator.instead(
+                request.scope, shown, fetch_token, watch.remaining()
+            )
+            if another != shown:
+                answer = self._answered(request, another, watch)
+        return answer
+
+    def _answered(self, request: Request, authorization: str, watch: Watch) -> Answer:
+        """Send a request; where the registry redirects a read to a URL that has expired, do so once
+        more: it signs a new one each time.
+        """
+        answer = self._follow(request, self.base.origin, authorization, watch)
+        elsewhere = answer.url.origin != self.base.origin
+        if elsewhere and answer.status in _EXPIRED_STATUSES and request.method in ("GET", "HEAD"):
+            reply = answer.read_error()
+            log.debug("%s: %d: asking the registry for another URL", reply.what, reply.status)
+            answer = self._follow(request, self.base.origin, authorization, watch)
+        return answer
+
+    def _learn(self, watch: Watch) -> str:
+        """Return what the registry asks of everybody at its root (`auth.Learn`)."""
+        request = Request("GET", self.url("/"))
+        send = partial(self._follow, request, self.base.origin, "", watch)
+        reply = self._attempts(request, send, Answer.read_error, watch)
+        challenge = reply.headers.get("WWW-Authenticate", "")
+        if challenge and reply.url.origin != self.base.origin:
+            raise ProtocolViolation(
+                f"{self.base.site} redirects to {reply.url.site}, which asks for a login, and is "
+                f"shown none: use {reply.url.site} as the URL"
+            )
+        return challenge
+
+    def _fetch_token(self, watch: Watch, wanted: TokenRequest) -> bytes:
+        """Return the body of a token server's answer (`auth.Fetch`)."""
+        url = Url.parse(wanted.url)
+        request = Request("GET", url)
+        if wanted.form:
+            form = wanted.form.encode("ascii")
+            request = Request("POST", url, headers=_FORM, body=form, confined=True)
+        origin = url.origin
+        send = partial(self._follow, request, origin, wanted.authorization, watch)
+
+        try:
+            reply = self._attempts(
+                request, send, lambda answer: answer.read_reply(SMALL_BODY), watch
+            )
+        except TooLarge as error:
+            raise ProtocolViolation(f"{error}: no token is so large") from None
+        if reply.status in (401, 403) or (wanted.form and reply.status == 400):
+            # 400 is OAuth's own way of refusing credentials (RFC 6749, section 5.2).
+            raise Denied(f"{reply.what}: {reply.status}: the token server refuses the credentials")
+        if reply.status in (404, 405):
+            raise Unsupported(f"{reply.what}: {reply.status}")
+        if reply.status != 200:
+            raise ProtocolViolation(f"{reply.what}: {reply.status}: no answer of a token server")
+        return reply.body
+
+    def _follow(self, request: Request, home: Origin, authorization: str, watch: Watch) -> Answer:
+        """Send a request to where redirects lead; `authorization` is shown at `home` only."""
+        url = request.url
+        for _ in range(_MAX_REDIRECTS + 1):
+            if not request.restart():
+                raise Unavailable(f"{described(request, url)}: the body cannot be sent again")
+            answer = self._send(request, url, authorization if url.origin == home else "", watch)
+            if not answer.location:
+                return answer
+            answer.read_error()
+            url = url.follow(answer.location)
+            if request.confined and url.origin != home:
+                raise ProtocolViolation(f"{answer.what}: redirects credentials to {url.site}")
+        raise ProtocolViolation(f"{described(request, request.url)}: over 5 redirects")
+
+    def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
+        """Send one request to one server and return its answer, whatever that is."""
+        headers: CaseInsensitiveDict[str] = CaseInsensitiveDict(
+            {"User-Agent": f"epochfs/{__version__}", "Accept-Encoding": "identity"}
+        )
+        headers.update(request.headers)
+        if url.origin == self.base.origin:
+            headers.update(self._options.headers)
+        if authorization:
+            headers["Authorization"] = authorization
+        body = request.body
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        if isinstance(body, UploadBody):
+            body.watch = watch
+        prepared = PreparedRequest()
+        prepared.method, prepared.url, prepared.headers = request.method, str(url), headers
+        prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
+        proxy = self._adapter.proxy_for(url)
+        proxies = {"all": proxy} if proxy else {}
+        what = described(request, url, proxy)
+        self.stats.count(requests=1)
+        token = watch_in_use.set(watch)
+        try:
+            timeout = (self._options.connect_timeout, self._options.timeout)
+            with converted(what, watch):
+                raw = self._adapter.send(
+                    prepared, stream=True, timeout=timeout, proxies=proxies
+                ).raw
+        finally:
+            watch_in_use.reset(token)
+        log.debug("%s: %d", what, raw.status)
+        return Answer(raw, what, request.method, url, authorization, watch, self.stats)

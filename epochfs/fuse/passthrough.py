@@ -1,0 +1,185 @@
+"""Kernel passthrough: a verified file that the kernel reads by itself, without asking us.
+
+The file of a cached blob is registered with the kernel, and an open answered with the number that
+gives is then read, and mapped, from that file (FUSE_DEV_IOC_BACKING_OPEN in linux/fuse.h).
+
+The kernel has an inode open either so or through its cache of pages, never both at a time: an open
+of the other kind fails with EIO (fs/fuse/iomode.c). The first open of an inode therefore decides
+for all others until the last of them is released. The kernel asks before it opens, and tells of a
+release after it has let go: what is open here is never less than what is open there.
+
+Locks: `Passthrough._lock` guards the table of open inodes; no file and no device is touched under
+it. `_device` is set before the first open, and `_refusal` only tells: both are used without it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import platform
+import re
+import struct
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from epochfs.counters import gauge
+from epochfs.fuse.mountinfo import file_system_of
+
+log = logging.getLogger(__name__)
+
+_LIBFUSE = (3, 17)
+_KERNEL = (6, 9)
+_CAP_SYS_ADMIN = 1 << 21
+_STACKED = frozenset({"overlay", "ecryptfs"})
+"""File systems whose files are other file systems' files."""
+
+_BACKING_OPEN = 0x4010E501
+_BACKING_CLOSE = 0x4004E502
+_BACKING_MAP = "iIQ"
+"""`struct fuse_backing_map`: a descriptor, flags and padding, both of them 0."""
+
+_PROCESS = Path("/proc/self")
+_ALL_USERS = ["0", "0", "4294967295"]
+
+
+def obstacle(library: tuple[int, int]) -> str:
+    """Return why this process cannot have passthrough with that libfuse; empty if it can."""
+    if library < _LIBFUSE:
+        return f"libfuse {_dotted(library)} cannot: install {_dotted(_LIBFUSE)} (Debian 13 has it)"
+    if _kernel() < _KERNEL:
+        return f"Linux {platform.release()} cannot: boot {_dotted(_KERNEL)} or newer"
+    if not _is_administrator():
+        return "it needs CAP_SYS_ADMIN outside of any user namespace: mount as root"
+    return ""
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _kernel() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", platform.release())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _is_administrator() -> bool:
+    """Whether this process has CAP_SYS_ADMIN where the kernel asks for it: over all users."""
+    try:
+        status = (_PROCESS / "status").read_text()
+        users = (_PROCESS / "uid_map").read_text()
+    except OSError:
+        return False
+    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    has_it = capabilities is not None and int(capabilities[1], 16) & _CAP_SYS_ADMIN
+    return bool(has_it) and users.split() == _ALL_USERS
+
+
+@dataclass(frozen=True, slots=True)
+class PassthroughStatus:
+    """For `status.json`: whether it is on, why not, and how many inodes are open in it now."""
+
+    on: bool = field(metadata=gauge("Whether the kernel may read cached blobs by itself."))
+    reason: str
+    open: int = field(metadata=gauge("Inodes that it has open so."))
+
+
+@dataclass(slots=True, eq=False)
+class _Inode:
+    """An open file: `backing` is its number with the kernel, or 0 where it is read through us."""
+
+    path: str
+    backing: int
+    handles: int = 0
+
+
+class Passthrough:
+    """What the kernel reads by itself of one mount: nothing before `start`."""
+
+    def __init__(self, cache: Path, library: tuple[int, int]) -> None:
+        """`cache` is where the files are; `library` is the version of the libfuse in use."""
+        self._cache = cache
+        self._device: int | None = None
+        self._refusal = obstacle(library)
+        self._lock = threading.Lock()
+        self._inodes: dict[str, _Inode] = {}
+        self._handles: dict[int, _Inode] = {}
+
+    @property
+    def possible(self) -> bool:
+        """Whether the kernel is to be asked for it."""
+        return not self._refusal
+
+    @property
+    def stack_depth(self) -> int:
+        """How many file systems are stacked below the cache's files, as the kernel wants to know.
+
+        Not 1 for good measure: then no overlayfs could be put over the mount.
+        """
+        return int(file_system_of(self._cache) in _STACKED)
+
+    def start(self, device: int) -> None:
+        """Begin: the kernel has been asked, on this descriptor of /dev/fuse, and offers it."""
+        self._device = device
+
+    def refuse(self, reason: str) -> None:
+        """Stay off, and tell why in `status`."""
+        self._refusal = reason
+
+    def status(self) -> PassthroughStatus:
+        """Return its state at this moment."""
+        with self._lock:
+            count = sum(inode.backing != 0 for inode in self._inodes.values())
+        on = self._device is not None and not self._refusal
+        return PassthroughStatus(on, self._refusal, count)
+
+    def open(self, path: str, handle: int, fd: int | None) -> int:
+        """Return the number to answer an open with; 0 for a file that is to be read through us.
+
+        `fd` is open on the verified bytes of the file, where they are here. Each `handle` is to be
+        released once.
+        """
+        if self._device is None:
+            return 0
+        with self._lock:
+            decided = path in self._inodes
+        # Several first opens may register it at a time; the others' numbers are given back.
+        fresh = 0 if decided or fd is None else self._register(self._device, fd)
+        with self._lock:
+            inode = self._inodes.setdefault(path, _Inode(path, fresh))
+            inode.handles += 1
+            self._handles[handle] = inode
+        if fresh and inode.backing != fresh:
+            self._unregister(self._device, fresh)
+        return inode.backing
+
+    def release(self, handle: int) -> None:
+        """Take back a handle; the last one of an inode lets the next open decide anew."""
+        with self._lock:
+            inode = self._handles.pop(handle, None)
+            if inode is None:
+                return
+            inode.handles -= 1
+            if inode.handles:
+                return
+            del self._inodes[inode.path]
+        if inode.backing and self._device is not None:
+            self._unregister(self._device, inode.backing)
+
+    def _register(self, device: int, fd: int) -> int:
+        """Return the kernel's number for a file, or 0 if it does not take it."""
+        argument = bytearray(struct.pack(_BACKING_MAP, fd, 0, 0))
+        try:
+            number: int = fcntl.ioctl(device, _BACKING_OPEN, argument)
+        except OSError as error:
+            self._refusal = f"the kernel refused a cached file: {error.strerror}"
+            log.debug("%s", self._refusal)
+            return 0
+        self._refusal = ""
+        return number
+
+    def _unregister(self, device: int, number: int) -> None:
+        try:
+            fcntl.ioctl(device, _BACKING_CLOSE, bytearray(struct.pack("I", number)))
+        except OSError as error:
+            log.warning("the kernel does not forget a cached file: %s", error)

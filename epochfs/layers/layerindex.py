@@ -1,0 +1,207 @@
+"""The index of one layer: a small SQLite file, as a file system has it: names, inodes, pieces.
+
+It is written once, by one thread, and read only after that. It knows nothing of other layers: what
+it hides in those below it (layer.md, "Whiteouts") is recorded, and `merge` applies it.
+
+Locks: `LayerIndex._lock` serialises the use of its one connection. The local look-ups under it take
+microseconds; none waits for the network.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from epochfs.errors import CacheFailure
+from epochfs.layers.entry import Piece, join_path
+
+FORMAT = 3
+"""The version of this schema and of what is written into it."""
+
+_CACHE_KIB = 256
+
+IMPLICIT = 0
+"""The inode of a directory that a layer only implies, by an entry below it."""
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE gzip_points (id INTEGER PRIMARY KEY, part BLOB);
+CREATE TABLE inode (
+    id INTEGER PRIMARY KEY, mode INTEGER, uid INTEGER, gid INTEGER, size INTEGER, time_ns INTEGER,
+    rdev INTEGER, link BLOB, xattrs TEXT, first BLOB
+);
+CREATE TABLE name (
+    parent BLOB, name BLOB, inode INTEGER, PRIMARY KEY (parent, name)
+) WITHOUT ROWID;
+CREATE TABLE alias (
+    inode INTEGER, parent BLOB, name BLOB, PRIMARY KEY (inode, parent, name)
+) WITHOUT ROWID;
+CREATE TABLE foreign_link (target BLOB, path BLOB, PRIMARY KEY (target, path)) WITHOUT ROWID;
+CREATE TABLE hidden (parent BLOB, name BLOB, PRIMARY KEY (parent, name)) WITHOUT ROWID;
+CREATE TABLE piece (
+    inode INTEGER, start INTEGER, size INTEGER, offset INTEGER, skip INTEGER, digest TEXT,
+    PRIMARY KEY (inode, start)
+) WITHOUT ROWID;
+"""
+"""`alias` has every name of an inode with several; `foreign_link` the hard links to lower layers;
+`hidden` the whiteouts, and with an empty name the opaque directories."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """What a layer says of one file. `first` is the path it was first given.
+
+    A `mode` of 0 says that it is a hard link to the path `link` in the layers below, no more.
+    """
+
+    id: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    time_ns: int
+    rdev: int
+    link: bytes
+    xattrs: dict[str, bytes]
+    first: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a layer makes of a path: `inode` is None where it has nothing there.
+
+    `hides_below`: whatever the layers below have there is hidden.
+    """
+
+    inode: int | None
+    mode: int = 0
+    hides_below: bool = False
+
+
+class LayerIndex:
+    """The index of one layer. Any thread may call anything. Raises CacheFailure."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        weakref.finalize(self, connection.close).atexit = False
+        self.resident_bytes = self._resident_bytes()
+        self.meta: dict[str, str | int] = dict(self._rows("SELECT key, value FROM meta"))
+        self.has_aliases = any(self._rows("SELECT 1 FROM alias LIMIT 1"))
+        self._has_hidden = any(self._rows("SELECT 1 FROM hidden LIMIT 1"))
+        self.has_foreign_links = any(self._rows("SELECT 1 FROM foreign_link LIMIT 1"))
+
+    def _resident_bytes(self) -> int:
+        """How many bytes of memory an index takes that is in no file."""
+        [(_, _, path)] = self._rows("PRAGMA database_list")
+        [(pages,)], [(size,)] = self._rows("PRAGMA page_count"), self._rows("PRAGMA page_size")
+        return 0 if path else int(pages * size)
+
+    def see(self, path: bytes) -> Seen:
+        """Say what the layer has at a path, and whether it hides what is below.
+
+        A directory on the way that is opaque, whited out or no directory hides all below it. It
+        need not be in this layer: a whiteout behind a link is where that leads.
+        """
+        hides, parent = bool(path) and self._hides(b"", b""), b""
+        names = path.split(b"/") if path else [b""]
+        inode: int | None = IMPLICIT
+        mode = 0
+        for depth, name in enumerate(names, start=1):
+            hides = hides or (bool(name) and self._hides(parent, name))
+            if inode is not None:
+                inode, mode = self._look_up(parent, name)
+            if inode is not None and not stat.S_ISDIR(mode):
+                return Seen(inode if depth == len(names) else None, mode, hides_below=True)
+            if inode is None and (hides or not self._has_hidden):
+                break
+            parent = join_path(parent, name)
+            hides = hides or (depth < len(names) and self._hides(parent, b""))
+        is_found = inode is not None and depth == len(names)
+        return Seen(inode, mode, hides) if is_found else Seen(None, hides_below=hides)
+
+    def is_opaque(self, directory: bytes) -> bool:
+        """Whether the layer hides all that layers below have in a directory."""
+        return self._hides(directory, b"")
+
+    def children(self, directory: bytes) -> list[tuple[bytes, int]]:
+        """The names in a directory, each with its mode."""
+        rows = self._rows(
+            "SELECT name, coalesce(mode, ?) FROM name LEFT JOIN inode ON id = inode "
+            "WHERE parent = ? AND name != x''",
+            stat.S_IFDIR,
+            directory,
+        )
+        return [(name, mode) for name, mode in rows]
+
+    def hidden(self, directory: bytes) -> set[bytes]:
+        """The names in a directory that are whited out in the layers below."""
+        return {name for (name,) in self._rows("SELECT name FROM hidden WHERE parent=?", directory)}
+
+    def inode(self, number: int) -> Inode:
+        """What there is to know of an inode."""
+        for row in self._rows("SELECT * FROM inode WHERE id=?", number):
+            number, mode, uid, gid, size, time_ns, rdev, link, text, first = row
+            xattrs = {name: value.encode("latin-1") for name, value in json.loads(text).items()}
+            return Inode(number, mode, uid, gid, size, time_ns, rdev, link, xattrs, first)
+        raise CacheFailure(f"the index of a layer has no inode {number}")
+
+    def aliases(self, number: int) -> list[bytes]:
+        """The paths of an inode that was given several; else none."""
+        rows = self._rows("SELECT parent, name FROM alias WHERE inode=?", number)
+        return [join_path(parent, name) for parent, name in rows]
+
+    def foreign_links(self, target: bytes) -> list[bytes]:
+        """The paths that are hard links to a path of the layers below."""
+        rows = self._rows("SELECT path FROM foreign_link WHERE target=?", target)
+        return [path for (path,) in rows]
+
+    def pieces(self, number: int, start: int, stop: int) -> list[Piece]:
+        """The pieces of a file that overlap its range `[start, stop)`, in order."""
+        query = (
+            "SELECT start, size, offset, skip, digest FROM piece WHERE inode=? AND start < ? AND "
+            "start >= (SELECT coalesce(max(start), 0) FROM piece WHERE inode=? AND start <= ?) "
+            "ORDER BY start"
+        )
+        return [Piece(*row) for row in self._rows(query, number, stop, number, start)]
+
+    def gzip_points(self) -> bytes:
+        """The index of a gzip stream, as `decoders` exported it."""
+        return b"".join(part for (part,) in self._rows("SELECT part FROM gzip_points"))
+
+    def _look_up(self, parent: bytes, name: bytes) -> tuple[int | None, int]:
+        query = (
+            "SELECT inode, coalesce(mode, ?) FROM name LEFT JOIN inode ON id = inode "
+            "WHERE parent=? AND name=?"
+        )
+        for inode, mode in self._rows(query, stat.S_IFDIR, parent, name):
+            return inode, mode
+        return None, 0
+
+    def _hides(self, parent: bytes, name: bytes) -> bool:
+        return any(self._rows("SELECT 1 FROM hidden WHERE parent=? AND name=?", parent, name))
+
+    def _rows(self, query: str, *values: bytes | int) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock:
+                return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise CacheFailure(f"the index of a layer failed: {error}") from error
+
+
+def open_index(path: str) -> LayerIndex:
+    """Open an index that is complete and does not change. Raises CacheFailure."""
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode=ro&immutable=1", uri=True, check_same_thread=False
+        )
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    except sqlite3.Error as error:
+        raise CacheFailure(f"cannot open the index of a layer: {error}") from error
+    return LayerIndex(connection)

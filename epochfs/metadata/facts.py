@@ -1,0 +1,52 @@
+"""Facts learned of a registry, kept for the next mount of it.
+
+A listing that a registry refuses today may be one that it never had, or one that it had and has no
+more to give. Only who knows what it once answered can tell the two apart.
+
+A fact is kept with the registry's answers (`answers`): for these credentials, and over an outage.
+"""
+
+from __future__ import annotations
+
+from epochfs.cache.answers import AnswerStore, Question
+
+_KIND = "fact"
+_HOLDS = b"1"
+
+HAS_CATALOG = Question(_KIND, name="catalog")
+"""The registry has listed its repositories."""
+
+NO_REFERRERS_CALL = Question(_KIND, name="no referrers call")
+"""The registry does not offer the referrers call; what it has is found by tag."""
+
+
+def answers_referrers(repository: str) -> Question:
+    """Return the fact that the referrers call has answered for a repository."""
+    return Question(_KIND, repository, "referrers call")
+
+
+class Facts:
+    """What is known of one registry. Without a store it is known to this process alone.
+
+    Any thread may call anything: a dictionary's own operations are atomic.
+    """
+
+    def __init__(self, store: AnswerStore | None = None) -> None:
+        self._store = store
+        self._known: dict[Question, bool] = {}
+
+    def known(self, fact: Question) -> bool:
+        """Return whether a fact was learned, by this process or by an earlier mount."""
+        known = self._known.get(fact)
+        if known is None:
+            known = self._store is not None and self._store.get(fact) is not None
+            self._known.setdefault(fact, known)
+        return known
+
+    def learn(self, fact: Question) -> None:
+        """Keep a fact."""
+        if self._known.get(fact):
+            return
+        self._known[fact] = True
+        if self._store is not None:
+            self._store.put(fact, _HOLDS)

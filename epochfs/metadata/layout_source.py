@@ -1,0 +1,316 @@
+"""An OCI image layout on disk as a source of repositories, tags, manifests and blobs.
+
+A layout is one directory of content and a list of what in it has a name. A name that is a tag
+belongs to a repository called as the directory is; one that names a repository too, such as
+`library/app:1.0`, belongs there. A manifest without a name has the hexadecimal part of its digest.
+
+The directory is as hostile as a registry: what is read is hashed, links are not followed, and what
+is no regular file is refused. Source: OCI Image specification 1.1, image-layout.md.
+
+Locks: `OciLayout._lock` guards `_read` and `_subjects`; no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from epochfs.client import MirrorState
+from epochfs.client.transport import TransportStats
+from epochfs.errors import (
+    ContentMismatch,
+    Denied,
+    EpochfsError,
+    InvalidName,
+    NotFound,
+    ProtocolViolation,
+    TooLarge,
+    Unavailable,
+    printable,
+)
+from epochfs.oci.manifests import (
+    REF_NAME,
+    Descriptor,
+    Document,
+    Index,
+    load_json,
+    parse,
+)
+from epochfs.oci.names import Digest, Reference, Repository, Tag, referrers_tag
+
+log = logging.getLogger(__name__)
+
+_INDEX_LIMIT = 32 * 1024 * 1024
+_UNNAMED = Repository("layout")
+"""The repository of a directory whose own name could be no repository's."""
+
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Not blocking, for a FIFO in place of a file would be waited for."""
+
+Names = Mapping[Repository, Mapping[Tag, Descriptor]]
+Identity = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What `index.json` says, as long as its identity is this."""
+
+    identity: Identity
+    names: Names
+
+    @cached_property
+    def media_types(self) -> Mapping[Digest, str]:
+        """The types of the manifests that have names."""
+        return {one.digest: one.media_type for one in self.all()}
+
+    def all(self) -> Iterator[Descriptor]:
+        """Yield the manifests that have names."""
+        for tags in self.names.values():
+            yield from tags.values()
+
+
+class OciLayout:
+    """The layout in one directory (a `Source`). `manifest_limit` is in bytes.
+
+    Its changes are seen: `index.json` is read again whenever it is another file.
+    """
+
+    stats = TransportStats()
+    token_expiry: float | None = None
+    mirrors: tuple[MirrorState, ...] = ()
+    """Nothing is ever transported."""
+
+    def __init__(self, directory: Path, manifest_limit: int) -> None:
+        """Open the directory; raises NotFound or ProtocolViolation where there is no layout."""
+        self._name = _repository_of(directory)
+        self._manifest_limit = manifest_limit
+        self._lock = threading.Lock()
+        self._read: _Contents | None = None
+        self._subjects: tuple[Mapping[Digest, list[Descriptor]], Identity | None] = {}, None
+        with _disk_errors(printable(directory)):
+            self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            layout = load_json(self._small_file(("oci-layout",), _INDEX_LIMIT))
+            if not isinstance(layout, dict) or "imageLayoutVersion" not in layout:
+                raise ProtocolViolation("oci-layout does not say which version it is")
+            self._contents()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self._directory)
+
+    # ---- what Source promises ----------------------------------------------------------------
+
+    def catalog(self) -> list[str]:
+        """Return the repositories that the names are in."""
+        return [repository.name for repository in self._contents().names]
+
+    def list_tags(self, name: Repository) -> list[str]:
+        """Return the tags of one repository."""
+        return [tag.name for tag in self._tags(name)]
+
+    def resolve(self, name: Repository, reference: Reference) -> Descriptor:
+        """Describe what a tag names, or the manifest that has a digest."""
+        tags = self._tags(name)
+        if isinstance(reference, Tag):
+            if reference not in tags:
+                raise NotFound(f"no tag {reference} in {name}")
+            return tags[reference]
+        document = self.get_manifest(name, reference)
+        return Descriptor(document.media_type, document.digest, document.size)
+
+    def get_manifest(
+        self, name: Repository, reference: Reference, limit: int | None = None
+    ) -> Document:
+        """Return a manifest. Nothing tells manifests from blobs here but their content."""
+        if isinstance(reference, Tag):
+            reference = self.resolve(name, reference).digest
+        self._tags(name)
+        named = self._contents().media_types
+        try:
+            raw = self.read_blob(name, reference, self._manifest_limit if limit is None else limit)
+        except TooLarge as error:
+            if reference in named:
+                raise
+            raise NotFound(f"{reference} is no manifest: {error}") from error
+        document = Document(reference, named.get(reference, ""), raw)
+        if document.readable_view is None and reference not in named:
+            raise NotFound(f"{reference} is no manifest")
+        return Document(reference, document.own_type, raw)
+
+    def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
+        """Return the manifests in `index.json` that have `digest` as their subject, and those in
+        the index that is tagged as a client tags it for registries that keep no count.
+        """
+        tags = self._tags(name)
+        found = [*self._referrers_by_subject().get(digest, ())]
+        tag = referrers_tag(digest)
+        if tag in tags:
+            view = self.get_manifest(name, tags[tag].digest).readable_view
+            found += view.manifests if isinstance(view, Index) else ()
+        return found
+
+    def blob_size(self, name: Repository, digest: Digest) -> int:
+        """Return the size of a file of content."""
+        self._tags(name)
+        fd = self.open_blob(digest)
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
+        """Return all of a file of content."""
+        self._tags(name)
+        data = self._small_file(_place(digest), limit)
+        if not digest.matches(data):
+            raise ContentMismatch(f"the layout's file does not have digest {digest}")
+        return data
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def open_blob(self, digest: Digest) -> int:
+        """Return a descriptor of a file of content, unverified, for the caller to close."""
+        return self._open(_place(digest))
+
+    def _open(self, path: tuple[str, ...]) -> int:
+        """Open a regular file below the directory, through no link."""
+        directory = os.dup(self._directory)
+        try:
+            with _disk_errors("/".join(path)):
+                for name in path[:-1]:
+                    inner = os.open(name, _READ_FLAGS | os.O_DIRECTORY, dir_fd=directory)
+                    os.close(directory)
+                    directory = inner
+                fd = os.open(path[-1], _READ_FLAGS, dir_fd=directory)
+        finally:
+            os.close(directory)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ProtocolViolation(f"{'/'.join(path)} is no regular file")
+        return fd
+
+    def _small_file(self, path: tuple[str, ...], limit: int) -> bytes:
+        with os.fdopen(self._open(path), "rb") as file, _disk_errors("/".join(path)):
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise TooLarge(f"{'/'.join(path)} is over {limit} bytes")
+        return data
+
+    # ---- names -------------------------------------------------------------------------------
+
+    def _tags(self, name: Repository) -> Mapping[Tag, Descriptor]:
+        names = self._contents().names
+        if name not in names:
+            raise NotFound(f"the layout names nothing in {name}")
+        return names[name]
+
+    def _referrers_by_subject(self) -> Mapping[Digest, list[Descriptor]]:
+        """Return the manifests that have names by what they refer to; read once, all of them."""
+        contents = self._contents()
+        with self._lock:
+            known, identity = self._subjects
+        if identity == contents.identity:
+            return known
+        found: dict[Digest, list[Descriptor]] = {}
+        for name, tags in contents.names.items():
+            for descriptor in tags.values():
+                try:
+                    subject = self.get_manifest(name, descriptor.digest).view.subject
+                except EpochfsError as error:
+                    log.debug("no subject of %s: %s", descriptor.digest, error)
+                    continue
+                if subject is not None:
+                    found.setdefault(subject.digest, []).append(descriptor)
+        with self._lock:
+            self._subjects = found, contents.identity
+        return found
+
+    def _contents(self) -> _Contents:
+        fd = self._open(("index.json",))
+        with os.fdopen(fd, "rb") as file, _disk_errors("index.json"):
+            identity = identity_of(fd)
+            with self._lock:
+                known = self._read
+            if known is not None and known.identity == identity:
+                return known
+            raw = file.read(_INDEX_LIMIT + 1)
+        if len(raw) > _INDEX_LIMIT:
+            raise TooLarge(f"index.json is over {_INDEX_LIMIT} bytes")
+        index = parse(raw)
+        if not isinstance(index, Index):
+            raise ProtocolViolation("index.json is no image index")
+        read = _Contents(identity, _names(index, self._name))
+        with self._lock:
+            self._read = read
+        return read
+
+
+def identity_of(fd: int) -> Identity:
+    """Return what changes when a file is replaced or written to."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _place(digest: Digest) -> tuple[str, ...]:
+    return "blobs", digest.algorithm, digest.encoded
+
+
+def _repository_of(directory: Path) -> Repository:
+    try:
+        return Repository.parse(directory.resolve().name)
+    except InvalidName:
+        return _UNNAMED
+
+
+def _names(index: Index, own: Repository) -> Names:
+    """Return what an index names; of several manifests with one name, the first."""
+    names: dict[Repository, dict[Tag, Descriptor]] = {}
+    refused: list[InvalidName] = []
+    for descriptor in index.manifests:
+        repository, tag = own, Tag(descriptor.digest.encoded)
+        if REF_NAME in descriptor.annotations:
+            try:
+                repository, tag = _parse_name(descriptor.annotations[REF_NAME], own)
+            except InvalidName as error:
+                refused.append(error)
+        names.setdefault(repository, {}).setdefault(tag, descriptor)
+    if refused:
+        log.warning("%d names in a layout are shown by digest: %s", len(refused), refused[0])
+    return names or {own: {}}
+
+
+def _parse_name(text: str, own: Repository) -> tuple[Repository, Tag]:
+    """Return the repository and tag that a name means; raises InvalidName.
+
+    A colon in the last segment parts them; with slashes but no such colon the tag is `latest`.
+    """
+    before, colon, after = text.rpartition(":")
+    if colon and "/" not in after:
+        return Repository.parse(before), Tag.parse(after)
+    if "/" in text:
+        return Repository.parse(text), Tag("latest")
+    return own, Tag.parse(text)
+
+
+@contextlib.contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+    """Turn an OSError of the layout's disk into ours."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"the layout has no {what}") from None
+    except PermissionError:
+        raise Denied(f"{what} cannot be read") from None
+    except OSError as error:
+        raise Unavailable(f"{what}: {error.strerror or error}") from error

@@ -1,0 +1,392 @@
+"""What the registry says of its names: repositories, tags, tag → digest, manifests, blob sizes.
+
+Every answer is remembered in a bounded `TtlCache`; the tree asks here and nowhere else.
+
+A blob's size is known because a manifest of the same repository named it, or because a HEAD
+answered; that is also the proof that this repository may see the blob, without which the blob
+cache is not consulted.
+
+Locks: `Listings._lock` guards `_armed` and `_closures`; no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from cachetools import LRUCache, TTLCache
+
+from epochfs.cache.tag_history import TagHistory
+from epochfs.config import ListingOptions
+from epochfs.errors import (
+    EpochfsError,
+    NotFound,
+    ProtocolViolation,
+    UnconfirmedNotFound,
+    Unsupported,
+)
+from epochfs.metadata.content import Documents
+from epochfs.metadata.facts import Facts
+from epochfs.metadata.parallel import Ahead, InParallel, in_turn, tolerant
+from epochfs.metadata.referrers import Referrers
+from epochfs.metadata.repositories import Repositories
+from epochfs.metadata.source import Source
+from epochfs.metadata.tag_tables import Resolved, TagTables
+from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
+from epochfs.metadata.walk_ahead import Lookahead
+from epochfs.oci.catalog import Catalogue
+from epochfs.oci.closure import Fetched, Reachable, Step, Walk
+from epochfs.oci.manifests import Descriptor, Document
+from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.oci.snapshot_config import SnapshotConfig
+
+log = logging.getLogger(__name__)
+
+_MAX_ARMED = 1000
+_MAX_CLOSURES = 16
+
+
+class Listings:
+    """The registry's names, remembered. Any thread may call anything."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: ListingOptions,
+        history: TagHistory,
+        recalled: Callable[[], int] = lambda: 0,
+        facts: Facts | None = None,
+    ) -> None:
+        """`recalled` tells how often the source gave an older answer, to be asked again soon."""
+        facts = Facts() if facts is None else facts
+        self._source = source
+        self._options = options
+        self._history = history
+        self._pool = ThreadPoolExecutor(options.parallel, thread_name_prefix="listing")
+        # Apart from the other, so that nobody waits for what was only begun in case of need.
+        self._ahead = ThreadPoolExecutor(options.parallel, thread_name_prefix="resolving")
+        self._lock = threading.Lock()
+        self._armed: LRUCache[Repository, None] = LRUCache(_MAX_ARMED)
+        changing = CachePolicy(
+            options.listing_ttl,
+            options.negative_ttl,
+            options.stale_if_error,
+            limit=1_000_000,
+            wait=options.timeout,
+        )
+        self._documents = Documents(source, options.manifest_limit, changing)
+        self._tables = TagTables(changing.limit)
+        self._repositories = Repositories(
+            source,
+            options,
+            changing,
+            history,
+            facts,
+            self._ahead,
+            recalled,
+            self._tables.arrange,
+        )
+        self._resolved = TtlCache(
+            "tag", self._fetch_resolved, changing, store=self._tables, recalled=recalled
+        )
+        self._heads = TtlCache("blob", self._fetch_head, changing, recalled=recalled)
+        self._closures: TTLCache[tuple[Repository, Digest], Reachable] = TTLCache(
+            _MAX_CLOSURES, options.negative_ttl
+        )
+        self._begin = Ahead(self._ahead, options.parallel)
+        self._referrers = Referrers(source, self._tagged, changing, facts, recalled)
+        depth = options.parallel
+        following = self._repositories.following
+        self._tags_walk = Lookahead(self._ahead, following, self._repositories.tags, depth)
+        self._reachable_walk = Lookahead(self._ahead, following, self._reach_ahead, depth)
+
+    @property
+    def kernel_ttl(self) -> float:
+        """How long the kernel may keep what it was told of a file, in seconds."""
+        return self._options.kernel_ttl
+
+    @property
+    def shows_rootfs(self) -> bool:
+        """Whether the root filesystem of an image is listed, and not only opened by name."""
+        return self._options.show_rootfs
+
+    # ---- what the tree asks ------------------------------------------------------------------
+
+    def catalogue(self) -> Catalogue:
+        """Return the repositories listed; only those of `--repo` where there is no catalog.
+
+        Raises Denied and the like where the registry had one that it does not give now.
+        """
+        return self._repositories.catalogue()
+
+    def settle(self, seconds: float) -> str:
+        """Find out whether there is a catalog; return what is to be said of it, or ""."""
+        return self._repositories.settle(seconds)
+
+    def known_catalogue(self) -> Catalogue | None:
+        """Return the last catalog that was read, however old; None if none ever was."""
+        return self._repositories.known()
+
+    def tags(self, repository: Repository) -> tuple[Tag, ...]:
+        """Return the repository's tags, sorted; raises NotFound for what is no repository."""
+        self._tags_walk.asked(repository)
+        return self._repositories.tags(repository)
+
+    def check(self, repository: Repository, *, or_parent: bool = False) -> None:
+        """Raise NotFound unless a repository is there or can be entered (`Repositories.check`)."""
+        self._repositories.check(repository, or_parent=or_parent)
+
+    def holds_tags(self, repository: Repository) -> bool:
+        """Return whether a directory is to list what a repository has (`Repositories`)."""
+        return self._repositories.holds_tags(repository)
+
+    def expect_resolves(self, repository: Repository) -> None:
+        """Take note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
+        with self._lock:
+            self._armed[repository] = None
+
+    def resolve(self, repository: Repository, tag: Tag) -> Resolved:
+        """Return what a tag names now; the rest of a listing begins to be resolved with it."""
+        with self._lock:
+            listed = repository in self._armed
+            self._armed.pop(repository, None)
+        if listed and self._resolved.peek((repository, tag)) is None:
+            self._resolve_all(repository)
+        return self._resolve(repository, tag)
+
+    def tagged(self, repository: Repository) -> list[tuple[Tag, Resolved, Descriptor]]:
+        """Return all tags, sorted, with what they name now; all at once, in parallel.
+
+        A tag that was deleted meanwhile is left out. Raises rather than leave out another.
+        """
+        in_parallel = self._in_parallel()
+
+        def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
+            resolved = self._resolve(repository, tag)
+            return tag, resolved, self._describe(repository, tag, resolved.digest)
+
+        answers = in_parallel(tolerant(ask), self._repositories.tags(repository))
+        return [one for one in answers if one is not None]
+
+    def layout_since(self, repository: Repository, index: bytes) -> int:
+        """Return since when a repository has this index of its tags, in epoch nanoseconds."""
+        return self._history.layout_since(repository, index)
+
+    def manifest(self, repository: Repository, digest: Digest) -> Document:
+        """Return a manifest, hashed and parsed; its descriptors are known from then on."""
+        return self._documents.manifest(repository, digest)
+
+    def descriptor(self, repository: Repository, digest: Digest) -> Descriptor:
+        """Describe a blob: as a manifest of the repository does, else as a HEAD says."""
+        known = self._documents.named_blob(repository, digest)
+        return known if known is not None else self._heads.get((repository, digest))
+
+    def names_blob(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a manifest of the repository is known to name a digest as a blob's."""
+        return self._documents.named_blob(repository, digest) is not None
+
+    def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
+        """Return what refers to a manifest, sorted: signatures, lists of what is in it."""
+        return self._referrers.of(repository, digest)
+
+    def snapshot_config(self, repository: Repository, digest: Digest) -> SnapshotConfig:
+        """Return a blob as the config of a snapshot, hashed and parsed.
+
+        Raises TooLarge for one that is larger than Epoch takes.
+        """
+        return self._documents.snapshot_config(repository, digest)
+
+    def reachable(self, repository: Repository) -> Reachable:
+        """Follow all tags through indexes and to what refers to them, in parallel.
+
+        What could not be had is told in `Reachable.error`. What the registry itself no longer has
+        is passed over: a tag deleted meanwhile, an index that lists a platform nobody pushed.
+        """
+        self._reachable_walk.asked(repository)
+        return self._follow(repository, self._in_parallel())
+
+    def closure(self, repository: Repository, digest: Digest) -> Reachable:
+        """Return what one manifest leads to through indexes, itself included, without referrers.
+
+        What could not be had is told in `Reachable.error`. Kept for a moment, whole or not: who
+        walks over it asks again for each name.
+        """
+        self.manifest(repository, digest)
+        with self._lock:
+            found = self._closures.get((repository, digest))
+        if found is None:
+            in_parallel, walk = self._in_parallel(), Walk()
+            late = in_parallel.spread(
+                lambda step: self._had(repository, step.digest),
+                walk.begin([digest], required=False),
+                walk.take,
+            )
+            walk.miss(late, in_parallel.late())
+            found = walk.end()
+            with self._lock:
+                self._closures[repository, digest] = found
+        return found
+
+    def clear(self) -> None:
+        """Forget what may have changed; manifests cannot."""
+        for cache in (self._repositories, self._resolved, self._heads, self._referrers):
+            cache.clear()
+        with self._lock:
+            self._closures.clear()
+
+    def close(self) -> None:
+        """Stop the background work."""
+        for pool in (self._pool, self._ahead):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # ---- in parallel, and ahead --------------------------------------------------------------
+
+    def _resolve_all(self, repository: Repository) -> None:
+        """Begin to resolve all tags of a listing, in its order, in the background."""
+        self._begin(
+            lambda tag: self._resolved.get((repository, tag)),
+            self._repositories.tags(repository),
+            f"resolving tags of {repository}",
+        )
+
+    def _in_parallel(self) -> InParallel:
+        """Return what asks for all that one operation needs, within the time limit for it."""
+        return InParallel(self._pool, self._options.timeout)
+
+    def _reach_ahead(self, repository: Repository) -> None:
+        """Follow the tags of a repository that nobody waits for yet; one at a time, unless known.
+
+        Many repositories are under way at once, and threads that wait for others of their own
+        pool would wait for ever.
+        """
+        if not self._repositories.has_current_tags(repository):
+            self._follow(repository, None)
+
+    # ---- what tags lead to -------------------------------------------------------------------
+
+    def _resolve(self, repository: Repository, tag: Tag) -> Resolved:
+        """Return what a tag names. Raises NotFound only for a tag that is listed no more."""
+        try:
+            return self._resolved.get((repository, tag))
+        except NotFound as error:
+            if self._lists(repository, tag):
+                raise ProtocolViolation(
+                    f"the registry lists tag {tag} of {repository}, but: {error}"
+                ) from error
+            raise
+
+    def _lists(self, repository: Repository, tag: Tag) -> bool:
+        """Return whether the registry lists a tag, by a listing that is no older than a moment."""
+        if not _holds(self._repositories.last_tags(repository), tag):
+            return False
+        tags = self._repositories.tags(repository, self._options.negative_ttl)
+        return _holds(tags, tag)
+
+    def _describe(self, repository: Repository, tag: Tag, digest: Digest) -> Descriptor:
+        try:
+            return self._documents.describe(repository, digest)
+        except NotFound as error:
+            raise ProtocolViolation(
+                f"tag {tag} of {repository} leads to {digest}, but: {error}"
+            ) from error
+
+    def _follow(self, repository: Repository, in_parallel: InParallel | None) -> Reachable:
+        """Follow a repository's tags; in this thread where nothing is to do so `in_parallel`."""
+        walk = Walk()
+        missing: list[EpochfsError] = []
+
+        def ask(one: Tag | Step) -> Fetched | Digest | None:
+            if isinstance(one, Step):
+                return self._fetched(repository, one)
+            try:
+                return self._resolve(repository, one).digest
+            except NotFound:
+                return None  # deleted since it was listed
+            except EpochfsError as error:
+                return Fetched(error=error)
+
+        def then(one: Tag | Step, answer: Fetched | Digest | None) -> Iterable[Tag | Step]:
+            if isinstance(answer, Digest):
+                return walk.begin([answer], required=True)
+            if isinstance(answer, Fetched) and isinstance(one, Step):
+                return walk.take(one, answer)
+            if isinstance(answer, Fetched) and answer.error is not None:
+                missing.append(answer.error)
+            return ()
+
+        start: Iterable[Tag | Step] = self._repositories.tags(repository)
+        if in_parallel is None:
+            in_turn(ask, start, then)
+        elif late := in_parallel.spread(ask, start, then):
+            walk.miss((one for one in late if isinstance(one, Step)), in_parallel.late())
+            missing.append(in_parallel.late())
+        found = walk.end()
+        for error in missing:
+            found.fail(error)
+        return found
+
+    def _fetched(self, repository: Repository, step: Step) -> Fetched:
+        """Take a step: fetch a manifest, or ask what refers to one."""
+        if step.referrers:
+            try:
+                return Fetched(referrers=self.referrers(repository, step.digest))
+            except EpochfsError as error:
+                return Fetched(error=error)
+        found = self._had(repository, step.digest)
+        is_readable = found.document is not None and found.error is None
+        return replace(found, referrers=None) if is_readable else found
+
+    def _had(self, repository: Repository, digest: Digest) -> Fetched:
+        """Fetch a manifest, if it can be had, and parse it."""
+        try:
+            document = self.manifest(repository, digest)
+        except UnconfirmedNotFound as error:
+            return Fetched(error=ProtocolViolation(f"{error}: no answer of a registry"))
+        except NotFound:
+            return Fetched()
+        except EpochfsError as error:
+            return Fetched(error=error)
+        try:
+            document.view  # noqa: B018 - parsed here so that a malformed one is known here
+        except EpochfsError as error:
+            return Fetched(document, error=error)
+        return Fetched(document)
+
+    # ---- what the caches fetch ---------------------------------------------------------------
+
+    def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Resolved:
+        repository, tag = key
+        with self._documents.unless_denied(repository):
+            digest = self._source.resolve(repository, tag).digest
+        return Resolved(digest, self._history.since(repository, tag, digest))
+
+    def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
+        repository, digest = key
+        with self._documents.unless_denied(repository):
+            return Descriptor("", digest, self._source.blob_size(repository, digest))
+
+    def _tagged(self, repository: Repository, tag: Tag) -> Document | None:
+        """Return what a tag names; None if the repository has no such tag.
+
+        Where there is no tag list, only asking for the tag can tell.
+        """
+        try:
+            listed = _holds(self._repositories.tags(repository), tag)
+        except (NotFound, Unsupported):
+            listed = True
+        if not listed:
+            return None
+        try:
+            return self.manifest(repository, self._resolve(repository, tag).digest)
+        except NotFound:
+            return None
+
+
+def _holds(tags: tuple[Tag, ...], tag: Tag) -> bool:
+    """Return whether a sorted listing has a tag."""
+    place = bisect_left(tags, tag)
+    return tags[place : place + 1] == (tag,)

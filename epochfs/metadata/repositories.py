@@ -1,0 +1,307 @@
+"""The repositories that a registry has, by its catalog and its tag lists.
+
+A catalog may be denied, absent, slow or wrong, and what it does not list may be there all the same.
+So it decides what is listed, and never alone what can be opened:
+
+====================================  ==========================================================
+the catalog                           a name
+====================================  ==========================================================
+lists it, in a copy of whatever age   is there; the catalog is read again in the background
+is whole and does not list it         is there if its tag list has a tag; if that is empty or the
+                                      registry does not know it, the catalog is read again, and
+                                      then it is not there; whatever else the tag list's answer
+                                      is, it can be entered, and what is asked for below decides
+is denied, absent, failing or empty   can be entered, if it is one the specification allows
+====================================  ==========================================================
+
+What was there, as the catalog or the tag history knows, is never gone because of an answer that the
+specification does not have, nor of a refusal.
+
+Locks: `Repositories._lock` guards `_settled` and `_attempted`; no I/O happens under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from epochfs.cache.tag_history import TagHistory
+from epochfs.config import ListingOptions
+from epochfs.errors import (
+    CredentialsUnavailable,
+    Denied,
+    EpochfsError,
+    InvalidName,
+    NotFound,
+    ProtocolViolation,
+    UnconfirmedNotFound,
+    Unsupported,
+)
+from epochfs.metadata.facts import HAS_CATALOG, Facts
+from epochfs.metadata.source import Source
+from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
+from epochfs.oci.catalog import Catalogue
+from epochfs.oci.names import Repository, Tag
+
+log = logging.getLogger(__name__)
+
+Name = TypeVar("Name", Repository, Tag)
+
+
+class Repositories:
+    """The catalog and the tag lists of one registry, remembered. Any thread may call anything."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: ListingOptions,
+        policy: CachePolicy,
+        history: TagHistory,
+        facts: Facts,
+        background: Executor,
+        recalled: Callable[[], int],
+        arranged: Callable[[Repository, tuple[Tag, ...]], None],
+    ) -> None:
+        """`arranged` is told of each new tag list, sorted; `background` reads an old catalog anew.
+
+        `recalled` is as in `TtlCache`.
+        """
+        self._source = source
+        self._named = options.repositories
+        self._recheck = policy.negative_ttl
+        self._history = history
+        self._facts = facts
+        self._background = background
+        self._arranged = arranged
+        self._lock = threading.Lock()
+        self._settled = False
+        self._attempted = 0.0
+        self._catalogues = TtlCache("the catalog", self._fetch_catalogue, policy, recalled=recalled)
+        self._tags = TtlCache(
+            "tags of",
+            self._fetch_tags,
+            policy,
+            size_of=lambda tags: 1 + len(tags),
+            recalled=recalled,
+        )
+
+    # ---- the catalog -------------------------------------------------------------------------
+
+    def catalogue(self, max_age: float | None = None) -> Catalogue:
+        """Return the repositories listed; only those of `--repo` where there is no catalog.
+
+        Raises Denied and the like where the registry had one that it does not give now.
+        """
+        try:
+            return self._catalogues.get((), max_age)
+        finally:
+            with self._lock:
+                self._settled = True
+
+    def settle(self, seconds: float) -> str:
+        """Find out whether there is a catalog, within so many seconds; return what is to be said.
+
+        That is "" where all is well. A catalog that takes longer goes on being read.
+        """
+        try:
+            catalogue = self._background.submit(self.catalogue).result(seconds)
+        except TimeoutError:
+            with self._lock:
+                self._settled = True
+            return (
+                f"the catalog has not arrived within {seconds:.0f} s: until it has, nothing is "
+                "listed, and names open by path"
+            )
+        except EpochfsError as error:
+            return f"the catalog cannot be read: {error}; listings fail, names open by path"
+        if catalogue.refusal and not self._named:
+            return (
+                f"nothing is listed, as the registry has no catalog for us ({catalogue.refusal}): "
+                "names open by path; list repositories with --repo"
+            )
+        return ""
+
+    def known(self) -> Catalogue | None:
+        """Return the last catalog that was read, however old; None if none ever was.
+
+        Only before the first was asked for does this wait for an answer.
+        """
+        with self._lock:
+            settled = self._settled
+        if not settled:
+            with contextlib.suppress(EpochfsError):
+                return self.catalogue()
+        current = self._catalogues.peek(())
+        if current is None:
+            self._read_again()
+        return current or self._catalogues.last(())
+
+    def following(self, repository: Repository, count: int) -> list[Repository]:
+        """Return the repositories that a walk comes to next after one."""
+        catalogue = self._catalogues.peek(())
+        return catalogue.following(repository, count) if catalogue is not None else []
+
+    def _read_again(self) -> None:
+        """Have the catalog read in the background, unless that was tried a moment ago."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._attempted + self._recheck:
+                return
+            self._attempted = now
+
+        def read() -> None:
+            try:
+                self._catalogues.get(())
+            except EpochfsError as error:
+                log.debug("the catalog cannot be read again: %s", error)
+
+        with contextlib.suppress(RuntimeError):  # the pool is shut down while unmounting
+            self._background.submit(read)
+
+    # ---- who is there ------------------------------------------------------------------------
+
+    def check(self, repository: Repository, *, or_parent: bool = False) -> None:
+        """Raise NotFound unless a repository is there or can be entered.
+
+        `or_parent`: what only has repositories below it will do as well.
+        """
+
+        def lists(catalogue: Catalogue) -> bool:
+            is_parent = or_parent and catalogue.is_parent(repository.segments)
+            return is_parent or repository in catalogue
+
+        known = self.known()
+        if known is not None and lists(known):
+            return
+        absent = NotFound(f"no repository {repository}")
+        if not repository.conforms:
+            raise absent
+        if known is None or not known.complete or self._has_tags(repository) is not False:
+            return
+        try:
+            again = self.catalogue(self._recheck)
+        except EpochfsError:
+            return
+        if not lists(again):
+            raise absent
+
+    def holds_tags(self, repository: Repository) -> bool:
+        """Return whether a directory is to list what a repository has, and not only its children.
+
+        Raises what asking for the tags raised, where that leaves it open.
+        """
+        known = self.known()
+        if known is not None and repository in known:
+            return True
+        if not repository.conforms:
+            return False
+        answer = self._has_tags(repository)
+        if isinstance(answer, bool):
+            return answer
+        is_parent = known is not None and known.is_parent(repository.segments)
+        no_answer = isinstance(answer, UnconfirmedNotFound)
+        if (is_parent or no_answer) and not self._history.has_seen(repository):
+            return False
+        raise answer
+
+    def _has_tags(self, repository: Repository) -> bool | EpochfsError:
+        """Return whether a repository's tag list has a tag, or the error that leaves it open."""
+        try:
+            return bool(self._tags.get(repository))
+        except UnconfirmedNotFound as error:
+            return error
+        except NotFound:
+            return False
+        except EpochfsError as error:
+            log.debug("whether %s is there cannot be told: %s", repository, error)
+            return error
+
+    def tags(self, repository: Repository, max_age: float | None = None) -> tuple[Tag, ...]:
+        """Return the repository's tags, sorted; raises NotFound for what is no repository.
+
+        Epoch has an empty list for whatever is asked: an empty list alone is no repository.
+        """
+        tags = self._tags.get(repository, max_age)
+        if not tags and not self._is_listed(repository):
+            self.check(repository)
+            if not self._is_listed(repository):
+                raise NotFound(f"no repository {repository}: it has no tags and is not listed")
+        return tags
+
+    def last_tags(self, repository: Repository) -> tuple[Tag, ...]:
+        """Return the tags that were last listed, however long ago."""
+        return self._tags.last(repository) or ()
+
+    def has_current_tags(self, repository: Repository) -> bool:
+        """Return whether the tags can be had without asking the registry."""
+        return self._tags.peek(repository) is not None
+
+    def clear(self) -> None:
+        """Have everything asked for anew. The catalog goes on telling what can be entered."""
+        self._catalogues.expire(())
+        self._tags.clear()
+
+    def _is_listed(self, repository: Repository) -> bool:
+        known = self.known()
+        return known is not None and repository in known
+
+    # ---- what the caches fetch ---------------------------------------------------------------
+
+    def _fetch_catalogue(self, _: tuple[()]) -> Catalogue:
+        try:
+            texts = self._source.catalog()
+        except CredentialsUnavailable:
+            raise
+        except (NotFound, Denied, Unsupported) as error:
+            last = self._catalogues.last(())
+            had_one = last is not None and last.complete
+            if not had_one and (self._named or not self._facts.known(HAS_CATALOG)):
+                log.debug("the registry has no catalog for us: %s", error)
+                return Catalogue(self._named, complete=False, refusal=str(error))
+            if isinstance(error, Denied):
+                raise
+            raise ProtocolViolation(
+                f"{error}: the registry listed its repositories before; "
+                "name them with --repo if it does so no more"
+            ) from error
+        found = parsed(texts, Repository.parse, "repositories")
+        if found:
+            self._facts.learn(HAS_CATALOG)
+        return Catalogue((*found, *self._named), complete=bool(found))
+
+    def _fetch_tags(self, repository: Repository) -> tuple[Tag, ...]:
+        try:
+            texts = self._source.list_tags(repository)
+        except UnconfirmedNotFound as error:
+            if self._is_listed(repository) or self._history.has_seen(repository):
+                raise ProtocolViolation(
+                    f"{error}: no answer of a registry, for a repository that was listed"
+                ) from error
+            raise
+        except NotFound:
+            # Docker's registry goes on listing a repository whose last tag was deleted.
+            if self._is_listed(repository):
+                return ()
+            raise
+        tags = parsed(texts, Tag.parse, f"tags of {repository}")
+        self._arranged(repository, tags)
+        return tags
+
+
+def parsed(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tuple[Name, ...]:
+    """Parse names from the server, sorted; leave out what could not be a path, and log that."""
+    names: set[Name] = set()
+    refused: list[InvalidName] = []
+    for text in texts:
+        try:
+            names.add(parse(text))
+        except InvalidName as error:
+            refused.append(error)
+    if refused:
+        log.warning("left out %d of the %s: %s", len(refused), what, refused[0])
+    return tuple(sorted(names))

@@ -1,0 +1,222 @@
+"""zstd frames decompressed, each once for all who read it, into a file that has no name.
+
+A chunk of a snapshot may be a frame of half a GiB, and a whole file one of many: too much for
+memory. So what comes out goes to the cache's disk, whence it is read at random. What nobody reads
+any more stays there for a while in case somebody comes back; the kernel frees it with the mount. It
+is not counted in the cache's limit, but room is made for it.
+
+A frame is worked through to its end by one of a few threads, and readers follow it. How long it is
+is known once its blob has matched its digest, and not before.
+
+Locks: `Unpacker._lock` guards its tables and the counts of readers, `Unpacked._changed` what is
+known of one frame. No I/O happens under either, and neither is taken with the other held.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from cachetools import LRUCache
+
+from epochfs.blobs.store import BlobStore
+from epochfs.cache.blobs import BlobCache, read_exactly
+from epochfs.errors import (
+    ContentMismatch,
+    DeadlineExceeded,
+    EpochfsError,
+    ProtocolViolation,
+    Unavailable,
+    Vanished,
+    fresh,
+)
+from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.assembly.unzstd import unpack
+
+log = logging.getLogger(__name__)
+
+_WORKERS = 4
+_SHARE = 10
+_MAX_IDLE = 16
+"""What part of the cache's limit, and how many descriptors, what nobody reads may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A blob of `size` bytes that decompresses to at most `limit` bytes."""
+
+    digest: Digest
+    size: int
+    limit: int
+
+
+class Unpacked:
+    """What has come out of a frame so far. Any thread may read it."""
+
+    def __init__(self, fd: int, begin: Callable[[Unpacked], object]) -> None:
+        """`fd` is the file it is in, closed when the last who uses this lets go of it. `begin` has
+        a thread fill it: once a reader waits, and again after a failure that may pass.
+        """
+        self.fd = fd
+        self.readers = 0
+        self._begin = begin
+        self._changed = threading.Condition()
+        self._is_filled = False
+        self._runs = 0
+        self._position = 0
+        self._length: int | None = None
+        self._error: EpochfsError | None = None
+        weakref.finalize(self, os.close, fd).atexit = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is here, and right."""
+        return self._length is not None
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether it will never come out whole."""
+        return isinstance(self._error, ProtocolViolation | Vanished)
+
+    def length(self, deadline: float) -> int:
+        """Return how long it is, once it has come out and its blob has matched its digest.
+
+        Raises DeadlineExceeded (`deadline` is monotonic), or what kept it from coming out.
+        """
+        self._wait(None, deadline)
+        assert self._length is not None
+        return self._length
+
+    def read_into(self, view: memoryview, offset: int, deadline: float) -> None:
+        """Fill `view` with the bytes at `offset` as soon as they are there; raises as `length`."""
+        self._wait(offset + len(view), deadline)
+        read_exactly(self.fd, view, offset)
+
+    def grown(self, position: int) -> None:
+        """Let readers have what is before a position. Raises Unavailable if there are none."""
+        if not self.readers:
+            raise Unavailable("nobody reads it any more")
+        with self._changed:
+            self._position = max(self._position, position)
+            self._changed.notify_all()
+
+    def finish(self, length: int) -> None:
+        """Let readers have all of it, which is right."""
+        with self._changed:
+            self._length = length
+            self._changed.notify_all()
+
+    def fail(self, error: EpochfsError) -> None:
+        """Give an error to who waits for it; who comes later tries again, unless it is spoiled."""
+        with self._changed:
+            # Bare: its traceback would keep the frames of the run, and so this and its file.
+            self._error = type(error)(*error.args)
+            self._is_filled = False
+            self._runs += 1
+            self._changed.notify_all()
+
+    def _wait(self, stop: int | None, deadline: float) -> None:
+        """Wait until what is before `stop` is there, or all of it is."""
+        with self._changed:
+            runs = self._runs
+            while self._length is None and (stop is None or self._position < stop):
+                if self._error is not None and (self.spoiled or self._runs > runs):
+                    raise fresh(self._error)
+                if not self._is_filled:
+                    self._begin(self)
+                    self._is_filled = True
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    raise DeadlineExceeded("a blob is not decompressed yet; that goes on")
+            if self._length is not None and stop is not None and stop > self._length:
+                raise ContentMismatch(f"a blob decompresses to {self._length} bytes only")
+
+
+class Unpacker:
+    """The frames of a mount. Any thread may call anything."""
+
+    def __init__(self, blobs: BlobStore, cache: BlobCache) -> None:
+        self._blobs = blobs
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="unpacking")
+        self._read: dict[Frame, Unpacked] = {}
+        share = cache.room.size_limit // _SHARE
+        self._idle: LRUCache[Frame, Unpacked] = LRUCache(
+            share, lambda one: max(one.length(0), share // _MAX_IDLE, 1)
+        )
+
+    def open(self, repository: Repository, frame: Frame) -> UnpackedHandle:
+        """Open a frame, of whose blob a manifest of the repository tells; nothing is fetched."""
+        found = self._begin_read(frame)
+        if found is None:
+            fd = self._cache.scratch(frame.limit)
+            made = Unpacked(fd, partial(self._begin, repository, frame))
+            found = self._begin_read(frame, made)
+            assert found is not None
+        return UnpackedHandle(found, partial(self._end_read, frame, found))
+
+    def close(self) -> None:
+        """Begin nothing any more, and give up what is being read."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            read = list(self._read.values())
+        for one in read:
+            one.fail(Vanished("the mount is ending"))
+
+    def _begin_read(self, frame: Frame, made: Unpacked | None = None) -> Unpacked | None:
+        """Count one more reader of a frame that is here, else of `made`."""
+        with self._lock:
+            one = self._read.get(frame) or self._idle.pop(frame, None)
+            if one is None or one.spoiled:
+                one = made
+            if one is not None:
+                self._read[frame] = one
+                one.readers += 1
+            return one
+
+    def _end_read(self, frame: Frame, one: Unpacked) -> None:
+        with self._lock:
+            one.readers -= 1
+            if not one.readers and self._read.get(frame) is one:
+                del self._read[frame]
+                if one.complete:
+                    with suppress(ValueError):  # it alone is over the limit
+                        self._idle[frame] = one
+
+    def _begin(self, repository: Repository, frame: Frame, one: Unpacked) -> None:
+        try:
+            self._pool.submit(self._fill, repository, frame, one)
+        except RuntimeError:
+            raise Vanished("the mount is ending") from None
+
+    def _fill(self, repository: Repository, frame: Frame, one: Unpacked) -> None:
+        try:
+            with closing(self._blobs.open(repository, frame.digest, frame.size)) as blob:
+                one.finish(unpack(blob, one.fd, frame.limit, one.grown))
+        except EpochfsError as error:
+            one.fail(error)
+        except Exception:
+            log.exception("unforeseen failure while decompressing %s", frame.digest)
+            one.fail(ProtocolViolation("unforeseen failure, see the log"))
+
+
+class UnpackedHandle:
+    """A reader of a frame."""
+
+    def __init__(self, unpacked: Unpacked, on_close: Callable[[], None]) -> None:
+        self.length = unpacked.length
+        self.read_into = unpacked.read_into
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """Let go of it; once."""
+        self._on_close()

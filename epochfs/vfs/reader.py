@@ -1,0 +1,123 @@
+"""The tree as a program sees it that only reads: in this process, or through a mount.
+
+What works on `Files` works on both. Paths are absolute within the tree. Every method raises nothing
+but `EpochfsError`s, and any thread may call anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable, printable
+from epochfs.vfs.filesystem import CACHED_XATTR, FileSystem
+
+_PIECE = 1 << 20
+
+
+class Files(Protocol):
+    """A tree to read."""
+
+    def names(self, path: str) -> Iterator[str]:
+        """Yield what is listed in a directory; then raise what kept the rest from being listed."""
+
+    def target(self, path: str) -> str:
+        """Return the target of a link."""
+
+    def size(self, path: str) -> int:
+        """Return the size of a file in bytes."""
+
+    def cached_percent(self, path: str) -> int:
+        """Return how much of a blob the cache has; 100 only when it is verified and kept."""
+
+    def pieces(self, path: str) -> Generator[memoryview, None, None]:
+        """Yield a file's bytes from its start; each piece is valid until the next.
+
+        To be closed by who does not read to the end.
+        """
+
+
+class DirectFiles:
+    """The tree of a FileSystem of this process."""
+
+    def __init__(self, filesystem: FileSystem) -> None:
+        self._filesystem = filesystem
+
+    def names(self, path: str) -> Iterator[str]:
+        return (entry.name for entry in self._filesystem.listdir(path))
+
+    def target(self, path: str) -> str:
+        return self._filesystem.readlink(path)
+
+    def size(self, path: str) -> int:
+        return self._filesystem.getattr(path).size
+
+    def cached_percent(self, path: str) -> int:
+        return int(self._filesystem.xattr(path, CACHED_XATTR))
+
+    def pieces(self, path: str) -> Generator[memoryview, None, None]:
+        handle = self._filesystem.open(path).handle
+        try:
+            buffer, position = memoryview(bytearray(_PIECE)), 0
+            while count := self._filesystem.read_into(handle, buffer, position):
+                position += count
+                yield buffer[:count]
+        finally:
+            self._filesystem.release(handle)
+
+
+class MountedFiles:
+    """The tree that some process has mounted on `root`, with its credentials and its cache."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+
+    def names(self, path: str) -> Iterator[str]:
+        with _mount_errors(path), os.scandir(self._root + path) as entries:
+            for entry in entries:
+                yield entry.name
+
+    def target(self, path: str) -> str:
+        with _mount_errors(path):
+            return os.readlink(self._root + path)  # noqa: PTH115 - its text, not a path
+
+    def size(self, path: str) -> int:
+        with _mount_errors(path):
+            return os.lstat(self._root + path).st_size
+
+    def cached_percent(self, path: str) -> int:
+        with _mount_errors(path):
+            return int(os.getxattr(self._root + path, CACHED_XATTR, follow_symlinks=False))
+
+    def pieces(self, path: str) -> Generator[memoryview, None, None]:
+        with _mount_errors(path):
+            fd = os.open(self._root + path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            buffer = memoryview(bytearray(_PIECE))
+            while count := _read(fd, buffer, path):
+                yield buffer[:count]
+        finally:
+            os.close(fd)
+
+
+def _read(fd: int, buffer: memoryview, path: str) -> int:
+    with _mount_errors(path):
+        return os.readv(fd, [buffer])
+
+
+@contextlib.contextmanager
+def _mount_errors(path: str) -> Iterator[None]:
+    """Turn a mount's errno back into what it stands for, as far as it tells."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"no {printable(path)}") from None
+    except PermissionError as error:
+        raise Denied(f"{error.strerror}") from None
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{error.strerror}") from None
+    except OSError as error:
+        raise Unavailable(f"{error.strerror} (the mount's log says why)") from None

@@ -1,0 +1,148 @@
+"""`<repo>/layout/`: the repository as an OCI image layout, for tools that read such directories.
+
+::
+
+    layout/oci-layout
+    layout/index.json                 a descriptor for each tag, sorted
+    layout/blobs/<algorithm>/<encoded> -> a blob, or the manifest.json of a manifest
+
+Source: OCI Image specification 1.1, image-layout.md and annotations.md. All but the two documents,
+whose bytes are nowhere else, are links.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import dataclass
+
+from epochfs.errors import InvalidName, NotFound
+from epochfs.metadata.listings import Listings
+from epochfs.oci.manifests import OCI_INDEX, REF_NAME
+from epochfs.oci.names import ALGORITHMS, Digest, Repository
+from epochfs.vfs.generated import Generated, GeneratedFile
+from epochfs.vfs.node import LINK, Attr, Entries, Node, RepositoryDirectory
+
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+VERSION = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+class LayoutDirectory(RepositoryDirectory):
+    """`layout`: the layout's own directory."""
+
+    __slots__ = ()
+
+    def child(self, name: str) -> Node:
+        if name == LAYOUT_FILE:
+            return LayoutFile(self.repository)
+        if name == INDEX_FILE:
+            return IndexFile(self.repository)
+        if name == "blobs":
+            return LayoutBlobsDirectory(self.repository)
+        raise NotFound(f"no {name} in a layout")
+
+    def entries(self, listings: Listings) -> Entries:
+        if not listings.holds_tags(self.repository):
+            raise NotFound(f"no repository {self.repository}")
+        return [("blobs", stat.S_IFDIR), (INDEX_FILE, stat.S_IFREG), (LAYOUT_FILE, stat.S_IFREG)]
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutFile(GeneratedFile):
+    """`layout/oci-layout`: the version of the format."""
+
+    repository: Repository
+
+    def generated(self, listings: Listings) -> Generated:
+        listings.check(self.repository)
+        return Generated(VERSION)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFile(GeneratedFile):
+    """`layout/index.json`: the tags as an image index, the same bytes for the same tags.
+
+    Its time is the moment this cache first saw these bytes: it moves with every change of the tags,
+    when one is deleted and when two swap their digests too.
+    """
+
+    repository: Repository
+
+    def generated(self, listings: Listings) -> Generated:
+        manifests = []
+        for tag, _, descriptor in listings.tagged(self.repository):
+            manifests.append(
+                {
+                    "mediaType": descriptor.media_type,
+                    "digest": str(descriptor.digest),
+                    "size": descriptor.size,
+                    "annotations": {REF_NAME: tag.name},
+                }
+            )
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
+        data = json.dumps(index, separators=(",", ":")).encode() + b"\n"
+        return Generated(data, listings.layout_since(self.repository, data))
+
+
+class LayoutBlobsDirectory(RepositoryDirectory):
+    """`layout/blobs`: a directory for each algorithm of digests; sha256 always."""
+
+    __slots__ = ()
+
+    def child(self, name: str) -> Node:
+        if name not in ALGORITHMS:
+            raise NotFound(f"no algorithm {name}")
+        return LayoutAlgorithmDirectory(self.repository, name)
+
+    def entries(self, listings: Listings) -> Entries:
+        reachable = listings.reachable(self.repository)
+        digests = (*reachable.manifests, *reachable.blobs)
+        algorithms = {"sha256", *(digest.algorithm for digest in digests)}
+        yield from ((algorithm, stat.S_IFDIR) for algorithm in sorted(algorithms))
+        reachable.complete()
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutAlgorithmDirectory(RepositoryDirectory):
+    """`layout/blobs/<algorithm>`: all content that the tags lead to, manifests too."""
+
+    algorithm: str
+
+    def child(self, name: str) -> Node:
+        try:
+            digest = Digest.parse(f"{self.algorithm}:{name}")
+        except InvalidName as error:
+            raise NotFound(str(error)) from None
+        return ContentLink(self.repository, digest)
+
+    def entries(self, listings: Listings) -> Entries:
+        reachable = listings.reachable(self.repository)
+        digests = sorted({*reachable.manifests, *reachable.blobs})
+        mine = (digest for digest in digests if digest.algorithm == self.algorithm)
+        yield from ((digest.encoded, stat.S_IFLNK) for digest in mine)
+        reachable.complete()
+
+
+@dataclass(frozen=True, slots=True)
+class ContentLink(Node):
+    """`layout/blobs/<algorithm>/<encoded>`: a link to where the content has its path."""
+
+    repository: Repository
+    digest: Digest
+
+    def attr(self, listings: Listings) -> Attr:
+        return Attr(LINK, len(self.target(listings)))
+
+    def target(self, listings: Listings) -> str:
+        if listings.names_blob(self.repository, self.digest):
+            return self._to_blob()
+        try:
+            listings.manifest(self.repository, self.digest)
+        except NotFound:
+            listings.descriptor(self.repository, self.digest)
+            return self._to_blob()
+        return f"../../../manifests/{self.digest}/manifest.json"
+
+    def _to_blob(self) -> str:
+        return f"../../../blobs/{self.digest}"

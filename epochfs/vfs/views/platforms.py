@@ -1,0 +1,102 @@
+"""`platforms/`: the manifests of an index by their platforms.
+
+Source: OCI Image specification 1.1, image-index.md. Attestations, which BuildKit puts into an index
+as manifests of the platform `unknown/unknown`, and whatever has no platform that could be a name,
+are found by digest under `unknown/`.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from epochfs.errors import NotFound
+from epochfs.metadata.listings import Listings
+from epochfs.oci.manifests import Descriptor, Document, Index
+from epochfs.oci.names import Digest, labels
+from epochfs.vfs.node import DIRECTORY, Attr, Entries, Node
+from epochfs.vfs.views.view import REMEMBERED, ManifestLink, ManifestNode, ManifestView
+
+UNKNOWN = "unknown"
+"""The directory of what has no platform; no platform is shown as that, for each has a `-`."""
+
+_ATTESTATION = "vnd.docker.reference.type"
+
+
+class PlatformsDirectory(ManifestView):
+    """`platforms`: a link for each platform of an index, and a directory of what has none."""
+
+    __slots__ = ()
+
+    def child(self, name: str) -> Node:
+        if name == UNKNOWN:
+            return UnknownDirectory(self.repository, self.digest)
+        return PlatformLink(self.repository, self.digest, name)
+
+    def exists(self, listings: Listings) -> bool:
+        return isinstance(self.document(listings).view, Index)
+
+    def entries(self, listings: Listings) -> Entries:
+        found = _platforms(self.document(listings))
+        if any("/" in path for path in found):
+            yield UNKNOWN, stat.S_IFDIR
+        yield from ((path, stat.S_IFLNK) for path in found if "/" not in path)
+
+
+class UnknownDirectory(ManifestNode):
+    """`platforms/unknown`: links to the manifests without a platform, by digest."""
+
+    __slots__ = ()
+
+    def child(self, name: str) -> Node:
+        return PlatformLink(self.repository, self.digest, f"{UNKNOWN}/{name}")
+
+    def attr(self, listings: Listings) -> Attr:
+        if not list(self.entries(listings)):
+            raise NotFound(f"no manifest without a platform in {self.digest}")
+        return Attr(DIRECTORY)
+
+    def entries(self, listings: Listings) -> Entries:
+        for path in _platforms(self.document(listings)):
+            directory, _, name = path.rpartition("/")
+            if directory:
+                yield name, stat.S_IFLNK
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformLink(ManifestLink):
+    """A link to one manifest of an index; `path` is below `platforms`."""
+
+    path: str
+
+    def target(self, listings: Listings) -> str:
+        found = _platforms(self.document(listings))
+        if self.path not in found:
+            raise NotFound(f"no platform {self.path} in {self.digest}")
+        return f"{'../' * (2 + self.path.count('/'))}{found[self.path]}"
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _platforms(document: Document) -> Mapping[str, Digest]:
+    """Return the manifests of an index by their paths below `platforms`; none of a manifest."""
+    found: dict[str, Digest] = {}
+    if isinstance(document.view, Index):
+        for child in document.view.manifests:
+            for path in labels(_platform(child), child.digest):
+                shown = path if path != str(child.digest) else f"{UNKNOWN}/{path}"
+                if found.setdefault(shown, child.digest) == child.digest:
+                    break
+    return found
+
+
+def _platform(child: Descriptor) -> str:
+    """Return how a platform is shown; empty text where it is unknown or could not be a name."""
+    platform = child.platform or {}
+    words = [platform.get(key) or "" for key in ("os", "architecture", "variant")]
+    if _ATTESTATION in child.annotations or not all(isinstance(word, str) for word in words):
+        return ""
+    name = "-".join(word for word in words if word)
+    is_known = all(word not in ("", UNKNOWN) for word in words[:2])
+    return name if is_known and "/" not in name else ""

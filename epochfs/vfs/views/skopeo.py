@@ -1,0 +1,125 @@
+"""`dir/`: a manifest with all it leads to, as skopeo's `dir:` transport reads it.
+
+::
+
+    dir/version                     what skopeo writes there
+    dir/manifest.json               -> ../manifest.json
+    dir/<encoded>.manifest.json     -> the manifest.json of a manifest that the index leads to
+    dir/<encoded>                   -> a blob, of this manifest or of one that the index leads to
+
+It is there for what skopeo cannot restore from `layout/`: its `oci:` transport looks a tag up
+among OCI's media types alone, so it finds no image that `docker push` made, and nothing without a
+tag, such as a signature. Those have their `dir/` listed, so that a backup of the tree restores
+them; that of any other manifest opens by name, since to list it would make every walk a third
+longer.
+
+Where something in it cannot be had, that is an error and not a shorter listing. An index in an
+index is held like any manifest, but skopeo pushes such an index only once the registry has what it
+names (`--multi-arch index-only`). Foreign layers are left out, as skopeo leaves them out.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+from epochfs.errors import InvalidName, NotFound
+from epochfs.metadata.listings import Listings
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.oci.names import ALGORITHMS, Digest, Repository
+from epochfs.vfs.generated import Generated, GeneratedFile
+from epochfs.vfs.node import Entries, Node
+from epochfs.vfs.views.view import ManifestLink, ManifestView
+
+VERSION_FILE = "version"
+VERSION = b"Directory Transport Version: 1.1\n"
+TOP_FILE = "manifest.json"
+MANIFEST_SUFFIX = f".{TOP_FILE}"
+
+
+class SkopeoDirectory(ManifestView):
+    """`dir`: what `skopeo copy --all dir:` needs of a manifest."""
+
+    __slots__ = ()
+
+    def child(self, name: str) -> Node:
+        if name == VERSION_FILE:
+            return VersionFile(self.repository, self.digest)
+        if name == TOP_FILE:
+            return TopLink(self.repository, self.digest)
+        return HeldLink(
+            self.repository,
+            self.digest,
+            _parse(name.removesuffix(MANIFEST_SUFFIX)),
+            is_manifest=name.endswith(MANIFEST_SUFFIX),
+        )
+
+    def exists(self, listings: Listings) -> bool:
+        self.document(listings)
+        return True
+
+    def is_listed(self, listings: Listings) -> bool:
+        document = self.document(listings)
+        is_found_by_tag = document.own_type in (OCI_MANIFEST, OCI_INDEX)
+        return not is_found_by_tag or document.view.subject is not None
+
+    def entries(self, listings: Listings) -> Entries:
+        yield VERSION_FILE, stat.S_IFREG
+        yield TOP_FILE, stat.S_IFLNK
+        held = listings.closure(self.repository, self.digest)
+        for digest in sorted(held.manifests):
+            if digest != self.digest:
+                yield f"{digest.encoded}{MANIFEST_SUFFIX}", stat.S_IFLNK
+        for digest in sorted(held.blobs):
+            yield digest.encoded, stat.S_IFLNK
+        held.complete()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFile(GeneratedFile):
+    """`dir/version`: the version of the format."""
+
+    repository: Repository
+    digest: Digest
+
+    def generated(self, listings: Listings) -> Generated:
+        listings.manifest(self.repository, self.digest)
+        return Generated(VERSION)
+
+
+class TopLink(ManifestLink):
+    """`dir/manifest.json`: a link to the manifest's own bytes."""
+
+    __slots__ = ()
+
+    def target(self, listings: Listings) -> str:
+        self.document(listings)
+        return f"../{TOP_FILE}"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLink(ManifestLink):
+    """`dir/<encoded>`: a link to what the manifest leads to; to a manifest with the suffix."""
+
+    held: Digest
+    is_manifest: bool
+
+    def target(self, listings: Listings) -> str:
+        found = listings.closure(self.repository, self.digest)
+        held = found.manifests if self.is_manifest else found.blobs
+        if self.held not in held or (self.is_manifest and self.held == self.digest):
+            found.complete()
+            raise NotFound(f"{self.digest} does not lead to {self.held}")
+        if self.is_manifest:
+            return f"../../{self.held}/{TOP_FILE}"
+        return f"../../../blobs/{self.held}"
+
+
+def _parse(encoded: str) -> Digest:
+    """Return the digest that a name has without its algorithm: the length tells which that is."""
+    for algorithm in ALGORITHMS:
+        try:
+            return Digest.parse(f"{algorithm}:{encoded}")
+        except InvalidName:
+            continue
+    raise NotFound(f"no {encoded} here")

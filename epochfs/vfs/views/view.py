@@ -1,0 +1,77 @@
+"""What the nodes of one manifest have in common, and what a view of a manifest is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from epochfs.errors import NotFound
+from epochfs.metadata.listings import Listings
+from epochfs.oci.manifests import Document, Manifest
+from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.assembly import Made
+from epochfs.vfs.node import DIRECTORY, LINK, Attr, Node
+
+REMEMBERED = 4
+"""How many manifests a view keeps what it worked out for: a walk stays with one at a time, and each
+holds its document in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestNode(Node):
+    """A node that belongs to one manifest."""
+
+    repository: Repository
+    digest: Digest
+
+    def document(self, listings: Listings) -> Document:
+        """Return the manifest the node belongs to."""
+        return listings.manifest(self.repository, self.digest)
+
+    def image(self, listings: Listings) -> Manifest:
+        """Return the view of the manifest; raises NotFound for an index."""
+        view = self.document(listings).view
+        if not isinstance(view, Manifest):
+            raise NotFound(f"{self.digest} is an index")
+        return view
+
+
+class ManifestLink(ManifestNode):
+    """A link whose target the manifest tells."""
+
+    __slots__ = ()
+
+    def attr(self, listings: Listings) -> Attr:
+        return Attr(LINK, len(self.target(listings).encode()))
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledFile(ManifestNode):
+    """A node that may be a regular file put together from blobs; `path` is below its view."""
+
+    path: str
+
+    def made(self, listings: Listings) -> Made:
+        """Return what the file is made of; raises NotFound where the node is no such file."""
+        raise NotImplementedError
+
+
+class ManifestView(ManifestNode):
+    """A directory below a manifest's own, that shows what is inside it in one more way."""
+
+    __slots__ = ()
+
+    def exists(self, listings: Listings) -> bool:
+        """Whether the manifest is one that there is such a view of."""
+        raise NotImplementedError
+
+    def is_listed(self, listings: Listings) -> bool:
+        """Whether the manifest's directory lists the view; opening it by name works if it exists.
+
+        Answers from the manifest alone: a listing of the directory asks this of every view.
+        """
+        return self.exists(listings)
+
+    def attr(self, listings: Listings) -> Attr:
+        if not self.exists(listings):
+            raise NotFound(f"no such view of {self.digest}")
+        return Attr(DIRECTORY)
