@@ -14,7 +14,7 @@ import click
 import pytest
 from commandline import environment, run
 from mounts import COMMAND
-from test_00_layers import RANKS
+from test_00_layers import FLOORS
 
 from epochfs import help as pages
 from epochfs.cli import cache, demo, doctor, main, mount, prefetch, umount
@@ -174,7 +174,7 @@ def test_what_a_page_refers_to_is_there(text: str) -> None:
     assert [file for file in files if not list(ROOT.glob(file))] == []
 
 
-def test_the_design_page_has_every_module() -> None:
+def test_the_design_page_has_every_folder() -> None:
     cells = [
         row[0]
         for block in parse(page("design")).blocks
@@ -182,7 +182,7 @@ def test_the_design_page_has_every_module() -> None:
         for row in block.rows
     ]
     told = re.findall(r"`(\w+)`", " ".join(cells))
-    assert sorted(told) == sorted(RANKS.keys() - {"__main__"})
+    assert sorted(told) == sorted({*FLOORS} - {"__main__"})
 
 
 def test_the_client_is_used_as_the_design_page_says(capsys: pytest.CaptureFixture[str]) -> None:
