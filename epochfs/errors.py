@@ -30,13 +30,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TypeVar
+
+_E = TypeVar("_E", bound="EpochfsError")
 
 _SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 _USER_INFORMATION = re.compile(r"(?<=//)[^\s\"'<>]*@")
 
 
 class EpochfsError(Exception):
-    """Base of everything epochfs raises on purpose."""
+    """Base of everything epochfs raises on purpose.
+
+    If it is `explained`, the message says who is to blame and what to do (`causes`).
+    """
+
+    explained = False
 
 
 class UsageError(EpochfsError):
@@ -66,6 +74,8 @@ class Denied(EpochfsError):
 class CredentialsUnavailable(Denied):
     """The credentials to ask with cannot be had, which is no answer of the registry's."""
 
+    explained = True
+
 
 class Unsupported(EpochfsError):
     """The registry does not offer this endpoint."""
@@ -77,6 +87,8 @@ class Unavailable(EpochfsError):
 
 class TlsFailure(Unavailable):
     """The registry's certificate, or ours, is not accepted."""
+
+    explained = True
 
 
 class DeadlineExceeded(EpochfsError):
@@ -118,8 +130,15 @@ class MountFailure(EpochfsError):
 def fresh(error: EpochfsError) -> EpochfsError:
     """Return a copy to raise: one exception raised in many threads would mix their tracebacks."""
     copy = type(error)(*error.args)
+    copy.explained = error.explained
     copy.__cause__ = error
     return copy
+
+
+def explained(error: _E) -> _E:
+    """Return an error whose message says all there is to say."""
+    error.explained = True
+    return error
 
 
 def printable(text: object, limit: int = 200) -> str:

@@ -92,7 +92,7 @@ def test_a_registry_that_asks_for_a_login_elsewhere_is_not_read_without_it(
         lambda seen: redirect(f"{away.url}{seen.target}"),
         Credentials(username="user", password="secret"),
     )
-    with pytest.raises(ProtocolViolation, match=f"use {away.url} as the URL"):
+    with pytest.raises(Unavailable, match=f"use {away.url} as the URL"):
         get(transport)
     assert [seen.path for seen in (*home.seen, *away.seen)] == ["/v2/", "/v2/"]
     assert "authorization" not in away.seen[0].headers
@@ -273,6 +273,29 @@ def test_credentials_a_server_sends_back_are_not_shown(
     error = transport.refusal(get(transport))
     assert "you sent" in str(error)
     assert "geheim" not in str(error) + caplog.text
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, "invalid_token"), (403, "insufficient_scope")])
+def test_what_is_wrong_with_a_token_is_told_without_the_token(
+    serve: Serve, status: int, error: str
+) -> None:
+    """RFC 6750, section 3.1, has 403 for a scope that is not enough."""
+    said = f'error="{error}",error_description="geheim is not for http://me:geheim@h"'
+    challenge = f'Bearer realm="https://auth.example/",{said}'
+    answer = [reply(status, WWW_Authenticate=challenge)]
+    _, transport = serve(lambda _: answer, Credentials(token="geheim"))
+    told = str(transport.refusal(get(transport)))
+    assert f"({error}: *** is not for http://***@h)" in told
+
+
+def test_what_a_token_server_says_is_told_without_the_password(serve: Serve) -> None:
+    body = json.dumps({"error": "invalid_request", "error_description": "got secret"}).encode()
+    _, transport = serve(
+        guarded(lambda _: False, lambda _: [reply(418, body)]),
+        Credentials(username="user", password="secret"),
+    )
+    with pytest.raises(ProtocolViolation, match=r"invalid_request: got \*\*\*"):
+        get(transport)
 
 
 # Token servers of OAuth 2

@@ -10,15 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
+import certificates
 import pytest
 import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 from scripted import ScriptedServer, Seen, Step, at_most, reply
 from transports import (
     ANYONE,
@@ -30,9 +26,12 @@ from transports import (
 )
 
 from epochfs.client.transport import Transport
+from epochfs.client.transport.faults import converted
+from epochfs.client.transport.watchdog import Watchdog
 from epochfs.config import TransportOptions
 from epochfs.errors import (
     DeadlineExceeded,
+    TlsFailure,
     Unavailable,
     UsageError,
 )
@@ -148,33 +147,13 @@ def test_a_certificate_for_other_hosts_of_an_unknown_authority_names_the_authori
     assert "--ca-cert" in refused(serve(authority.issue_cert("reg.example")), tls_verify=True)
 
 
-def signed_without_names(authority: x509.Certificate, key: Any) -> tuple[x509.Certificate, Any]:
-    """A certificate for HERE and localhost in its subject alone, and its key."""
-    own = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name(
-        [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in ("localhost", HERE)]
-    )
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(authority.subject, subject, own.public_key())
-    builder = builder.serial_number(1).not_valid_before(now - datetime.timedelta(1))
-    return builder.not_valid_after(LATER).sign(key, hashes.SHA256()), own
-
-
 @pytest.mark.parametrize("host", [HERE, "localhost"])
 def test_a_certificate_that_names_its_host_in_the_subject_alone_is_refused(
     host: str, tmp_path: Path
 ) -> None:
-    root = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Root")])
-    builder = x509.CertificateBuilder(name, name, root.public_key(), 1, LONG_AGO, LATER)
-    constraints = x509.BasicConstraints(ca=True, path_length=None)
-    authority = builder.add_extension(constraints, critical=True).sign(root, hashes.SHA256())
-    certificate, key = signed_without_names(authority, root)
-    (tmp_path / "ca.pem").write_bytes(authority.public_bytes(Encoding.PEM))
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
-    (tmp_path / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM) + pem)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "server.pem")
+    root = certificates.authority()
+    (tmp_path / "ca.pem").write_bytes(root.pem)
+    context = certificates.served(certificates.without_names(host, root), tmp_path)
     with ScriptedServer(lambda _: [reply(200, b"ok")], context) as server:
         url = server.url.replace(HERE, host)
         said = refused(server, url, ca_certs=(tmp_path / "ca.pem",))
@@ -269,6 +248,37 @@ def test_a_client_certificate_that_is_not_accepted_is_told(
     server.tls.maximum_version = version
     said = refused(server, client_certs=(identity,))
     assert "does not accept the client certificate" in said
+
+
+@pytest.mark.parametrize(
+    "alert",
+    ["HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "CERTIFICATE_UNKNOWN", "UNKNOWN_CA", "ACCESS_DENIED"],
+)
+@pytest.mark.parametrize("identified", [True, False])
+def test_what_a_server_says_of_certificates_is_about_the_one_that_is_shown(
+    alert: str, *, identified: bool
+) -> None:
+    error = ssl.SSLError(1, "")
+    error.reason = f"TLSV1_ALERT_{alert}"
+    with (
+        Watchdog().watch(9) as watch,
+        pytest.raises(TlsFailure) as caught,
+        converted("GET /", watch, identified=identified),
+    ):
+        raise error
+    assert ("check --client-cert" in str(caught.value)) == identified
+    assert ("give --client-cert" in str(caught.value)) == (not identified)
+
+
+def test_a_revoked_certificate_is_told() -> None:
+    error = ssl.SSLCertVerificationError(1, "")
+    error.verify_code, error.verify_message = 23, "certificate revoked"
+    with (
+        Watchdog().watch(9) as watch,
+        pytest.raises(TlsFailure, match=r"\(certificate revoked\): it is revoked: have"),
+        converted("GET /", watch),
+    ):
+        raise error
 
 
 def test_a_client_certificate_is_shown_to_the_registry_alone(

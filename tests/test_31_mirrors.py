@@ -19,7 +19,7 @@ from subjects import PASSWORD, USERNAME
 from epochfs.client import RegistryClient, mirror_health
 from epochfs.client.hosts import find
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.errors import DeadlineExceeded, NotFound, Unavailable, UsageError
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
@@ -498,6 +498,67 @@ def test_a_mirror_that_is_back_is_asked_again_by_itself(
         blob(client)
         assert mirror.count() == 1
         assert (client.mirrors[0].healthy, client.mirrors[0].trouble) == (True, "")
+
+
+PAGE = b"<html><title>404 Not Found</title></html>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "trouble"),
+    [
+        (reply(401, WWW_Authenticate="Basic realm=x"), "401: the mirror lets nobody read without"),
+        (reply(403), "403: the mirror lets nobody read without a login"),
+        (reply(404, PAGE), "404 (a web page, '404 Not Found')"),
+    ],
+)
+def test_a_mirror_that_refuses_everything_is_in_trouble_and_goes_on_being_asked(
+    client_of: Client, origin: EmbeddedRegistry, answer: bytes, trouble: str
+) -> None:
+    answers = [answer]
+    with recording(lambda _: answers) as mirror:
+        client = client_of(origin, mirror.url)
+        assert client.mirrors[0].healthy
+        assert blob(client) == LAYER
+        assert not client.mirrors[0].healthy
+        assert trouble in client.mirrors[0].trouble
+        client.ping_mirrors()
+        assert trouble in client.mirrors[0].trouble
+        seen = len(mirror.seen)
+        client.resolve(NAME, "latest")
+        assert len(mirror.seen) > seen
+        answers[:] = [reply(200, LAYER)]
+        assert client.get_manifest(NAME, "latest")
+        assert client.read_blob(NAME, BLOB, 1 << 20)
+        assert (client.mirrors[0].healthy, client.mirrors[0].trouble) == (True, "")
+
+
+def test_a_web_page_at_its_root_is_no_mirror(client_of: Client, origin: EmbeddedRegistry) -> None:
+    with recording(lambda _: [reply(200, PAGE)]) as mirror:
+        client = client_of(origin, mirror.url)
+        client.ping_mirrors()
+        assert "200 (a web page" in client.mirrors[0].trouble
+
+
+def test_a_mirror_that_denies_one_thing_after_it_has_given_another_is_not_in_trouble(
+    client_of: Client, origin: EmbeddedRegistry
+) -> None:
+    answers = [reply(200, LAYER)]
+    with recording(lambda _: answers) as mirror:
+        client = client_of(origin, mirror.url)
+        assert client.read_blob(NAME, BLOB, 1 << 20)
+        answers[:] = [reply(403)]
+        client.resolve(NAME, "latest")
+        assert client.mirrors[0].healthy
+
+
+def test_a_mirror_whose_root_alone_asks_for_a_login_is_not_in_trouble(
+    client_of: Client, origin: EmbeddedRegistry
+) -> None:
+    """As Epoch's."""
+    with EmbeddedRegistry(EPOCH) as mirror:
+        client = client_of(origin, mirror.url)
+        client.ping_mirrors()
+        assert client.mirrors[0].healthy
 
 
 class TestHealth:

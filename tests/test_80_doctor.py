@@ -104,6 +104,26 @@ def test_a_server_without_the_root_of_the_api_may_be_a_registry(
     assert table["access"][0] == "ok"
 
 
+def test_one_of_several_repositories_that_is_denied_does_not_refuse_the_mount() -> None:
+    """At a registry whose `/v2/` is denied."""
+
+    class Partly(EmbeddedRegistry):
+        def respond(self, request: Request) -> Response:
+            if "/open/" in request.path:
+                return super().respond(request)
+            return Response(403, {}, b'{"errors":[{"code":"DENIED"}]}')
+
+    with Partly() as registry:
+        samples.load(registry)
+        registry.put_manifest("open/app", "latest", b"{}", "application/json")
+        check(registry.url, ANONYMOUS, "closed/app", "open/app")
+        check(registry.url, ANONYMOUS, "open/app", "closed/app", "closed/other")
+        with pytest.raises(Denied, match="closed/app/tags/list: 403"):
+            check(registry.url, ANONYMOUS, "closed/app", "closed/other")
+        with pytest.raises(Denied):
+            check(registry.url)
+
+
 # --- doctor -----------------------------------------------------------------------------------
 
 

@@ -227,9 +227,12 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
         reached = next(_run([("registry", lambda: _reach(client, connection))]))
         yield reached
         if reached.state != "FAIL":
+            access = next(_run([("access", lambda: _access(client, connection))]))
+            yield access
+        # What follows from a failure would only blame something else for it.
+        if reached.state != "FAIL" and access.state != "FAIL":
             yield from _run(
                 [
-                    ("access", lambda: _access(client, connection)),
                     ("catalogue", lambda: _catalogue(client)),
                     ("range", lambda: _range(client, connection)),
                 ]

@@ -29,7 +29,8 @@ from cachetools import LRUCache, TTLCache
 from epochfs.client.auth import Bearer
 from epochfs.client.hosts import Capability, Host, RegistryHosts
 from epochfs.client.mirror_health import Health
-from epochfs.client.transport import Answer, BlobStream, Request, Shortened, Transport
+from epochfs.client.reads import ping
+from epochfs.client.transport import Answer, BlobStream, Request, Shortened, Transport, web_page
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     DeadlineExceeded,
@@ -38,6 +39,8 @@ from epochfs.errors import (
     NotFound,
     ProtocolViolation,
     Unavailable,
+    UnconfirmedNotFound,
+    printable,
 )
 from epochfs.oci.names import Digest
 
@@ -79,6 +82,9 @@ class Mirror:
         self.host = host
         self.transport = transport
         self._health = Health()
+        # Written without a lock: all that a race costs is what `state` says for a moment.
+        self._useful = False
+        self._refusal = ""
 
     def ask(self, ask: Ask[_T], seconds: float) -> _T:
         """Ask the mirror, and take note of how it went."""
@@ -88,11 +94,24 @@ class Mirror:
         except _FAILURES as error:
             self.failed(error, time.monotonic() - started)
             raise
-        except EpochfsError:
+        except EpochfsError as error:
             self.succeeded()
+            self._refused(error)
             raise
         self.succeeded()
+        self._useful, self._refusal = True, ""
         return answer
+
+    def _refused(self, error: EpochfsError) -> None:
+        """Take note that nothing came: of a mirror of which nothing ever did, that is trouble.
+
+        It may be shown the wrong login, or be sought at the wrong path. One of which something has
+        come may deny or lack something else.
+        """
+        if isinstance(error, Denied | UnconfirmedNotFound) and not self._useful:
+            if not self._refusal:
+                log.info("mirror %s gives nothing: %s", self.host.url, error)
+            self._refusal = str(error)
 
     def may_be_asked(self, seconds: float) -> bool:
         """Return whether to ask the mirror now, for at most so many seconds."""
@@ -111,12 +130,13 @@ class Mirror:
     def state(self) -> MirrorState:
         """Return how the mirror does."""
         condition = self._health.condition
+        trouble = condition.trouble or self._refusal
         return MirrorState(
             host=self.host.url,
             capabilities=tuple(sorted(one.value for one in self.host.capabilities)),
-            healthy=not condition.trouble,
+            healthy=not trouble,
             since=condition.since,
-            trouble=condition.trouble,
+            trouble=trouble,
         )
 
 
@@ -222,7 +242,7 @@ class Mirrors:
         return tuple(mirror.state() for mirror in self._mirrors)
 
     def ping(self) -> None:
-        """Ask each mirror whether it answers, whatever it says; `states` has the outcome."""
+        """Ask each mirror whether it answers us; `states` has the outcome."""
         for mirror in self._mirrors:
             with contextlib.suppress(EpochfsError):
                 mirror.ask(_ping, mirror.transport.timeout / 2)
@@ -313,7 +333,8 @@ def mirrors_of(
     mirrors = []
     for host in hosts.mirrors:
         told = host.options(plain, hosts.namespace)
-        transport = Transport(host.base, _for_others(credentials), told, origin.stats)
+        others = _for_others(credentials)
+        transport = Transport(host.base, others, told, origin.stats, mirror=True)
         mirrors.append(Mirror(host, transport))
     return Mirrors(origin, mirrors)
 
@@ -324,5 +345,7 @@ def _for_others(credentials: Credentials) -> Credentials:
 
 
 def _ping(transport: Transport, seconds: float) -> None:
-    with transport.watch(seconds) as watch:
-        transport.fetch(Request("GET", transport.url("/")), watch=watch)
+    """Ping a mirror; a web page is no answer of one, whatever its status."""
+    reply = ping(transport, seconds)
+    if page := web_page(reply.body):
+        raise UnconfirmedNotFound(f"{reply.what}: {reply.status} ({printable(page)})")

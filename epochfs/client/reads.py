@@ -10,10 +10,13 @@ import logging
 from dataclasses import replace
 from urllib.parse import quote
 
+from epochfs.client.listing_pages import PAGE_LIMIT
 from epochfs.client.transport import Reply, Request, Transport
 from epochfs.errors import (
     ContentMismatch,
+    Denied,
     InvalidName,
+    NotFound,
     ProtocolViolation,
     Unsupported,
     printable,
@@ -54,6 +57,24 @@ def blob_path(repository: Repository, digest: Digest) -> str:
 def pull(repository: Repository) -> str:
     """Return the scope of reading a repository."""
     return f"{repository}:pull"
+
+
+def ping(transport: Transport, seconds: float) -> Reply:
+    """Check that a host answers, and us (`RegistryClient.ping`); return what it says to that."""
+    with transport.watch(seconds) as watch:
+        reply = transport.fetch(Request("GET", transport.url("/")), watch=watch)
+        if reply.ok:
+            return reply
+        error = transport.refusal(reply)
+        if isinstance(error, Denied) and not reply.authorization:
+            catalog = transport.url("/_catalog").with_parameter("n", "1")
+            request = Request("GET", catalog, "registry:catalog")
+            listed = transport.fetch(request, PAGE_LIMIT, watch)
+            if listed.ok:
+                return listed
+        if isinstance(error, Denied | NotFound) or error.explained:
+            raise error
+        raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
 
 
 def manifest(

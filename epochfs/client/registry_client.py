@@ -31,7 +31,6 @@ from epochfs.errors import (
     ContentMismatch,
     EpochfsError,
     NotFound,
-    ProtocolViolation,
     Unsupported,
     UsageError,
     printable,
@@ -167,18 +166,7 @@ class RegistryClient:
         Raises NotFound where there is no `/v2/`, as some that speak the rest have none; Denied,
         Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
         """
-        reply = self._fetch("GET", "/")
-        if reply.ok:
-            return
-        error = self._transport.refusal(reply)
-        if isinstance(error, NotFound):
-            raise error
-        if reply.status not in (401, 403):
-            raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
-        if reply.authorization:
-            raise error
-        if not self._fetch("GET", "/_catalog?n=1", "registry:catalog", limit=PAGE_LIMIT).ok:
-            raise error
+        reads.ping(self._transport, self._transport.timeout)
 
     def catalog(self) -> list[str]:
         """Return the names of all repositories, of all pages, in the server's order and spelling.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from epochfs.client import RegistryClient, hosts
-from epochfs.client.auth import ANONYMOUS
+from epochfs.client.causes import Cause
 from epochfs.config import ListingOptions, RegistryUrl
 from epochfs.errors import (
+    CredentialsUnavailable,
     DeadlineExceeded,
     Denied,
     EpochfsError,
     NotFound,
-    TlsFailure,
     Unavailable,
     Unsupported,
 )
@@ -51,33 +53,27 @@ def check(client: RegistryClient, connection: Connection) -> None:
         _ask(client, connection)
     except NoApiRoot:
         raise
-    except Denied as error:
-        raise Denied(
-            f"registry {client.base_url} denies access: {error}; {_cure(client.account)}"
-        ) from None
-    except TlsFailure as error:
-        raise TlsFailure(f"registry {client.base_url} cannot be used: {error}") from None
-    except (Unavailable, DeadlineExceeded) as error:
-        raise type(error)(
-            f"registry {client.base_url} cannot be reached: {error}; "
-            "check the URL, and that it is running"
-        ) from None
     except EpochfsError as error:
-        raise type(error)(
-            f"{client.base_url} does not answer as a registry does: {error}; check the URL"
-        ) from None
+        raise type(error)(_told(client.base_url, error)) from None
+
+
+def _told(url: str, error: EpochfsError) -> str:
+    """Return what to tell of a registry that cannot be used; `explained` errors say the rest."""
+    if isinstance(error, CredentialsUnavailable):
+        return f"no credentials for registry {url}: {error}"
+    if isinstance(error, Denied):
+        return f"registry {url} denies access: {error}"
+    if error.explained:
+        return f"registry {url} cannot be used: {error}"
+    if isinstance(error, Unavailable | DeadlineExceeded):
+        return f"registry {url} cannot be reached: {error}; {Cause.UNREACHED.told()}"
+    return f"{url} does not answer as a registry does: {error}; {Cause.NO_REGISTRY.told()}"
 
 
 def ping_without_root(client: RegistryClient) -> None:
     """Ping a registry of which it is known that it has no `/v2/`."""
     with contextlib.suppress(NotFound):
         client.ping()
-
-
-def _cure(account: str) -> str:
-    if account == ANONYMOUS:
-        return "give --username and --password-file, or use docker, podman or skopeo login"
-    return f"check the credentials ({account})"
 
 
 def _ask(client: RegistryClient, connection: Connection) -> None:
@@ -89,12 +85,24 @@ def _ask(client: RegistryClient, connection: Connection) -> None:
         ) from error
     except Denied:
         # Epoch's /v2/ says 401 where every other GET is anonymous: ask what the mount will ask.
+        if not _lists(client, connection):
+            raise
+
+
+def _lists(client: RegistryClient, connection: Connection) -> bool:
+    """Return whether anything that a mount will list can be had; raises Denied if none may."""
+    denied: Denied | None = None
+    asked: list[Callable[[], object]]
+    asked = [partial(client.list_tags, name) for name in connection.repositories]
+    for ask in asked or [client.catalog]:
         try:
-            if connection.repositories:
-                client.list_tags(connection.repositories[0])
-            else:
-                client.catalog()
-            return
+            ask()
         except (NotFound, Unsupported):
-            pass
-        raise
+            continue
+        except Denied as error:
+            denied = denied or error
+        else:
+            return True
+    if denied is not None:
+        raise denied
+    return False

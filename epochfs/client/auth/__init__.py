@@ -23,7 +23,7 @@ Rules that keep credentials where they belong:
 """
 
 from epochfs.client.auth.authenticator import Authenticator
-from epochfs.client.auth.challenges import Challenge, parse_challenges
+from epochfs.client.auth.challenges import Challenge, describe_schemes, parse_challenges
 from epochfs.client.auth.credentials import ANONYMOUS, CredentialStore
 from epochfs.client.auth.logins import Bearer, Login
 from epochfs.client.auth.secretfiles import MAX_PASSWORD_BYTES, read_password
@@ -40,6 +40,7 @@ __all__ = [
     "Learn",
     "Login",
     "TokenRequest",
+    "describe_schemes",
     "parse_challenges",
     "parse_token",
     "read_password",

@@ -18,9 +18,14 @@ from dataclasses import dataclass, field, replace
 
 from cachetools import LRUCache
 
-from epochfs.client.auth.challenges import Challenge, checked_realm, parse_challenges
+from epochfs.client.auth.challenges import (
+    Challenge,
+    checked_realm,
+    describe_schemes,
+    parse_challenges,
+)
 from epochfs.client.auth.credential_helpers import StoreFailed
-from epochfs.client.auth.credentials import CredentialStore
+from epochfs.client.auth.credentials import ANONYMOUS, CredentialStore
 from epochfs.client.auth.logins import Login
 from epochfs.client.auth.refresh_tokens import OF_THIS_PROCESS, RefreshTokens
 from epochfs.client.auth.tokens import (
@@ -32,12 +37,11 @@ from epochfs.client.auth.tokens import (
     ask,
     token_scope,
 )
-from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied, printable
+from epochfs.client.causes import Cause
+from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
 
 _REMEMBERED = 4096
 """How many scopes, and how many tokens, are remembered."""
-
-_NOTHING_ASKED = Challenge("", {})
 
 
 @dataclass(slots=True)
@@ -167,6 +171,16 @@ class Authenticator:
             text = text.replace(secret, "***")
         return text
 
+    @property
+    def anonymous(self) -> bool:
+        """Whether no credentials have been shown to anybody."""
+        return self._store.describe() == ANONYMOUS
+
+    @property
+    def static(self) -> bool:
+        """Whether a token was given, which is sent as it is."""
+        return self._store.static
+
     def describe(self) -> str:
         """Return in whose name requests are made, and where the credentials come from."""
         return self._store.describe()
@@ -233,10 +247,7 @@ class Authenticator:
     def _key(self, asked: Challenge, scope: str) -> TokenKey:
         """Return what a token is to be asked for; raises where no login of ours is an answer."""
         if asked.scheme != "bearer":
-            raise CredentialsUnavailable(
-                f"the registry asks for a login by {printable(asked.scheme)}, "
-                "and epochfs knows Basic and Bearer"
-            )
+            raise CredentialsUnavailable(Cause.NO_COMMON_SCHEME.told(offered=asked.scheme))
         realm = checked_realm(asked.parameters.get("realm", ""), self._registry_scheme)
         return TokenKey(realm, asked.parameters.get("service", ""), scope, None)
 
@@ -248,10 +259,7 @@ class Authenticator:
             return ""
         value = login.basic()
         if not value:
-            raise CredentialsUnavailable(
-                f"the registry asks for a password, and there is none {login}: "
-                "what is there is for a token server"
-            )
+            raise CredentialsUnavailable(Cause.PASSWORD_WANTED.told(account=login))
         self._store.used(login)
         return value
 
@@ -318,13 +326,13 @@ class Authenticator:
 
 
 def _answerable(header: str) -> Challenge:
-    """Return the challenge to answer of those in a WWW-Authenticate header, of scheme "" for none.
+    """Return the challenge to answer of those in a WWW-Authenticate header.
 
-    Bearer comes before Basic, and these before what cannot be answered.
+    Bearer comes before Basic. The scheme is "" where nothing is asked, and names all that are
+    offered where none can be answered.
     """
-    offered = parse_challenges(header)
-    known = {challenge.scheme: challenge for challenge in offered}
-    return known.get("bearer") or known.get("basic") or (offered or [_NOTHING_ASKED])[0]
+    known = {challenge.scheme: challenge for challenge in parse_challenges(header)}
+    return known.get("bearer") or known.get("basic") or Challenge(describe_schemes(header), {})
 
 
 def _turn(scope: str, fetch: Fetch, patience: float) -> _Turn:

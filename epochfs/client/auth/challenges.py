@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from epochfs.errors import ProtocolViolation, printable_url
+from epochfs.client.causes import Cause
+from epochfs.errors import ProtocolViolation, explained, printable_url
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?=[\s,]|\Z)(?!\s*=)")
@@ -49,8 +50,21 @@ def parse_challenges(header: str) -> list[Challenge]:
     return challenges
 
 
+def describe_schemes(header: str) -> str:
+    """Return the schemes that a WWW-Authenticate header offers, for people; "" for none."""
+    names = dict.fromkeys(one.scheme.capitalize() for one in parse_challenges(header))
+    return " and ".join(names)
+
+
 def checked_realm(realm: str, registry_scheme: str) -> str:
     """Return the token server's URL if credentials may go there; else raise ProtocolViolation."""
+    if why := _doubt(realm, registry_scheme):
+        raise explained(ProtocolViolation(Cause.TOKEN_SERVER_DOUBTFUL.told(why=why)))
+    return realm
+
+
+def _doubt(realm: str, registry_scheme: str) -> str:
+    """Return why no credentials may go to a token server, or ""."""
     shown = printable_url(realm)
     try:
         parts = urlsplit(realm)
@@ -58,14 +72,12 @@ def checked_realm(realm: str, registry_scheme: str) -> str:
     except ValueError:
         host = None
     if host is None or parts.scheme not in ("http", "https"):
-        raise ProtocolViolation(f"the registry's token server is no http(s) URL: '{shown}'")
+        return f"'{shown}' is no http(s) URL"
     if parts.username is not None or parts.password is not None:
-        raise ProtocolViolation("the registry's token server has credentials in its URL")
+        return f"'{shown}' has some in its URL"
     if registry_scheme == "https" and parts.scheme != "https":
-        raise ProtocolViolation(f"an https registry names a token server on http: '{shown}'")
-    if _is_link_local(host):
-        raise ProtocolViolation(f"the registry's token server is link-local: '{shown}'")
-    return realm
+        return f"'{shown}' is on http, and the registry on https"
+    return f"'{shown}' is link-local" if _is_link_local(host) else ""
 
 
 def _is_link_local(host: str) -> bool:

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 from epochfs.client.auth.login_files import Helper
 from epochfs.client.auth.logins import Login
+from epochfs.client.causes import Cause
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, printable
 
 TIME_LIMIT = 10.0
@@ -165,10 +166,10 @@ def _program(helper: Helper) -> str:
 def _path(helper: Helper) -> str:
     """Return where a helper's program is."""
     if not _NAME.match(helper.name):
-        raise _Failure("has no name that a program can have")
+        raise _Failure(Cause.HELPER_MISNAMED.told())
     path = shutil.which(f"docker-credential-{helper.name}")
     if path is None:
-        raise _Failure("is not installed: install it, or take it out of the file")
+        raise _Failure(Cause.HELPER_ABSENT.told())
     return path
 
 
@@ -185,7 +186,7 @@ def _run(path: str, server: str, seconds: float) -> bytes | None:
             start_new_session=True,
         )
     except OSError as error:
-        raise _Failure(f"cannot be run: {error.strerror}") from None
+        raise _Failure(Cause.HELPER_UNRUNNABLE.told(reason=error.strerror)) from None
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -200,7 +201,7 @@ def _run(path: str, server: str, seconds: float) -> bytes | None:
         return said
     if said.strip() == _NOT_FOUND:
         return None
-    raise _Failure(f"failed with exit code {code}: try '{path} get' by hand")
+    raise _Failure(Cause.HELPER_FAILED.told(code=code, path=path))
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float, seconds: float) -> bytes:
@@ -218,11 +219,11 @@ def _read(process: subprocess.Popen[bytes], deadline: float, seconds: float) -> 
         if not data:
             return bytes(said)
         said += data
-    raise _Failure("says more than credentials can be")
+    raise _Failure(Cause.HELPER_VERBOSE.told())
 
 
 def _too_late(seconds: float) -> _TooLate:
-    return _TooLate(f"did not answer within {seconds:.1f} s: does it wait for somebody?")
+    return _TooLate(Cause.HELPER_SLOW.told(seconds=f"{seconds:.1f}"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -245,10 +246,10 @@ def _login(helper: Helper, said: bytes | None) -> Login | None:
         # A lone surrogate is a ValueError too.
         username.encode(), secret.encode()
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        raise _Failure("gives an answer that holds no credentials") from None
+        raise _Failure(Cause.HELPER_UNINTELLIGIBLE.told()) from None
     if not secret:
         if helper.dedicated:
-            raise _Failure("gives an empty secret")
+            raise _Failure(Cause.HELPER_EMPTY.told())
         return None
     source = f"from {_program(helper)}"
     if username == _TOKEN_USER:

@@ -46,6 +46,11 @@ class CredentialStore:
         self._secrets: LRUCache[str, None] = LRUCache(_REMEMBERED)
         self._last: Login | None = None
 
+    @property
+    def static(self) -> bool:
+        """Whether a token was given, which is sent as it is."""
+        return bool(self._given.token) or self._given.token_file is not None
+
     def bearer(self) -> str:
         """Return the static token, or "" if there is none.
 
@@ -85,8 +90,7 @@ class CredentialStore:
         """Return what was given to log in with and has not been shown to anybody, or ""."""
         with self._lock:
             shown = self._last is not None
-        sent_always = self._given.token or self._given.token_file
-        return "" if shown or sent_always else self._given.given
+        return "" if shown or self.static else self._given.given
 
     def after_refusal(self, refused: Login, repository: str, deadline: float) -> Login | None:
         """Return what to try in place of credentials that were refused, or None; as `login`."""
@@ -157,7 +161,7 @@ class CredentialStore:
             if not self._password:
                 raise CredentialsUnavailable(f"no password is given for {given.given}")
             return self._as_given()
-        if given.token or given.token_file is not None:
+        if self.static:
             return None  # whatever the file holds just now, nothing else was meant
         failures: list[CredentialsUnavailable] = []
         for found in self._files.find(self._names, repository or given.prefix):

@@ -16,7 +16,8 @@ from urllib.parse import urlencode, urlsplit
 
 from epochfs.client.auth.logins import Login
 from epochfs.client.auth.secretfiles import UNDECODED
-from epochfs.errors import ProtocolViolation, Unsupported
+from epochfs.client.causes import Cause
+from epochfs.errors import ProtocolViolation, Unsupported, explained, printable_url
 
 CLIENT_ID = "epochfs"
 
@@ -106,9 +107,14 @@ def ask(key: TokenKey, fetch: Fetch) -> Token:
         else:
             raw = _ask_by_get(key, fetch)
     except Unsupported as error:
-        raise ProtocolViolation(f"{error}: no answer of a token server") from None
-    value, lifetime = parse_token(raw)
-    return Token(value, asked_at, asked_at + lifetime, parse_refresh_token(raw))
+        raise explained(ProtocolViolation(str(error))) from None
+    try:
+        value, lifetime = parse_token(raw)
+        return Token(value, asked_at, asked_at + lifetime, parse_refresh_token(raw))
+    except ProtocolViolation as error:
+        realm = printable_url(key.realm)
+        sentence = Cause.TOKEN_SERVER_UNINTELLIGIBLE.told(realm=realm)
+        raise explained(ProtocolViolation(f"{error}: {sentence}")) from None
 
 
 def _ask_by_get(key: TokenKey, fetch: Fetch) -> bytes:

@@ -3,10 +3,12 @@
 The only importer of requests and urllib3. From the bottom up: `urls` (where a server may send
 us), `watchdog` (time limits), `tls` (who is trusted), `faults` (foreign exceptions made ours),
 `connections` (what is changed in requests and urllib3), `retries`, `answers` and `streams`
-(bodies), `request` (what is asked), `exchange` (all of it).
+(bodies), `refusals` and `tokenserver` (what other answers mean), `request` (what is asked),
+`exchange` (all of it).
 """
 
 from epochfs.client.transport.exchange import Transport
+from epochfs.client.transport.refusals import web_page
 from epochfs.client.transport.request import Request
 from epochfs.client.transport.responses import Answer, Reply, TransportStats
 from epochfs.client.transport.streams import BlobStream, Shortened, UploadBody
@@ -25,4 +27,5 @@ __all__ = [
     "Url",
     "Watch",
     "next_page",
+    "web_page",
 ]

@@ -14,15 +14,10 @@ from requests.structures import CaseInsensitiveDict
 
 from epochfs import __version__
 from epochfs.client.auth import Authenticator, Bearer, CredentialStore, TokenRequest
+from epochfs.client.causes import Cause
 from epochfs.client.transport.connections import Adapter, watch_in_use
-from epochfs.client.transport.faults import (
-    TRANSIENT_STATUSES,
-    Broken,
-    Unreached,
-    converted,
-    error_entries,
-    refusal,
-)
+from epochfs.client.transport.faults import TRANSIENT_STATUSES, Broken, Unreached, converted
+from epochfs.client.transport.refusals import Asker, refusal
 from epochfs.client.transport.request import Request, described, is_of_a_registry
 from epochfs.client.transport.responses import Answer, Reply, TransportStats
 from epochfs.client.transport.retries import (
@@ -33,6 +28,7 @@ from epochfs.client.transport.retries import (
 )
 from epochfs.client.transport.streams import BlobStream, UploadBody, may_refuse_range, without_range
 from epochfs.client.transport.tls import TlsPolicy
+from epochfs.client.transport.tokenserver import TokenServer
 from epochfs.client.transport.urls import Origin, Url, next_page
 from epochfs.client.transport.watchdog import Watch, Watchdog
 from epochfs.config import Credentials, TransportOptions
@@ -41,11 +37,9 @@ from epochfs.errors import (
     EpochfsError,
     NotFound,
     ProtocolViolation,
-    TooLarge,
     Unavailable,
-    Unsupported,
     UsageError,
-    printable,
+    explained,
     printable_url,
     without_user_information,
 )
@@ -78,8 +72,10 @@ class Transport:
         credentials: Credentials,
         options: TransportOptions,
         stats: TransportStats | None = None,
+        *,
+        mirror: bool = False,
     ) -> None:
-        """`base_url` has no path; `stats` are counted in, if given.
+        """`base_url` has no path; `stats` are counted in, if given. A `mirror` is not the registry.
 
         Raises UsageError for a URL, CA, certificate or proxy that cannot be used.
         """
@@ -89,6 +85,7 @@ class Transport:
             raise UsageError(f"not a registry URL: '{printable_url(base_url)}'") from None
         self.stats = TransportStats() if stats is None else stats
         self._options = options
+        self._mirror = mirror
         self._watchdog = Watchdog()
         self._tls = TlsPolicy(options, self.base.hostname)
         self._adapter = Adapter(self._tls, options.pool_size, options.proxies)
@@ -192,20 +189,34 @@ class Transport:
         neither denies nor disowns anything, and is Unavailable. Another registry's word is as good
         as that of the one that sends us there, where it is NotFound as the specification has it.
         """
-        error = self._meaning(reply)
-        if reply.url.origin == self.base.origin or isinstance(error, Unavailable):
+        here = reply.url.origin == self.base.origin
+        error = refusal(reply, self._asker(reply), here=here)
+        if here or isinstance(error, Unavailable):
             return error
-        if type(error) is NotFound and is_of_a_registry(reply.url):
-            return error
+        if is_of_a_registry(reply.url):
+            if isinstance(error, Denied):
+                return self._redirected(reply)
+            if type(error) is NotFound:
+                return error
         return Unavailable(f"{error}; it is the storage at {reply.url.site} that refuses this")
 
-    def _meaning(self, reply: Reply) -> EpochfsError:
-        entries = error_entries(reply.body)
-        text = "; ".join(f"{code}: {message}" for code, message in entries)
-        text = self._authenticator.redact(without_user_information(text), reply.authorization)
+    def _redirected(self, reply: Reply) -> EpochfsError:
+        """Return the error for a registry elsewhere that asks for what it is not shown."""
+        where = {"registry": self.base.site, "site": reply.url.site}
+        sentence = Cause.REDIRECTED.told(**where)
+        return explained(Unavailable(f"{reply.what}: {reply.status}: {sentence}"))
+
+    def _asker(self, reply: Reply) -> Asker:
+        known = self._authenticator
+        clean = partial(self._cleaned, reply.authorization)
+        return Asker(known.describe(), known.anonymous, known.static, self._mirror, clean)
+
+    def _cleaned(self, authorization: str, text: str) -> str:
+        """Return a server's own words without what is secret in them."""
+        text = self._authenticator.redact(without_user_information(text), authorization)
         for _, value in self._options.headers:
             text = text.replace(value, "***") if value else text
-        return refusal(reply.what, reply.status, reply.body, printable(text))
+        return text
 
     def close(self) -> None:
         """End every operation under way, with Unavailable, and close the connections."""
@@ -240,8 +251,12 @@ class Transport:
         send: Callable[[], Answer],
         consume: Callable[[Answer], _T],
         watch: Watch,
+        meaning: Callable[[Reply], EpochfsError] | None = None,
     ) -> _T:
-        """Send until there is an answer that another attempt would not improve on; consume it."""
+        """Send until there is an answer that another attempt would not improve on; consume it.
+
+        `meaning` makes the error of the others, in place of `refusal`.
+        """
         started = time.monotonic()
         attempt = 0
         while True:
@@ -253,7 +268,7 @@ class Transport:
                 if answer.status not in TRANSIENT_STATUSES:
                     return answer.consumed(consume)
                 delay = max(delay, retry_after(answer.headers.get("Retry-After", "")))
-                error = self.refusal(answer.read_error())
+                error = (meaning or self.refusal)(answer.read_error())
             except Unreached as failure:
                 error, delay = failure, UNREACHED_DELAY
                 in_time = time.monotonic() + delay < started + UNREACHED_SECONDS
@@ -261,7 +276,9 @@ class Transport:
             except Broken as failure:
                 error = failure
             if not again or delay > watch.remaining():
-                raise Unavailable(str(error)) from error
+                given_up = Unavailable(str(error))
+                given_up.explained = error.explained
+                raise given_up from error
             log.debug("%s; trying again in %.1f s", error, delay)
             self.stats.count(retries=1)
             with converted(described(request, request.url), watch):
@@ -317,10 +334,7 @@ class Transport:
         reply = self._attempts(request, send, Answer.read_error, watch)
         challenge = reply.headers.get("WWW-Authenticate", "")
         if challenge and reply.url.origin != self.base.origin:
-            raise ProtocolViolation(
-                f"{self.base.site} redirects to {reply.url.site}, which asks for a login, and is "
-                f"shown none: use {reply.url.site} as the URL"
-            )
+            raise self._redirected(reply)
         return challenge
 
     def _fetch_token(self, watch: Watch, wanted: TokenRequest) -> bytes:
@@ -330,23 +344,15 @@ class Transport:
         if wanted.form:
             form = wanted.form.encode("ascii")
             request = Request("POST", url, headers=_FORM, body=form, confined=True)
-        origin = url.origin
-        send = partial(self._follow, request, origin, wanted.authorization, watch)
-
+        clean = partial(self._cleaned, wanted.authorization)
+        server = TokenServer(url, self.account(), clean)
+        send = partial(self._follow, request, url.origin, wanted.authorization, watch)
+        read = partial(Answer.read_reply, limit=SMALL_BODY)
         try:
-            reply = self._attempts(
-                request, send, lambda answer: answer.read_reply(SMALL_BODY), watch
-            )
-        except TooLarge as error:
-            raise ProtocolViolation(f"{error}: no token is so large") from None
-        if reply.status in (401, 403) or (wanted.form and reply.status == 400):
-            # 400 is OAuth's own way of refusing credentials (RFC 6749, section 5.2).
-            raise Denied(f"{reply.what}: {reply.status}: the token server refuses the credentials")
-        if reply.status in (404, 405):
-            raise Unsupported(f"{reply.what}: {reply.status}")
-        if reply.status != 200:
-            raise ProtocolViolation(f"{reply.what}: {reply.status}: no answer of a token server")
-        return reply.body
+            reply = self._attempts(request, send, read, watch, server.transient)
+        except EpochfsError as error:
+            raise server.failed(error) from error
+        return server.token_in(reply, posted=bool(wanted.form))
 
     def _follow(self, request: Request, home: Origin, authorization: str, watch: Watch) -> Answer:
         """Send a request to where redirects lead; `authorization` is shown at `home` only."""
@@ -388,7 +394,7 @@ class Transport:
         token = watch_in_use.set(watch)
         try:
             timeout = (self._options.connect_timeout, self._options.timeout)
-            with converted(what, watch):
+            with converted(what, watch, identified=self._tls.identifies(url.hostname)):
                 raw = self._adapter.send(
                     prepared, stream=True, timeout=timeout, proxies=proxies
                 ).raw

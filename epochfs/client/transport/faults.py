@@ -1,4 +1,4 @@
-"""Other libraries' exceptions made ours, and what a failure's status or body says.
+"""Other libraries' exceptions made ours, and the errors in a body.
 
 No exception of requests, urllib3, http.client or ssl leaves the package: many are OSErrors, which
 above would pass for errors of the local machine. Their texts are not used either, as they quote
@@ -24,19 +24,16 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 
+from epochfs.client.causes import Cause
 from epochfs.client.transport.tls import WRONG_HOST_CODES
 from epochfs.client.transport.watchdog import Watch, WatchEnded
 from epochfs.errors import (
     DeadlineExceeded,
-    Denied,
     EpochfsError,
-    NotFound,
     ProtocolViolation,
     TlsFailure,
-    TooLarge,
     Unavailable,
-    UnconfirmedNotFound,
-    Unsupported,
+    explained,
     printable,
 )
 
@@ -69,15 +66,28 @@ _CONVERTED = (
     ValueError,
 )
 
-_SKIP = "or trust it unseen with --tls-skip-verify"
-_GIVE_CA = f"give the certificate of its authority with --ca-cert, {_SKIP}"
-_CERTIFICATE_CURES = {
-    9: "check this machine's clock, or have the server's certificate replaced",
-    10: "have the server's certificate renewed, or check this machine's clock",
-    18: f"if it is the right one, give it with --ca-cert, {_SKIP}",
-    23: "it is revoked: have the server's certificate replaced",
+_CERTIFICATE_CAUSES = {
+    9: Cause.NOT_YET_VALID,
+    10: Cause.EXPIRED,
+    18: Cause.SELF_SIGNED,
+    20: Cause.CHAIN_INCOMPLETE,
+    21: Cause.CHAIN_INCOMPLETE,
+    23: Cause.REVOKED,
 }
-"""What helps, by OpenSSL's code of what is wrong; with most others the authority is unknown."""
+"""By OpenSSL's code of what is wrong; with most others the authority is unknown."""
+
+
+_ABOUT_OURS = (
+    "ALERT_HANDSHAKE_FAILURE",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+    "ALERT_CERTIFICATE",
+    "ALERT_NO_CERTIFICATE",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_ACCESS_DENIED",
+    "CERTIFICATE_REQUIRED",
+)
+"""What servers say, in OpenSSL's words, of the certificate that they were shown, or were not."""
 
 
 class Unreached(Unavailable):
@@ -89,17 +99,20 @@ class Broken(Unavailable):
 
 
 @contextmanager
-def converted(what: str, watch: Watch) -> Iterator[None]:
-    """Convert exceptions that must not leave; `what` is the request, as an error may show it."""
+def converted(what: str, watch: Watch, *, identified: bool = False) -> Iterator[None]:
+    """Convert exceptions that must not leave; `what` is the request, as an error may show it.
+
+    `identified` says that a client certificate is shown.
+    """
     try:
         yield
     except EpochfsError:
         raise
     except _CONVERTED as error:
-        raise _convert(error, what, watch) from error
+        raise _convert(error, what, watch, identified) from error
 
 
-def _convert(error: Exception, what: str, watch: Watch) -> EpochfsError:
+def _convert(error: Exception, what: str, watch: Watch, identified: bool) -> EpochfsError:
     causes = list(_causes(error))
     if watch.aborted:
         return Unavailable(f"{what}: the connection was closed from this side")
@@ -110,16 +123,18 @@ def _convert(error: Exception, what: str, watch: Watch) -> EpochfsError:
             return TlsFailure(f"{what}: {_wrong_host(cause.names)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = printable(cause.verify_message)
-            cure = _CERTIFICATE_CURES.get(cause.verify_code, _GIVE_CA)
-            return TlsFailure(f"{what}: the certificate does not verify ({reason}): {cure}")
+            cure = _CERTIFICATE_CAUSES.get(cause.verify_code, Cause.AUTHORITY_UNKNOWN)
+            return TlsFailure(f"{what}: the certificate does not verify ({reason}): {cure.told()}")
         if isinstance(cause, OSError) and (said := _TUNNEL.match(str(cause))):
-            return Unavailable(f"{what}: {_proxy_refusal(int(said[1]))}")
+            wants_login = int(said[1]) == 407
+            refusal = Cause.PROXY_WANTS_LOGIN if wants_login else Cause.PROXY_REFUSES
+            return explained(Unavailable(f"{what}: {said[1]}: {refusal.told()}"))
         if isinstance(cause, NewConnectionError | NameResolutionError | ConnectTimeoutError):
             return Unreached(f"{what}: {_reason(causes)}")
         if isinstance(cause, TimeoutError):
             return DeadlineExceeded(f"{what}: no answer within the time limit")
         if isinstance(cause, ssl.SSLError) and not _cut_off(cause):
-            return TlsFailure(f"{what}: {_tls_failure(cause.reason or '')}")
+            return TlsFailure(f"{what}: {_tls_failure(cause.reason or '', identified)}")
     if _malformed(causes):
         return ProtocolViolation(f"{what}: the answer is not HTTP")
     return Broken(f"{what}: {_reason(causes)}")
@@ -135,30 +150,24 @@ def is_wrong_host(error: Exception) -> bool:
 
 def _wrong_host(names: list[str] | None) -> str:
     if names == []:
-        return (
-            "the certificate has no subjectAltName, and its common name does not count: "
-            f"have it issued with the name in the URL, {_SKIP}"
-        )
-    shown = printable(", ".join(names or ["other hosts"]))
-    return f"the certificate is for {shown}: use such a name in the URL, {_SKIP}"
+        return Cause.NO_NAMES.told()
+    return Cause.WRONG_HOST.told(names=", ".join(names or ["other hosts"]))
 
 
-def _tls_failure(reason: str) -> str:
-    """Return what a failed handshake means, and the cure; `reason` is OpenSSL's word for it."""
-    if "CERTIFICATE_REQUIRED" in reason or reason == "SSLV3_ALERT_HANDSHAKE_FAILURE":
-        cure = "the server may want a client certificate: give --client-cert and --client-key"
-    elif "_ALERT_" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-        cure = "the server does not accept the client certificate: check --client-cert"
-    else:
-        cure = "does the server speak https at all? epochfs does not fall back to http"
-    return f"TLS failed ({printable(reason or 'no details')}): {cure}"
+def _tls_failure(reason: str, identified: bool) -> str:
+    """Return what a failed handshake means; `reason` is OpenSSL's word for it.
 
-
-def _proxy_refusal(status: int) -> str:
-    """Return what it means that a proxy does not let a request through."""
-    if status == 407:
-        return "407: the proxy asks for credentials: give them in its URL (http://user:password@…)"
-    return f"{status}: the proxy does not connect us"
+    Servers say many things where a client certificate is missing: Go, that it is a bad one.
+    """
+    cause = Cause.NO_TLS
+    if "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
+        cause = Cause.TLS_VERSION
+    elif any(word in reason for word in _ABOUT_OURS):
+        refused = identified and "CERTIFICATE_REQUIRED" not in reason
+        cause = Cause.CLIENT_CERTIFICATE_REFUSED if refused else Cause.CLIENT_CERTIFICATE_MISSING
+    elif "_ALERT_" in reason:
+        cause = Cause.TLS_REFUSED
+    return f"TLS failed ({printable(reason or 'no details')}): {cause.told()}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -199,33 +208,6 @@ def _malformed(causes: list[BaseException]) -> bool:
     if any(isinstance(c, http.client.IncompleteRead) for c in causes):
         return False
     return any(isinstance(c, http.client.HTTPException | ValueError) for c in causes)
-
-
-def refusal(what: str, status: int, body: bytes, text: str) -> EpochfsError:
-    """Return the error for an answer that is not the one hoped for.
-
-    `body` is the answer's, from which the specification's error codes are taken; `text` what of
-    it may be shown. A code that ends in _UNKNOWN means not found whatever the status is.
-    """
-    shown = f"{what}: {status}{f' ({text})' if text else ''}"
-    codes = [code for code, _ in error_entries(body)]
-    if status == 401:
-        return Denied(f"{shown}: credentials are missing or not accepted")
-    if status == 403:
-        return Denied(f"{shown}: access is refused")
-    if any(code.endswith("_UNKNOWN") for code in codes) or (status == 404 and any(codes)):
-        return NotFound(shown)
-    if status == 404:
-        return UnconfirmedNotFound(shown)
-    if status in (405, 501) or "UNSUPPORTED" in codes:
-        return Unsupported(f"{shown}: the registry does not offer this")
-    if status == 413:
-        return TooLarge(f"{shown}: the registry takes no document so large")
-    if status == 407:
-        return Unavailable(f"{what}: {_proxy_refusal(status)}")
-    if status in TRANSIENT_STATUSES:
-        return Unavailable(shown)
-    return ProtocolViolation(f"{shown}: not an answer to expect")
 
 
 def error_entries(body: bytes) -> list[tuple[str, str]]:

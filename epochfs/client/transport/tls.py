@@ -73,6 +73,10 @@ class TlsPolicy:
         with self._lock:
             return self._current().certificates
 
+    def identifies(self, host: str) -> bool:
+        """Whether a client certificate is shown to a host."""
+        return self._kind(host)[1]
+
     def in_use(self, context: ssl.SSLContext | None) -> bool:
         """Whether new connections are still made with these settings."""
         with self._lock:

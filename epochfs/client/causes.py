@@ -1,0 +1,159 @@
+"""Who is to blame: the one table from what went wrong to the sentence that says so.
+
+A sentence names the thing that fails and what to do about it. It stands behind the request that
+failed, in the log, in `doctor` and in the error of a mount alike: whoever raises the error has the
+facts, and fills them in. An error that was made from a row is `explained`: nothing is to be added.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from epochfs.errors import printable
+
+_LOG_IN = "give --username and --password-file, or use docker, podman or skopeo login"
+_SKIP = "or trust it unseen with --tls-skip-verify"
+_GIVE_AUTHORITY = f"give the certificate of its authority with --ca-cert, {_SKIP}"
+
+
+class Cause(enum.Enum):
+    """A cause, and its sentence; what stands in braces is to be filled in."""
+
+    # Who asks
+    NO_LOGIN = f"no credentials were sent: {_LOG_IN}"
+    NO_TOKEN = (
+        "no token was sent, as its token server {realm} gave none to ask with: check the "
+        "credentials ({account})"
+    )
+    ANONYMOUS_REFUSED = f"anonymous access is refused: {_LOG_IN}"
+    LOGIN_REFUSED = (
+        "the registry does not accept the credentials: check the credentials ({account})"
+    )
+    ACCOUNT_REFUSED = "access is refused: check the rights of the account ({account})"
+    GIVEN_TOKEN_REFUSED = (
+        "the registry does not accept the token ({said}): have a new one issued, "
+        "for this registry ({account})"
+    )
+    ISSUED_TOKEN_REFUSED = (
+        "the registry does not accept the token that its own token server {realm} "
+        "issued ({said}): compare the clocks of the two, and the issuer, service and key that the "
+        "registry is configured with"
+    )
+    RIGHTS_MISSING = (
+        "the token that {realm} issued does not reach so far ({said}): have the account "
+        "given the right to it ({account})"
+    )
+    TOKEN_NOT_ENOUGH = (
+        "the registry does not accept the token that its token server {realm} issued, and does not "
+        "say why: check the rights of the account ({account}), and the issuer, service and key "
+        "that the registry is configured with"
+    )
+    NO_COMMON_SCHEME = (
+        "the registry takes a login by {offered} alone, and epochfs has Basic and "
+        "Bearer: have one of these enabled for it"
+    )
+    NO_CHALLENGE = (
+        "the registry does not say how to log in (no WWW-Authenticate): look at what stands "
+        "in front of it"
+    )
+    PASSWORD_WANTED = (
+        "the registry takes user name and password (Basic), and a token was given "
+        f"({{account}}): {_LOG_IN}"
+    )
+
+    MIRROR_REFUSES = (
+        "the mirror lets nobody read without a login: give it in the header of its hosts.toml, or "
+        "use docker, podman or skopeo login for it"
+    )
+
+    # Credentials that cannot be had
+    HELPER_MISNAMED = "has no name that a program can have"
+    HELPER_ABSENT = "is not installed: install it, or take it out of the file"
+    HELPER_UNRUNNABLE = "cannot be run: {reason}"
+    HELPER_FAILED = "failed with exit code {code}: try '{path} get' by hand"
+    HELPER_SLOW = "did not answer within {seconds} s: does it wait for somebody?"
+    HELPER_VERBOSE = "says more than credentials can be: try its 'get' by hand"
+    HELPER_UNINTELLIGIBLE = "gives an answer that holds no credentials: try its 'get' by hand"
+    HELPER_EMPTY = "gives an empty secret: log in once more"
+
+    # The way there
+    REDIRECTED = (
+        "{registry} redirects to {site}, where credentials are not sent: use {site} as the URL"
+    )
+    HTTPS_WANTED = "the server speaks https here: write https:// in the URL"
+    HEADER_TOO_LARGE = (
+        "the request is too large for the server ({length} bytes of credentials): have a smaller "
+        "token issued, or the server's limit raised (nginx: large_client_header_buffers)"
+    )
+    PROXY_WANTS_LOGIN = (
+        "the proxy asks for credentials: give them in its URL (http://user:password@…)"
+    )
+    PROXY_REFUSES = "the proxy does not connect us: check HTTPS_PROXY, or name the host in NO_PROXY"
+    CLIENT_CERTIFICATE_MISSING = (
+        "the server wants a client certificate: give --client-cert and --client-key"
+    )
+    CLIENT_CERTIFICATE_REFUSED = (
+        "the server does not accept the client certificate: check --client-cert"
+    )
+
+    # Certificates of servers
+    AUTHORITY_UNKNOWN = f"{_GIVE_AUTHORITY}"
+    CHAIN_INCOMPLETE = (
+        f"{_GIVE_AUTHORITY}; if that is given, the server does not send the "
+        "intermediate certificate: have it send its whole chain"
+    )
+    SELF_SIGNED = f"if it is the right one, give it with --ca-cert, {_SKIP}"
+    EXPIRED = "have the server's certificate renewed, or check this machine's clock"
+    NOT_YET_VALID = "check this machine's clock, or have the server's certificate replaced"
+    REVOKED = "it is revoked: have the server's certificate replaced"
+    WRONG_HOST = f"the certificate is for {{names}}: use such a name in the URL, {_SKIP}"
+    NO_NAMES = (
+        "the certificate has no subjectAltName, and its common name does not count: have it "
+        f"issued with the name in the URL, {_SKIP}"
+    )
+    NO_TLS = "does the server speak https at all? epochfs does not fall back to http"
+
+    TLS_VERSION = (
+        "the server and this machine have no version of TLS in common: have TLS 1.2 or later "
+        "enabled for it"
+    )
+    TLS_REFUSED = (
+        "the server breaks off: look at its log, and whether it knows itself by the host in the URL"
+    )
+
+    # The token server
+    TOKEN_SERVER_DOWN = (
+        "its token server {realm} cannot be reached: check that it is running, and "
+        "that this machine gets there"
+    )
+    TOKEN_SERVER_FAILS = "its token server {realm} fails: look at its log"
+    TOKEN_SERVER_LIMITS = "its token server {realm} limits requests: try again {later}"
+    TOKEN_SERVER_REFUSES_LOGIN = (
+        "its token server {realm} refuses the credentials: check the credentials ({account})"
+    )
+    TOKEN_SERVER_REFUSES_REQUEST = (
+        "its token server {realm} does not take the request ({said}): "
+        "check the service and realm that the registry is configured with"
+    )
+    TOKEN_SERVER_UNINTELLIGIBLE = (
+        "its token server {realm} gives no answer of one: check the realm "
+        "that the registry is configured with"
+    )
+    TOKEN_SERVER_REDIRECTS = (
+        "its token server {realm} redirects to {site}, where credentials are not sent: check the "
+        "realm that the registry is configured with"
+    )
+    TOKEN_SERVER_DOUBTFUL = (
+        "its token server must not see credentials, as {why}: check the realm that "
+        "the registry is configured with"
+    )
+
+    # The registry
+    LIMITS = "the registry limits requests: try again {later}"
+    FAILS = "the registry fails, or what stands in front of it: look at its log"
+    UNREACHED = "check the URL, and that it is running"
+    NO_REGISTRY = "check the URL"
+
+    def told(self, **facts: object) -> str:
+        """Return the sentence, with facts that anybody may have worded."""
+        return self.value.format(**{name: printable(fact, 300) for name, fact in facts.items()})
