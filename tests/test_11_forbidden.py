@@ -14,7 +14,7 @@ from credhelpers import Installed
 from scripted import ScriptedServer, Seen, Step, reply
 from transports import Serve, serving
 
-from epochfs.client.auth import Login, helpers
+from epochfs.client.auth import Login, credential_helpers
 from epochfs.client.transport import Request, Transport
 from epochfs.config import Credentials, TransportOptions
 
@@ -138,7 +138,7 @@ def test_a_login_that_expires_later_is_renewed_though_another_403_came_before(
     server, _ = serve(ecr)
     installed.answer("bob", "old")
     transport = connect(installed, server)
-    monkeypatch.setattr(helpers, "PAUSE", 0.1)
+    monkeypatch.setattr(credential_helpers, "PAUSE", 0.1)
     assert status(transport, "/v2/no") == 403
     ecr.good = "new"
     installed.answer("bob", "new")

@@ -14,7 +14,14 @@ from credhelpers import ANSWER, SERVER, Installed
 from scripted import at_most, until
 from tokenservers import open_to_all
 
-from epochfs.client.auth import Authenticator, Bearer, CredentialStore, Login, TokenRequest, helpers
+from epochfs.client.auth import (
+    Authenticator,
+    Bearer,
+    CredentialStore,
+    Login,
+    TokenRequest,
+    credential_helpers,
+)
 from epochfs.client.auth.login_files import Helper
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
@@ -133,7 +140,7 @@ def test_a_failing_helper_is_denied_by_name_and_its_words_are_not_shown(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(helpers, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(credential_helpers, "TIME_LIMIT", 0.3)
     installed.install(script)
     store = installed.store()
     for _ in range(2):
@@ -210,8 +217,8 @@ def test_a_helper_and_its_children_do_not_outlive_their_time(installed: Installe
     pids = installed.directory / "pids"
     installed.install(f"sleep 60 & echo $$ $! > {pids}; wait")
     helper = Helper("test", SERVER, "f", dedicated=False)
-    with pytest.raises(helpers._Failure):
-        helpers._run(helpers._path(helper), SERVER, 1)
+    with pytest.raises(credential_helpers._Failure):
+        credential_helpers._run(credential_helpers._path(helper), SERVER, 1)
     deadline = time.monotonic() + 5
     while any(_lives(pid) for pid in pids.read_text().split()):
         assert time.monotonic() < deadline
@@ -269,7 +276,7 @@ def test_a_helper_that_says_the_same_again_is_left_alone_for_a_while(
     for _ in range(3):
         assert store.after_refusal(login, "team/app", time.monotonic() + SOON) is None
     assert len(installed.requests) == 2
-    monkeypatch.setattr(helpers, "PAUSE", 0)
+    monkeypatch.setattr(credential_helpers, "PAUSE", 0)
     with_time_gone_by = time.monotonic() + 31
     monkeypatch.setattr(time, "monotonic", lambda: with_time_gone_by)
     assert store.after_refusal(login, "team/app", with_time_gone_by + SOON) is None
@@ -296,7 +303,7 @@ def test_what_a_helper_has_said_is_there_while_another_runs(installed: Installed
     installed.install(ANSWER, "quick")
     installed.install(f"sleep 0.5; {ANSWER}", "slow")
     quick, slow = (Helper(name, SERVER, "f", dedicated=True) for name in ("quick", "slow"))
-    subject = helpers.Helpers()
+    subject = credential_helpers.Helpers()
     subject.login(quick, time.monotonic() + SOON)
     running = threading.Thread(target=lambda: subject.login(slow, time.monotonic() + SOON))
     running.start()
