@@ -22,7 +22,7 @@ class Cause(enum.Enum):
     # Who asks
     NO_LOGIN = f"no credentials were sent: {_LOG_IN}"
     NO_TOKEN = (
-        "no token was sent, as its token server {realm} gave none to ask with: check the "
+        "no token was sent, as the registry's token server {realm} gave none: check the "
         "credentials ({account})"
     )
     ANONYMOUS_REFUSED = f"anonymous access is refused: {_LOG_IN}"
@@ -35,13 +35,13 @@ class Cause(enum.Enum):
         "for this registry ({account})"
     )
     ISSUED_TOKEN_REFUSED = (
-        "the registry does not accept the token that its own token server {realm} "
-        "issued ({said}): compare the clocks of the two, and the issuer, service and key that the "
+        "the registry does not accept the token that its own token server {realm} issued "
+        "({said}): compare the clocks of the two, and the issuer, service and key that the "
         "registry is configured with"
     )
     RIGHTS_MISSING = (
-        "the token that {realm} issued does not reach so far ({said}): have the account "
-        "given the right to it ({account})"
+        "the token that the registry's token server {realm} issued does not allow this "
+        "({said}): have the account given the right to it ({account})"
     )
     TOKEN_NOT_ENOUGH = (
         "the registry does not accept the token that its token server {realm} issued, and does not "
@@ -49,18 +49,17 @@ class Cause(enum.Enum):
         "that the registry is configured with"
     )
     NO_COMMON_SCHEME = (
-        "the registry takes a login by {offered} alone, and epochfs has Basic and "
-        "Bearer: have one of these enabled for it"
+        "the registry offers only {offered} to log in with, and epochfs supports Basic and "
+        "Bearer: have one of these enabled on the registry"
     )
     NO_CHALLENGE = (
-        "the registry does not say how to log in (no WWW-Authenticate): look at what stands "
-        "in front of it"
+        "the registry refuses access and does not say how to log in (no WWW-Authenticate): look"
+        " at what stands in front of it"
     )
     PASSWORD_WANTED = (
-        "the registry takes user name and password (Basic), and a token was given "
+        f"the registry asks for a user name and password (Basic), and a token was given "
         f"({{account}}): {_LOG_IN}"
     )
-
     MIRROR_REFUSES = (
         "the mirror lets nobody read without a login: give it in the header of its hosts.toml, or "
         "use docker, podman or skopeo login for it"
@@ -80,7 +79,7 @@ class Cause(enum.Enum):
     REDIRECTED = (
         "{registry} redirects to {site}, where credentials are not sent: use {site} as the URL"
     )
-    HTTPS_WANTED = "the server speaks https here: write https:// in the URL"
+    HTTPS_WANTED = "the server speaks https on this port: write https:// in the URL"
     HEADER_TOO_LARGE = (
         "the request is too large for the server ({length} bytes of credentials): have a smaller "
         "token issued, or the server's limit raised (nginx: large_client_header_buffers)"
@@ -97,7 +96,7 @@ class Cause(enum.Enum):
     )
 
     # Certificates of servers
-    AUTHORITY_UNKNOWN = f"{_GIVE_AUTHORITY}"
+    AUTHORITY_UNKNOWN = _GIVE_AUTHORITY
     CHAIN_INCOMPLETE = (
         f"{_GIVE_AUTHORITY}; if that is given, the server does not send the "
         "intermediate certificate: have it send its whole chain"
@@ -112,40 +111,41 @@ class Cause(enum.Enum):
         f"issued with the name in the URL, {_SKIP}"
     )
     NO_TLS = "does the server speak https at all? epochfs does not fall back to http"
-
     TLS_VERSION = (
         "the server and this machine have no version of TLS in common: have TLS 1.2 or later "
-        "enabled for it"
+        "enabled on the server"
     )
     TLS_REFUSED = (
-        "the server breaks off: look at its log, and whether it knows itself by the host in the URL"
+        "the server aborts the handshake: look at its log, and check that it serves the host in"
+        " the URL"
     )
 
     # The token server
     TOKEN_SERVER_DOWN = (
-        "its token server {realm} cannot be reached: check that it is running, and "
-        "that this machine gets there"
+        "the registry's token server {realm} cannot be reached: check that it is running, and "
+        "that this machine can reach it"
     )
-    TOKEN_SERVER_FAILS = "its token server {realm} fails: look at its log"
-    TOKEN_SERVER_LIMITS = "its token server {realm} limits requests: try again {later}"
+    TOKEN_SERVER_FAILS = "the registry's token server {realm} fails: look at its log"
+    TOKEN_SERVER_LIMITS = "the registry's token server {realm} limits requests: try again {later}"
     TOKEN_SERVER_REFUSES_LOGIN = (
-        "its token server {realm} refuses the credentials: check the credentials ({account})"
+        "the registry's token server {realm} refuses the credentials: check the credentials "
+        "({account})"
     )
     TOKEN_SERVER_REFUSES_REQUEST = (
-        "its token server {realm} does not take the request ({said}): "
+        "the registry's token server {realm} does not take the request ({said}): "
         "check the service and realm that the registry is configured with"
     )
     TOKEN_SERVER_UNINTELLIGIBLE = (
-        "its token server {realm} gives no answer of one: check the realm "
-        "that the registry is configured with"
+        "the registry's token server {realm} does not answer as one does: check the realm that "
+        "the registry is configured with"
     )
     TOKEN_SERVER_REDIRECTS = (
-        "its token server {realm} redirects to {site}, where credentials are not sent: check the "
-        "realm that the registry is configured with"
+        "the registry's token server {realm} redirects to {site}, where credentials are not "
+        "sent: check the realm that the registry is configured with"
     )
     TOKEN_SERVER_DOUBTFUL = (
-        "its token server must not see credentials, as {why}: check the realm that "
-        "the registry is configured with"
+        "the registry's token server must not be shown credentials, as {why}: check the realm "
+        "that the registry is configured with"
     )
 
     # The registry
