@@ -14,8 +14,9 @@ from epochfs.client.auth import Login, parse_challenges, parse_token
 from epochfs.client.auth.login_files import AuthFile, Helper, Unusable
 from epochfs.client.hosts import find
 from epochfs.client.transport import BlobStream, Url, next_page
-from epochfs.client.transport.faults import error_entries, refusal
-from epochfs.client.transport.responses import content_length
+from epochfs.client.transport.faults import error_entries
+from epochfs.client.transport.refusals import Asker, refusal
+from epochfs.client.transport.responses import Reply, content_length
 from epochfs.client.transport.retries import retry_after
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
 from epochfs.demo.samples import encode
@@ -156,7 +157,11 @@ def _content_length(data: bytes) -> None:
 
 def _error_body(data: bytes) -> None:
     status = 400 + (data[0] if data else 0)
-    assert isinstance(refusal("GET", status, data[1:], ""), EpochfsError)
+    head, _, body = data[1:].partition(b"\n")
+    headers = {"WWW-Authenticate": _header(head)}
+    reply = Reply("GET", Url.parse("https://reg.example/v2/"), status, headers, body, "")
+    asker = Asker("nobody", anonymous=True, static=False, mirror=False, clean=str)
+    assert isinstance(refusal(reply, asker), EpochfsError)
     assert len(error_entries(data[1:])) <= 10
 
 
@@ -243,7 +248,15 @@ TARGETS = (
         (b"\1\2bytes 1-2/9", b"\1\0bytes 1-8/9", b"\0\5bytes 0-4/*"),
     ),
     Target("content-length", _content_length, (ProtocolViolation,), (b"0", b"1024")),
-    Target("error-body", _error_body, (), (b'\4{"errors":[{"code":"X_UNKNOWN","message":"x"}]}',)),
+    Target(
+        "error-body",
+        _error_body,
+        (),
+        (
+            b'\4\n{"errors":[{"code":"X_UNKNOWN","message":"x"}]}',
+            b'\1Bearer realm="https://reg.example/token",error="invalid_token"\n',
+        ),
+    ),
     Target("retry-after", _retry_after, (), (b"120", b"Wed, 21 Oct 2065 07:28:00 GMT")),
     Target("hosts.toml", _hosts_file, (UsageError,), (_HOSTS_FILE, b"server = 'h:1'")),
     Target("auth.json", _auth_file, (Denied,), (_AUTH_FILE, b'{"credsStore":"x"}')),
