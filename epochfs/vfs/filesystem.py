@@ -206,7 +206,8 @@ class FileSystem:
             file = self._assembler.open(node.repository, made)
             return OpenFile(self._add(file), direct_io=spoiled)
         if isinstance(node, GeneratedFile):
-            return OpenFile(self._add(_Bytes(self._generated.read(node))), direct_io=True)
+            generated = self._generated.open(node)
+            return OpenFile(self._add(generated), direct_io=generated.direct_io)
         if isinstance(node, RootfsNode):
             inner = node.open()
             return OpenFile(self._add(inner), keep_cache=inner.verified)
