@@ -5,6 +5,7 @@
     EpochfsError
     ├── UsageError              an option or argument is wrong; nothing was tried
     ├── InvalidName             text that is no repository, tag, digest or path of the tree
+    │   └── NameTooLong         a name that is longer than any in the tree can be
     ├── NotFound                the registry does not know it (404, *_UNKNOWN)
     │   └── UnconfirmedNotFound a 404 without an error of the specification: perhaps not its word
     ├── Denied                  401 after authenticating, or 403
@@ -53,6 +54,10 @@ class UsageError(EpochfsError):
 
 class InvalidName(EpochfsError, ValueError):
     """Text that is not a well-formed repository, tag, digest or path."""
+
+
+class NameTooLong(InvalidName):
+    """A name that is longer than any in the tree can be (`names.NAME_MAX`)."""
 
 
 class NotFound(EpochfsError):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epochfs.errors import NotFound
+from epochfs.errors import NameTooLong, NotFound
 from epochfs.oci.names import Digest, Repository, Tag
 from epochfs.vfs.manifest_nodes import (
     ConfigLink,
@@ -341,7 +341,7 @@ def test_the_control_directory_is_no_repository() -> None:
         f"/a/manifests/{CONTENT}/layers/x",
         f"/a/manifests/{CONTENT}/layers/-1",
         f"/a/manifests/{CONTENT}/layers/\u0660\u0661",
-        f"/a/manifests/{CONTENT}/layers/{'0' * 5000}",
+        f"/a/manifests/{CONTENT}/layers/{'0' * 255}",
         "/.epochfs/other",
         "/.epochfs/status.json/x",
     ],
@@ -350,6 +350,13 @@ def test_the_control_directory_is_no_repository() -> None:
 def test_no_other_path_means_anything(path: str) -> None:
     with pytest.raises(NotFound):
         TREE.node(path)
+
+
+@pytest.mark.parametrize("name", ["0" * 256, "ü" * 128, "0" * 5000, "\udcff" * 256])
+@pytest.mark.parametrize("place", ["/{}", "/a/tags/{}", "/a/manifests/{}/layers", "/.epochfs/{}"])
+def test_a_name_that_nothing_can_have_is_too_long(place: str, name: str) -> None:
+    with pytest.raises(NameTooLong):
+        TREE.node(place.format(name))
 
 
 def test_a_prefix_becomes_the_root() -> None:

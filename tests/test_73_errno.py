@@ -104,6 +104,20 @@ def test_the_unknown_is_not_there_and_nothing_can_be_written(
     assert refusal((root / BLOB).unlink) == errno.EROFS
 
 
+@pytest.mark.parametrize("place", ["{}", "library/{}", "library/app/tags/{}", "{}/tags/x"])
+@pytest.mark.parametrize("character", ["x", "ü", "\udcff", "😀"])
+def test_a_name_that_is_too_long(
+    registry: Breakable, mounts: Mounts, place: str, character: str
+) -> None:
+    root = mounts(registry.url).path
+    width = len(os.fsencode(character))
+    for length, expected in ((255, errno.ENOENT), (256, errno.ENAMETOOLONG)):
+        name = character * (length // width)
+        path = root / place.format(name + "y" * (length - width * len(name)))
+        assert refusal(path.lstat) == refusal(path.read_bytes) == expected
+        assert refusal(lambda path=path: list(path.iterdir())) == expected
+
+
 @pytest.mark.expects_log("EACCES")
 @pytest.mark.parametrize("status", [401, 403])
 def test_denied_access(registry: Breakable, mounts: Mounts, status: int) -> None:

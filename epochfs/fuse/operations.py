@@ -28,6 +28,7 @@ from epochfs.errors import (
     EpochfsError,
     InvalidName,
     MountFailure,
+    NameTooLong,
     NeverThere,
     NotFound,
     ProtocolViolation,
@@ -43,6 +44,7 @@ from epochfs.errors import (
 )
 from epochfs.fuse.mountinfo import mounted_on
 from epochfs.fuse.passthrough import Passthrough
+from epochfs.oci.names import NAME_MAX
 from epochfs.vfs.filesystem import FileSystem, Listing
 from epochfs.vfs.node import Attr, inode
 
@@ -74,6 +76,7 @@ ERRNO: dict[type[EpochfsError], int] = {
     NotFound: errno.ENOENT,
     UnconfirmedNotFound: errno.ENOENT,
     InvalidName: errno.ENOENT,
+    NameTooLong: errno.ENAMETOOLONG,
     Denied: errno.EACCES,
     CredentialsUnavailable: errno.EACCES,
     ReadOnly: errno.EROFS,
@@ -91,6 +94,9 @@ ERRNO: dict[type[EpochfsError], int] = {
     MountFailure: errno.EIO,
 }
 """The one table from errors to errno; every class of `errors` has a row."""
+
+_OF_NAMES = (errno.ENOENT, errno.ENAMETOOLONG)
+"""What nobody need be told of but who asked."""
 
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
@@ -175,7 +181,7 @@ def _translated(operation: _Operation) -> _Operation:
             return operation(self, path, *arguments)
         except EpochfsError as error:
             number = errno_of(error)
-            level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
+            level = logging.DEBUG if number in _OF_NAMES else logging.WARNING
             name = errno.errorcode[number]
             log.log(level, "%s %s: %s: %s", operation.__name__, printable(path), name, error)
         except binding.FuseOSError:
@@ -330,7 +336,7 @@ class EpochOperations(binding.Operations):  # type: ignore[misc]
     @_translated
     def statfs(self, path: str) -> dict[str, int]:
         """A file system that has no blocks of its own, as /proc says; never asks the registry."""
-        return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": 255}
+        return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": NAME_MAX}
 
     def _stat(self, path: str, attr: Attr) -> dict[str, int]:
         return {

@@ -20,13 +20,16 @@ from epochfs.errors import InvalidName, printable
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-MAX_SEGMENT_BYTES = 254
+NAME_MAX = 255
+"""Longest name in the tree in bytes, which statfs(2) tells."""
+
+MAX_SEGMENT_BYTES = NAME_MAX - 1
 """Longest repository segment or tag in bytes: NAME_MAX less the one `_` of an escaped segment."""
 
 MAX_REPOSITORY_BYTES = 2048
 """Longest repository name in bytes; well under PATH_MAX with the tree's own segments behind it."""
 
-MAX_TITLE_SEGMENT_BYTES = 255
+MAX_TITLE_SEGMENT_BYTES = NAME_MAX
 """Longest segment of a title in bytes: NAME_MAX."""
 
 MAX_TITLE_BYTES = 1024

@@ -17,10 +17,13 @@ can change is a link. The kinds of nodes, and the naming rules, are in `nodes`.
 
 from __future__ import annotations
 
-from epochfs.errors import NotFound
-from epochfs.oci.names import Repository
+from epochfs.errors import NameTooLong, NotFound
+from epochfs.oci.names import NAME_MAX, Repository
 from epochfs.vfs.node import Node
 from epochfs.vfs.repository_nodes import CONTROL, ControlDirectory, Namespace
+
+_MOST_BYTES = 4
+"""How many bytes a character takes at most."""
 
 
 class Tree:
@@ -30,8 +33,13 @@ class Tree:
         self._root = Namespace(prefix.segments if prefix is not None else ())
 
     def node(self, path: str) -> Node:
-        """Return the node an absolute, normal path means; raises NotFound where none can be."""
+        """Return the node an absolute, normal path means.
+
+        Raises NotFound where there can be none, NameTooLong for a name that none can have.
+        """
         names = path.split("/")[1:] if path != "/" else []
+        if len(path) * _MOST_BYTES > NAME_MAX:
+            _check_lengths(names)
         if names[:1] == [CONTROL]:
             node: Node = ControlDirectory()
             names = names[1:]
@@ -42,3 +50,10 @@ class Tree:
                 raise NotFound("a name with control characters")
             node = node.child(name)
         return node
+
+
+def _check_lengths(names: list[str]) -> None:
+    for name in names:
+        length = len(name.encode("utf-8", "surrogateescape"))
+        if length > NAME_MAX:
+            raise NameTooLong(f"a name of {length} bytes")
