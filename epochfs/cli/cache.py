@@ -78,14 +78,14 @@ def verify(cache_dir: Path | None) -> int:
     "--cache-size",
     parse=parse_size,
     metavar="SIZE",
-    about="Also remove what was used longest ago until no more than this is left.",
+    about="Also remove what was used longest ago, until no more than this is left.",
 )
 @value_option(
     "--partial-age",
     parse=parse_seconds,
     metavar="TIME",
     default="7d",
-    about="Remove partial blobs that nobody wrote to for so long.",
+    about="Remove partial blobs that nobody has written to for this long.",
 )
 def prune(cache_dir: Path | None, cache_size: int | None, partial_age: float) -> None:
     """Remove abandoned partial blobs; with --cache-size, shrink to it.

@@ -40,26 +40,26 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     parse=parse_seconds,
     metavar="TIME",
     default="60",
-    about="Tags and listings are at most so old.",
+    about="Maximum age of tags and listings.",
 )
 @value_option(
     "--stale-if-error",
     parse=parse_seconds,
     metavar="TIME",
     default="24h",
-    about="The same while the registry is down.",
+    about="How much longer they are served while the registry is down.",
 )
 @click.option(
     "--offline-ok",
     is_flag=True,
-    help="Mount also while the registry is down, and show what is cached.",
+    help="Mount even while the registry is down, and show what is cached.",
 )
 @click.option(
     "--verify",
     type=click.Choice(["stream", "full"]),
     default="stream",
     show_default=True,
-    help="Hash a blob as it is read, or all of it before its first byte is.",
+    help="Hash a blob as it is read, or all of it before its first byte is served.",
 )
 @click.option("--show-rootfs", is_flag=True, help="List rootfs/ where an image has one.")
 @click.option("--allow-other", is_flag=True, help="Let other users see the mount.")
@@ -70,9 +70,9 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     "words",
     multiple=True,
     metavar="OPT,OPT",
-    help="Options as mount(8) passes them; any long option here as NAME=VALUE.",
+    help="Options as mount(8) passes them, and any long option as NAME=VALUE.",
 )
-@file_option("--log-file", "Append the log here.  [default: none; stderr with -f]")
+@file_option("--log-file", "Append the log to this file.  [default: none; stderr with -f]")
 @click.option(
     "--log-level",
     type=click.Choice(logs.LEVELS),

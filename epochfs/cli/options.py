@@ -115,7 +115,7 @@ _CONNECTION_OPTIONS = (
         parse=_positive_seconds,
         metavar="TIME",
         default="60",
-        about="Every operation ends within this time.",
+        about="Time limit of every operation.",
     ),
     value_option(
         "--repo",
@@ -123,19 +123,19 @@ _CONNECTION_OPTIONS = (
         parse=_repositories,
         metavar="NAME",
         multiple=True,
-        about="A repository to list where the registry has no catalogue; may be repeated.",
+        about="List this repository, if the registry has no catalog; may be repeated.",
     ),
     click.option(
         "--username",
         default="",
-        help="User name; needs --password-file. "
-        "Without it, what docker, podman or skopeo login have kept is used.",
+        metavar="NAME",
+        help="User name to log in with; needs --password-file. "
+        "Without it, the logins of docker, podman and skopeo are used.",
     ),
-    file_option("--password-file", "File that holds the password."),
+    file_option("--password-file", "File with the password."),
     file_option(
         "--token-file",
-        "File that holds a bearer token, read for each use. "
-        "Without it, the token in EPOCH_REGISTRY_TOKEN is used.",
+        "File with a bearer token, read for each use. Without it, EPOCH_REGISTRY_TOKEN is used.",
     ),
     file_option(
         "--ca-cert",
@@ -143,15 +143,16 @@ _CONNECTION_OPTIONS = (
         envvar="EPOCH_CA_CERT",
     ),
     file_option("--client-cert", "Certificate to show to the registry (PEM)."),
-    file_option("--client-key", "Its key, where the file does not hold that too."),
+    file_option("--client-key", "Its key, if that is in a file of its own."),
     file_option(
         "--hosts-dir",
-        f"Mirrors, as containerd has them.  [default: {hosts.DEFAULT_DIRECTORY}, if it exists]",
+        "Mirrors, as containerd's certs.d names them.  "
+        f"[default: {hosts.DEFAULT_DIRECTORY}, if it exists]",
     ),
     click.option(
         "--tls-skip-verify",
         is_flag=True,
-        help="Trust any certificate, as is the default where the registry is on loopback.",
+        help="Trust any certificate. A registry on loopback is not verified anyway.",
     ),
 )
 
@@ -200,7 +201,7 @@ _FETCHING_OPTIONS = (
         parse=parse_size,
         metavar="SIZE",
         default="10G",
-        about="At most so much is kept.",
+        about="Maximum cache size.",
     ),
     click.option(
         "--connections",
@@ -208,14 +209,14 @@ _FETCHING_OPTIONS = (
         default=BlobOptions().connections,
         metavar="N",
         show_default=True,
-        help="At most so many connections fetch blobs.",
+        help="Maximum number of connections that download blobs.",
     ),
     value_option(
         "--manifest-limit",
         parse=parse_size,
         metavar="SIZE",
         default="4M",
-        about="Larger manifests are refused.",
+        about="Maximum size of a manifest.",
     ),
 )
 
