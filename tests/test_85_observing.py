@@ -174,7 +174,8 @@ def test_without_the_extra_one_line_says_what_to_install(
     )
     assert code == 1
     assert errors == (
-        "epochfs: --metrics needs prometheus-client: install it (pip install 'epochfs[metrics]')\n"
+        "epochfs: --metrics needs prometheus-client: install it beside epochfs "
+        "(the extra 'metrics')\n"
     )
 
 

@@ -174,6 +174,7 @@ EXECUTED_BY = {
     "Errors": {
         "unknown repository": "the_unknown_is_not_there_and_nothing_can_be_written",
         "a blob that a manifest names": "a_blob_that_only_a_manifest_knows_is_not_there",
+        "a name over 255 bytes": "a_name_that_is_too_long",
         "a tag that is listed": "a_tag_that_is_listed_and_cannot_be_fetched_is_an_io_error",
         "access denied": "denied_access",
         "any write": "the_unknown_is_not_there_and_nothing_can_be_written",

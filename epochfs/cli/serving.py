@@ -78,6 +78,6 @@ def _serve_metrics(address: Address, source: StatusSource) -> str:
         from epochfs.session import metrics
     except ModuleNotFoundError:
         raise MountFailure(
-            "--metrics needs prometheus-client: install it (pip install 'epochfs[metrics]')"
+            "--metrics needs prometheus-client: install it beside epochfs (the extra 'metrics')"
         ) from None
     return metrics.serve(address, source)

@@ -27,8 +27,8 @@ except ModuleNotFoundError:
 
 Compression = Literal["none", "gzip", "zstd"]
 
-NEEDED = "pip install 'epochfs[rootfs]'"
-"""What to do where a decoder is missing."""
+NEEDED = "install indexed_gzip and zstandard beside epochfs (the extra 'rootfs')"
+"""What to do where a decoder is missing. Not `pip install epochfs[...]`: it is on no index."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
