@@ -15,6 +15,17 @@ from cryptography.x509.oid import NameOID
 
 _NOW = datetime.datetime.now(datetime.UTC)
 _MONTH = datetime.timedelta(30)
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @dataclass(frozen=True)
@@ -70,5 +81,12 @@ def _signed(name: str, by: Certified | None, extension: x509.ExtensionType) -> C
         x509.random_serial_number(),
         _NOW - _MONTH,
         _NOW + _MONTH,
-    ).add_extension(extension, critical=False)
-    return Certified(builder.sign(by.key if by else key, hashes.SHA256()), key)
+    ).add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+    # What Python 3.13 wants of all but what is to be wrong (VERIFY_X509_STRICT; RFC 5280, 4.2.1).
+    signer = by.key if by else key
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    of_signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    builder = builder.add_extension(own, critical=False).add_extension(of_signer, critical=False)
+    if isinstance(extension, x509.BasicConstraints) and extension.ca:
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
+    return Certified(builder.sign(signer, hashes.SHA256()), key)
