@@ -143,5 +143,4 @@ class _Cache(TtlCache[_Key, V]):
         """Forget what is of a repository, and what is being fetched of it just now."""
         with self._lock:
             self._lru.drop_where(lambda key: key[0] == repository)
-            for key in [key for key in self._flights if key[0] == repository]:
-                del self._flights[key]
+            self._flights.forget(lambda key: key[0] == repository)

@@ -8,8 +8,8 @@
   `stale` seconds past its time; the next try is made `negative_ttl` seconds later.
 - **Recalled**: so is it where the fetch itself had an older value to give, which it counts.
 
-Locks: `TtlCache._lock` guards the store and the flights; no fetch happens under it. A store with a
-lock of its own is called under this one.
+Locks: `TtlCache._lock` guards the store and, in `SingleFlight`, what is being fetched; no fetch
+happens under it. A store with a lock of its own is called under this one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
 
+from epochfs.client.single_flight import SingleFlight
 from epochfs.errors import (
     DeadlineExceeded,
-    EpochfsError,
     NotFound,
     Unavailable,
     fresh,
@@ -118,19 +119,6 @@ class LruStore(Generic[K, V]):
         self._entries.clear()
 
 
-@dataclass(slots=True, eq=False)
-class _Flight(Generic[V]):
-    """A fetch under way and, once `done`, how it ended.
-
-    Once `TtlCache._flights` no longer names it, because its key was forgotten meanwhile, nothing of
-    it is kept, and who comes later does not wait for it.
-    """
-
-    done: threading.Event = field(default_factory=threading.Event)
-    value: V | None = None
-    error: EpochfsError | None = None
-
-
 class TtlCache(Generic[K, V]):
     """A cache over `fetch`; `name` says in log lines what it holds.
 
@@ -155,27 +143,23 @@ class TtlCache(Generic[K, V]):
         self._recalled = recalled
         self._clock = clock
         self._lock = threading.Lock()
-        self._flights: dict[K, _Flight[V]] = {}
         self._store = store or LruStore[K, V](policy.limit, size_of)
+        self._flights = SingleFlight[K, Entry[V]](self._lock, self._store.put, self._late)
 
     def get(self, key: K, max_age: float | None = None) -> V:
         """Return the value for `key`, remembered or fetched; raises what the fetch raises.
 
         A remembered value may be `max_age` seconds old, `ttl` by default.
         """
-        with self._lock:
-            entry = self._store.get(key)
-            if entry is not None and self._clock() < self._use_until(entry, max_age):
-                return _unwrap(entry.value, entry.error)
-            flight = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[key] = _Flight()
-        if leads:
-            self._fly(key, flight, entry)
-        elif not flight.done.wait(self._policy.wait):
-            raise DeadlineExceeded(f"{self._name} {printable(key)} did not arrive in time")
-        return _unwrap(flight.value, flight.error)
+        entry = self._flights.do(
+            key,
+            partial(self._current, key, max_age),
+            partial(self._fetched, key),
+            time.monotonic() + self._policy.wait,
+        )
+        if entry.error is not None:
+            raise fresh(entry.error)
+        return entry.value  # type: ignore[return-value]
 
     def peek(self, key: K) -> V | None:
         """Return the value for `key` if it is remembered and current, without a fetch."""
@@ -201,57 +185,42 @@ class TtlCache(Generic[K, V]):
         """Forget everything, and what is being fetched just now."""
         with self._lock:
             self._store.clear()
-            self._flights = {}
+            self._flights.forget()
 
-    def _fly(self, key: K, flight: _Flight[V], old: Entry[V] | None) -> None:
+    def _current(self, key: K, max_age: float | None) -> Entry[V] | None:
+        entry = self._store.get(key)
+        if entry is None:
+            return None
+        until = entry.until
+        if max_age is not None:
+            until -= max(0.0, self._policy.ttl - max_age)
+        return entry if self._clock() < until else None
+
+    def _fetched(self, key: K) -> Entry[V]:
         recalled = self._recalled()
         try:
-            flight.value = self._fetch(key)
+            value = self._fetch(key)
             is_new = self._recalled() == recalled
             ttl = self._policy.ttl if is_new else min(self._policy.ttl, self._policy.negative_ttl)
-            self._keep(key, flight, Entry(flight.value, None, *self._times(ttl)))
+            return Entry(value, None, *self._times(ttl))
         except NotFound as error:
-            flight.error = error
             # Bare: its traceback would keep the frames of this fetch, and with them the error
             # that was remembered before, and so on back to the first.
             bare = type(error)(*error.args)
-            self._keep(key, flight, Entry(None, bare, *self._times(self._policy.negative_ttl)))
+            return Entry(None, bare, *self._times(self._policy.negative_ttl))
         except (Unavailable, DeadlineExceeded) as error:
-            if old is None or old.error is not None or self._clock() >= old.stale_until:
-                flight.error = error
-            else:
-                flight.value = old.value
-                log.info("%s %s is served stale: %s", self._name, printable(key), error)
-                until, _ = self._times(self._policy.negative_ttl)
-                self._keep(key, flight, Entry(old.value, None, until, old.stale_until))
-        except EpochfsError as error:
-            flight.error = error
-        except BaseException:
-            flight.error = Unavailable(f"{self._name} {printable(key)}: unforeseen failure")
-            raise
-        finally:
             with self._lock:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-            flight.done.set()
-
-    def _use_until(self, entry: Entry[V], max_age: float | None) -> float:
-        if max_age is None:
-            return entry.until
-        return entry.until - max(0.0, self._policy.ttl - max_age)
+                old = self._store.get(key)
+            if old is None or old.error is not None or self._clock() >= old.stale_until:
+                raise
+            log.info("%s %s is served stale: %s", self._name, printable(key), error)
+            until, _ = self._times(self._policy.negative_ttl)
+            return Entry(old.value, None, until, old.stale_until)
 
     def _times(self, ttl: float) -> tuple[float, float]:
         """Return until when an entry made now is used, and until when it is where there is need."""
         until = self._clock() + ttl
         return until, until + self._policy.stale
 
-    def _keep(self, key: K, flight: _Flight[V], entry: Entry[V]) -> None:
-        with self._lock:
-            if self._flights.get(key) is flight:
-                self._store.put(key, entry)
-
-
-def _unwrap(value: V | None, error: EpochfsError | None) -> V:
-    if error is not None:
-        raise fresh(error)
-    return value  # type: ignore[return-value]
+    def _late(self, key: K) -> str:
+        return f"{self._name} {printable(key)} did not arrive in time"
