@@ -1,21 +1,21 @@
 """What takes long to make, made once for all who want it at that moment, and kept a while.
 
-Locks: `Shelf._lock` guards its fields; nothing is made under it.
+Locks: `Shelf._lock` guards what is kept and, in `PooledFlight`, what is being made; nothing is made
+under it.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
-import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache, TTLCache
 
+from epochfs.client.single_flight import PooledFlight
 from epochfs.errors import (
     ContentMismatch,
-    DeadlineExceeded,
     EpochfsError,
     ProtocolViolation,
     TooLarge,
@@ -41,38 +41,28 @@ class Shelf(Generic[K, V]):
 
     def __init__(self, name: str, limit: int, weight: Callable[[V], int] | None = None) -> None:
         self._lock = threading.Lock()
-        self._pool = concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix=name)
         self._kept: LRUCache[K, V] = LRUCache(limit, weight)
         self._failed: TTLCache[K, EpochfsError] = TTLCache(_MAX_FAILED, _FAILED_SECONDS)
-        self._making: dict[K, concurrent.futures.Future[V]] = {}
+        self._making = PooledFlight[K, V](
+            self._lock,
+            self._kept.__setitem__,
+            lambda _: "a layer is not read yet; it goes on",
+            name=name,
+            workers=_WORKERS,
+            ended=Vanished("the mount is ending"),
+        )
 
-    def begin(self, key: K, make: Callable[[], V]) -> V | concurrent.futures.Future[V]:
-        """Return the thing, or what will give it; begins to make it where nobody does."""
-        with self._lock:
-            if key in self._kept:
-                return self._kept[key]
-            if key in self._failed:
-                raise fresh(self._failed[key])
-            if key not in self._making:
-                try:
-                    self._making[key] = self._pool.submit(self._make, key, make)
-                except RuntimeError:
-                    raise Vanished("the mount is ending") from None
-            return self._making[key]
+    def begin(self, key: K, make: Callable[[], V]) -> None:
+        """Begin to make the thing, unless it is here or somebody makes it.
+
+        Raises what is known to be wrong with it.
+        """
+        self._making.begin(key, partial(self._look, key), partial(self._make, key, make))
 
     def get(self, key: K, make: Callable[[], V], deadline: float) -> V:
         """Return the thing; raises DeadlineExceeded where it is not made by then (monotonic)."""
-        found = self.begin(key, make)
-        if not isinstance(found, concurrent.futures.Future):
-            return found
-        try:
-            return found.result(max(0.0, deadline - time.monotonic()))
-        except concurrent.futures.TimeoutError:
-            raise DeadlineExceeded("a layer is not read yet; it goes on") from None
-        except concurrent.futures.CancelledError:
-            raise Vanished("the mount is ending") from None
-        except EpochfsError as error:
-            raise fresh(error) from None
+        look, work = partial(self._look, key), partial(self._make, key, make)
+        return self._making.do(key, look, work, deadline)
 
     def drop(self, key: K) -> None:
         """Have a thing made anew for the next who wants it."""
@@ -80,24 +70,21 @@ class Shelf(Generic[K, V]):
             self._kept.pop(key, None)
 
     def close(self) -> None:
-        """Begin nothing any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Begin nothing any more; who waits gets an error."""
+        self._making.close()
+
+    def _look(self, key: K) -> V | None:
+        found = self._kept.get(key)
+        if found is None and key in self._failed:
+            raise fresh(self._failed[key])
+        return found
 
     def _make(self, key: K, make: Callable[[], V]) -> V:
-        made: V | None = None
-        failure: EpochfsError | None = None
         try:
-            made = make()
-            return made
-        except EpochfsError as error:
-            failure = error
+            return make()
+        except ContentMismatch:
             raise
-        finally:
+        except (TooLarge, ProtocolViolation) as error:
             with self._lock:
-                del self._making[key]
-                if made is not None:
-                    self._kept[key] = made
-                elif isinstance(failure, (TooLarge, ProtocolViolation)) and not isinstance(
-                    failure, ContentMismatch
-                ):
-                    self._failed[key] = failure
+                self._failed[key] = error
+            raise
