@@ -1,28 +1,24 @@
 """The bytes of one file of a layer.
 
-Locks: `ChunkCache._lock` guards its tables; no I/O happens under it.
+Locks: `ChunkCache._lock` guards the chunks that are kept and, in `SingleFlight`, those being made;
+no I/O happens under it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from functools import partial
 from typing import Protocol
 
 from cachetools import LRUCache
 
 from epochfs.blobs.buffers import clear
 from epochfs.blobs.store import BlobHandle
-from epochfs.errors import (
-    ContentMismatch,
-    DeadlineExceeded,
-    EpochfsError,
-    ProtocolViolation,
-    Vanished,
-    fresh,
-)
+from epochfs.client.single_flight import SingleFlight
+from epochfs.errors import ContentMismatch, DeadlineExceeded, ProtocolViolation, Vanished
 from epochfs.layers import stargz
 from epochfs.layers.archive import Archive
 from epochfs.layers.decoders import BlobFile, Decoder, GzipMember, read_up_to, zstd_decoder
@@ -124,41 +120,25 @@ class ChunkCache:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
         self._chunks: LRUCache[_Chunk, bytes] = LRUCache(_CACHED_BYTES, len)
-        self._making: dict[_Chunk, Future[bytes]] = {}
+        self._making = SingleFlight[_Chunk, bytes](
+            self._lock, self._chunks.__setitem__, lambda _: "a chunk of a layer is not read yet"
+        )
 
     def get(self, layer: Digest, piece: Piece, make: Callable[[], bytes]) -> bytes:
         """Return a chunk; made now if it is not here."""
         key = (layer, piece)
-        with self._lock:
-            if key in self._chunks:
-                return self._chunks[key]
-            others = self._making.get(key)
-            mine = self._making.setdefault(key, Future())
-        if others is None:
-            return self._make(key, mine, make)
-        try:
-            return others.result()
-        except EpochfsError as error:
-            raise fresh(error) from None
+        # No deadline here: whoever makes the chunk has one.
+        return self._making.do(
+            key, partial(self._chunks.get, key), partial(self._make, make), math.inf
+        )
 
-    def _make(self, key: _Chunk, promise: Future[bytes], make: Callable[[], bytes]) -> bytes:
+    def _make(self, make: Callable[[], bytes]) -> bytes:
+        if not self._slots.acquire(timeout=_PATIENCE_SECONDS):
+            raise DeadlineExceeded("other chunks of layers take their time")
         try:
-            if not self._slots.acquire(timeout=_PATIENCE_SECONDS):
-                raise DeadlineExceeded("other chunks of layers take their time")
-            try:
-                chunk = make()
-            finally:
-                self._slots.release()
-        except BaseException as error:
-            with self._lock:
-                del self._making[key]
-            promise.set_exception(error)
-            raise
-        with self._lock:
-            del self._making[key]
-            self._chunks[key] = chunk
-        promise.set_result(chunk)
-        return chunk
+            return make()
+        finally:
+            self._slots.release()
 
 
 class ChunkPieces:
