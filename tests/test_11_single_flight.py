@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from scripted import until
 
 from epochfs.client.single_flight import Flight, PooledFlight, SingleFlight
 from epochfs.errors import DeadlineExceeded, EpochfsError, NotFound, Unavailable, Vanished
@@ -73,13 +74,6 @@ class Owner:
             until(lambda: self.waiting == THREADS)
             work.go.set()
             return [one.result(PATIENCE) for one in asked]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
 
 
 def alone(*arguments: object) -> SingleFlight[str, str]:

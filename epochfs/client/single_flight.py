@@ -105,7 +105,9 @@ class SingleFlight(Generic[K, V]):
             flight.value = value
             return value
         except EpochfsError as error:
-            flight.error = error
+            # A copy: the traceback holds this frame, which holds the flight and what it works on.
+            flight.error = fresh(error)
+            flight.error.__cause__ = error.__cause__
             raise
         except BaseException as error:
             flight.error = Unavailable("unforeseen failure, see the log")
