@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from builders import Content, image, index, load, random_bytes, write_layout
 from commandline import run
 from mounts import Mounts
+from scripted import until
 from stacks import stack_status
 from views import MountView, VfsView, names, read, walk
 
@@ -265,6 +267,20 @@ class TestMalice:
         (directory / "blobs/sha256" / APP.digest.encoded).write_bytes(image(b"other").raw)
         with viewed(directory) as view:
             assert refusal(view, f"/app/manifests/{APP.digest}/manifest.json") == errno.EIO
+
+    def test_a_file_that_is_wrong_is_closed_by_whoever_hashed_it(self, directory: Path) -> None:
+        file = directory / "blobs/sha256" / LAYER.encoded
+        file.write_bytes(bytes(file.stat().st_size))
+        with viewed(directory) as view:
+            assert refusal(view, f"/app/blobs/{LAYER}") == errno.EIO
+            gc.disable()
+            try:
+                before = len(list(Path("/proc/self/fd").iterdir()))
+                for _ in range(5):
+                    assert refusal(view, f"/app/blobs/{LAYER}") == errno.EIO
+                until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, 5)
+            finally:
+                gc.enable()
 
     def test_links_are_not_followed(self, directory: Path, tmp_path: Path) -> None:
         secret = tmp_path / "secret"
