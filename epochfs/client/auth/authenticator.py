@@ -4,17 +4,18 @@ What the registry asks of everybody is learned at its root, `/v2/`, as docker an
 anonymous reading stands beside private repositories, whoever has a login would otherwise never be
 asked for it, and would take what everybody may see for all there is.
 
-Locks: `Authenticator._lock` guards the caches and what was learned, and is held for look-ups only.
-Each token's `_Slot.gate` is held by the one thread that fetches it, and `Authenticator._gate` by
-the one that learns, which may take as long as a request may; others wait for it no longer than
-they have time. A gate is taken before the lock; under a token's, the lock of a `refresh.Chain`.
+Locks: `Authenticator._lock` guards the caches, what was learned and, in `SingleFlight`, what is
+being fetched or learned; it is held for look-ups only. Tokens of one kind are fetched, and the root
+is asked, by one thread at a time, in turn: an answer is for all, but a failure, or too little time,
+is for the one who met it. The lock of a `refresh_tokens.Chain` is taken while none of ours is held.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from cachetools import LRUCache
 
@@ -38,18 +39,11 @@ from epochfs.client.auth.tokens import (
     token_scope,
 )
 from epochfs.client.causes import Cause
-from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
+from epochfs.client.single_flight import SingleFlight
+from epochfs.errors import CredentialsUnavailable, Denied
 
 _REMEMBERED = 4096
 """How many scopes, and how many tokens, are remembered."""
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The place of one token in the cache."""
-
-    gate: threading.Lock = field(default_factory=threading.Lock)
-    token: Token | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +73,22 @@ class Authenticator:
         self._store = store
         self._refresh_tokens = refresh_tokens
         self._registry_scheme = registry_scheme
-        self._gate = threading.Lock()
         self._lock = threading.Lock()
         self._keys: LRUCache[str, TokenKey] = LRUCache(_REMEMBERED)
-        self._slots: LRUCache[TokenKey, _Slot] = LRUCache(_REMEMBERED)
+        self._tokens: LRUCache[TokenKey, Token] = LRUCache(_REMEMBERED)
+        self._fetching = SingleFlight[TokenKey, Token](
+            self._lock,
+            self._tokens.__setitem__,
+            lambda _: "no token within the time limit",
+            in_turn=True,
+        )
         self._asked_of_all: Challenge | None = None
+        self._learning = SingleFlight[None, Challenge](
+            self._lock,
+            self._keep_asked,
+            lambda _: "the registry did not say in time how to log in",
+            in_turn=True,
+        )
 
     def header(self, scope: str, fetch: Fetch, learn: Learn, patience: float) -> str:
         """Return the Authorization value for a first attempt, or "" to send none.
@@ -192,8 +197,7 @@ class Authenticator:
     def token_expiry(self) -> float | None:
         """Return when the last of the tokens in use expires, as Unix time; None without one."""
         with self._lock:
-            tokens = [slot.token for slot in self._slots.values()]
-        ends = [token.expires_at for token in tokens if token is not None and token.value]
+            ends = [token.expires_at for token in self._tokens.values() if token.value]
         return time.time() + max(ends) - time.monotonic() if ends else None
 
     def _value(
@@ -229,20 +233,12 @@ class Authenticator:
 
     def _learned(self, learn: Learn, turn: _Turn) -> Challenge:
         """Return what the registry asks of everybody; the first who needs to know finds it out."""
-        with self._lock:
-            if self._asked_of_all is not None:
-                return self._asked_of_all
-        if not self._gate.acquire(timeout=max(turn.deadline - time.monotonic(), 0)):
-            raise DeadlineExceeded("the registry did not say in time how to log in")
-        try:
-            asked = self._asked_of_all
-            if asked is None:
-                asked = _answerable(learn())
-                with self._lock:
-                    self._asked_of_all = asked
-        finally:
-            self._gate.release()
-        return asked
+        return self._learning.do(
+            None, lambda: self._asked_of_all, lambda: _answerable(learn()), turn.deadline
+        )
+
+    def _keep_asked(self, _: None, asked: Challenge) -> None:
+        self._asked_of_all = asked
 
     def _key(self, asked: Challenge, scope: str) -> TokenKey:
         """Return what a token is to be asked for; raises where no login of ours is an answer."""
@@ -280,19 +276,16 @@ class Authenticator:
         return f"Bearer {token.value}" if token.value else ""
 
     def _token(self, key: TokenKey, asked_since: float, turn: _Turn) -> Token:
-        with self._lock:
-            slot = self._slots.setdefault(key, _Slot())
-            token = slot.token
-        if token is None or not token.usable(asked_since):
-            if not slot.gate.acquire(timeout=max(turn.deadline - time.monotonic(), 0)):
-                raise DeadlineExceeded("no token within the time limit")
-            try:
-                token = slot.token
-                if token is None or not token.usable(asked_since):
-                    token = slot.token = self._asked(key, turn)
-            finally:
-                slot.gate.release()
-        return token
+        return self._fetching.do(
+            key,
+            partial(self._usable, key, asked_since),
+            partial(self._asked, key, turn),
+            turn.deadline,
+        )
+
+    def _usable(self, key: TokenKey, asked_since: float) -> Token | None:
+        token = self._tokens.get(key)
+        return token if token is not None and token.usable(asked_since) else None
 
     def _asked(self, key: TokenKey, turn: _Turn) -> Token:
         """Get a token.
