@@ -11,9 +11,9 @@ wait for it is no failure of the helper's. A 403 may be a refusal or none (Amazo
 expired login with it): the helper is asked at most once in half a minute because of such, and what
 it said stays unless it says something else.
 
-Locks: `Helpers._gate` is held while a helper runs, and by whoever adds to what is kept; others wait
-for it no longer than they have time. `Helpers._lock` guards what is kept; it is taken after the
-gate.
+Locks: `Helpers._lock` guards what is kept and, in `SingleFlight`, which helpers run; none runs
+under it. One helper is asked by one thread at a time, in turn; others wait for it no longer than
+they have time.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from epochfs.client.auth.login_files import Helper
 from epochfs.client.auth.logins import Login
 from epochfs.client.causes import Cause
+from epochfs.client.single_flight import SingleFlight
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, printable
 
 TIME_LIMIT = 10.0
@@ -78,9 +80,14 @@ class Helpers:
     """Asks helpers, and keeps their answers; safe under threads."""
 
     def __init__(self) -> None:
-        self._gate = threading.Lock()
         self._lock = threading.Lock()
         self._kept: dict[Helper, _Kept] = {}
+        self._asking = SingleFlight[Helper, _Kept](
+            self._lock,
+            self._kept.__setitem__,
+            lambda helper: f"{_program(helper)} took all of the time limit",
+            in_turn=True,
+        )
 
     def login(self, helper: Helper, deadline: float) -> Login | None:
         """Return the credentials that a helper has, or None; raises DeadlineExceeded.
@@ -88,16 +95,8 @@ class Helpers:
         `deadline` is on the monotonic clock. Raises CredentialsUnavailable for a helper that fails,
         StoreFailed if it is not dedicated to this registry.
         """
-        kept = self._good(helper)
-        if kept is None:
-            if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
-                raise DeadlineExceeded(f"{_program(helper)} took all of the time limit")
-            try:
-                kept = self._good(helper) or self._ask(helper, self._kept.get(helper), deadline)
-                with self._lock:
-                    self._kept[helper] = kept
-            finally:
-                self._gate.release()
+        look, work = partial(self._good, helper), partial(self._ask, helper, deadline)
+        kept = self._asking.do(helper, look, work, deadline)
         if kept.failure:
             raise (CredentialsUnavailable if helper.dedicated else StoreFailed)(kept.failure)
         return kept.login
@@ -116,32 +115,41 @@ class Helpers:
         That is done once in half a minute. Threads that doubt the same login wait for the one that
         asks, as long as they have time.
         """
-        if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            return
-        try:
-            now = time.monotonic()
-            for helper, kept in list(self._kept.items()):
-                if kept.login == login and kept.doubtable_at <= now:
-                    self._ask_in_doubt(helper, kept, deadline)
-        finally:
-            self._gate.release()
+        with self._lock:
+            doubted = [helper for helper, kept in self._kept.items() if kept.login == login]
+        for helper in doubted:
+            look = partial(self._undoubted, helper, login)
+            work = partial(self._ask_in_doubt, helper, deadline)
+            with contextlib.suppress(DeadlineExceeded):
+                self._asking.do(helper, look, work, deadline)
 
-    def _ask_in_doubt(self, helper: Helper, kept: _Kept, deadline: float) -> None:
-        kept.doubtable_at = time.monotonic() + PAUSE
-        with contextlib.suppress(DeadlineExceeded):
-            fresh = self._ask(helper, kept, deadline)
-            if fresh.login not in (None, kept.login):
-                fresh.doubtable_at = kept.doubtable_at
-                with self._lock:
-                    self._kept[helper] = fresh
+    def _undoubted(self, helper: Helper, login: Login) -> _Kept | None:
+        """Return what a helper said last, unless that is a login to be doubted now."""
+        kept = self._kept[helper]
+        is_doubted = kept.login == login and kept.doubtable_at <= time.monotonic()
+        return None if is_doubted else kept
+
+    def _ask_in_doubt(self, helper: Helper, deadline: float) -> _Kept:
+        doubtable_at = time.monotonic() + PAUSE
+        with self._lock:
+            kept = changed = self._kept[helper]
+        try:
+            answer = self._ask(helper, deadline)
+            if answer.login not in (None, kept.login):
+                changed = answer
+        finally:
+            # Not before, so that whoever doubts it meanwhile waits.
+            changed.doubtable_at = doubtable_at
+        return changed
 
     def _good(self, helper: Helper) -> _Kept | None:
         """Return what a helper said last, unless it is to be asked again."""
-        with self._lock:
-            kept = self._kept.get(helper)
+        kept = self._kept.get(helper)
         return kept if kept is not None and time.monotonic() < kept.good_until else None
 
-    def _ask(self, helper: Helper, before: _Kept | None, deadline: float) -> _Kept:
+    def _ask(self, helper: Helper, deadline: float) -> _Kept:
+        with self._lock:
+            before = self._kept.get(helper)
         left = max(deadline - time.monotonic(), 0)
         login, failure = None, ""
         try:
