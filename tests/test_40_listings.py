@@ -227,6 +227,18 @@ class TestRequests:
         assert embedded.count("HEAD", "/manifests/t") == 50
         assert embedded.count() == 51
 
+    def test_a_tag_that_is_known_already_does_not_keep_the_rest_from_being_resolved(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load_tags(embedded, 50)
+        filesystem = opened(embedded).filesystem
+        filesystem.readlink("/team/app/tags/t000")
+        list(filesystem.listdir("/team/app/tags"))
+        filesystem.readlink("/team/app/tags/t000")
+        assert embedded.count("HEAD", "/manifests/t") == 1
+        filesystem.readlink("/team/app/tags/t001")
+        until(lambda: embedded.count("HEAD", "/manifests/t") == 50)
+
     def test_the_rest_is_resolved_in_parallel(self, opened: Open) -> None:
         together = threading.Barrier(8)
 
@@ -480,7 +492,7 @@ def test_listings_of_ever_more_repositories_are_not_all_taken_note_of(
     listings = opened(embedded).listings
     for number in range(2000):
         listings.expect_resolves(Repository(f"r{number}"))
-    assert len(listings._armed) <= 1000
+    assert len(listings._listed._expected) <= 1000
 
 
 class TestWalks:

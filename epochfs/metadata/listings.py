@@ -6,7 +6,7 @@ A blob's size is known because a manifest of the same repository named it, or be
 answered; that is also the proof that this repository may see the blob, without which the blob
 cache is not consulted.
 
-Locks: `Listings._lock` guards `_armed` and `_closures`; no I/O happens under it.
+Locks: `Listings._lock` guards `_closures`; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 
 from epochfs.cache.tag_history import TagHistory
 from epochfs.config import ListingOptions
@@ -29,15 +30,15 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
+from epochfs.metadata.ahead import Ahead, AheadOfWalk
 from epochfs.metadata.content import Documents
 from epochfs.metadata.facts import Facts
-from epochfs.metadata.parallel import Ahead, InParallel, in_turn, tolerant
+from epochfs.metadata.parallel import InParallel, in_turn, tolerant
 from epochfs.metadata.referrers import Referrers
 from epochfs.metadata.repositories import Repositories
 from epochfs.metadata.source import Source
 from epochfs.metadata.tag_tables import Resolved, TagTables
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
-from epochfs.metadata.walk_ahead import Lookahead
 from epochfs.oci.catalog import Catalogue
 from epochfs.oci.closure import Fetched, Reachable, Step, Walk
 from epochfs.oci.manifests import Descriptor, Document
@@ -46,7 +47,6 @@ from epochfs.oci.snapshot_config import SnapshotConfig
 
 log = logging.getLogger(__name__)
 
-_MAX_ARMED = 1000
 _MAX_CLOSURES = 16
 
 
@@ -70,7 +70,6 @@ class Listings:
         # Apart from the other, so that nobody waits for what was only begun in case of need.
         self._ahead = ThreadPoolExecutor(options.parallel, thread_name_prefix="resolving")
         self._lock = threading.Lock()
-        self._armed: LRUCache[Repository, None] = LRUCache(_MAX_ARMED)
         changing = CachePolicy(
             options.listing_ttl,
             options.negative_ttl,
@@ -97,12 +96,12 @@ class Listings:
         self._closures: TTLCache[tuple[Repository, Digest], Reachable] = TTLCache(
             _MAX_CLOSURES, options.negative_ttl
         )
-        self._begin = Ahead(self._ahead, options.parallel)
         self._referrers = Referrers(source, self._tagged, changing, facts, recalled)
         depth = options.parallel
-        following = self._repositories.following
-        self._tags_walk = Lookahead(self._ahead, following, self._repositories.tags, depth)
-        self._reachable_walk = Lookahead(self._ahead, following, self._reach_ahead, depth)
+        following = partial(self._repositories.following, count=depth)
+        self._tags_walk = AheadOfWalk(self._ahead, following, self._repositories.tags, depth)
+        self._reachable_walk = AheadOfWalk(self._ahead, following, self._reach_ahead, depth)
+        self._listed = Ahead(self._ahead, self._last_listed, self._resolved.get, depth)
 
     @property
     def kernel_ttl(self) -> float:
@@ -133,7 +132,7 @@ class Listings:
 
     def tags(self, repository: Repository) -> tuple[Tag, ...]:
         """Return the repository's tags, sorted; raises NotFound for what is no repository."""
-        self._tags_walk.asked(repository)
+        self._tags_walk.seen(repository)
         return self._repositories.tags(repository)
 
     def check(self, repository: Repository, *, or_parent: bool = False) -> None:
@@ -146,16 +145,12 @@ class Listings:
 
     def expect_resolves(self, repository: Repository) -> None:
         """Take note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
-        with self._lock:
-            self._armed[repository] = None
+        self._listed.expect(repository)
 
     def resolve(self, repository: Repository, tag: Tag) -> Resolved:
         """Return what a tag names now; the rest of a listing begins to be resolved with it."""
-        with self._lock:
-            listed = repository in self._armed
-            self._armed.pop(repository, None)
-        if listed and self._resolved.peek((repository, tag)) is None:
-            self._resolve_all(repository)
+        if self._resolved.peek((repository, tag)) is None:
+            self._listed.seen(repository)
         return self._resolve(repository, tag)
 
     def tagged(self, repository: Repository) -> list[tuple[Tag, Resolved, Descriptor]]:
@@ -206,7 +201,7 @@ class Listings:
         What could not be had is told in `Reachable.error`. What the registry itself no longer has
         is passed over: a tag deleted meanwhile, an index that lists a platform nobody pushed.
         """
-        self._reachable_walk.asked(repository)
+        self._reachable_walk.seen(repository)
         return self._follow(repository, self._in_parallel())
 
     def closure(self, repository: Repository, digest: Digest) -> Reachable:
@@ -245,13 +240,9 @@ class Listings:
 
     # ---- in parallel, and ahead --------------------------------------------------------------
 
-    def _resolve_all(self, repository: Repository) -> None:
-        """Begin to resolve all tags of a listing, in its order, in the background."""
-        self._begin(
-            lambda tag: self._resolved.get((repository, tag)),
-            self._repositories.tags(repository),
-            f"resolving tags of {repository}",
-        )
+    def _last_listed(self, repository: Repository) -> list[tuple[Repository, Tag]]:
+        """Return all tags of the last listing, in its order, without asking for another."""
+        return [(repository, tag) for tag in self._repositories.last_tags(repository)]
 
     def _in_parallel(self) -> InParallel:
         """Return what asks for all that one operation needs, within the time limit for it."""

@@ -1,14 +1,8 @@
-"""What is asked many times: by one operation, within one time limit for all of it, or ahead.
-
-Locks: each call of an `Ahead` has one, which guards its iterator over the items.
-"""
+"""Asks many questions for one operation: in parallel within one time limit, or in turn."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +10,7 @@ from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
-from epochfs.errors import DeadlineExceeded, EpochfsError, NotFound, Unavailable
-
-log = logging.getLogger(__name__)
+from epochfs.errors import DeadlineExceeded, NotFound
 
 _BATCH = 1000
 """So many wait for their turn at once, since one that waits costs a kilobyte."""
@@ -99,40 +91,6 @@ def in_turn(
         item = waiting.popleft()
         waiting.extend(then(item, ask(item)))
     return []
-
-
-class Ahead:
-    """Begins to ask in the background, by so many `workers` of a pool, for what nobody waits for.
-
-    A worker that gets no answer stops: the registry is away, and each further item would wait as
-    long. Nothing is begun once the pool is shut down.
-    """
-
-    def __init__(self, pool: Executor, workers: int) -> None:
-        self._pool = pool
-        self._workers = workers
-
-    def __call__(self, ask: Callable[[A], object], items: Iterable[A], what: str) -> None:
-        """Begin to ask for all items, in their order; `what` is asked, as a log line may say."""
-        remaining = iter(items)
-        lock = threading.Lock()
-
-        def work() -> None:
-            while True:
-                with lock:
-                    item = next(remaining, None)
-                if item is None:
-                    return
-                try:
-                    ask(item)
-                except (Unavailable, DeadlineExceeded):
-                    return
-                except EpochfsError as error:
-                    log.debug("%s ahead, %s: %s", what, item, error)
-
-        with contextlib.suppress(RuntimeError):
-            for _ in range(self._workers):
-                self._pool.submit(work)
 
 
 def tolerant(ask: Callable[[A], B]) -> Callable[[A], B | None]:
