@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "v1"
 LAYERS = "layers"
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _TOP_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_FLAGS = _TOP_FLAGS | os.O_NOFOLLOW
@@ -193,6 +194,12 @@ def is_ours(status: os.stat_result) -> bool:
         and status.st_uid == os.geteuid()
         and not status.st_mode & _OTHERS_WRITE
     )
+
+
+def unlink(directory: int, name: str) -> None:
+    """Remove a name, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
 
 
 @contextlib.contextmanager

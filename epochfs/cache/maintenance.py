@@ -12,27 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 
-from epochfs.cache.blobs import BLOBS, PARTIAL, READ_FLAGS, BlobCache, Entry
-from epochfs.cache.directory import LAYERS, cache_errors
+from epochfs.cache.blobs import BLOBS, PARTIAL, BlobCache, Entry
+from epochfs.cache.directory import LAYERS, READ_FLAGS, cache_errors
+from epochfs.cache.eviction import CachedFile, Tally, cached_files, shrink
 from epochfs.cache.users import CacheUser, users
 from epochfs.oci.names import Digest
 
 _READ_SIZE = 1 << 20
 _DATABASES = ".sqlite"
-
-
-@dataclass(slots=True)
-class Tally:
-    """How many entries, and how many bytes they take on disk."""
-
-    count: int = 0
-    size: int = 0
-
-    def add(self, size: int) -> None:
-        """Count one more."""
-        self.count += 1
-        self.size += size
 
 
 @dataclass(slots=True)
@@ -78,14 +67,10 @@ def survey(cache: BlobCache) -> Survey:
         (found.complete if entry.kind == BLOBS else found.partial).add(entry.size)
         found.oldest = entry.used if found.oldest is None else min(found.oldest, entry.used)
     with cache_errors("looking at the cache"), cache.directory.alone() as top:
-        for name in _databases(top):
-            with contextlib.suppress(FileNotFoundError):
-                status = os.stat(name, dir_fd=top, follow_symlinks=False)
-                found.databases.add(status.st_blocks * 512)
-        for directory, name in _indexes(cache):
-            with contextlib.suppress(FileNotFoundError):
-                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                found.indexes.add(status.st_blocks * 512)
+        for file in _databases(top):
+            found.databases.add(file.size)
+        for _, file in _indexes(cache):
+            found.indexes.add(file.size)
         found.users = users(cache.directory)
     return found
 
@@ -114,20 +99,16 @@ def prune(cache: BlobCache, size: int | None, partial_age: float) -> Removal:
     given, what was used longest ago until no more than `size` bytes are left.
     """
     removal = Removal()
-    limit = time.time() - partial_age
+    abandoned = time.time() - partial_age
     kept = []
-    for entry in sorted(cache.room.entries(), key=lambda entry: entry.used):
-        if entry.kind == PARTIAL and entry.used < limit:
-            _evict(cache, entry, removal)
+    for entry in cache.room.entries():
+        if entry.kind == PARTIAL and entry.used < abandoned:
+            _evict(cache, removal, entry)
         else:
             kept.append(entry)
-    left = sum(entry.size for entry in kept)
-    for entry in kept:
-        if size is None or left <= size:
-            break
-        if _evict(cache, entry, removal):
-            left -= entry.size
-    removal.lacking = 0 if size is None else max(0, left - size)
+    if size is not None:
+        left = shrink(size, kept, partial(_evict, cache, removal))
+        removal.lacking = max(0, left - size)
     return removal
 
 
@@ -139,18 +120,18 @@ def clear(cache: BlobCache) -> Removal:
     """
     removal = Removal()
     for entry in list(cache.room.entries()):
-        _evict(cache, entry, removal)
+        _evict(cache, removal, entry)
     with cache_errors("clearing the cache"), cache.directory.alone() as top:
         removal.users = users(cache.directory)
         if not removal.users:
-            for name in _databases(top):
-                os.unlink(name, dir_fd=top)
-            for directory, name in _indexes(cache):
-                os.unlink(name, dir_fd=directory)
+            for file in list(_databases(top)):
+                os.unlink(file.name, dir_fd=top)
+            for directory, file in _indexes(cache):
+                os.unlink(file.name, dir_fd=directory)
     return removal
 
 
-def _evict(cache: BlobCache, entry: Entry, removal: Removal) -> bool:
+def _evict(cache: BlobCache, removal: Removal, entry: Entry) -> bool:
     try:
         gone = cache.room.remove(entry)
     except OSError as error:
@@ -161,24 +142,19 @@ def _evict(cache: BlobCache, entry: Entry, removal: Removal) -> bool:
     return gone
 
 
-def _databases(top: int) -> list[str]:
-    with os.scandir(top) as files:
-        return sorted(file.name for file in files if _DATABASES in file.name)
+def _databases(top: int) -> Iterator[CachedFile]:
+    return (file for file in cached_files(top) if _DATABASES in file.name)
 
 
-def _indexes(cache: BlobCache) -> Iterator[tuple[int, str]]:
-    """Yield the indexes of layers, each as the directory it is in, open, and its name there."""
+def _indexes(cache: BlobCache) -> Iterator[tuple[int, CachedFile]]:
+    """Yield the indexes of layers, each with the directory it is in, open."""
     with (
         contextlib.suppress(FileNotFoundError),
         cache.directory.opened(LAYERS, make=False) as layers,
-        os.scandir(layers) as algorithms,
     ):
-        for algorithm in algorithms:
-            with (
-                cache.directory.opened(LAYERS, algorithm.name) as directory,
-                os.scandir(directory) as files,
-            ):
-                yield from ((directory, file.name) for file in files)
+        for algorithm in cached_files(layers):
+            with cache.directory.opened(LAYERS, algorithm.name) as directory:
+                yield from ((directory, file) for file in cached_files(directory))
 
 
 def _check(cache: BlobCache, entry: Entry, progress: Callable[[int], None]) -> BadBlob | None:

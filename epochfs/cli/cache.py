@@ -13,7 +13,8 @@ import platformdirs
 from epochfs.cache import maintenance
 from epochfs.cache.blobs import BLOBS, BlobCache
 from epochfs.cache.directory import FORMAT
-from epochfs.cache.maintenance import Removal, Tally
+from epochfs.cache.eviction import Tally
+from epochfs.cache.maintenance import Removal
 from epochfs.cache.users import CacheUser
 from epochfs.cli.options import file_option, value_option
 from epochfs.cli.progress import LiveLine

@@ -24,8 +24,9 @@ import os
 import secrets
 from collections.abc import Callable
 
-from epochfs.cache.blobs import READ_FLAGS, BlobCache
-from epochfs.cache.directory import LAYERS, is_ours
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.directory import LAYERS, READ_FLAGS, is_ours
+from epochfs.cache.eviction import cached_files, remove_unused, shrink
 from epochfs.errors import CacheFailure
 from epochfs.layers.build import voucher
 from epochfs.layers.indexwriter import IndexWriter
@@ -66,7 +67,9 @@ class IndexFiles:
         with self._cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
             found = _open(directory, name)
             if found is None:
-                _make_room(directory, self._cache.room.size_limit // _SHARE)
+                share = self._cache.room.size_limit // _SHARE
+                files = cached_files(directory)
+                shrink(share, files, lambda file: remove_unused(directory, file.name))
                 found = _make(directory, name, write)
         return found
 
@@ -129,36 +132,3 @@ def _open(directory: int, name: str) -> LayerIndex | None:
         return None  # SQLite opens no file whose name was taken away meanwhile
     finally:
         os.close(fd)
-
-
-def _make_room(directory: int, limit: int) -> None:
-    """Remove the indexes used longest ago until all together are within `limit` bytes."""
-    files = []
-    with os.scandir(directory) as found:
-        for file in found:
-            with contextlib.suppress(FileNotFoundError):
-                files.append((file.name, file.stat(follow_symlinks=False)))
-    total = sum(status.st_blocks * 512 for _, status in files)
-    for name, status in sorted(files, key=lambda file: file[1].st_mtime):
-        if total <= limit:
-            return
-        if _remove(directory, name):
-            total -= status.st_blocks * 512
-
-
-def _remove(directory: int, name: str) -> bool:
-    """Remove an index, unless it is being written; return whether it is gone."""
-    try:
-        fd = os.open(name, READ_FLAGS, dir_fd=directory)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(name, dir_fd=directory)
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:
-        return True
-    finally:
-        os.close(fd)
-    return True

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from epochfs.errors import DeadlineExceeded, NotFound
 
@@ -17,17 +17,6 @@ _BATCH = 1000
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-class Spread(Protocol):
-    """Asks for items, and for those that their answers lead to: in this thread, or in several."""
-
-    def __call__(
-        self, ask: Callable[[A], B], items: Iterable[A], then: Callable[[A, B], Iterable[A]], /
-    ) -> list[A]:
-        """Ask for each item; `then` is told of each answer as it comes, by this thread, and returns
-        what is to be asked for next. Return the items whose answers did not come in time.
-        """
 
 
 class InParallel:
@@ -55,7 +44,12 @@ class InParallel:
     def spread(
         self, ask: Callable[[A], B], items: Iterable[A], then: Callable[[A, B], Iterable[A]]
     ) -> list[A]:
-        """Do what `Spread` says: nobody waits for an item that is slow but who is behind it."""
+        """Ask for items and for those that their answers lead to; nobody waits for a slow item but
+        who is behind it.
+
+        `then` is told of each answer as it comes, by this thread, and returns what is to be asked
+        for next. Return the items whose answers did not come in time.
+        """
         answered: SimpleQueue[Future[B]] = SimpleQueue()
         under_way: dict[Future[B], A] = {}
         waiting = deque(items)
@@ -85,7 +79,7 @@ class InParallel:
 def in_turn(
     ask: Callable[[A], B], items: Iterable[A], then: Callable[[A, B], Iterable[A]]
 ) -> list[A]:
-    """Do what `Spread` says, in this thread and without a time limit."""
+    """Do the same as `InParallel.spread`, in this thread and without a time limit."""
     waiting = deque(items)
     while waiting:
         item = waiting.popleft()

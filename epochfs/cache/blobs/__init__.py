@@ -17,11 +17,11 @@ holds it exclusively, and a second writer stages privately instead.
 A cache that cannot take a thing raises CacheFailure, and whoever meets that does without: what is
 cached stays readable, and what is not comes from the registry each time.
 
-From the bottom up: `files` (single files and range maps), `descriptors`, `room` (the limit),
-`staged`, `cached`, `store`.
+From the bottom up: `blob_files` (single files and range maps), `descriptors`, `quota`, `partial`,
+`cached`, `verified`.
 """
 
-from epochfs.cache.blobs.blob_files import READ_FLAGS, read_exactly
+from epochfs.cache.blobs.blob_files import read_exactly
 from epochfs.cache.blobs.cached import CachedBlob
 from epochfs.cache.blobs.descriptors import open_files_limit
 from epochfs.cache.blobs.partial import StagedBlob
@@ -31,7 +31,6 @@ from epochfs.cache.blobs.verified import BlobCache
 __all__ = [
     "BLOBS",
     "PARTIAL",
-    "READ_FLAGS",
     "BlobCache",
     "CachedBlob",
     "Entry",

@@ -1,14 +1,13 @@
-"""Single files of the cache: reading them whole, removing them, and the maps of partial blobs."""
+"""Single files of the cache: reading one whole, reserving its blocks, the map of a partial one."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import logging
 import os
 
-from epochfs.cache.directory import cache_errors, is_ours
+from epochfs.cache.directory import READ_FLAGS, cache_errors, is_ours
 from epochfs.cache.ranges import RangeSet
 from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest
@@ -16,7 +15,6 @@ from epochfs.oci.names import Digest
 log = logging.getLogger(__name__)
 
 MAP_SUFFIX = ".map"
-READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_exactly(fd: int, view: memoryview, offset: int) -> None:
@@ -39,12 +37,6 @@ def allocate(fd: int, size: int) -> None:
     fallocate = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
     if fallocate is not None:
         fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
-
-
-def unlink(directory: int, name: str) -> None:
-    """Remove a name, if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
 
 
 def read_map(directory: int, digest: Digest, size: int) -> RangeSet:

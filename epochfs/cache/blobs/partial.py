@@ -9,9 +9,9 @@ import os
 import secrets
 from collections.abc import Callable
 
-from epochfs.cache.blobs.blob_files import MAP_SUFFIX, allocate, read_map, unlink
+from epochfs.cache.blobs.blob_files import MAP_SUFFIX, allocate, read_map
 from epochfs.cache.blobs.quota import BLOBS, Room
-from epochfs.cache.directory import CacheDirectory, cache_errors, is_ours
+from epochfs.cache.directory import CacheDirectory, cache_errors, is_ours, unlink
 from epochfs.cache.ranges import RangeSet
 from epochfs.oci.names import Digest
 

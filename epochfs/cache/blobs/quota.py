@@ -5,7 +5,7 @@ Locks: `Room._lock` guards the running total of bytes only, and no I/O happens u
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import logging
 import os
 import threading
@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from epochfs.cache.blobs.blob_files import MAP_SUFFIX, READ_FLAGS, unlink
-from epochfs.cache.directory import CacheDirectory, is_ours
+from epochfs.cache.blobs.blob_files import MAP_SUFFIX
+from epochfs.cache.directory import CacheDirectory
+from epochfs.cache.eviction import cached_files, evict_oldest, remove_unused, shrink
 from epochfs.errors import InvalidName
 from epochfs.oci.names import Digest
 
@@ -70,12 +71,7 @@ class Room:
                 entries.append(entry)
             else:
                 self.evict(entry)
-        total = sum(entry.size for entry in entries)
-        for entry in sorted(entries, key=lambda entry: entry.used):
-            if total + wanted <= self.size_limit:
-                break
-            if self.evict(entry):
-                total -= entry.size
+        total = shrink(self.size_limit - wanted, entries, self.evict)
         with self._lock:
             self._total = total
             self._scanned = time.monotonic() + _RESCAN_SECONDS
@@ -85,13 +81,13 @@ class Room:
 
         Nothing goes where all that could go would not be enough. Raises OSError.
         """
-        lacking = self._lacking(wanted)
-        if lacking <= 0:
-            return True
-        entries = sorted(self.entries(), key=lambda entry: entry.used)
-        if sum(entry.size for entry in entries) < lacking:
-            return False
-        return any(self.evict(entry) and self._lacking(wanted) <= 0 for entry in entries)
+        while (lacking := self._lacking(wanted)) > 0:
+            entries = list(self.entries())
+            if sum(entry.size for entry in entries) < lacking:
+                return False
+            if not evict_oldest(lacking, entries, self.evict).count:
+                return False
+        return True
 
     def _lacking(self, wanted: int) -> int:
         """Return how many bytes the disk has too few; one inode too few counts as one byte."""
@@ -108,15 +104,10 @@ class Room:
         """
         if time.monotonic() < self._hopeless_until:
             return False
-        freed = 0
-        for entry in sorted(self.entries(), key=lambda entry: entry.used):
-            if freed >= _STEP:
-                break
-            if self.evict(entry):
-                freed += max(1, entry.size)
-        if not freed:
-            self._hopeless_until = time.monotonic() + _HOPELESS_SECONDS
-        return freed > 0
+        if evict_oldest(_STEP, self.entries(), self.evict).count:
+            return True
+        self._hopeless_until = time.monotonic() + _HOPELESS_SECONDS
+        return False
 
     def account(self, size: int) -> None:
         """Count `size` more bytes as held."""
@@ -152,33 +143,21 @@ class Room:
 
     def remove(self, entry: Entry) -> bool:
         """Remove one entry unless somebody uses it; return whether it is gone. Raises OSError."""
-        digest = entry.digest
+        name = entry.digest.encoded
+        suffixes = (MAP_SUFFIX, f"{MAP_SUFFIX}.new") if entry.kind == PARTIAL else ()
         try:
-            with self._directory.opened(entry.kind, digest.algorithm) as directory:
-                fd = os.open(digest.encoded, READ_FLAGS, dir_fd=directory)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if entry.kind == PARTIAL:
-                        unlink(directory, digest.encoded + MAP_SUFFIX)
-                        unlink(directory, f"{digest.encoded}{MAP_SUFFIX}.new")
-                    unlink(directory, digest.encoded)
-                finally:
-                    os.close(fd)
-        except BlockingIOError:
-            return False
+            with self._directory.opened(entry.kind, entry.digest.algorithm) as directory:
+                gone = remove_unused(directory, name, *(name + suffix for suffix in suffixes))
         except FileNotFoundError:
             return True
-        log.debug("evicted %s, %d bytes", digest, entry.size)
-        return True
+        if gone:
+            log.debug("evicted %s, %d bytes", entry.digest, entry.size)
+        return gone
 
 
 def _entries(directory: int, kind: str, algorithm: str) -> Iterator[Entry]:
-    with os.scandir(directory) as found:
-        for file in found:
-            try:
+    for file in cached_files(directory):
+        with contextlib.suppress(InvalidName):
+            if file.is_ours:
                 digest = Digest.parse(f"{algorithm}:{file.name}")
-                status = file.stat(follow_symlinks=False)
-            except (InvalidName, OSError):
-                continue
-            if is_ours(status):
-                yield Entry(kind, digest, status.st_blocks * 512, status.st_mtime)
+                yield Entry(kind, digest, file.size, file.used)

@@ -8,12 +8,12 @@ import fcntl
 import os
 import secrets
 
-from epochfs.cache.blobs.blob_files import READ_FLAGS, read_map
+from epochfs.cache.blobs.blob_files import read_map
 from epochfs.cache.blobs.cached import CachedBlob
 from epochfs.cache.blobs.descriptors import Descriptors
 from epochfs.cache.blobs.partial import StagedBlob
 from epochfs.cache.blobs.quota import BLOBS, PARTIAL, Room
-from epochfs.cache.directory import CacheDirectory, cache_errors, is_ours, is_shortage
+from epochfs.cache.directory import READ_FLAGS, CacheDirectory, cache_errors, is_ours, is_shortage
 from epochfs.config import CacheOptions
 from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest
