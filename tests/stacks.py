@@ -16,8 +16,9 @@ from epochfs.layers.store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Repository
 from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
-from epochfs.vfs.rootfs_nodes import Rootfs
+from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.tree import Tree
 
 
@@ -69,8 +70,9 @@ def stack(
         closing.callback(blobs.close)
         assembler = Assembler(blobs, cache, timeout)
         closing.callback(assembler.close)
-        rootfs = Rootfs(Layers(blobs, cache), timeout)
-        closing.callback(rootfs.close)
+        layers = Layers(blobs, cache)
+        closing.callback(layers.close)
+        kernel = KernelMemory(listings.kernel_ttl)
         tree = Tree(Repository.parse(prefix) if prefix else None)
-        filesystem = FileSystem(tree, listings, blobs, assembler, rootfs, stack_status)
-        yield Stack(client, listings, blobs, filesystem)
+        context = Context(listings, blobs, layers, assembler, kernel, stack_status, timeout)
+        yield Stack(client, listings, blobs, FileSystem(tree, context))

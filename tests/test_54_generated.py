@@ -21,9 +21,11 @@ from mounts import Mounts
 from epochfs.client import RegistryClient
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import Vanished
-from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Tag
-from epochfs.vfs.generated import Generated, GeneratedFile, GeneratedFiles, GeneratedHandle
+from epochfs.vfs.context import Context
+from epochfs.vfs.generated import GeneratedFile
+from epochfs.vfs.kernel_memory import Generated, GeneratedHandle, KernelMemory
+from epochfs.vfs.node import Attr
 
 ONE, OTHER, LONGER, SHORTER = b"one", b"two", b"three", b"4"
 
@@ -34,7 +36,7 @@ class Changing(GeneratedFile):
 
     name: str
 
-    def generated(self, listings: Listings) -> Generated:
+    def generated(self, context: Context) -> Generated:
         return Generated(BYTES[self.name], len(BYTES[self.name]))
 
 
@@ -42,12 +44,26 @@ BYTES: dict[str, bytes] = {}
 FILE = Changing("a")
 
 
+class Files:
+    """The generated files of a mount whose nodes have nothing else to ask."""
+
+    def __init__(self) -> None:
+        self._context: Any = SimpleNamespace(kernel=KernelMemory(0.1))
+
+    def attr(self, file: GeneratedFile) -> Attr:
+        return file.attr(self._context)
+
+    def open(self, file: GeneratedFile) -> GeneratedHandle:
+        opened = file.open(self._context).file
+        assert isinstance(opened, GeneratedHandle)
+        return opened
+
+
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> GeneratedFiles:
-    monkeypatch.setattr("epochfs.vfs.generated._SLACK_SECONDS", 0.1)
+def files(monkeypatch: pytest.MonkeyPatch) -> Files:
+    monkeypatch.setattr("epochfs.vfs.kernel_memory._SLACK_SECONDS", 0.1)
     BYTES["a"] = ONE
-    listings: Any = SimpleNamespace(kernel_ttl=0.1)
-    return GeneratedFiles(listings)
+    return Files()
 
 
 def content(handle: GeneratedHandle) -> bytes:
@@ -55,7 +71,7 @@ def content(handle: GeneratedHandle) -> bytes:
     return bytes(buffer[: handle.read_into(memoryview(buffer), 0)])
 
 
-def test_a_file_opens_as_what_was_told_of_it(files: GeneratedFiles) -> None:
+def test_a_file_opens_as_what_was_told_of_it(files: Files) -> None:
     assert files.attr(FILE).size == len(ONE)
     BYTES["a"] = LONGER
     handle = files.open(FILE)
@@ -63,12 +79,12 @@ def test_a_file_opens_as_what_was_told_of_it(files: GeneratedFiles) -> None:
     assert not handle.direct_io
 
 
-def test_what_was_not_told_is_read_past_the_pages(files: GeneratedFiles) -> None:
+def test_what_was_not_told_is_read_past_the_pages(files: Files) -> None:
     handle = files.open(FILE)
     assert (content(handle), handle.direct_io) == (ONE, True)
 
 
-def test_an_open_file_stays_as_it_is_for_a_while(files: GeneratedFiles) -> None:
+def test_an_open_file_stays_as_it_is_for_a_while(files: Files) -> None:
     files.attr(FILE)
     time.sleep(0.15)
     first = files.open(FILE)
@@ -87,7 +103,7 @@ def test_an_open_file_stays_as_it_is_for_a_while(files: GeneratedFiles) -> None:
 
 
 @pytest.mark.parametrize("after", [OTHER, LONGER, SHORTER])
-def test_every_handle_has_its_own_version_or_an_error(files: GeneratedFiles, after: bytes) -> None:
+def test_every_handle_has_its_own_version_or_an_error(files: Files, after: bytes) -> None:
     files.attr(FILE)
     old = files.open(FILE)
     BYTES["a"] = after

@@ -33,8 +33,9 @@ from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME
 from epochfs.oci.names import Digest
 from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
-from epochfs.vfs.rootfs_nodes import Rootfs
+from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.tree import Tree
 
 APP = image(random_bytes(9_000_000, 1), b"small")
@@ -66,9 +67,11 @@ def served(
         cache = BlobCache(CacheOptions(directory.parent / "cache"))
         assembler = Assembler(blobs, cache, timeout)
         closing.callback(assembler.close)
-        rootfs = Rootfs(Layers(blobs, cache), timeout)
-        closing.callback(rootfs.close)
-        yield FileSystem(Tree(), listings, blobs, assembler, rootfs, stack_status)
+        layers = Layers(blobs, cache)
+        closing.callback(layers.close)
+        kernel = KernelMemory(listings.kernel_ttl)
+        context = Context(listings, blobs, layers, assembler, kernel, stack_status, timeout)
+        yield FileSystem(Tree(), context)
 
 
 @contextlib.contextmanager

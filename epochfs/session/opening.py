@@ -37,8 +37,9 @@ from epochfs.session import probe
 from epochfs.session.settings import FileSystemPlan
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
-from epochfs.vfs.rootfs_nodes import Rootfs
+from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -153,8 +154,8 @@ def _assemble(
     closing.callback(blobs.close)
     assembler = Assembler(blobs, cache, plan.blobs.timeout)
     closing.callback(assembler.close)
-    rootfs = Rootfs(Layers(blobs, cache), plan.blobs.timeout)
-    closing.callback(rootfs.close)
+    layers = Layers(blobs, cache)
+    closing.callback(layers.close)
     if isinstance(source, _Registry):
         # Before all that: a download that waits for an answer could not put away what it has.
         closing.callback(source.client.close)
@@ -171,9 +172,16 @@ def _assemble(
     )
     down = isinstance(source, _Registry) and source.health.is_down
     _settle(plan, listings, (lambda _: None) if down else warn)
-    tree = Tree(plan.url.prefix)
-    filesystem = FileSystem(tree, listings, blobs, assembler, rootfs, observer.status_json)
-    return Session(filesystem, observer.status)
+    context = Context(
+        listings,
+        blobs,
+        layers,
+        assembler,
+        KernelMemory(listings.kernel_ttl),
+        observer.status_json,
+        plan.blobs.timeout,
+    )
+    return Session(FileSystem(Tree(plan.url.prefix), context), observer.status)
 
 
 def _settle(plan: FileSystemPlan, listings: Listings, warn: Callable[[str], None]) -> None:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from epochfs.errors import NotFound
-from epochfs.metadata.listings import Listings
 from epochfs.oci.kinds import kind_of
 from epochfs.oci.manifests import CREATED, Document, Manifest
+from epochfs.vfs.context import Context
 from epochfs.vfs.node import (
     CONSTANT_TIME_NS,
     DIRECTORY,
     FILE,
     Attr,
     Entries,
+    InMemory,
     Node,
+    Opened,
     Xattrs,
     content_xattrs,
 )
@@ -35,8 +37,8 @@ class _Described(ManifestNode):
 
     __slots__ = ()
 
-    def xattrs(self, listings: Listings) -> Xattrs:
-        document = self.document(listings)
+    def xattrs(self, context: Context) -> Xattrs:
+        document = self.document(context)
         if document.readable_view is None:
             return content_xattrs(self.digest, document.own_type, "")
         values = content_xattrs(self.digest, document.own_type, _artifact_type(document))
@@ -64,11 +66,11 @@ class ManifestDirectory(_Described):
             return VIEWS[name](self.repository, self.digest)
         raise NotFound(f"no {name} in a manifest")
 
-    def attr(self, listings: Listings) -> Attr:
-        return Attr(DIRECTORY, time_ns=_created(self.document(listings)))
+    def attr(self, context: Context) -> Attr:
+        return Attr(DIRECTORY, time_ns=_created(self.document(context)))
 
-    def entries(self, listings: Listings) -> Entries:
-        document = self.document(listings)
+    def entries(self, context: Context) -> Entries:
+        document = self.document(context)
         yield MANIFEST_FILE, stat.S_IFREG
         if document.readable_view is None:
             yield REFERRERS, stat.S_IFDIR
@@ -78,7 +80,7 @@ class ManifestDirectory(_Described):
                 yield "config", stat.S_IFLNK
             yield "layers", stat.S_IFDIR
         for name, shown in VIEWS.items():
-            if shown(self.repository, self.digest).is_listed(listings):
+            if shown(self.repository, self.digest).is_listed(context):
                 yield name, stat.S_IFDIR
 
 
@@ -87,9 +89,12 @@ class ManifestFile(_Described):
 
     __slots__ = ()
 
-    def attr(self, listings: Listings) -> Attr:
-        document = self.document(listings)
+    def attr(self, context: Context) -> Attr:
+        document = self.document(context)
         return Attr(FILE, document.size, _created(document))
+
+    def open(self, context: Context) -> Opened:
+        return Opened(InMemory(self.document(context).raw), keep_cache=True)
 
 
 class ConfigLink(ManifestLink):
@@ -97,8 +102,8 @@ class ConfigLink(ManifestLink):
 
     __slots__ = ()
 
-    def target(self, listings: Listings) -> str:
-        config = self.image(listings).config
+    def target(self, context: Context) -> str:
+        config = self.image(context).config
         if config is None:
             raise NotFound(f"{self.digest} has no config")
         return f"../../blobs/{config.digest}"
@@ -114,12 +119,12 @@ class LayersDirectory(ManifestNode):
             raise NotFound(f"no layer {name}")
         return LayerLink(self.repository, self.digest, name)
 
-    def attr(self, listings: Listings) -> Attr:
-        self.image(listings)
+    def attr(self, context: Context) -> Attr:
+        self.image(context)
         return Attr(DIRECTORY)
 
-    def entries(self, listings: Listings) -> Entries:
-        count = len(self.image(listings).layers)
+    def entries(self, context: Context) -> Entries:
+        count = len(self.image(context).layers)
         return ((_layer_name(index, count), stat.S_IFLNK) for index in range(count))
 
 
@@ -129,8 +134,8 @@ class LayerLink(ManifestLink):
 
     name: str
 
-    def target(self, listings: Listings) -> str:
-        layers = self.image(listings).layers
+    def target(self, context: Context) -> str:
+        layers = self.image(context).layers
         index = int(self.name)
         if index >= len(layers) or _layer_name(index, len(layers)) != self.name:
             raise NotFound(f"no layer {self.name}")

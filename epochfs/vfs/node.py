@@ -9,8 +9,9 @@ from hashlib import blake2b
 from typing import ClassVar
 
 from epochfs.errors import NotFound
-from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.assembly import Readable
+from epochfs.vfs.context import Context
 
 CONSTANT_TIME_NS = 1_000_000_000
 """1970-01-01T00:00:01Z, the time of what has none: never now, and never 0, which tools mistrust."""
@@ -44,6 +45,35 @@ Entries = Iterable[tuple[str, int]]
 Xattrs = Mapping[str, str | bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that a node opened, and how the kernel may cache what it reads of it.
+
+    `keep_cache`: pages of an earlier open are still right. `direct_io`: cache nothing. `backing`: a
+    descriptor of a local file of the same, verified bytes, valid until `file` is closed.
+    """
+
+    file: Readable
+    keep_cache: bool = False
+    direct_io: bool = False
+    backing: int | None = None
+
+
+class InMemory:
+    """An open file whose content is in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        piece = self._data[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        pass
+
+
 def inode(path: str) -> int:
     """Return the inode number of a canonical path, or of an identity (see `Attr`): 64 bits, never
     0, the same after a remount.
@@ -69,28 +99,39 @@ class Node:
         """Return the node that `name` means below this one; raises NotFound where none can be."""
         raise NotFound(f"no {name} here")
 
-    def attr(self, listings: Listings) -> Attr:
+    def attr(self, context: Context) -> Attr:
         """Return the attributes; raises NotFound where the node does not exist."""
         raise NotImplementedError
 
-    def entries(self, listings: Listings) -> Entries:
+    def entries(self, context: Context) -> Entries:
         """Yield what is listed in this directory; then raise what kept the rest from being known.
 
         Whoever lists the directory is given those entries, and the error behind the last of them.
         """
         raise NotImplementedError
 
-    def identities(self, listings: Listings) -> Mapping[str, str]:
-        """Return the identity of each listed name whose `Attr` has one (hard links)."""
-        return {}
+    def listed(self, context: Context) -> tuple[Entries, Mapping[str, str]]:
+        """Return the entries, and the identity of each whose `Attr` has one (hard links)."""
+        return self.entries(context), {}
 
-    def target(self, listings: Listings) -> str:
+    def target(self, context: Context) -> str:
         """Return where this link points, relative to the directory it is in."""
         raise NotImplementedError
 
-    def xattrs(self, listings: Listings) -> Xattrs:
-        """Return the extended attributes, without the blob cache's own."""
+    def open(self, context: Context) -> Opened:
+        """Open this file; raises NotFound where the node is none, Denied where it only shows."""
+        raise NotFound("no file here")
+
+    def xattrs(self, context: Context) -> Xattrs:
+        """Return the extended attributes that are listed."""
         return {}
+
+    def xattr(self, name: str, context: Context) -> str | bytes:
+        """Return one extended attribute, listed or not; raises NotFound where it is not set."""
+        try:
+            return self.xattrs(context)[name]
+        except KeyError:
+            raise NotFound(f"no attribute {name}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +140,8 @@ class RepositoryDirectory(Node):
 
     repository: Repository
 
-    def attr(self, listings: Listings) -> Attr:
-        listings.check(self.repository)
+    def attr(self, context: Context) -> Attr:
+        context.listings.check(self.repository)
         return Attr(DIRECTORY)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable, printable
-from epochfs.vfs.filesystem import CACHED_XATTR, FileSystem
+from epochfs.vfs.filesystem import FileSystem
+from epochfs.vfs.repository_nodes import CACHED_XATTR
 
 _PIECE = 1 << 20
 

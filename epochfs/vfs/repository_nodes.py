@@ -1,9 +1,10 @@
 """The kinds of nodes in the tree. Each knows what the names below it mean.
 
-A node answers four questions: which node a name below it means (`child`, pure), what it is
-(`attr`), what is listed in it (`entries`, directories), where it points (`target`, links). The
-last three may ask `Listings`. What a path means never depends on the registry; whether it exists
-does. Which names are reserved, and how a repository segment of that name is shown, is decided here.
+A node answers five questions: which node a name below it means (`child`, pure), what it is
+(`attr`), what is listed in it (`entries`, directories), where it points (`target`, links), what is
+in it (`open`, files). All but the first may ask the `Context`. What a path means never depends on
+the registry; whether it exists does. Which names are reserved, and how a repository segment of that
+name is shown, is decided here.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 
-from epochfs.errors import EpochfsError, InvalidName, NotFound
-from epochfs.metadata.listings import Listings
+from epochfs.blobs.store import BlobHandle
+from epochfs.errors import EpochfsError, InvalidName, NeverThere, NotFound
 from epochfs.oci.catalog import Catalogue
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.vfs.context import Context
 from epochfs.vfs.manifest_nodes import ManifestDirectory
 from epochfs.vfs.node import (
     DIRECTORY,
@@ -23,7 +25,9 @@ from epochfs.vfs.node import (
     LINK,
     Attr,
     Entries,
+    InMemory,
     Node,
+    Opened,
     RepositoryDirectory,
     Xattrs,
     content_xattrs,
@@ -32,6 +36,10 @@ from epochfs.vfs.views.layout import LayoutDirectory
 
 CONTROL = ".epochfs"
 STATUS_FILE = "status.json"
+
+CACHED_XATTR = "user.epochfs.cached"
+"""How much of a blob is cached, in percent. It is not listed: tools that save attributes would see
+every blob change."""
 
 RESERVED = frozenset({"tags", "manifests", "blobs", "layout", CONTROL})
 """Names in the tree that are not repository segments."""
@@ -79,17 +87,17 @@ class Namespace(Node):
                 return LayoutDirectory(repository)
         raise NotFound(f"no {name} here")
 
-    def attr(self, listings: Listings) -> Attr:
+    def attr(self, context: Context) -> Attr:
         if self.segments:
-            listings.check(Repository("/".join(self.segments)), or_parent=True)
+            context.listings.check(Repository("/".join(self.segments)), or_parent=True)
         return Attr(DIRECTORY)
 
-    def entries(self, listings: Listings) -> Entries:
+    def entries(self, context: Context) -> Entries:
         missing: EpochfsError | None = None
         found = False
         if self.segments:
             try:
-                found = listings.holds_tags(Repository("/".join(self.segments)))
+                found = context.listings.holds_tags(Repository("/".join(self.segments)))
             except EpochfsError as error:
                 missing = error
         if found:
@@ -97,9 +105,9 @@ class Namespace(Node):
                 yield name, stat.S_IFDIR
         catalogue: Catalogue | None
         try:
-            catalogue = listings.catalogue()
+            catalogue = context.listings.catalogue()
         except EpochfsError as error:
-            catalogue, missing = listings.known_catalogue(), missing or error
+            catalogue, missing = context.listings.known_catalogue(), missing or error
         children = catalogue.children(self.segments) if catalogue is not None else []
         for segment in children:
             yield shown_segment(segment), stat.S_IFDIR
@@ -120,9 +128,9 @@ class TagsDirectory(RepositoryDirectory):
         except InvalidName as error:
             raise NotFound(str(error)) from None
 
-    def entries(self, listings: Listings) -> Entries:
-        tags = listings.tags(self.repository)
-        listings.expect_resolves(self.repository)
+    def entries(self, context: Context) -> Entries:
+        tags = context.listings.tags(self.repository)
+        context.listings.expect_resolves(self.repository)
         return ((tag.name, stat.S_IFLNK) for tag in tags)
 
 
@@ -134,8 +142,8 @@ class ManifestsDirectory(RepositoryDirectory):
     def child(self, name: str) -> Node:
         return ManifestDirectory(self.repository, _digest(name))
 
-    def entries(self, listings: Listings) -> Entries:
-        reachable = listings.reachable(self.repository)
+    def entries(self, context: Context) -> Entries:
+        reachable = context.listings.reachable(self.repository)
         yield from ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
         reachable.complete()
 
@@ -148,8 +156,8 @@ class BlobsDirectory(RepositoryDirectory):
     def child(self, name: str) -> Node:
         return BlobFile(self.repository, _digest(name))
 
-    def entries(self, listings: Listings) -> Entries:
-        reachable = listings.reachable(self.repository)
+    def entries(self, context: Context) -> Entries:
+        reachable = context.listings.reachable(self.repository)
         yield from ((str(digest), stat.S_IFREG) for digest in sorted(reachable.blobs))
         reachable.complete()
 
@@ -161,12 +169,12 @@ class TagLink(Node):
     repository: Repository
     tag: Tag
 
-    def attr(self, listings: Listings) -> Attr:
-        resolved = listings.resolve(self.repository, self.tag)
+    def attr(self, context: Context) -> Attr:
+        resolved = context.listings.resolve(self.repository, self.tag)
         return Attr(LINK, len(_to_manifest(resolved.digest)), resolved.since_ns)
 
-    def target(self, listings: Listings) -> str:
-        return _to_manifest(listings.resolve(self.repository, self.tag).digest)
+    def target(self, context: Context) -> str:
+        return _to_manifest(context.listings.resolve(self.repository, self.tag).digest)
 
 
 def _to_manifest(digest: Digest) -> str:
@@ -180,16 +188,48 @@ class BlobFile(Node):
     repository: Repository
     digest: Digest
 
-    def descriptor(self, listings: Listings) -> Descriptor:
+    def descriptor(self, context: Context) -> Descriptor:
         """Return what is known of the blob; that it is known proves that it may be read."""
-        return listings.descriptor(self.repository, self.digest)
+        return context.listings.descriptor(self.repository, self.digest)
 
-    def attr(self, listings: Listings) -> Attr:
-        return Attr(FILE, self.descriptor(listings).size)
+    def attr(self, context: Context) -> Attr:
+        return Attr(FILE, self.descriptor(context).size)
 
-    def xattrs(self, listings: Listings) -> Xattrs:
-        known = self.descriptor(listings)
+    def xattrs(self, context: Context) -> Xattrs:
+        known = self.descriptor(context)
         return content_xattrs(self.digest, known.media_type, known.artifact_type)
+
+    def xattr(self, name: str, context: Context) -> str | bytes:
+        if name == CACHED_XATTR:
+            size = self.descriptor(context).size
+            return str(context.blobs.cached_percent(self.digest, size))
+        return Node.xattr(self, name, context)
+
+    def open(self, context: Context) -> Opened:
+        blob = context.blobs.open(self.repository, self.digest, self.descriptor(context).size)
+        if context.blobs.was_spoiled(self.digest):
+            return Opened(blob, direct_io=True)
+        verified = blob.verified
+        backing = blob.fileno() if verified else None
+        keep_cache = context.kernel.keeps_pages(self, verified=verified)
+        named = context.listings.names_blob(self.repository, self.digest)
+        return Opened(_NamedBlob(blob) if named else blob, keep_cache, backing=backing)
+
+
+class _NamedBlob:
+    """An open blob that a manifest names, which is no proof that the registry ever had it."""
+
+    def __init__(self, blob: BlobHandle) -> None:
+        self._blob = blob
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        try:
+            return self._blob.read_into(view, offset)
+        except NeverThere as error:
+            raise NotFound(str(error)) from error
+
+    def close(self) -> None:
+        self._blob.close()
 
 
 class ControlDirectory(Node):
@@ -200,18 +240,21 @@ class ControlDirectory(Node):
             return StatusFile()
         raise NotFound(f"no {name} in {CONTROL}")
 
-    def attr(self, listings: Listings) -> Attr:
+    def attr(self, context: Context) -> Attr:
         return Attr(DIRECTORY)
 
-    def entries(self, listings: Listings) -> Entries:
+    def entries(self, context: Context) -> Entries:
         return [(STATUS_FILE, stat.S_IFREG)]
 
 
 class StatusFile(Node):
     """`/.epochfs/status.json`: as in /proc, its size is 0 and reading gives the moment's state."""
 
-    def attr(self, listings: Listings) -> Attr:
+    def attr(self, context: Context) -> Attr:
         return Attr(FILE)
+
+    def open(self, context: Context) -> Opened:
+        return Opened(InMemory(context.status()), direct_io=True)
 
 
 def _digest(name: str) -> Digest:

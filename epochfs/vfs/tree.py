@@ -12,7 +12,8 @@
     /.epochfs/status.json
 
 What is named by a digest is immutable: a regular file (or a directory) with exactly one path. What
-can change is a link. The kinds of nodes, and the naming rules, are in `nodes`.
+can change is a link. The kinds of nodes, and the naming rules, are in
+`repository_nodes`.
 """
 
 from __future__ import annotations

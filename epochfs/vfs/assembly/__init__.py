@@ -12,7 +12,7 @@
 
 from epochfs.vfs.assembly.assembler import Assembler, Made
 from epochfs.vfs.assembly.frames import Frames, framed
-from epochfs.vfs.assembly.holes import Sparse
+from epochfs.vfs.assembly.holes import Readable, Sparse
 from epochfs.vfs.assembly.joined import AssembledHandle, Assembly, Extent, joined
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Extent",
     "Frames",
     "Made",
+    "Readable",
     "Sparse",
     "framed",
     "joined",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from epochfs.vfs.views.files import SPARSE, FilesDirectory
 from epochfs.vfs.views.platforms import PlatformsDirectory
 from epochfs.vfs.views.referrers import ReferrersDirectory
-from epochfs.vfs.views.rootfs import RootfsPlace
+from epochfs.vfs.views.rootfs import RootfsNode
 from epochfs.vfs.views.skopeo import SkopeoDirectory
 from epochfs.vfs.views.snapshots import SparseDirectory
 from epochfs.vfs.views.view import ManifestView
@@ -25,7 +25,7 @@ VIEWS: Mapping[str, type[ManifestView]] = {
     "files": FilesDirectory,
     "platforms": PlatformsDirectory,
     REFERRERS: ReferrersDirectory,
-    "rootfs": RootfsPlace,
+    "rootfs": RootfsNode,
     SPARSE: SparseDirectory,
 }
 """The views of a manifest, by their names."""

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from epochfs.errors import NotFound
-from epochfs.metadata.listings import Listings
 from epochfs.oci import kinds
 from epochfs.oci.manifests import TITLE, Descriptor, Document, Manifest
 from epochfs.oci.names import labels
 from epochfs.vfs.assembly import Made, joined
+from epochfs.vfs.context import Context
 from epochfs.vfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node
 from epochfs.vfs.views.view import REMEMBERED, AssembledFile, ManifestView
 
@@ -105,11 +105,11 @@ class FilesDirectory(ManifestView):
     def child(self, name: str) -> Node:
         return TitledNode(self.repository, self.digest, name)
 
-    def exists(self, listings: Listings) -> bool:
-        return bool(files_of(self.document(listings)).files)
+    def exists(self, context: Context) -> bool:
+        return bool(files_of(self.document(context)).files)
 
-    def entries(self, listings: Listings) -> Entries:
-        return files_of(self.document(listings)).listed("").items()
+    def entries(self, context: Context) -> Entries:
+        return files_of(self.document(context)).listed("").items()
 
 
 class TitledNode(AssembledFile):
@@ -120,20 +120,20 @@ class TitledNode(AssembledFile):
     def child(self, name: str) -> Node:
         return TitledNode(self.repository, self.digest, f"{self.path}/{name}")
 
-    def attr(self, listings: Listings) -> Attr:
-        found = files_of(self.document(listings))
+    def attr(self, context: Context) -> Attr:
+        found = files_of(self.document(context))
         if self.path in found.directories:
             return Attr(DIRECTORY)
         shown = found.find(self.path)
         if isinstance(shown, Descriptor):
-            return Attr(LINK, len(self.target(listings).encode()))
+            return Attr(LINK, len(self.target(context).encode()))
         return Attr(FILE, shown.size)
 
-    def entries(self, listings: Listings) -> Entries:
-        return files_of(self.document(listings)).listed(self.path).items()
+    def entries(self, context: Context) -> Entries:
+        return files_of(self.document(context)).listed(self.path).items()
 
-    def target(self, listings: Listings) -> str:
-        document = self.document(listings)
+    def target(self, context: Context) -> str:
+        document = self.document(context)
         shown = files_of(document).find(self.path)
         if not isinstance(shown, Descriptor):
             raise NotFound(f"{self.path} is no link")
@@ -142,8 +142,8 @@ class TitledNode(AssembledFile):
             return f"{up}{SPARSE}/{self.path}"
         return f"{up}../../blobs/{shown.digest}"
 
-    def made(self, listings: Listings) -> Made:
-        shown = files_of(self.document(listings)).find(self.path)
+    def made(self, context: Context) -> Made:
+        shown = files_of(self.document(context)).find(self.path)
         if isinstance(shown, Descriptor):
             raise NotFound(f"{self.path} is a link")
         return joined(shown.parts)

@@ -17,11 +17,12 @@ import stat
 from dataclasses import dataclass
 
 from epochfs.errors import InvalidName, NotFound
-from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_INDEX, REF_NAME
 from epochfs.oci.names import ALGORITHMS, Digest, Repository
-from epochfs.vfs.generated import Generated, GeneratedFile
-from epochfs.vfs.node import LINK, Attr, Entries, Node, RepositoryDirectory
+from epochfs.vfs.context import Context
+from epochfs.vfs.generated import GeneratedFile
+from epochfs.vfs.kernel_memory import Generated
+from epochfs.vfs.node import CONSTANT_TIME_NS, LINK, Attr, Entries, Node, RepositoryDirectory
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -42,8 +43,8 @@ class LayoutDirectory(RepositoryDirectory):
             return LayoutBlobsDirectory(self.repository)
         raise NotFound(f"no {name} in a layout")
 
-    def entries(self, listings: Listings) -> Entries:
-        if not listings.holds_tags(self.repository):
+    def entries(self, context: Context) -> Entries:
+        if not context.listings.holds_tags(self.repository):
             raise NotFound(f"no repository {self.repository}")
         return [("blobs", stat.S_IFDIR), (INDEX_FILE, stat.S_IFREG), (LAYOUT_FILE, stat.S_IFREG)]
 
@@ -54,9 +55,9 @@ class LayoutFile(GeneratedFile):
 
     repository: Repository
 
-    def generated(self, listings: Listings) -> Generated:
-        listings.check(self.repository)
-        return Generated(VERSION)
+    def generated(self, context: Context) -> Generated:
+        context.listings.check(self.repository)
+        return Generated(VERSION, CONSTANT_TIME_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class IndexFile(GeneratedFile):
 
     repository: Repository
 
-    def generated(self, listings: Listings) -> Generated:
+    def generated(self, context: Context) -> Generated:
         manifests = []
-        for tag, _, descriptor in listings.tagged(self.repository):
+        for tag, _, descriptor in context.listings.tagged(self.repository):
             manifests.append(
                 {
                     "mediaType": descriptor.media_type,
@@ -82,7 +83,7 @@ class IndexFile(GeneratedFile):
             )
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
         data = json.dumps(index, separators=(",", ":")).encode() + b"\n"
-        return Generated(data, listings.layout_since(self.repository, data))
+        return Generated(data, context.listings.layout_since(self.repository, data))
 
 
 class LayoutBlobsDirectory(RepositoryDirectory):
@@ -95,8 +96,8 @@ class LayoutBlobsDirectory(RepositoryDirectory):
             raise NotFound(f"no algorithm {name}")
         return LayoutAlgorithmDirectory(self.repository, name)
 
-    def entries(self, listings: Listings) -> Entries:
-        reachable = listings.reachable(self.repository)
+    def entries(self, context: Context) -> Entries:
+        reachable = context.listings.reachable(self.repository)
         digests = (*reachable.manifests, *reachable.blobs)
         algorithms = {"sha256", *(digest.algorithm for digest in digests)}
         yield from ((algorithm, stat.S_IFDIR) for algorithm in sorted(algorithms))
@@ -116,8 +117,8 @@ class LayoutAlgorithmDirectory(RepositoryDirectory):
             raise NotFound(str(error)) from None
         return ContentLink(self.repository, digest)
 
-    def entries(self, listings: Listings) -> Entries:
-        reachable = listings.reachable(self.repository)
+    def entries(self, context: Context) -> Entries:
+        reachable = context.listings.reachable(self.repository)
         digests = sorted({*reachable.manifests, *reachable.blobs})
         mine = (digest for digest in digests if digest.algorithm == self.algorithm)
         yield from ((digest.encoded, stat.S_IFLNK) for digest in mine)
@@ -131,16 +132,16 @@ class ContentLink(Node):
     repository: Repository
     digest: Digest
 
-    def attr(self, listings: Listings) -> Attr:
-        return Attr(LINK, len(self.target(listings)))
+    def attr(self, context: Context) -> Attr:
+        return Attr(LINK, len(self.target(context)))
 
-    def target(self, listings: Listings) -> str:
-        if listings.names_blob(self.repository, self.digest):
+    def target(self, context: Context) -> str:
+        if context.listings.names_blob(self.repository, self.digest):
             return self._to_blob()
         try:
-            listings.manifest(self.repository, self.digest)
+            context.listings.manifest(self.repository, self.digest)
         except NotFound:
-            listings.descriptor(self.repository, self.digest)
+            context.listings.descriptor(self.repository, self.digest)
             return self._to_blob()
         return f"../../../manifests/{self.digest}/manifest.json"
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from epochfs.errors import NotFound
-from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import Descriptor, Document, Index
 from epochfs.oci.names import Digest, labels
+from epochfs.vfs.context import Context
 from epochfs.vfs.node import DIRECTORY, Attr, Entries, Node
 from epochfs.vfs.views.view import REMEMBERED, ManifestLink, ManifestNode, ManifestView
 
@@ -35,11 +35,11 @@ class PlatformsDirectory(ManifestView):
             return UnknownDirectory(self.repository, self.digest)
         return PlatformLink(self.repository, self.digest, name)
 
-    def exists(self, listings: Listings) -> bool:
-        return isinstance(self.document(listings).view, Index)
+    def exists(self, context: Context) -> bool:
+        return isinstance(self.document(context).view, Index)
 
-    def entries(self, listings: Listings) -> Entries:
-        found = _platforms(self.document(listings))
+    def entries(self, context: Context) -> Entries:
+        found = _platforms(self.document(context))
         if any("/" in path for path in found):
             yield UNKNOWN, stat.S_IFDIR
         yield from ((path, stat.S_IFLNK) for path in found if "/" not in path)
@@ -53,13 +53,13 @@ class UnknownDirectory(ManifestNode):
     def child(self, name: str) -> Node:
         return PlatformLink(self.repository, self.digest, f"{UNKNOWN}/{name}")
 
-    def attr(self, listings: Listings) -> Attr:
-        if not list(self.entries(listings)):
+    def attr(self, context: Context) -> Attr:
+        if not list(self.entries(context)):
             raise NotFound(f"no manifest without a platform in {self.digest}")
         return Attr(DIRECTORY)
 
-    def entries(self, listings: Listings) -> Entries:
-        for path in _platforms(self.document(listings)):
+    def entries(self, context: Context) -> Entries:
+        for path in _platforms(self.document(context)):
             directory, _, name = path.rpartition("/")
             if directory:
                 yield name, stat.S_IFLNK
@@ -71,8 +71,8 @@ class PlatformLink(ManifestLink):
 
     path: str
 
-    def target(self, listings: Listings) -> str:
-        found = _platforms(self.document(listings))
+    def target(self, context: Context) -> str:
+        found = _platforms(self.document(context))
         if self.path not in found:
             raise NotFound(f"no platform {self.path} in {self.digest}")
         return f"{'../' * (2 + self.path.count('/'))}{found[self.path]}"

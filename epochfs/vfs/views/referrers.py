@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 
 from epochfs.errors import NotFound
-from epochfs.metadata.listings import Listings
+from epochfs.vfs.context import Context
 from epochfs.vfs.node import Entries, Node
 from epochfs.vfs.views.view import ManifestLink, ManifestView
 
@@ -24,12 +24,12 @@ class ReferrersDirectory(ManifestView):
     def child(self, name: str) -> Node:
         return ReferrerLink(self.repository, self.digest, name)
 
-    def exists(self, listings: Listings) -> bool:
-        self.document(listings)
+    def exists(self, context: Context) -> bool:
+        self.document(context)
         return True
 
-    def entries(self, listings: Listings) -> Entries:
-        found = listings.referrers(self.repository, self.digest)
+    def entries(self, context: Context) -> Entries:
+        found = context.listings.referrers(self.repository, self.digest)
         return ((str(digest), stat.S_IFLNK) for digest in found)
 
 
@@ -39,8 +39,8 @@ class ReferrerLink(ManifestLink):
 
     name: str
 
-    def target(self, listings: Listings) -> str:
-        found = map(str, listings.referrers(self.repository, self.digest))
+    def target(self, context: Context) -> str:
+        found = map(str, context.listings.referrers(self.repository, self.digest))
         if self.name not in found:
             raise NotFound(f"{self.name} does not refer to {self.digest}")
         return f"../../{self.name}"

@@ -24,11 +24,12 @@ import stat
 from dataclasses import dataclass
 
 from epochfs.errors import InvalidName, NotFound
-from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
 from epochfs.oci.names import ALGORITHMS, Digest, Repository
-from epochfs.vfs.generated import Generated, GeneratedFile
-from epochfs.vfs.node import Entries, Node
+from epochfs.vfs.context import Context
+from epochfs.vfs.generated import GeneratedFile
+from epochfs.vfs.kernel_memory import Generated
+from epochfs.vfs.node import CONSTANT_TIME_NS, Entries, Node
 from epochfs.vfs.views.view import ManifestLink, ManifestView
 
 VERSION_FILE = "version"
@@ -54,19 +55,19 @@ class SkopeoDirectory(ManifestView):
             is_manifest=name.endswith(MANIFEST_SUFFIX),
         )
 
-    def exists(self, listings: Listings) -> bool:
-        self.document(listings)
+    def exists(self, context: Context) -> bool:
+        self.document(context)
         return True
 
-    def is_listed(self, listings: Listings) -> bool:
-        document = self.document(listings)
+    def is_listed(self, context: Context) -> bool:
+        document = self.document(context)
         is_found_by_tag = document.own_type in (OCI_MANIFEST, OCI_INDEX)
         return not is_found_by_tag or document.view.subject is not None
 
-    def entries(self, listings: Listings) -> Entries:
+    def entries(self, context: Context) -> Entries:
         yield VERSION_FILE, stat.S_IFREG
         yield TOP_FILE, stat.S_IFLNK
-        held = listings.closure(self.repository, self.digest)
+        held = context.listings.closure(self.repository, self.digest)
         for digest in sorted(held.manifests):
             if digest != self.digest:
                 yield f"{digest.encoded}{MANIFEST_SUFFIX}", stat.S_IFLNK
@@ -82,9 +83,9 @@ class VersionFile(GeneratedFile):
     repository: Repository
     digest: Digest
 
-    def generated(self, listings: Listings) -> Generated:
-        listings.manifest(self.repository, self.digest)
-        return Generated(VERSION)
+    def generated(self, context: Context) -> Generated:
+        context.listings.manifest(self.repository, self.digest)
+        return Generated(VERSION, CONSTANT_TIME_NS)
 
 
 class TopLink(ManifestLink):
@@ -92,8 +93,8 @@ class TopLink(ManifestLink):
 
     __slots__ = ()
 
-    def target(self, listings: Listings) -> str:
-        self.document(listings)
+    def target(self, context: Context) -> str:
+        self.document(context)
         return f"../{TOP_FILE}"
 
 
@@ -104,8 +105,8 @@ class HeldLink(ManifestLink):
     held: Digest
     is_manifest: bool
 
-    def target(self, listings: Listings) -> str:
-        found = listings.closure(self.repository, self.digest)
+    def target(self, context: Context) -> str:
+        found = context.listings.closure(self.repository, self.digest)
         held = found.manifests if self.is_manifest else found.blobs
         if self.held not in held or (self.is_manifest and self.held == self.digest):
             found.complete()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import stat
 
 from epochfs.errors import NotFound, ProtocolViolation, TooLarge
-from epochfs.metadata.listings import Listings
 from epochfs.oci.kinds import is_snapshot
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.snapshot_config import MAX_CONFIG_BYTES
 from epochfs.vfs.assembly import Made
+from epochfs.vfs.context import Context
 from epochfs.vfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node
 from epochfs.vfs.views.files import files_of
 from epochfs.vfs.views.stored import stored
@@ -28,15 +28,15 @@ class SparseDirectory(ManifestView):
     def child(self, name: str) -> Node:
         return SparseNode(self.repository, self.digest, name)
 
-    def exists(self, listings: Listings) -> bool:
-        document = self.document(listings)
+    def exists(self, context: Context) -> bool:
+        document = self.document(context)
         return is_snapshot(document) and bool(files_of(document).files)
 
-    def is_listed(self, listings: Listings) -> bool:
+    def is_listed(self, context: Context) -> bool:
         return False
 
-    def entries(self, listings: Listings) -> Entries:
-        return _entries(self, "", listings)
+    def entries(self, context: Context) -> Entries:
+        return _entries(self, "", context)
 
 
 class SparseNode(AssembledFile):
@@ -47,25 +47,25 @@ class SparseNode(AssembledFile):
     def child(self, name: str) -> Node:
         return SparseNode(self.repository, self.digest, f"{self.path}/{name}")
 
-    def attr(self, listings: Listings) -> Attr:
-        if self.path in files_of(self.document(listings)).directories:
+    def attr(self, context: Context) -> Attr:
+        if self.path in files_of(self.document(context)).directories:
             return Attr(DIRECTORY)
-        found = self._stored(listings)
+        found = self._stored(context)
         if isinstance(found, Descriptor):
             return Attr(LINK, len(self._target(found)))
         return Attr(FILE, found.size)
 
-    def entries(self, listings: Listings) -> Entries:
-        return _entries(self, self.path, listings)
+    def entries(self, context: Context) -> Entries:
+        return _entries(self, self.path, context)
 
-    def target(self, listings: Listings) -> str:
-        found = self._stored(listings)
+    def target(self, context: Context) -> str:
+        found = self._stored(context)
         if not isinstance(found, Descriptor):
             raise NotFound(f"{self.path} is no link")
         return self._target(found)
 
-    def made(self, listings: Listings) -> Made:
-        found = self._stored(listings)
+    def made(self, context: Context) -> Made:
+        found = self._stored(context)
         if isinstance(found, Descriptor):
             raise NotFound(f"{self.path} is a link")
         return found
@@ -74,8 +74,8 @@ class SparseNode(AssembledFile):
         up = "../" * (3 + self.path.count("/"))
         return f"{up}blobs/{layer.digest}"
 
-    def _stored(self, listings: Listings) -> Descriptor | Made:
-        document, config = self.document(listings), self.image(listings).config
+    def _stored(self, context: Context) -> Descriptor | Made:
+        document, config = self.document(context), self.image(context).config
         layer = files_of(document).find(self.path)
         if not isinstance(layer, Descriptor):
             raise NotFound(f"no file {self.path}")
@@ -83,22 +83,22 @@ class SparseNode(AssembledFile):
             raise NotFound(f"{self.digest} has no config")
         if config.size > MAX_CONFIG_BYTES:
             raise TooLarge(f"a snapshot's config is {config.size} bytes, over {MAX_CONFIG_BYTES}")
-        parsed = listings.snapshot_config(self.repository, config.digest)
+        parsed = context.listings.snapshot_config(self.repository, config.digest)
         return stored(document, layer, parsed)
 
 
-def _entries(node: ManifestNode, path: str, listings: Listings) -> Entries:
+def _entries(node: ManifestNode, path: str, context: Context) -> Entries:
     """List a directory of titles, with the types that these have here."""
-    for name, kind in files_of(node.document(listings)).listed(path).items():
+    for name, kind in files_of(node.document(context)).listed(path).items():
         if kind != stat.S_IFDIR:
             below = SparseNode(node.repository, node.digest, f"{path}/{name}".lstrip("/"))
-            kind = _kind(below, listings)
+            kind = _kind(below, context)
         yield name, kind
 
 
-def _kind(node: SparseNode, listings: Listings) -> int:
+def _kind(node: SparseNode, context: Context) -> int:
     """Return the type of a file; of one that does not fit, a guess, for stat(2) is the error."""
     try:
-        return stat.S_IFMT(node.attr(listings).mode)
+        return stat.S_IFMT(node.attr(context).mode)
     except ProtocolViolation:
         return stat.S_IFREG

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from epochfs.errors import NotFound
-from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import Document, Manifest
 from epochfs.oci.names import Digest, Repository
 from epochfs.vfs.assembly import Made
-from epochfs.vfs.node import DIRECTORY, LINK, Attr, Node
+from epochfs.vfs.context import Context
+from epochfs.vfs.node import DIRECTORY, LINK, Attr, Node, Opened
 
 REMEMBERED = 4
 """How many manifests a view keeps what it worked out for: a walk stays with one at a time, and each
@@ -23,13 +23,13 @@ class ManifestNode(Node):
     repository: Repository
     digest: Digest
 
-    def document(self, listings: Listings) -> Document:
+    def document(self, context: Context) -> Document:
         """Return the manifest the node belongs to."""
-        return listings.manifest(self.repository, self.digest)
+        return context.listings.manifest(self.repository, self.digest)
 
-    def image(self, listings: Listings) -> Manifest:
+    def image(self, context: Context) -> Manifest:
         """Return the view of the manifest; raises NotFound for an index."""
-        view = self.document(listings).view
+        view = self.document(context).view
         if not isinstance(view, Manifest):
             raise NotFound(f"{self.digest} is an index")
         return view
@@ -40,8 +40,8 @@ class ManifestLink(ManifestNode):
 
     __slots__ = ()
 
-    def attr(self, listings: Listings) -> Attr:
-        return Attr(LINK, len(self.target(listings).encode()))
+    def attr(self, context: Context) -> Attr:
+        return Attr(LINK, len(self.target(context).encode()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,14 @@ class AssembledFile(ManifestNode):
 
     path: str
 
-    def made(self, listings: Listings) -> Made:
+    def made(self, context: Context) -> Made:
         """Return what the file is made of; raises NotFound where the node is no such file."""
         raise NotImplementedError
+
+    def open(self, context: Context) -> Opened:
+        made = self.made(context)
+        spoiled = any(map(context.blobs.was_spoiled, made.digests))
+        return Opened(context.assembler.open(self.repository, made), direct_io=spoiled)
 
 
 class ManifestView(ManifestNode):
@@ -60,18 +65,18 @@ class ManifestView(ManifestNode):
 
     __slots__ = ()
 
-    def exists(self, listings: Listings) -> bool:
+    def exists(self, context: Context) -> bool:
         """Whether the manifest is one that there is such a view of."""
         raise NotImplementedError
 
-    def is_listed(self, listings: Listings) -> bool:
+    def is_listed(self, context: Context) -> bool:
         """Whether the manifest's directory lists the view; opening it by name works if it exists.
 
         Answers from the manifest alone: a listing of the directory asks this of every view.
         """
-        return self.exists(listings)
+        return self.exists(context)
 
-    def attr(self, listings: Listings) -> Attr:
-        if not self.exists(listings):
+    def attr(self, context: Context) -> Attr:
+        if not self.exists(context):
             raise NotFound(f"no such view of {self.digest}")
         return Attr(DIRECTORY)
