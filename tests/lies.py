@@ -129,7 +129,8 @@ class Seeing:
     """What the kernel would be told, of a file system that is not mounted."""
 
     def __init__(self, filesystem: FileSystem) -> None:
-        from epochfs.fuse.operations import EpochOperations, FuseOptions
+        from epochfs.fuse.libfuse import FuseOptions
+        from epochfs.fuse.operations import EpochOperations
 
         passthrough = Passthrough(Path("/x"), (2, 9))
         options = FuseOptions("x", 1.0, 0, 0)

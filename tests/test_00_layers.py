@@ -39,9 +39,10 @@ Within a folder imports are free so long as they form no cycle."""
 HOMES = {
     "requests": {"client.transport"},
     "urllib3": {"client.transport"},
-    "mfusepy": {"fuse.operations"},
-    "fuse": {"fuse.operations"},
-    "errno": {"fuse.operations", "cache"},
+    "mfusepy": {"fuse.libfuse"},
+    "fuse": {"fuse.libfuse"},
+    "ctypes": {"fuse.libfuse", "blobs.buffers", "cache.blobs.blob_files", "cli.system"},
+    "errno": {"fuse.errnos", "cache"},
     "os.environ": {"cli"},
     "os.getenv": {"cli"},
     "click": {"cli"},
@@ -154,6 +155,18 @@ def test_what_is_foreign_is_touched_at_home(module: Module) -> None:
         if (name == foreign or name.startswith(f"{foreign}.")) and not module.is_in(homes)
     }
     assert strays == set()
+
+
+def test_the_file_system_and_fuse_know_no_kind_of_node() -> None:
+    kinds = {"vfs.generated", "vfs.manifest_nodes", "vfs.repository_nodes", "vfs.views"}
+    knowing = {
+        module.name
+        for module in MODULES
+        if module.name == "vfs.filesystem" or module.floor == "fuse"
+        for name in imported(module.tree)
+        if any(f"{inner(name)}.".startswith(f"{kind}.") for kind in kinds)
+    }
+    assert knowing == set()
 
 
 @pytest.mark.parametrize("floor", ["errors", "oci", "config", "demo"])

@@ -17,6 +17,7 @@ from mounts import Mounts, require_fuse
 
 from epochfs import errors
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.fuse.errnos import ERRNO
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
@@ -64,9 +65,6 @@ def in_pieces(body: Callable[[], Iterator[bytes]]) -> Callable[[Request, Respons
 
 
 def test_every_error_has_a_row() -> None:
-    require_fuse()
-    from epochfs.fuse.operations import ERRNO
-
     kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass)}
     kinds = {kind for kind in kinds if issubclass(kind, errors.EpochfsError)}
     assert kinds - {errors.EpochfsError} == set(ERRNO)
@@ -78,12 +76,12 @@ def test_what_is_not_foreseen_is_an_io_error_with_a_traceback(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     require_fuse()
-    from epochfs.fuse import operations
+    from epochfs.fuse import libfuse, operations
 
     def fail(path: str) -> None:
         raise error
 
-    options = operations.FuseOptions("x", 1.0, 0, 0)
+    options = libfuse.FuseOptions("x", 1.0, 0, 0)
     filesystem = SimpleNamespace(getattr=fail)
     passthrough = Passthrough(Path("/x"), (2, 9))
     adapter = operations.EpochOperations(filesystem, Path("/x"), options, passthrough, lambda: None)

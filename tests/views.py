@@ -18,6 +18,7 @@ from stacks import stack
 
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import EpochfsError
+from epochfs.fuse.errnos import errno_of
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.node import inode
 
@@ -132,9 +133,6 @@ class _VfsFile:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    # Imported late: the binding cannot be imported without libfuse.
-    from epochfs.fuse.operations import errno_of
-
     try:
         yield
     except EpochfsError as error:

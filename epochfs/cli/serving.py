@@ -13,7 +13,8 @@ from epochfs.cli import shutdown, system
 from epochfs.cli.daemon import Ready
 from epochfs.config import Address, LayoutPath
 from epochfs.errors import MountFailure, printable
-from epochfs.fuse import operations
+from epochfs.fuse import libfuse
+from epochfs.fuse.operations import EpochOperations
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.session import opening
 from epochfs.session.settings import MountPlan
@@ -33,7 +34,7 @@ def serve(plan: MountPlan, ready: Ready, signals: shutdown.Signals) -> None:
     with contextlib.ExitStack() as closing:
         layout = plan.url if isinstance(plan.url, LayoutPath) else None
         blobs_are_in = layout.directory if layout else plan.cache.directory
-        passthrough = Passthrough(blobs_are_in, operations.library_version())
+        passthrough = Passthrough(blobs_are_in, libfuse.library_version())
         warnings: list[str] = []
 
         def warn(line: str) -> None:
@@ -55,7 +56,7 @@ def serve(plan: MountPlan, ready: Ready, signals: shutdown.Signals) -> None:
             log.info("SIGHUP: cached listings are dropped")
             filesystem.drop_listings()
 
-        fuse = operations.FuseOptions(
+        fuse = libfuse.FuseOptions(
             fsname=str(plan.url),
             kernel_ttl=plan.listings.kernel_ttl,
             uid=plan.uid,
@@ -65,7 +66,8 @@ def serve(plan: MountPlan, ready: Ready, signals: shutdown.Signals) -> None:
         )
         exit_code = 1
         try:
-            operations.serve(filesystem, plan.path, fuse, passthrough, on_ready=mounted)
+            operations = EpochOperations(filesystem, plan.path, fuse, passthrough, mounted)
+            libfuse.serve(operations, plan.path, fuse)
             exit_code = 0
         finally:
             shutdown.exit_within(shutdown.GRACE, exit_code)

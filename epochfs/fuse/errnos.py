@@ -1,0 +1,70 @@
+"""Which errno each error becomes: the one table, and the only user of errno numbers here."""
+
+from __future__ import annotations
+
+import errno
+
+from epochfs.errors import (
+    CacheFailure,
+    ContentMismatch,
+    CredentialsUnavailable,
+    DeadlineExceeded,
+    Denied,
+    EpochfsError,
+    InvalidName,
+    MountFailure,
+    NameTooLong,
+    NeverThere,
+    NotFound,
+    ProtocolViolation,
+    ReadOnly,
+    TlsFailure,
+    TooLarge,
+    Unavailable,
+    UnconfirmedNotFound,
+    Unsupported,
+    UsageError,
+    Vanished,
+)
+
+ABSENT = errno.ENOENT
+NO_ATTRIBUTE = errno.ENODATA
+UNFORESEEN = errno.EIO
+OF_NAMES = (errno.ENOENT, errno.ENAMETOOLONG)
+"""What nobody need be told of but who asked."""
+
+ERRNO: dict[type[EpochfsError], int] = {
+    NotFound: errno.ENOENT,
+    UnconfirmedNotFound: errno.ENOENT,
+    InvalidName: errno.ENOENT,
+    NameTooLong: errno.ENAMETOOLONG,
+    Denied: errno.EACCES,
+    CredentialsUnavailable: errno.EACCES,
+    ReadOnly: errno.EROFS,
+    DeadlineExceeded: errno.ETIMEDOUT,
+    ContentMismatch: errno.EIO,
+    ProtocolViolation: errno.EIO,
+    Unavailable: errno.EIO,
+    TlsFailure: errno.EIO,
+    Unsupported: errno.EIO,
+    CacheFailure: errno.EIO,
+    Vanished: errno.ESTALE,
+    NeverThere: errno.ESTALE,
+    TooLarge: errno.EFBIG,
+    UsageError: errno.EINVAL,
+    MountFailure: errno.EIO,
+}
+"""The one table from errors to errno; every class of `errors` has a row."""
+
+
+def errno_of(error: EpochfsError) -> int:
+    """Return the errno for an error, by its class or the nearest base of it in `ERRNO`."""
+    for kind in type(error).__mro__:
+        if kind in ERRNO:
+            return ERRNO[kind]
+    return UNFORESEEN
+
+
+def name_of(number: int) -> str:
+    """Return the name of an errno, such as `ENOENT`."""
+    return errno.errorcode[number]

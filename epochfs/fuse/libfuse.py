@@ -1,0 +1,165 @@
+"""libfuse: how it is loaded and run, and what the binding has no words for: ctypes and sysfs.
+
+The only importer of the binding, mfusepy or fusepy. Importing this module raises OSError or
+AttributeError where no libfuse can be loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from epochfs.config import MAX_READ
+from epochfs.errors import MountFailure
+from epochfs.fuse.mountinfo import mounted_on
+from epochfs.fuse.passthrough import Passthrough
+
+try:
+    import mfusepy as binding
+except ModuleNotFoundError:
+    import fuse as binding
+
+log = logging.getLogger(__name__)
+
+FuseOSError = binding.FuseOSError
+"""The one exception that may leave a callback; made of an errno."""
+
+Operations = binding.Operations
+"""What the callbacks are methods of."""
+
+_CAP_PASSTHROUGH = 1 << 29
+"""FUSE_CAP_PASSTHROUGH of libfuse 3.17's fuse_common.h."""
+
+_MAX_BACKGROUND = 40
+"""How many READs ahead the kernel has under way, each of which takes a MiB of memory until it is
+answered. While so many wait for a slow registry, what is cached is not read ahead either."""
+
+_MAX_THREADS = 128
+_MAX_IDLE_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FuseOptions:
+    """How to mount: `kernel_ttl` in seconds, `extra` as `name` or `name=value` for libfuse."""
+
+    fsname: str
+    kernel_ttl: float
+    uid: int
+    gid: int
+    allow_other: bool = False
+    extra: tuple[str, ...] = ()
+
+
+def library_version() -> tuple[int, int]:
+    """Return the version of the libfuse that was loaded."""
+    if hasattr(binding, "fuse_version_major"):
+        return binding.fuse_version_major, binding.fuse_version_minor
+    return 2, 9
+
+
+def serve(operations: Any, mountpoint: Path, options: FuseOptions) -> None:  # noqa: ANN401
+    """Mount, and have `operations` answer the kernel until unmounted.
+
+    Raises MountFailure when libfuse cannot mount, after it said why on stderr.
+    """
+    try:
+        _Fuse(operations, str(mountpoint), raw_fi=True, **_libfuse_options(options))
+    except RuntimeError as error:
+        raise MountFailure(f"libfuse could not mount on {mountpoint} (code {error})") from None
+
+
+def _libfuse_options(options: FuseOptions) -> dict[str, object]:
+    values: dict[str, object] = {
+        "foreground": True,
+        "fsname": options.fsname.replace(",", "\\,"),
+        "subtype": "epochfs",
+        "ro": True,
+        "nosuid": True,
+        "nodev": True,
+        "use_ino": True,
+        "allow_other": options.allow_other,
+        "entry_timeout": options.kernel_ttl,
+        "attr_timeout": options.kernel_ttl,
+        "negative_timeout": 0,
+    }
+    if library_version() >= (3, 0):
+        values["max_read"] = MAX_READ
+    if library_version() >= (3, 12):
+        # Ten by default, which ten readers of a slow registry would use up.
+        values["max_threads"] = _MAX_THREADS
+        values["max_idle_threads"] = _MAX_IDLE_THREADS
+    for word in options.extra:
+        name, is_pair, value = word.partition("=")
+        values[name] = value if is_pair else True
+    return values
+
+
+class _Fuse(binding.FUSE):  # type: ignore[misc]
+    """The binding's dispatcher, with a `read` that copies nothing.
+
+    The binding's own takes bytes from the operations and copies them into libfuse's buffer. Here
+    the file is read straight into that buffer, which halves the time of a warm read.
+    """
+
+    def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
+        """Called by libfuse with a buffer of `size` bytes; returns how many were filled."""
+        address = ctypes.addressof(buffer.contents) if size else 0
+        view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+        shown = path.decode("utf-8", "surrogateescape") if path else "an open file"
+        return self.operations.read(shown, view, offset, fip.contents)  # type: ignore[no-any-return]
+
+
+def configure(connection: Any, passthrough: Passthrough) -> None:  # noqa: ANN401
+    """Ask the kernel for large and many reads, and for passthrough if that is possible.
+
+    `connection` is libfuse's `struct fuse_conn_info`, while the mount is made.
+    """
+    if hasattr(connection, "max_read"):
+        connection.max_read = MAX_READ
+    connection.max_background = _MAX_BACKGROUND
+    connection.congestion_threshold = _MAX_BACKGROUND
+    if not passthrough.possible:
+        return
+    if not connection.capable_ext & _CAP_PASSTHROUGH:
+        passthrough.refuse("this kernel was built without (CONFIG_FUSE_PASSTHROUGH)")
+        return
+    connection.want_ext |= _CAP_PASSTHROUGH
+    connection.max_backing_stack_depth = passthrough.stack_depth
+    passthrough.start(_session_device())
+
+
+def _session_device() -> int:
+    """Return the descriptor of /dev/fuse of the session whose callback this thread is in."""
+    libfuse = binding._libfuse
+    libfuse.fuse_get_session.argtypes = [ctypes.c_void_p]
+    libfuse.fuse_get_session.restype = ctypes.c_void_p
+    libfuse.fuse_session_fd.argtypes = [ctypes.c_void_p]
+    session = libfuse.fuse_get_session(libfuse.fuse_get_context().contents.fuse)
+    return libfuse.fuse_session_fd(session)  # type: ignore[no-any-return]
+
+
+def set_backing_id(fi: Any, number: int) -> None:  # noqa: ANN401
+    """Set what libfuse 3.17 has in `struct fuse_file_info` behind the 32 bits of `poll_events`.
+
+    To mfusepy 3.1 both are one field of 64 bits.
+    """
+    offset = type(fi).poll_events.offset + ctypes.sizeof(ctypes.c_uint32)
+    ctypes.c_int32.from_buffer(fi, offset).value = number
+
+
+def raise_read_ahead(mountpoint: Path) -> None:
+    """Let the kernel read ahead in pieces of `MAX_READ`, where that is permitted.
+
+    Its default of 128 KiB bounds every sequential read. Only root may raise it, and only once the
+    mount has answered: the kernel sets the default when it has the answer to FUSE_INIT.
+    """
+    try:
+        mount = mounted_on(mountpoint.absolute())
+        if mount is not None:
+            limit = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
+            limit.write_text(f"{MAX_READ // 1024}\n")
+    except OSError as error:
+        log.debug("cannot raise the kernel's read-ahead: %s", error)
