@@ -378,3 +378,15 @@ def test_inode_numbers_are_distinct_and_fit_the_kernel(texts: list[str]) -> None
     numbers = {inode(path) for path in paths}
     assert len(numbers) == len(set(paths))
     assert all(1 < number < 2**64 for number in numbers)
+
+
+def test_a_directory_is_walked_to_once_however_many_of_its_names_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+    parse = Repository.parse
+    monkeypatch.setattr(Repository, "parse", lambda text: (parsed.append(text), parse(text))[1])
+    tree = Tree()
+    tags = [tree.node(f"/library/nginx/tags/{number}") for number in range(20)]
+    assert tags == [TagLink(APP, Tag(str(number))) for number in range(20)]
+    assert parsed == ["library", "library/nginx"]

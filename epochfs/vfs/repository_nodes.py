@@ -52,8 +52,9 @@ def shown_segment(segment: str) -> str:
 
 def parsed_segment(name: str) -> str:
     """Return the repository segment a name in the tree stands for; raises NotFound for none."""
-    segment = name[1:] if name.startswith("_") else name
-    if shown_segment(segment) != name:
+    segment = name.removeprefix("_")
+    is_escaped = segment != name
+    if is_escaped != (segment in RESERVED or segment.startswith("_")):
         raise NotFound(f"no repository segment is shown as {name}")
     return segment
 
