@@ -1,9 +1,8 @@
-"""What digests name in each repository: manifests, other documents, and the blobs they tell of.
+"""Caches the documents that digests name: manifests and configs, and the blobs in manifests.
 
-None of it can change, so it is kept for as long as there is room. But that a repository has it, and
-that we may read it, was proved with the credentials of then: once the registry denies a manifest or
-blob of a repository, all that was had of it is forgotten. That it denies a listing says nothing of
-them.
+A digest's content never changes, so a document is kept as long as there is room. Access can change:
+once the registry denies a manifest or blob of a repository, everything fetched from that repository
+is forgotten. A denied listing says nothing about them.
 
 Locks: `Documents._lock` guards `_blobs`; no I/O happens under it.
 """
@@ -39,7 +38,7 @@ _Key = tuple[Repository, Digest]
 
 
 class Documents:
-    """The documents of one registry, each of at most `limit` bytes, remembered.
+    """Caches the documents of one registry, each of at most `limit` bytes.
 
     Any thread may call anything.
     """
@@ -85,7 +84,7 @@ class Documents:
 
     @contextlib.contextmanager
     def unless_denied(self, repository: Repository) -> Iterator[None]:
-        """Ask for a manifest or blob of a repository; if that is denied, forget the repository."""
+        """Forget the repository if the registry denies what is asked for in this context."""
         try:
             yield
         except CredentialsUnavailable:
@@ -127,7 +126,7 @@ class Documents:
 
 
 class _Cache(TtlCache[_Key, V]):
-    """A cache that can forget one repository."""
+    """A TtlCache that can forget one repository."""
 
     def __init__(
         self,
@@ -140,7 +139,7 @@ class _Cache(TtlCache[_Key, V]):
         super().__init__(name, fetch, policy, store=self._lru)
 
     def forget(self, repository: Repository) -> None:
-        """Forget what is of a repository, and what is being fetched of it just now."""
+        """Forget a repository's entries, and do not keep what is being fetched from it now."""
         with self._lock:
             self._lru.drop_where(lambda key: key[0] == repository)
             self._flights.forget(lambda key: key[0] == repository)

@@ -1,9 +1,10 @@
-"""Facts learned of a registry, kept for the next mount of it.
+"""Persists facts learned about a registry, for its next mount.
 
-A listing that a registry refuses today may be one that it never had, or one that it had and has no
-more to give. Only who knows what it once answered can tell the two apart.
+A registry that refuses a listing today may never have had one, or may have one that it withholds.
+Only the facts of earlier answers tell the two apart.
 
-A fact is kept with the registry's answers (`answers`): for these credentials, and over an outage.
+A fact is stored with the registry's answers (`cache.answers`), so it belongs to these credentials
+and survives an outage.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ HAS_CATALOG = Question(_KIND, name="catalog")
 """The registry has listed its repositories."""
 
 NO_REFERRERS_CALL = Question(_KIND, name="no referrers call")
-"""The registry does not offer the referrers call; what it has is found by tag."""
+"""The registry does not offer the referrers call; referrers are found by tag."""
 
 
 def answers_referrers(repository: str) -> Question:
@@ -26,7 +27,7 @@ def answers_referrers(repository: str) -> Question:
 
 
 class Facts:
-    """What is known of one registry. Without a store it is known to this process alone.
+    """The facts about one registry; without a store, this process alone knows them.
 
     Any thread may call anything: a dictionary's own operations are atomic.
     """

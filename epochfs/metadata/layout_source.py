@@ -1,11 +1,11 @@
-"""An OCI image layout on disk as a source of repositories, tags, manifests and blobs.
+"""Reads an OCI image layout on disk as a source of repositories, tags, manifests and blobs.
 
-A layout is one directory of content and a list of what in it has a name. A name that is a tag
-belongs to a repository called as the directory is; one that names a repository too, such as
-`library/app:1.0`, belongs there. A manifest without a name has the hexadecimal part of its digest.
+A layout is one directory of content and an index of the names in it. A plain tag belongs to a
+repository named after the directory; a name with a repository, such as `library/app:1.0`, belongs
+to that one. A manifest without a name is tagged with the hexadecimal part of its digest.
 
-The directory is as hostile as a registry: what is read is hashed, links are not followed, and what
-is no regular file is refused. Source: OCI Image specification 1.1, image-layout.md.
+The directory is as hostile as a registry: all content is hashed, links are not followed, and only
+regular files are read. Source: OCI Image specification 1.1, image-layout.md.
 
 Locks: `OciLayout._lock` guards `_read` and `_subjects`; no I/O happens under it.
 """
@@ -49,10 +49,10 @@ log = logging.getLogger(__name__)
 
 _INDEX_LIMIT = 32 * 1024 * 1024
 _UNNAMED = Repository("layout")
-"""The repository of a directory whose own name could be no repository's."""
+"""The repository where the directory's own name is no valid repository name."""
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Not blocking, for a FIFO in place of a file would be waited for."""
+"""O_NONBLOCK: opening a FIFO in place of a file would block."""
 
 Names = Mapping[Repository, Mapping[Tag, Descriptor]]
 Identity = tuple[int, int, int, int, int]
@@ -60,7 +60,7 @@ Identity = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True)
 class _Contents:
-    """What `index.json` says, as long as its identity is this."""
+    """The parsed `index.json`, valid while the file has this identity."""
 
     identity: Identity
     names: Names
@@ -79,7 +79,7 @@ class _Contents:
 class OciLayout:
     """The layout in one directory (a `Source`). `manifest_limit` is in bytes.
 
-    Its changes are seen: `index.json` is read again whenever it is another file.
+    Changes are picked up: `index.json` is read again whenever its identity changes.
     """
 
     stats = TransportStats()
@@ -132,7 +132,7 @@ class OciLayout:
     def get_manifest(
         self, name: Repository, reference: Reference, limit: int | None = None
     ) -> Document:
-        """Return a manifest. Nothing tells manifests from blobs here but their content."""
+        """Return a manifest. Only the content tells manifests from blobs here."""
         if isinstance(reference, Tag):
             reference = self.resolve(name, reference).digest
         self._tags(name)
@@ -216,7 +216,7 @@ class OciLayout:
         return names[name]
 
     def _referrers_by_subject(self) -> Mapping[Digest, list[Descriptor]]:
-        """Return the manifests that have names by what they refer to; read once, all of them."""
+        """Return the named manifests by their subjects; all are read once."""
         contents = self._contents()
         with self._lock:
             known, identity = self._subjects
@@ -257,7 +257,7 @@ class OciLayout:
 
 
 def identity_of(fd: int) -> Identity:
-    """Return what changes when a file is replaced or written to."""
+    """Return the identity of a file: it changes when the file is replaced or written to."""
     found = os.fstat(fd)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -274,7 +274,7 @@ def _repository_of(directory: Path) -> Repository:
 
 
 def _names(index: Index, own: Repository) -> Names:
-    """Return what an index names; of several manifests with one name, the first."""
+    """Return the names in an index; the first of several manifests with one name wins."""
     names: dict[Repository, dict[Tag, Descriptor]] = {}
     refused: list[InvalidName] = []
     for descriptor in index.manifests:
@@ -305,7 +305,7 @@ def _parse_name(text: str, own: Repository) -> tuple[Repository, Tag]:
 
 @contextlib.contextmanager
 def _disk_errors(what: str) -> Iterator[None]:
-    """Turn an OSError of the layout's disk into ours."""
+    """Turn an OSError of the layout's disk into an EpochfsError."""
     try:
         yield
     except FileNotFoundError:

@@ -1,10 +1,10 @@
-"""What the registry says of its names: repositories, tags, tag → digest, manifests, blob sizes.
+"""Answers what is in the registry: repositories, tags, tag → digest, manifests, blob sizes.
 
 Every answer is remembered in a bounded `TtlCache`; the tree asks here and nowhere else.
 
-A blob's size is known because a manifest of the same repository named it, or because a HEAD
-answered; that is also the proof that this repository may see the blob, without which the blob
-cache is not consulted.
+A blob's size is known when a manifest of the same repository names the blob, or a HEAD answered.
+Either also proves that the repository may read the blob; without that proof the blob cache is not
+consulted.
 
 Locks: `Listings._lock` guards `_closures`; no I/O happens under it.
 """
@@ -51,7 +51,7 @@ _MAX_CLOSURES = 16
 
 
 class Listings:
-    """The registry's names, remembered. Any thread may call anything."""
+    """Caches what one registry says. Any thread may call anything."""
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class Listings:
         recalled: Callable[[], int] = lambda: 0,
         facts: Facts | None = None,
     ) -> None:
-        """`recalled` tells how often the source gave an older answer, to be asked again soon."""
+        """`recalled` counts the older answers of the source, which are asked for again soon."""
         facts = Facts() if facts is None else facts
         self._source = source
         self._options = options
         self._history = history
         self._pool = ThreadPoolExecutor(options.parallel, thread_name_prefix="listing")
-        # Apart from the other, so that nobody waits for what was only begun in case of need.
+        # A pool of its own, so that nobody waits behind what is only asked ahead.
         self._ahead = ThreadPoolExecutor(options.parallel, thread_name_prefix="resolving")
         self._lock = threading.Lock()
         changing = CachePolicy(
@@ -105,12 +105,12 @@ class Listings:
 
     @property
     def kernel_ttl(self) -> float:
-        """How long the kernel may keep what it was told of a file, in seconds."""
+        """How long the kernel may cache attributes and names, in seconds."""
         return self._options.kernel_ttl
 
     @property
     def shows_rootfs(self) -> bool:
-        """Whether the root filesystem of an image is listed, and not only opened by name."""
+        """Whether an image's root filesystem is listed, or only opens by name."""
         return self._options.show_rootfs
 
     # ---- what the tree asks ------------------------------------------------------------------
@@ -118,12 +118,12 @@ class Listings:
     def catalogue(self) -> Catalogue:
         """Return the repositories listed; only those of `--repo` where there is no catalog.
 
-        Raises Denied and the like where the registry had one that it does not give now.
+        Raises Denied or ProtocolViolation where the registry had one before and has none now.
         """
         return self._repositories.catalogue()
 
     def settle(self, seconds: float) -> str:
-        """Find out whether there is a catalog; return what is to be said of it, or ""."""
+        """Find out whether there is a catalog; return a message about it, or ""."""
         return self._repositories.settle(seconds)
 
     def known_catalogue(self) -> Catalogue | None:
@@ -144,19 +144,19 @@ class Listings:
         return self._repositories.holds_tags(repository)
 
     def expect_resolves(self, repository: Repository) -> None:
-        """Take note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
+        """Note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
         self._listed.expect(repository)
 
     def resolve(self, repository: Repository, tag: Tag) -> Resolved:
-        """Return what a tag names now; the rest of a listing begins to be resolved with it."""
+        """Return what a tag names now; with the first of a listing, begin to resolve the rest."""
         if self._resolved.peek((repository, tag)) is None:
             self._listed.seen(repository)
         return self._resolve(repository, tag)
 
     def tagged(self, repository: Repository) -> list[tuple[Tag, Resolved, Descriptor]]:
-        """Return all tags, sorted, with what they name now; all at once, in parallel.
+        """Return all tags, sorted, with what they name now, resolved in parallel.
 
-        A tag that was deleted meanwhile is left out. Raises rather than leave out another.
+        A tag that was deleted meanwhile is left out; any other error is raised.
         """
         in_parallel = self._in_parallel()
 
@@ -185,21 +185,21 @@ class Listings:
         return self._documents.named_blob(repository, digest) is not None
 
     def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
-        """Return what refers to a manifest, sorted: signatures, lists of what is in it."""
+        """Return the referrers of a manifest, sorted: signatures, SBOMs and the like."""
         return self._referrers.of(repository, digest)
 
     def snapshot_config(self, repository: Repository, digest: Digest) -> SnapshotConfig:
         """Return a blob as the config of a snapshot, hashed and parsed.
 
-        Raises TooLarge for one that is larger than Epoch takes.
+        Raises TooLarge for one that is larger than Epoch accepts.
         """
         return self._documents.snapshot_config(repository, digest)
 
     def reachable(self, repository: Repository) -> Reachable:
         """Follow all tags through indexes and to what refers to them, in parallel.
 
-        What could not be had is told in `Reachable.error`. What the registry itself no longer has
-        is passed over: a tag deleted meanwhile, an index that lists a platform nobody pushed.
+        `Reachable.error` says what is missing. What the registry itself does not have is skipped: a
+        tag deleted meanwhile, a platform in an index that nobody pushed.
         """
         self._reachable_walk.seen(repository)
         return self._follow(repository, self._in_parallel())
@@ -207,8 +207,8 @@ class Listings:
     def closure(self, repository: Repository, digest: Digest) -> Reachable:
         """Return what one manifest leads to through indexes, itself included, without referrers.
 
-        What could not be had is told in `Reachable.error`. Kept for a moment, whole or not: who
-        walks over it asks again for each name.
+        `Reachable.error` says what is missing. The answer is kept for a moment, complete or not: a
+        walk asks again for each name.
         """
         self.manifest(repository, digest)
         with self._lock:
@@ -245,14 +245,14 @@ class Listings:
         return [(repository, tag) for tag in self._repositories.last_tags(repository)]
 
     def _in_parallel(self) -> InParallel:
-        """Return what asks for all that one operation needs, within the time limit for it."""
+        """Return a spreader of one operation's questions, within its time limit."""
         return InParallel(self._pool, self._options.timeout)
 
     def _reach_ahead(self, repository: Repository) -> None:
-        """Follow the tags of a repository that nobody waits for yet; one at a time, unless known.
+        """Follow the tags of a repository that nobody waits for yet, in this thread.
 
-        Many repositories are under way at once, and threads that wait for others of their own
-        pool would wait for ever.
+        Many repositories are followed at once, and threads that wait for others of their own
+        pool would deadlock.
         """
         if not self._repositories.has_current_tags(repository):
             self._follow(repository, None)
@@ -260,7 +260,7 @@ class Listings:
     # ---- what tags lead to -------------------------------------------------------------------
 
     def _resolve(self, repository: Repository, tag: Tag) -> Resolved:
-        """Return what a tag names. Raises NotFound only for a tag that is listed no more."""
+        """Return what a tag names. Raises NotFound only for a tag that is no longer listed."""
         try:
             return self._resolved.get((repository, tag))
         except NotFound as error:
@@ -271,7 +271,7 @@ class Listings:
             raise
 
     def _lists(self, repository: Repository, tag: Tag) -> bool:
-        """Return whether the registry lists a tag, by a listing that is no older than a moment."""
+        """Return whether the registry lists a tag, by a listing of the last few seconds."""
         if not _holds(self._repositories.last_tags(repository), tag):
             return False
         tags = self._repositories.tags(repository, self._options.negative_ttl)
@@ -286,7 +286,7 @@ class Listings:
             ) from error
 
     def _follow(self, repository: Repository, in_parallel: InParallel | None) -> Reachable:
-        """Follow a repository's tags; in this thread where nothing is to do so `in_parallel`."""
+        """Follow a repository's tags, `in_parallel` or, where that is None, in this thread."""
         walk = Walk()
         missing: list[EpochfsError] = []
 
@@ -332,7 +332,7 @@ class Listings:
         return replace(found, referrers=None) if is_readable else found
 
     def _had(self, repository: Repository, digest: Digest) -> Fetched:
-        """Fetch a manifest, if it can be had, and parse it."""
+        """Fetch a manifest and parse it; the errors are in what is returned."""
         try:
             document = self.manifest(repository, digest)
         except UnconfirmedNotFound as error:

@@ -1,17 +1,17 @@
-"""A client that remembers: what the registry said is served while the registry is down.
+"""A client that serves remembered answers while the registry is down.
 
-It stands between `RegistryClient` and those who read through it. Each answer is kept (`answers`);
-when the registry cannot be reached, or is known to be down (`health`), the answer it last gave
-serves in place of a new one: one about names for as long as `max_age` allows, one about a digest
-without limit, for what it names cannot change. "Unknown", "denied" and "not offered" are answers
-too: they end what was remembered, and for names they are what is recalled. But a 404 in other words
-than the specification's is no answer about what was answered before: an ingress gives such.
+It wraps `RegistryClient` and stores each answer in `cache.answers`. When the registry cannot be
+reached, or is known to be down (`registry_health`), the last answer serves in place of a new one:
+about names for as long as `max_age` allows, about a digest without limit, for its content never
+changes. "Unknown", "denied" and "not offered" are answers too: they replace what was remembered,
+and for names they are remembered themselves. A 404 without one of the specification's error codes
+replaces nothing: an ingress gives such.
 
-Access to all of a repository ends when the registry denies one of its manifests or blobs; that it
-denies a listing ends the listing alone.
+Access to a whole repository ends when the registry denies one of its manifests or blobs; a denied
+listing ends that listing alone.
 
-Manifests are hashed again when they are read back. Health is the registry's own: while a mirror
-answers in its place, it is pinged all the same.
+Manifests are hashed again when they are read back. Health is the registry's own: it is pinged even
+while a mirror answers in its place.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ _CONTENT = "content"
 _REFERRERS = "referrers"
 
 _NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS, _REFERRERS})
-"""Listings. Everything else is content, which proves access when it is given."""
+"""Listings. Everything else is content; an answer about it proves access."""
 
 _ANSWER = b"="
 _REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~": Unsupported}
-"""What an answer begins with on disk, and what stands there in place of one."""
+"""The first byte of an answer on disk, and the marks of refusals."""
 
 
 class RememberingClient:
-    """Reads one registry as a `PullClient` does. Any thread may call anything."""
+    """A `PullClient` of one registry. Any thread may call anything."""
 
     def __init__(
         self, client: RegistryClient, answers: AnswerStore, health: Health, max_age: float
     ) -> None:
-        """`max_age` in seconds is how old an answer about names may be."""
+        """`max_age` is the maximum age of answers about names, in seconds."""
         self._client = client
         self._answers = answers
         self.facts = Facts(answers)
@@ -122,7 +122,7 @@ class RememberingClient:
         )
 
     def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
-        """Return what refers to a manifest."""
+        """Return the referrers of a manifest."""
         return self._ask(
             Question(_REFERRERS, name.name, str(digest)),
             lambda: self._client.referrers(name, digest),
@@ -132,7 +132,7 @@ class RememberingClient:
         )
 
     def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
-        """Return all of a blob that is a document; such are remembered as manifests are."""
+        """Return a whole blob that is a document; it is remembered as manifests are."""
         return self._ask(
             Question(_CONTENT, name.name, str(digest)),
             lambda: self._client.read_blob(name, digest, limit),
@@ -152,7 +152,7 @@ class RememberingClient:
     def get_blob(
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
     ) -> BlobStream:
-        """Open a blob for reading; bytes are not remembered here but in `blobcache`."""
+        """Open a blob for reading; its bytes are cached by `cache.blobs`, not here."""
         self._refuse_while_down(_BLOB)
         try:
             stream = self._client.get_blob(name, digest, start, end)
@@ -163,7 +163,7 @@ class RememberingClient:
         return stream
 
     def distrust_mirrors(self, digest: Digest) -> bool:
-        """Take note that wrong bytes came of a blob; return whether a mirror may have sent them."""
+        """Report wrong bytes of a blob; return whether a mirror may have sent them."""
         return self._client.distrust_mirrors(digest)
 
     def _ask(
@@ -175,7 +175,7 @@ class RememberingClient:
         max_age: float | None = None,
         besides: Callable[[T], None] = lambda _: None,
     ) -> T:
-        """Ask the registry and remember its answer; recall the last one where it gives none.
+        """Ask the registry and remember its answer; without one, return the remembered answer.
 
         `besides` remembers what else follows from an answer.
         """
@@ -209,7 +209,7 @@ class RememberingClient:
                 self._remember_refusal(question, error, for_names=max_age is not None)
             raise
         self._answered(question.kind)
-        # Who logged in meanwhile did not ask this.
+        # A login since then did not ask this.
         if self._answers.scope(question.repository) == scope:
             self._answers.put(question, _ANSWER + dump(value))
             besides(value)
@@ -220,13 +220,13 @@ class RememberingClient:
         self._refuse_while_down(_BLOB)
 
     def _refuse_while_down(self, kind: str) -> None:
-        """Raise at once what asking would come to, unless a mirror may answer in its place."""
+        """Raise Unavailable at once while the registry is down, unless a mirror may answer."""
         outage = self.health.outage
         if outage is not None and (kind in _NEVER_MIRRORED or not self._mirrored):
             raise Unavailable(f"the registry is down: {outage.reason}")
 
     def _answered(self, kind: str) -> None:
-        """Take note of an answer, unless it may be a mirror's; a refusal never is."""
+        """Note an answer of the registry, unless it may be a mirror's; a refusal never is."""
         if kind in _NEVER_MIRRORED or not self._mirrored:
             self.health.answered()
 
@@ -268,13 +268,13 @@ class RememberingClient:
             self._recalled += 1
 
     def _remember_description(self, name: Repository, document: Document) -> None:
-        """Keep what a HEAD of the manifest would say."""
+        """Remember what a HEAD of the manifest would say."""
         described = Descriptor(document.media_type, document.digest, document.size)
         question = Question(_DESCRIPTION, name.name, str(document.digest))
         self._answers.put(question, _ANSWER + _dump(_dumped(described)))
 
     def _remember_blobs(self, name: Repository, document: Document) -> None:
-        """Keep the sizes that a manifest gives of its blobs, as HEADs of them would be kept."""
+        """Remember the blob sizes in a manifest, as if from HEADs of the blobs."""
         try:
             view = document.view
         except ProtocolViolation:

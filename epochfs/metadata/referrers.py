@@ -1,10 +1,9 @@
-"""The referrers of each manifest: from the registry's own call, or from a tag where it has none.
+"""Lists the referrers of a manifest, by the referrers call or by the fallback tag.
 
-A registry without the call answers 404, or refuses it in some other way; other clients go on to the
-tag then, and so does this one (OCI Distribution specification 1.1, "Referrers Tag Schema"). That is
-remembered of the registry for as long as a listing is, so that a walk asks once and not for each
-manifest again. But a refusal by a repository that answered before is an error: what referred to its
-manifests is not known to be gone.
+A registry without the call answers 404 or refuses it in some other way; like other clients, this
+one then reads the tag (OCI Distribution specification 1.1, "Referrers Tag Schema"). The refusal is
+remembered for as long as a listing is, so that a walk asks once and not once a manifest. A refusal
+from a repository that answered before is an error: its referrers are not known to be gone.
 
 Locks: `Referrers._lock` guards `_uncalled`; no I/O happens under it.
 """
@@ -35,7 +34,7 @@ Tagged = Callable[[Repository, Tag], Document | None]
 
 
 class Referrers:
-    """The referrers in one registry, remembered. Any thread may call anything."""
+    """Caches the referrers in one registry. Any thread may call anything."""
 
     def __init__(
         self,
@@ -94,7 +93,7 @@ class Referrers:
         return view.manifests if isinstance(view, Index) else ()
 
     def _refused(self, repository: Repository, error: Unsupported) -> None:
-        """Take note that there is no call; raises where there was one."""
+        """Note that there is no referrers call; raises where the call answered before."""
         if self._facts.known(answers_referrers(repository.name)):
             if isinstance(error.__cause__, Denied):
                 raise error.__cause__

@@ -1,8 +1,8 @@
-"""Whether the registry answers: found out by the requests that are made anyway, and by a probe.
+"""Tracks whether the registry answers, by the requests made anyway and by pings.
 
-A request that fails may be about one object; so before the registry counts as down, it is pinged.
-While it is down it is pinged every few seconds until it is back, and who wants to know is told.
-What is then served from the cache is `remembering`'s to say.
+A failed request may be about one object only, so the registry is pinged before it counts as down.
+While it is down it is pinged every few seconds; `on_return` tells when it is back. What the cache
+serves meanwhile is decided in `offline`.
 
 Locks: `Health._lock` guards the fields; no I/O and no callback happens under it. `is_down` is read
 without it.
@@ -27,14 +27,14 @@ _GROWTH = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The registry is down: since when (epoch seconds), and what was said when it was noticed."""
+    """An outage: since when (epoch seconds), and the error that showed it."""
 
     since: float
     reason: str
 
 
 class Health:
-    """The health of one registry, which `ping` asks; `on_return` is called when it is back."""
+    """Tracks one registry, which `ping` probes; calls `on_return` when it is back."""
 
     def __init__(self, registry: str, ping: Callable[[], None]) -> None:
         self.on_return: Callable[[], None] = lambda: None
@@ -47,16 +47,16 @@ class Health:
 
     @property
     def outage(self) -> Outage | None:
-        """The present outage, if there is one."""
+        """The current outage, if there is one."""
         return self._outage
 
     @property
     def is_down(self) -> bool:
-        """Whether requests are likely to fail at present."""
+        """Whether requests are likely to fail now."""
         return self._outage is not None
 
     def answered(self) -> None:
-        """Take note that the registry has answered a request."""
+        """Note that the registry answered a request."""
         if self._outage is None:
             return
         with self._lock:
@@ -66,9 +66,9 @@ class Health:
             self.on_return()
 
     def failed(self, error: EpochfsError, *, pinged: bool = False) -> None:
-        """Take note that a request did not get an answer; find out whether that is an outage.
+        """Note that a request got no answer, and find out whether that is an outage.
 
-        `pinged` says that it was a ping.
+        `pinged`: the request was a ping.
         """
         outage = Outage(time.time(), str(error))
         if pinged:
@@ -80,7 +80,7 @@ class Health:
         threading.Thread(target=self._probe, args=(outage,), name="probe", daemon=True).start()
 
     def close(self) -> None:
-        """Ping no more."""
+        """Stop pinging."""
         self._closing.set()
 
     def _declare(self, outage: Outage) -> None:

@@ -1,7 +1,7 @@
-"""The repositories that a registry has, by its catalog and its tag lists.
+"""Decides which repositories exist, by the catalog and the tag lists.
 
 A catalog may be denied, absent, slow or wrong, and what it does not list may be there all the same.
-So it decides what is listed, and never alone what can be opened:
+So the catalog decides what is listed, but never alone what can be opened:
 
 ====================================  ==========================================================
 the catalog                           a name
@@ -14,8 +14,8 @@ is whole and does not list it         is there if its tag list has a tag; if tha
 is denied, absent, failing or empty   can be entered, if it is one the specification allows
 ====================================  ==========================================================
 
-What was there, as the catalog or the tag history knows, is never gone because of an answer that the
-specification does not have, nor of a refusal.
+A repository that the catalog or the tag history has seen is not gone because of a refusal, or of an
+answer that is not in the specification.
 
 Locks: `Repositories._lock` guards `_settled` and `_attempted`; no I/O happens under it.
 """
@@ -54,7 +54,7 @@ Name = TypeVar("Name", Repository, Tag)
 
 
 class Repositories:
-    """The catalog and the tag lists of one registry, remembered. Any thread may call anything."""
+    """Caches the catalog and the tag lists of one registry. Any thread may call anything."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Repositories:
         recalled: Callable[[], int],
         arranged: Callable[[Repository, tuple[Tag, ...]], None],
     ) -> None:
-        """`arranged` is told of each new tag list, sorted; `background` reads an old catalog anew.
+        """`arranged` gets each new tag list, sorted; `background` refreshes an old catalog.
 
         `recalled` is as in `TtlCache`.
         """
@@ -95,7 +95,7 @@ class Repositories:
     def catalogue(self, max_age: float | None = None) -> Catalogue:
         """Return the repositories listed; only those of `--repo` where there is no catalog.
 
-        Raises Denied and the like where the registry had one that it does not give now.
+        Raises Denied or ProtocolViolation where the registry had one before and has none now.
         """
         try:
             return self._catalogues.get((), max_age)
@@ -104,9 +104,9 @@ class Repositories:
                 self._settled = True
 
     def settle(self, seconds: float) -> str:
-        """Find out whether there is a catalog, within so many seconds; return what is to be said.
+        """Find out whether there is a catalog, within so many seconds; return a message about it.
 
-        That is "" where all is well. A catalog that takes longer goes on being read.
+        That is "" where all is well. A catalog that takes longer is read on in the background.
         """
         try:
             catalogue = self._background.submit(self.catalogue).result(seconds)
@@ -129,7 +129,7 @@ class Repositories:
     def known(self) -> Catalogue | None:
         """Return the last catalog that was read, however old; None if none ever was.
 
-        Only before the first was asked for does this wait for an answer.
+        This waits for an answer only if none was asked for yet.
         """
         with self._lock:
             settled = self._settled
@@ -147,7 +147,7 @@ class Repositories:
         return catalogue.following(repository, count) if catalogue is not None else []
 
     def _read_again(self) -> None:
-        """Have the catalog read in the background, unless that was tried a moment ago."""
+        """Refresh the catalog in the background, unless that was tried a moment ago."""
         now = time.monotonic()
         with self._lock:
             if now < self._attempted + self._recheck:
@@ -168,7 +168,7 @@ class Repositories:
     def check(self, repository: Repository, *, or_parent: bool = False) -> None:
         """Raise NotFound unless a repository is there or can be entered.
 
-        `or_parent`: what only has repositories below it will do as well.
+        `or_parent`: a mere parent of repositories will do as well.
         """
 
         def lists(catalogue: Catalogue) -> bool:
@@ -242,7 +242,7 @@ class Repositories:
         return self._tags.peek(repository) is not None
 
     def clear(self) -> None:
-        """Have everything asked for anew. The catalog goes on telling what can be entered."""
+        """Expire everything. Until it is read again, the old catalog tells what can be entered."""
         self._catalogues.expire(())
         self._tags.clear()
 

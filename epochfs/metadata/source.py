@@ -1,7 +1,7 @@
-"""What names and documents come from: a registry, or an OCI image layout on disk.
+"""The interface of whatever serves names and documents: a registry, or an OCI image layout on disk.
 
-`listings` asks a `Source` and need not know which of the two it is, nor whether another stands in
-front of it (`remembering`). The methods are those of `RegistryClient`, where each is described.
+`listings` need not know which of the two it reads, nor whether `offline` stands in front of it. The
+methods are those of `RegistryClient`, which documents them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Source(Protocol):
     """Repositories, tags and manifests to read. Any thread may call anything."""
 
     def catalog(self) -> list[str]:
-        """Return the names of all repositories, which are not to be trusted."""
+        """Return the names of all repositories, unvalidated."""
 
     def list_tags(self, name: Repository, /) -> list[str]:
-        """Return a repository's tags, which are not to be trusted."""
+        """Return a repository's tags, unvalidated."""
 
     def resolve(self, name: Repository, reference: Reference, /) -> Descriptor:
         """Describe the manifest that a reference names now."""
@@ -31,10 +31,10 @@ class Source(Protocol):
         """Return a manifest, hashed; raises TooLarge for one over `limit` bytes."""
 
     def referrers(self, name: Repository, digest: Digest, /) -> list[Descriptor]:
-        """Return what refers to a manifest; raises Unsupported where nobody keeps count."""
+        """Return a manifest's referrers; raises Unsupported where there is no such call."""
 
     def blob_size(self, name: Repository, digest: Digest, /) -> int:
-        """Return a blob's size in bytes; that it is told proves that the blob may be read."""
+        """Return a blob's size in bytes; an answer proves that the blob may be read."""
 
     def read_blob(self, name: Repository, digest: Digest, limit: int, /) -> bytes:
         """Return all of a blob, hashed; raises TooLarge for one over `limit` bytes."""
@@ -49,4 +49,4 @@ class PullClient(Source, Protocol):
         """Open a blob for reading, from byte `start` to before byte `end`."""
 
     def distrust_mirrors(self, digest: Digest, /) -> bool:
-        """Take note that wrong bytes came of a blob; return whether a mirror may have sent them."""
+        """Report wrong bytes of a blob; return whether a mirror may have sent them."""

@@ -1,9 +1,9 @@
-"""What the tags of whole listings resolve to, in columns: 56 bytes a tag in place of ten objects.
+"""Stores what the tags of whole listings resolve to, in columns: 56 bytes a tag, not ten objects.
 
-Objects for the key, the entry, its value, digest and times, and their places in dictionaries come
-to 700 bytes a tag. The tags of a listing are sorted already, so here a tag's place in its listing
-is its row. What has no row, because no listing names it, it is absent, or its digest has another
-length, is kept as everything else is.
+Objects for the key, the entry, its value, digest and times, and their slots in dictionaries, take
+700 bytes a tag. A listing's tags are sorted, so a tag's position in its listing is its row. A tag
+that has no row is stored as in any other cache: one that no listing names, one that is absent, and
+one whose digest has another length.
 
 Locks: `TagTables._lock` guards the tables and what is beside them. The cache that is on top calls
 `get`, `put` and `clear` under its own lock; no lock is taken under this one.
@@ -52,7 +52,7 @@ class TagTables:
         self._others: LruStore[Key, Resolved] = LruStore(min(limit, _MOST_OTHERS))
 
     def arrange(self, repository: Repository, tags: tuple[Tag, ...]) -> None:
-        """Give the sorted tags of a new listing their rows, with what is known of them."""
+        """Make rows for the sorted tags of a new listing; keep what they resolved to."""
         table = _Table(tags)
         with self._lock:
             old = self._tables.pop(repository, None)
@@ -62,7 +62,7 @@ class TagTables:
                 self._tables[repository] = table
 
     def get(self, key: Key) -> Entry[Resolved] | None:
-        """Return what is remembered of a tag."""
+        """Return the entry of a tag."""
         repository, tag = key
         with self._lock:
             table = self._tables.get(repository)
@@ -70,7 +70,7 @@ class TagTables:
             return entry if entry is not None else self._others.get(key)
 
     def put(self, key: Key, entry: Entry[Resolved]) -> None:
-        """Remember this of a tag, and nothing else."""
+        """Replace the entry of a tag."""
         repository, tag = key
         with self._lock:
             table = self._tables.get(repository)
