@@ -60,7 +60,7 @@ def content(cache: BlobCache, data: bytes = DATA) -> bytes | None:
 
 
 def held(cache: BlobCache) -> set[Digest]:
-    return {entry.digest for entry in cache.room.entries()}
+    return {entry.digest for entry in cache.quota.entries()}
 
 
 def place(directory: Path, kind: str, suffix: str = "") -> Path:

@@ -193,7 +193,7 @@ class TestEviction:
         cache = opened(directory, limit=9 * PAGE)
         for data in blobs * 3:
             keep(cache, data)
-            assert sum(entry.size for entry in cache.room.entries()) <= 9 * PAGE
+            assert sum(entry.size for entry in cache.quota.entries()) <= 9 * PAGE
 
     def test_blobs_that_came_together_are_within_the_limit_once_the_next_comes(
         self, directory: Path, blobs: list[bytes]
@@ -209,7 +209,7 @@ class TestEviction:
                 blob.close = lambda: None  # type: ignore[method-assign]
                 os.close(blob.fileno())
         keep(cache)
-        assert sum(entry.size for entry in cache.room.entries()) <= 9 * PAGE
+        assert sum(entry.size for entry in cache.quota.entries()) <= 9 * PAGE
 
     def test_what_a_partial_blob_has_already_needs_no_room(
         self, directory: Path, blobs: list[bytes]
@@ -265,8 +265,8 @@ class TestEviction:
         keep(cache, b"small")
         foreign = place(directory, "blobs").parent / "README"
         foreign.write_bytes(bytes(10 * PAGE))
-        cache.room._scanned = 0
-        cache.room.make(PAGE)
+        cache.quota._scanned = 0
+        cache.quota.make_room(PAGE)
         assert foreign.exists()
 
 

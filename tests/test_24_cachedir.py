@@ -171,7 +171,7 @@ def test_another_versions_directory_and_files_are_left_alone(directory: Path) ->
     cache = opened(directory, limit=1)
     assert content(cache) is None
     keep(cache, b"")
-    cache.room.make(1 << 20)
+    cache.quota.make_room(1 << 20)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -60,7 +60,7 @@ def leave_partial(cache: BlobCache, data: bytes, age: float) -> None:
 def verify(cache: BlobCache) -> tuple[list[BadBlob], int]:
     """The bad blobs, and how many bytes were hashed."""
     counts: list[int] = []
-    entries = [entry for entry in cache.room.entries() if entry.kind == BLOBS]
+    entries = [entry for entry in cache.quota.entries() if entry.kind == BLOBS]
     return list(maintenance.verify(cache, entries, counts.append)), sum(counts)
 
 
@@ -182,8 +182,8 @@ class TestVerify:
 
     def test_a_blob_that_was_evicted_meanwhile_is_not_bad(self, cache: BlobCache) -> None:
         keep(cache)
-        entries = list(cache.room.entries())
-        assert cache.room.evict(entries[0])
+        entries = list(cache.quota.entries())
+        assert cache.quota.evict(entries[0])
         assert list(maintenance.verify(cache, entries, lambda _: None)) == []
 
 

@@ -1,6 +1,6 @@
-"""What the registry has said, kept on disk for when it is down: names, manifests, sizes of blobs.
+"""Persists what the registry said, for when it is down: names, manifests, sizes of blobs.
 
-An answer is given again only to who got it: to a mount of the same registry with the same
+An answer is given only to whoever got it: to a mount of the same registry with the same
 credentials, about the same repository. That makes it as good a proof of access as it was when the
 registry gave it, and it stays one until the registry denies it. Credentials are told apart by a
 salted, slow hash (`auth.Bearer`), and are not in the file. They may differ from one repository to

@@ -2,11 +2,11 @@
 
 ::
 
-    <directory>/v1/blobs, v1/partial    verified blobs, and those on their way (`blobcache`)
-    <directory>/v1/tags.sqlite          since when tags have their digests (`taghistory`)
+    <directory>/v1/blobs, v1/partial    verified blobs, and those being downloaded (`cache.blobs`)
+    <directory>/v1/tags.sqlite          when each tag got its digest (`tag_history`)
     <directory>/v1/answers.sqlite       what the registry said (`answers`)
-    <directory>/v1/layers               indexes of the layers of images (`rootfs`)
-    <directory>/v1/mounts               who uses the cache (`cacheusers`)
+    <directory>/v1/layers               indexes of the layers of images (`layers.indexfiles`)
+    <directory>/v1/mounts               which mounts use the cache (`users`)
 
 `v1` is the format: another version of epochfs that needs another makes a directory of its own
 beside it, and whatever lies beside `v1` is left alone.

@@ -1,7 +1,7 @@
-"""Looking after a cache, also while mounts use it: survey, verify, prune, clear.
+"""Maintains a cache, even while mounts use it: survey, verify, prune, clear.
 
-What is taken away follows the rules of `blobcache`: a blob that a reader or a download has open
-stays, and only `verify` removes a name all the same, for its bytes are wrong.
+Removal follows the rules of `cache.eviction`: a blob that a reader or a download has open stays.
+Only `verify` removes a name all the same, because its bytes are wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DATABASES = ".sqlite"
 
 @dataclass(slots=True)
 class Survey:
-    """What a cache holds. `oldest` is when that of the longest unused was used, epoch seconds."""
+    """What a cache holds. `oldest` is the last use of the least recently used, epoch seconds."""
 
     complete: Tally = field(default_factory=Tally)
     partial: Tally = field(default_factory=Tally)
@@ -46,10 +46,10 @@ class BadBlob:
 
 @dataclass(slots=True)
 class Removal:
-    """What was removed, and what stayed because somebody uses it; by whom as far as is known.
+    """What was removed, and what stayed because it is in use, by which `users` if known.
 
-    `failed` could not be removed, for what `problem` says. `lacking` is how many bytes are still
-    over the size that was asked for.
+    `failed` could not be removed, for the reason in `problem`. `lacking` is how many bytes are
+    still over the requested size.
     """
 
     removed: Tally = field(default_factory=Tally)
@@ -63,7 +63,7 @@ class Removal:
 def survey(cache: BlobCache) -> Survey:
     """Count what is there. Raises CacheFailure."""
     found = Survey()
-    for entry in cache.room.entries():
+    for entry in cache.quota.entries():
         (found.complete if entry.kind == BLOBS else found.partial).add(entry.size)
         found.oldest = entry.used if found.oldest is None else min(found.oldest, entry.used)
     with cache_errors("looking at the cache"), cache.directory.alone() as top:
@@ -81,7 +81,7 @@ def verify(
     """Hash complete blobs, on all processors, and yield those whose bytes are wrong, removed.
 
     `progress` is called, from several threads, with the bytes that were hashed since. A blob that
-    is evicted meanwhile is passed over. A partial blob is none of these: it is hashed when it is
+    is evicted meanwhile is skipped. Partial blobs are not among them: one is hashed when it is
     complete, before it is kept.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -96,12 +96,12 @@ def verify(
 
 def prune(cache: BlobCache, size: int | None, partial_age: float) -> Removal:
     """Remove partial blobs that nobody wrote to for `partial_age` seconds; then, where `size` is
-    given, what was used longest ago until no more than `size` bytes are left.
+    given, the least recently used until no more than `size` bytes are left.
     """
     removal = Removal()
     abandoned = time.time() - partial_age
     kept = []
-    for entry in cache.room.entries():
+    for entry in cache.quota.entries():
         if entry.kind == PARTIAL and entry.used < abandoned:
             _evict(cache, removal, entry)
         else:
@@ -119,7 +119,7 @@ def clear(cache: BlobCache) -> Removal:
     Raises CacheFailure.
     """
     removal = Removal()
-    for entry in list(cache.room.entries()):
+    for entry in list(cache.quota.entries()):
         _evict(cache, removal, entry)
     with cache_errors("clearing the cache"), cache.directory.alone() as top:
         removal.users = users(cache.directory)
@@ -133,7 +133,7 @@ def clear(cache: BlobCache) -> Removal:
 
 def _evict(cache: BlobCache, removal: Removal, entry: Entry) -> bool:
     try:
-        gone = cache.room.remove(entry)
+        gone = cache.quota.remove(entry)
     except OSError as error:
         removal.failed.add(entry.size)
         removal.problem = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""What this process has itself proved its access to, and with which credentials.
+"""Tracks which credentials have proved this process's access, across rotations.
 
 Tokens and passwords are rotated under a mount. What the registry answered under earlier credentials
 of the same bearer is this process's still: it has proved its access, and a rotation takes none

@@ -1,4 +1,4 @@
-"""Since when each tag has had its present digest, kept on disk so that a remount shows the same.
+"""Persists when each tag was first seen at its digest, so that a remount shows the same times.
 
 A tag link's time must change when the tag moves and at no other moment, or incremental backups
 would miss it or copy everything again. The registry does not tell, so the first sight is recorded.

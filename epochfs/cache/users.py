@@ -1,4 +1,4 @@
-"""Which mounts use a cache: each keeps a file there that says who it is, locked while it lives.
+"""Registers the mounts that use a cache: each keeps a file there, locked while it lives.
 
 ::
 

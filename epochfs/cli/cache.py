@@ -60,7 +60,7 @@ def verify(cache_dir: Path | None) -> int:
     Exit code 1 if there were any. A mount that needs such a blob fetches it again.
     """
     _, cache = _opened(cache_dir)
-    entries = [entry for entry in cache.room.entries() if entry.kind == BLOBS] if cache else []
+    entries = [entry for entry in cache.quota.entries() if entry.kind == BLOBS] if cache else []
     bad = 0
     with LiveLine() as line:
         progress = _Progress(sum(entry.size for entry in entries), line)

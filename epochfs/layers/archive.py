@@ -212,7 +212,7 @@ def _decompressed(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> int:
     Raises CacheFailure where the cache has no room for it.
     """
     digest, size = Digest.parse(str(index.meta["tar_digest"])), int(index.meta["tar_size"])
-    if size > cache.room.size_limit:
+    if size > cache.quota.size_limit:
         raise CacheFailure(f"a layer decompresses to {size} bytes, more than it may hold")
     fd = cache.open(digest, size)
     if fd is not None:

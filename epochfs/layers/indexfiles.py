@@ -1,18 +1,18 @@
-"""The indexes of layers that the cache keeps, and how one gets there.
+"""Stores the indexes of layers in the cache: written once, then shared by all mounts.
 
 ::
 
     <cache>/v1/layers/<algorithm>/<encoded>.<voucher>.<format>    the index of a layer
 
-What vouches for an index is the layer's digest, and for a table of contents also annotations in one
-manifest. Another manifest's, of another repository or registry, make another index of the same blob
+An index is vouched for by the layer's digest, and one made from a table of contents also by the
+annotations in one manifest. Another manifest's annotations make another index of the same blob
 (`build.voucher`).
 
-An index is written under a name of its own, synced, and only then given its name, so that being
-there is being complete. It is locked (flock) while it is written; of two mounts that write the same
-one, the first to end keeps it, and the other uses that. Those used longest ago are removed where
-all together take more than a tenth of the cache's size. Where the disk takes none, an index is in
-memory.
+An index is written under a name of its own, synced, and only then given its name, so that an
+index that is there is complete. It is locked (flock) while it is written; of two mounts that write
+the same one, the first to finish keeps it, and the other uses that. When all of them take more than
+a tenth of the maximum cache size, the least recently used go. If the disk takes none, an index is
+kept in memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class IndexFiles:
-    """The files of indexes. Any thread may call anything."""
+    """The stored indexes. Any thread may call anything."""
 
     def __init__(self, cache: BlobCache) -> None:
         self._cache = cache
@@ -58,7 +58,7 @@ class IndexFiles:
                 log.debug("another process cleared the indexes of layers away: %s", error)
             except (OSError, CacheFailure) as error:
                 self._cache.directory.report(error)
-                if not self._cache.room.give_way():
+                if not self._cache.quota.evict_some():
                     break
         return _in_memory(write)
 
@@ -67,7 +67,7 @@ class IndexFiles:
         with self._cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
             found = _open(directory, name)
             if found is None:
-                share = self._cache.room.size_limit // _SHARE
+                share = self._cache.quota.size_limit // _SHARE
                 files = cached_files(directory)
                 shrink(share, files, lambda file: remove_unused(directory, file.name))
                 found = _make(directory, name, write)

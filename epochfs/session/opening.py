@@ -135,7 +135,7 @@ def _assemble(
         cache.directory.private_file_or_none("tags.sqlite"),
         plan.url.base,
         report=cache.directory.report,
-        make_room=cache.room.give_way,
+        make_room=cache.quota.evict_some,
     )
     closing.callback(history.close)
     remembering = None
@@ -217,7 +217,7 @@ def _remembering(
         plan.url.base,
         registry.client.bearer_for,
         report=cache.directory.report,
-        make_room=cache.room.give_way,
+        make_room=cache.quota.evict_some,
     )
     closing.callback(answers.close)
     max_age = plan.listings.metadata_ttl + plan.listings.stale_if_error

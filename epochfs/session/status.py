@@ -115,8 +115,8 @@ class Observer:
     def _cache(self) -> CacheStatus:
         return CacheStatus(
             directory=str(self.cache.directory.path),
-            held=self.cache.room.held(),
-            limit=self.cache.room.size_limit,
+            held=self.cache.quota.held(),
+            limit=self.cache.quota.size_limit,
             free=_free(self.cache.directory.path),
         )
 

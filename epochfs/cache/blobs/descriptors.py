@@ -1,7 +1,7 @@
-"""How many files the cache keeps open: a share of what this process may have open.
+"""Limits how many files the cache keeps open, to a share of what the process may have open.
 
-The rest is for connections, for the kernel's requests and for what is opened for a moment. Whoever
-gets no descriptor does without, and nobody's read fails because others have many files open.
+The rest is for connections, the kernel's requests and short-lived files. A caller that gets no
+descriptor does without one, and no read fails because others have many files open.
 
 Locks: `Descriptors._lock` guards the count.
 """

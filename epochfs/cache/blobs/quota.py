@@ -1,6 +1,6 @@
-"""How much the cache holds, and what goes when it would be too much.
+"""Keeps the cache's blobs, complete and partial, below the maximum cache size and off a full disk.
 
-Locks: `Room._lock` guards the running total of bytes only, and no I/O happens under it.
+Locks: `Quota._lock` guards the running total of bytes only, and no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Entry:
     used: float
 
 
-class Room:
-    """The entries of a cache's directory, kept below `size_limit` bytes together.
+class Quota:
+    """Keeps the entries of a cache below `size_limit` bytes in all, or below what the disk has.
 
-    And fewer where the disk has no more for them: what is to come goes before what was used long
-    ago, and whoever writes first asks for room, or for another try.
+    New bytes take precedence over the least recently used: a writer makes room first, and evicts
+    some when the disk takes no more.
     """
 
     def __init__(self, directory: CacheDirectory, size_limit: int) -> None:
@@ -56,10 +56,10 @@ class Room:
         self._scanned = 0.0
         self._hopeless_until = 0.0
 
-    def make(self, wanted: int) -> None:
-        """Evict what was used longest ago until `wanted` more bytes fit, or nothing is left to.
+    def make_room(self, wanted: int) -> None:
+        """Evict the least recently used until `wanted` more bytes fit, or nothing is left.
 
-        What alone is over the limit makes nothing else go: it is here for as long as it is in use.
+        A blob that alone is over the limit evicts no other: it stays only while it is in use.
         """
         if wanted > self.size_limit:
             return
@@ -77,9 +77,9 @@ class Room:
             self._scanned = time.monotonic() + _RESCAN_SECONDS
 
     def has_disk(self, wanted: int) -> bool:
-        """Whether the disk has `wanted` bytes free, and an inode, or has after evicting for it.
+        """Whether the disk has `wanted` bytes and an inode free, if need be after evicting.
 
-        Nothing goes where all that could go would not be enough. Raises OSError.
+        Nothing is evicted where evicting everything would not be enough. Raises OSError.
         """
         while (lacking := self._lacking(wanted)) > 0:
             entries = list(self.entries())
@@ -90,17 +90,17 @@ class Room:
         return True
 
     def _lacking(self, wanted: int) -> int:
-        """Return how many bytes the disk has too few; one inode too few counts as one byte."""
+        """Return how many bytes the disk lacks; a missing inode counts as one byte."""
         with self._directory.opened() as fd:
             disk = os.fstatvfs(fd)
         no_inode = disk.f_files > 0 and disk.f_favail == 0
         return max(wanted - disk.f_bavail * disk.f_frsize, int(no_inode))
 
-    def give_way(self) -> bool:
-        """After a write that the disk did not take, evict what was used longest ago.
+    def evict_some(self) -> bool:
+        """Evict the least recently used after a write that failed for lack of room.
 
-        Returns whether anything went, so that it is worth another try. Where nothing could, that is
-        not looked into again for a moment.
+        Returns whether anything went, so that another try is worthwhile. If nothing could go, the
+        next calls return False at once for a moment.
         """
         if time.monotonic() < self._hopeless_until:
             return False
@@ -115,7 +115,7 @@ class Room:
             self._total += size
 
     def held(self) -> int:
-        """Return how many bytes the cache held when it was last looked at, and came since."""
+        """Return how many bytes the cache holds: as last scanned, plus what came since."""
         if not self._scanned:
             total = sum(entry.size for entry in self.entries())
             with self._lock:
@@ -124,7 +124,7 @@ class Room:
         return self._total
 
     def entries(self) -> Iterator[Entry]:
-        """Yield what the cache holds, in no order. Files it did not write are passed over."""
+        """Yield what the cache holds, in no order. Files it did not write are skipped."""
         for kind in (BLOBS, PARTIAL):
             for algorithm in _ALGORITHMS:
                 try:

@@ -149,7 +149,7 @@ class Unpacker:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="unpacking")
         self._read: dict[Frame, Unpacked] = {}
-        share = cache.room.size_limit // _SHARE
+        share = cache.quota.size_limit // _SHARE
         self._idle: LRUCache[Frame, Unpacked] = LRUCache(
             share, lambda one: max(one.length(0), share // _MAX_IDLE, 1)
         )

@@ -1,4 +1,4 @@
-"""A blob on its way into the cache: what is on disk of it, and the step to being kept."""
+"""A blob being downloaded into the cache: the bytes on disk so far, and the step that keeps it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 
 from epochfs.cache.blobs.blob_files import MAP_SUFFIX, allocate, read_map
-from epochfs.cache.blobs.quota import BLOBS, Room
+from epochfs.cache.blobs.quota import BLOBS, Quota
 from epochfs.cache.directory import CacheDirectory, cache_errors, is_ours, unlink
 from epochfs.cache.ranges import RangeSet
 from epochfs.oci.names import Digest
@@ -28,7 +28,7 @@ class StagedBlob:
     def __init__(
         self,
         cache: CacheDirectory,
-        room: Room,
+        quota: Quota,
         directory: int,
         digest: Digest,
         size: int,
@@ -36,7 +36,7 @@ class StagedBlob:
     ) -> None:
         """`directory` is the descriptor of the staged file's directory, and closed with it."""
         self._cache = cache
-        self._room = room
+        self._quota = quota
         self._directory = directory
         self._digest = digest
         self._size = size
@@ -98,10 +98,10 @@ class StagedBlob:
         if self._allocated or not self._size:
             return
         with cache_errors(f"making room for {self._size} bytes"):
-            self._room.make(max(0, self._size - self._held()))
+            self._quota.make_room(max(0, self._size - self._held()))
             # Counted first: ext4 keeps what it found for a file that did not fit, and a size that
             # a registry made up would fill the disk.
-            if not self._room.has_disk(max(0, self._size - self._held())):
+            if not self._quota.has_disk(max(0, self._size - self._held())):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             allocate(self._fd, self._size)
             self._allocated = True
@@ -117,7 +117,7 @@ class StagedBlob:
                 try:
                     written = os.pwrite(self._fd, view, offset)
                 except OSError as error:
-                    if error.errno not in _NO_ROOM or not self._room.give_way():
+                    if error.errno not in _NO_ROOM or not self._quota.evict_some():
                         raise
                 else:
                     view, offset = view[written:], offset + written
@@ -146,7 +146,7 @@ class StagedBlob:
         A blob larger than the cache's whole limit is not kept, nor one that has no name because
         another process keeps it.
         """
-        if self._size > self._room.size_limit:
+        if self._size > self._quota.size_limit:
             self.discard()
         if not self._named:
             return
@@ -162,7 +162,7 @@ class StagedBlob:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
             self._unlink(MAP_SUFFIX)
             self._named = False
-            self._room.account(self._size)
+            self._quota.account(self._size)
 
     def discard(self) -> None:
         """Remove the staged file's name and map; open readers keep what they have."""

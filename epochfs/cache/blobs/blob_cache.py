@@ -1,4 +1,4 @@
-"""The store of blobs: find those that are kept, and stage new ones."""
+"""The store of blobs: opens complete ones and stages new ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import os
 import secrets
 
 from epochfs.cache.blobs.blob_files import read_map
-from epochfs.cache.blobs.cached import CachedBlob
+from epochfs.cache.blobs.cached_blob import CachedBlob
 from epochfs.cache.blobs.descriptors import Descriptors
-from epochfs.cache.blobs.partial import StagedBlob
-from epochfs.cache.blobs.quota import BLOBS, PARTIAL, Room
+from epochfs.cache.blobs.quota import BLOBS, PARTIAL, Quota
+from epochfs.cache.blobs.staged_blob import StagedBlob
 from epochfs.cache.directory import READ_FLAGS, CacheDirectory, cache_errors, is_ours, is_shortage
 from epochfs.config import CacheOptions
 from epochfs.errors import CacheFailure
@@ -20,15 +20,15 @@ from epochfs.oci.names import Digest
 
 _STAGED_DESCRIPTORS = 2
 _LEAST_ROOM = 1 << 20
-"""With less on the disk than this, or than the blob, nothing is begun to be fetched into it."""
+"""With less free than this, or than the blob's size, no download to disk begins."""
 
 
 class BlobCache:
-    """The disk store. Raises CacheFailure, and nothing else, when the disk does not cooperate."""
+    """The blobs on disk. Raises CacheFailure, and nothing else, for errors of the disk."""
 
     def __init__(self, options: CacheOptions) -> None:
         self.directory = CacheDirectory(options.directory)
-        self.room = Room(self.directory, options.size_limit)
+        self.quota = Quota(self.directory, options.size_limit)
         self._descriptors = Descriptors()
         try:
             with cache_errors("opening the cache"):
@@ -113,14 +113,14 @@ class BlobCache:
             raise
 
     def _stage(self, digest: Digest, size: int) -> StagedBlob:
-        self.room.make(0)
-        if not self.room.has_disk(min(size, _LEAST_ROOM)):
+        self.quota.make_room(0)
+        if not self.quota.has_disk(min(size, _LEAST_ROOM)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fd = self.directory.open(PARTIAL, digest.algorithm)
         try:
             return StagedBlob(
                 self.directory,
-                self.room,
+                self.quota,
                 fd,
                 digest,
                 size,
@@ -137,7 +137,7 @@ class BlobCache:
         counted in what the cache holds.
         """
         with cache_errors("making a file to work in"), self.directory.opened(PARTIAL) as directory:
-            self.room.make(size)
+            self.quota.make_room(size)
             name = f"scratch.{secrets.token_hex(8)}"
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(name, flags, 0o600, dir_fd=directory)

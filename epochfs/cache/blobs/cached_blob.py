@@ -1,4 +1,4 @@
-"""A complete blob of the cache, open to be read."""
+"""A complete blob of the cache, open for reading."""
 
 from __future__ import annotations
 
