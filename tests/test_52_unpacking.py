@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,14 @@ from snapshots import packed
 
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
-from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Unavailable, Vanished
+from epochfs.errors import (
+    CacheFailure,
+    ContentMismatch,
+    DeadlineExceeded,
+    EpochfsError,
+    Unavailable,
+    Vanished,
+)
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
 from epochfs.vfs.assembly import Assembler, Frames, framed
@@ -164,7 +171,7 @@ def test_little_is_kept_of_what_nobody_reads(disk: Make) -> None:
     one = disk(size_limit=70 * MIB)  # a tenth of which are two chunks
     with one.opened() as handle:
         one.read(handle, 0, len(one.data))
-    assert descriptors() - before == 2
+    assert descriptors() - before <= 2
     many = disk(STRIDE * 30, size_limit=1 << 40)
     before = descriptors()
     with many.opened() as handle:
@@ -181,13 +188,19 @@ def test_nothing_of_it_has_a_name(disk: Make) -> None:
         assert [file for file in one.cache.directory.path.rglob("*") if file.is_file()] == []
 
 
-def test_zeros_take_no_room(disk: Make, tmp_path: Path) -> None:
+def test_zeros_take_no_room(disk: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Disk(tmp_path, bytes(40 * MIB), 1 << 30, 20.0)
-    free = os.statvfs(tmp_path).f_bfree * os.statvfs(tmp_path).f_frsize
+    scratch, made = one.cache.scratch, []
+
+    def noted(size: int) -> int:
+        made.append(scratch(size))
+        return made[-1]
+
+    monkeypatch.setattr(one.cache, "scratch", noted)
     with one.opened() as handle:
         one.read(handle, 0, len(one.data))
-        now = os.statvfs(tmp_path).f_bfree * os.statvfs(tmp_path).f_frsize
-        assert free - now < 10 * MIB
+        assert os.fstat(made[0]).st_size >= STRIDE
+        assert os.fstat(made[0]).st_blocks == 0
     one.assembler.close()
 
 
@@ -261,7 +274,7 @@ def test_when_nobody_reads_it_any_more_a_frame_is_given_up(disk: Make) -> None:
         one.read(handle, 0, 10)
     one.chunks.passing.set()
     until(lambda: one.chunks.now == 0)
-    until(lambda: descriptors() == before)
+    until(lambda: descriptors() <= before)
 
 
 def test_closing_ends_every_wait(disk: Make) -> None:
@@ -277,3 +290,93 @@ def test_closing_ends_every_wait(disk: Make) -> None:
         with pytest.raises(Vanished):
             one.read(handle, 2 * STRIDE, 10)
         one.chunks.passing.set()
+
+
+# ---- where the cache's disk takes nothing --------------------------------------------------------
+
+
+def full(*_: object) -> int:
+    raise CacheFailure("no space left on device")
+
+
+NO_ROOM = pytest.mark.expects_log("cannot keep everything")
+
+
+@NO_ROOM
+@pytest.mark.parametrize("shown_whole", [False, True], ids=["as-it-comes", "when-it-is-whole"])
+def test_without_room_a_frame_is_decompressed_as_it_is_read(
+    disk: Make, monkeypatch: pytest.MonkeyPatch, shown_whole: bool
+) -> None:
+    if not shown_whole:
+        monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
+    one = disk(11 * MIB)
+    monkeypatch.setattr(one.cache, "scratch", full)
+    with one.opened() as handle:
+        for offset in (0, 100, 5 * MIB, 2 * MIB - 50, 11 * MIB - 7, 10 * MIB, 0):
+            one.read(handle, offset, 300)
+        one.read(handle, 0, len(one.data))
+    assert one.chunks.now == 0
+
+
+@NO_ROOM
+def test_a_disk_that_becomes_full_ends_no_read(disk: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, written = disk(), []
+
+    def write(fd: int, piece: memoryview, offset: int) -> None:
+        written.append(offset)
+        if len(written) > 4:
+            full()
+        os.pwrite(fd, piece, offset)
+
+    monkeypatch.setattr("epochfs.vfs.assembly.unzstd._write", write)
+    with one.opened() as handle:
+        one.read(handle, 0, len(one.data))
+    assert len(written) > 4
+
+
+@NO_ROOM
+def test_few_frames_are_decompressed_at_once_however_many_are_open(
+    disk: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = disk(20 * STRIDE)
+    monkeypatch.setattr(one.cache, "scratch", full)
+    monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
+    with ExitStack() as opened:
+        handles = [opened.enter_context(one.opened()) for _ in range(20)]
+        for again in range(2):
+            for number, handle in enumerate(handles):
+                one.read(handle, number * STRIDE + 1000 * again, 500)
+                assert one.chunks.now <= 8
+        with ThreadPoolExecutor(20) as pool:
+            for read in [
+                pool.submit(one.read, h, n * STRIDE, STRIDE) for n, h in enumerate(handles)
+            ]:
+                read.result()
+    assert one.chunks.now == 0
+
+
+@NO_ROOM
+def test_a_stream_that_fails_is_begun_anew(disk: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = disk()
+    monkeypatch.setattr(one.cache, "scratch", full)
+    one.chunks.gate, one.chunks.error = MIB, Unavailable("down")
+    with one.opened() as handle:
+        with pytest.raises(Unavailable):
+            one.read(handle, 0, 10)
+        one.chunks.gate = None
+        one.read(handle, 0, len(one.data))
+
+
+@NO_ROOM
+def test_wrong_bytes_of_a_stream_come_to_no_end(
+    disk: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = disk()
+    monkeypatch.setattr(one.cache, "scratch", full)
+    blobs = one.made.blobs
+    one.chunks.blobs[blobs[1].digest] = packed(b"too short")
+    with one.opened() as handle:
+        one.read(handle, 0, STRIDE)
+        with pytest.raises(ContentMismatch):
+            one.read(handle, STRIDE, 10)
+        one.read(handle, 2 * STRIDE, 100)

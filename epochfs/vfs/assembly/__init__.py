@@ -7,6 +7,7 @@
     frames      zstd frames one after the other: its compressed chunks
     holes       either of them, with holes between the pieces
     unpacking   frames decompressed, each once for all who read it; `unzstd` does one
+    streaming   frames decompressed as they are read, where the disk has no room for that
     lending     what is opened at a read, and closed when others were used since
 """
 

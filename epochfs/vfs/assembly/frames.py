@@ -15,7 +15,7 @@ from epochfs.errors import ContentMismatch, DeadlineExceeded, ProtocolViolation,
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
 from epochfs.vfs.assembly.lending import Lending
-from epochfs.vfs.assembly.unpacking import Frame, UnpackedHandle, Unpacker
+from epochfs.vfs.assembly.unpacking import Frame, FrameHandle, Unpacker
 
 _MAX_IDLE = 2
 _WHOLE_BYTES = 16 << 20
@@ -67,7 +67,7 @@ class FramesHandle:
         self._began = False
         self._failed: tuple[float, DeadlineExceeded] | None = None
 
-        def opened(number: int) -> UnpackedHandle:
+        def opened(number: int) -> FrameHandle:
             blob = frames.blobs[number]
             return unpacker.open(repository, Frame(blob.digest, blob.size, frames.longest))
 

@@ -3,7 +3,8 @@
 A chunk of a snapshot may be a frame of half a GiB, and a whole file one of many: too much for
 memory. So what comes out goes to the cache's disk, whence it is read at random. What nobody reads
 any more stays there for a while in case somebody comes back; the kernel frees it with the mount. It
-is not counted in the cache's limit, but room is made for it.
+is not counted in the cache's limit, but room is made for it. Where the disk has none, a frame is
+decompressed as it is read (`streaming`).
 
 A frame is worked through to its end by one of a few threads, and readers follow it. How long it is
 is known once its blob has matched its digest, and not before.
@@ -30,6 +31,7 @@ from cachetools import LRUCache
 from epochfs.blobs.store import BlobStore
 from epochfs.cache.blobs import BlobCache, read_exactly
 from epochfs.errors import (
+    CacheFailure,
     ContentMismatch,
     DeadlineExceeded,
     EpochfsError,
@@ -39,6 +41,7 @@ from epochfs.errors import (
     fresh,
 )
 from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.assembly.streaming import Decoders, StreamedFrame
 from epochfs.vfs.assembly.unzstd import unpack
 
 log = logging.getLogger(__name__)
@@ -148,21 +151,39 @@ class Unpacker:
         self._cache = cache
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="unpacking")
+        self._decoders = Decoders()
         self._read: dict[Frame, Unpacked] = {}
         share = cache.quota.size_limit // _SHARE
         self._idle: LRUCache[Frame, Unpacked] = LRUCache(
             share, lambda one: max(one.length(0), share // _MAX_IDLE, 1)
         )
 
-    def open(self, repository: Repository, frame: Frame) -> UnpackedHandle:
+    def open(self, repository: Repository, frame: Frame) -> FrameHandle:
         """Open a frame, of whose blob a manifest of the repository tells; nothing is fetched."""
-        found = self._begin_read(frame)
-        if found is None:
-            fd = self._cache.scratch(frame.limit)
-            made = Unpacked(fd, partial(self._begin, repository, frame))
-            found = self._begin_read(frame, made)
-            assert found is not None
-        return UnpackedHandle(found, partial(self._end_read, frame, found))
+        stream = partial(self._stream, repository, frame)
+        try:
+            found = self._begin_read(frame) or self._made(repository, frame)
+        except CacheFailure as error:
+            return FrameHandle(self._past(error, stream))
+        return FrameHandle(
+            found, partial(self._end_read, frame, found), lambda error: self._past(error, stream)
+        )
+
+    def _made(self, repository: Repository, frame: Frame) -> Unpacked:
+        fd = self._cache.scratch(frame.limit)
+        made = Unpacked(fd, partial(self._begin, repository, frame))
+        found = self._begin_read(frame, made)
+        assert found is not None
+        return found
+
+    def _stream(self, repository: Repository, frame: Frame) -> StreamedFrame:
+        open_blob = partial(self._blobs.open, repository, frame.digest, frame.size)
+        return StreamedFrame(open_blob, frame.limit, self._decoders)
+
+    def _past(self, error: CacheFailure, stream: Callable[[], StreamedFrame]) -> StreamedFrame:
+        """Return a frame that is read past the cache, which has no room for it."""
+        self._cache.directory.report(error)
+        return stream()
 
     def close(self) -> None:
         """Begin nothing any more, and give up what is being read."""
@@ -209,14 +230,45 @@ class Unpacker:
             one.fail(ProtocolViolation("unforeseen failure, see the log"))
 
 
-class UnpackedHandle:
-    """A reader of a frame."""
+class FrameHandle:
+    """A reader of a frame: of what is on disk, and once that fails of a stream."""
 
-    def __init__(self, unpacked: Unpacked, on_close: Callable[[], None]) -> None:
-        self.length = unpacked.length
-        self.read_into = unpacked.read_into
+    def __init__(
+        self,
+        frame: Unpacked | StreamedFrame,
+        on_close: Callable[[], None] = lambda: None,
+        past: Callable[[CacheFailure], StreamedFrame] | None = None,
+    ) -> None:
+        """`past` gives what is read after a failure of the cache."""
+        self._frame = frame
         self._on_close = on_close
+        self._past = past
+        self._lock = threading.Lock()
+
+    def length(self, deadline: float) -> int:
+        """Return how long it is, once that is known: see `Unpacked.length`."""
+        try:
+            return self._frame.length(deadline)
+        except CacheFailure as error:
+            return self._passed(error).length(deadline)
+
+    def read_into(self, view: memoryview, offset: int, deadline: float) -> None:
+        """Fill `view` with the bytes at `offset`; raises as `length`."""
+        try:
+            self._frame.read_into(view, offset, deadline)
+        except CacheFailure as error:
+            self._passed(error).read_into(view, offset, deadline)
 
     def close(self) -> None:
         """Let go of it; once."""
         self._on_close()
+        if isinstance(self._frame, StreamedFrame):
+            self._frame.close()
+
+    def _passed(self, error: CacheFailure) -> Unpacked | StreamedFrame:
+        with self._lock:
+            if not isinstance(self._frame, StreamedFrame):
+                if self._past is None:
+                    raise error
+                self._frame = self._past(error)
+            return self._frame

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from epochfs.blobs.buffers import page_aligned
 from epochfs.blobs.store import BlobHandle
-from epochfs.cache.blobs import read_exactly
 from epochfs.cache.directory import cache_errors
 from epochfs.errors import ContentMismatch
 from epochfs.layers.archive import read_to_end
@@ -40,28 +39,43 @@ class _Ended(BlobFile):
         return len(piece)
 
 
+def content(blob: BlobHandle, limit: int) -> Iterator[memoryview]:
+    """Yield what a blob decompresses to, in pieces that are each valid until the next.
+
+    Raises ContentMismatch unless the blob is verified, its frame complete, and what comes out of it
+    at most `limit` bytes: that is known at the end, and not before.
+    """
+    file = _Ended(blob)
+    decoder, buffer = zstd_decoder(file), page_aligned(_PIECE_BYTES + len(_END))
+    kept = position = 0
+    while count := decoder.readinto(buffer[kept:]):
+        # What is last may be the end, and is kept back.
+        stop = kept + count
+        ready = max(0, stop - len(_END))
+        position += ready
+        if position > limit:
+            raise ContentMismatch(f"a blob decompresses to more than {limit} bytes")
+        if ready:
+            yield buffer[:ready]
+        kept = stop - ready
+        buffer[:kept] = bytes(buffer[ready:stop])
+    if buffer[:kept] != _END:
+        raise ContentMismatch("a blob ends within a zstd frame")
+    read_to_end(blob, file.tell())
+
+
 def unpack(blob: BlobHandle, fd: int, limit: int, grown: Callable[[int], None]) -> int:
     """Decompress a blob to the file `fd`, and return the length of what came out.
 
-    `grown` is told up to where it is there. Raises ContentMismatch unless the blob is verified, its
-    frame complete, and what comes out at most `limit` bytes; and what `grown` raises.
+    `grown` is told up to where it is there. Raises as `content`, and what `grown` raises.
     """
-    file = _Ended(blob)
-    decoder, buffer, position = zstd_decoder(file), page_aligned(_PIECE_BYTES), -len(_END)
+    position = 0
     with cache_errors("making a file to decompress to"):
-        os.ftruncate(fd, limit + len(_END))
-    while count := decoder.readinto(buffer):
-        if position + count > limit:
-            raise ContentMismatch(f"a blob decompresses to more than {limit} bytes")
-        _write(fd, buffer[:count], position + len(_END))
-        position += count
-        # What is behind it may be the end.
+        os.ftruncate(fd, limit)
+    for piece in content(blob, limit):
+        _write(fd, piece, position)
+        position += len(piece)
         grown(position)
-    end = memoryview(bytearray(len(_END)))
-    read_exactly(fd, end, max(0, position))
-    if end != _END:
-        raise ContentMismatch("a blob ends within a zstd frame")
-    read_to_end(blob, file.tell())
     return position
 
 

@@ -1,0 +1,151 @@
+"""zstd frames decompressed as they are read, where the cache's disk has no room for what comes out.
+
+A stream goes forwards only. What was just passed is kept, for the kernel reads ahead with several
+requests at once; for what is further back the frame is begun anew.
+
+Locks: `StreamedFrame._lock` is held while one reads; the others wait for it within their time.
+`Decoders._lock` guards the order of use, and of frames' locks only free ones are taken under it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from epochfs.blobs.store import BlobHandle
+from epochfs.errors import ContentMismatch, DeadlineExceeded
+from epochfs.vfs.assembly.unzstd import content
+
+_RECENT_BYTES = 4 << 20
+_MAX_DECODERS = 8
+_POLL_SECONDS = 0.01
+
+
+class Decoders:
+    """Bounds how many frames are being decompressed: each may take its window's 128 MiB."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: dict[StreamedFrame, None] = {}
+
+    def admit(self, stream: StreamedFrame, deadline: float) -> None:
+        """Let a stream begin, in place of the one used longest ago that nobody reads now."""
+        while not self._admitted(stream):
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("too many blobs are being decompressed")
+            time.sleep(_POLL_SECONDS)
+
+    def used(self, stream: StreamedFrame) -> None:
+        """Put a stream behind all others."""
+        with self._lock:
+            if stream in self._streams:
+                self._streams[stream] = self._streams.pop(stream)
+
+    def leave(self, stream: StreamedFrame) -> None:
+        """Take note that a stream has ended."""
+        with self._lock:
+            self._streams.pop(stream, None)
+
+    def _admitted(self, stream: StreamedFrame) -> bool:
+        with self._lock:
+            if stream not in self._streams and len(self._streams) >= _MAX_DECODERS:
+                oldest = next((one for one in self._streams if one.give_up()), None)
+                if oldest is None:
+                    return False
+                del self._streams[oldest]
+            self._streams[stream] = None
+            return True
+
+
+class StreamedFrame:
+    """A frame that is not kept. Any thread may read it."""
+
+    def __init__(self, open_blob: Callable[[], BlobHandle], limit: int, decoders: Decoders) -> None:
+        self._open_blob = open_blob
+        self._limit = limit
+        self._decoders = decoders
+        self._lock = threading.Lock()
+        self._blob: BlobHandle | None = None
+        self._content: Iterator[memoryview] = iter(())
+        self._recent = bytearray()
+        self._position = 0
+        self._length: int | None = None
+
+    def length(self, deadline: float) -> int:
+        """Return how long it is: for that it is read to its end, which must be right."""
+        with self._alone(deadline):
+            while self._length is None:
+                self._advance(deadline)
+            return self._length
+
+    def read_into(self, view: memoryview, offset: int, deadline: float) -> None:
+        """Fill `view` with the bytes at `offset`; raises what keeps them away."""
+        with self._alone(deadline):
+            while view:
+                begin = self._position - len(self._recent)
+                if offset < begin:
+                    self._end()
+                elif offset < self._position:
+                    piece = self._recent[offset - begin :][: len(view)]
+                    view[: len(piece)] = piece
+                    view, offset = view[len(piece) :], offset + len(piece)
+                elif self._length is not None and offset >= self._length:
+                    raise ContentMismatch(f"a blob decompresses to {self._length} bytes only")
+                else:
+                    self._advance(deadline)
+
+    def give_up(self) -> bool:
+        """End the decompression, unless somebody reads; return whether it has ended."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self._end()
+        finally:
+            self._lock.release()
+        return True
+
+    def close(self) -> None:
+        """Let go of the blob; once, when nobody reads any more."""
+        self._decoders.leave(self)
+        self._end()
+
+    @contextmanager
+    def _alone(self, deadline: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise DeadlineExceeded("others read the same blob")
+        try:
+            self._decoders.used(self)
+            yield
+        finally:
+            self._lock.release()
+
+    def _advance(self, deadline: float) -> None:
+        """Decompress the next piece; the lock is held."""
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("a blob is not decompressed yet")
+        if self._blob is None:
+            self._decoders.admit(self, deadline)
+            self._blob = self._open_blob()
+            self._content = content(self._blob, self._limit)
+        try:
+            piece = next(self._content, None)
+        except BaseException:
+            self._end()
+            raise
+        if piece is None:
+            self._length = self._position
+        else:
+            del self._recent[: max(0, len(self._recent) + len(piece) - _RECENT_BYTES)]
+            self._recent += piece
+            self._position += len(piece)
+
+    def _end(self) -> None:
+        """Begin anew with the next piece; the lock is held, or nobody reads any more."""
+        blob, self._blob = self._blob, None
+        self._content = iter(())
+        self._recent = bytearray()
+        self._position = 0
+        if blob is not None:
+            blob.close()
