@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from builders import Content, write_directory
-from mounts import Mounts, require_fuse
-from views import Opener
+from support.builders import Content, write_directory
+from support.mounts import Mounts, require_fuse
+from support.views import Opener
 
 from epochfs.client import hosts
 from epochfs.demo.registry import EmbeddedRegistry

@@ -1,0 +1,78 @@
+"""The registries that the contract suite runs over."""
+
+from __future__ import annotations
+
+import ssl
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from conftest import DockerRegistry
+
+from epochfs.client import RegistryClient
+from epochfs.config import Credentials
+from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.oci.names import Digest, Tag
+from support.builders import Content
+
+USERNAME, PASSWORD = "me", "pa:ss word"
+
+BEHAVIOURS = {
+    "specification": Behaviour(),
+    "pages-of-two": Behaviour(page_size=2),
+    "basic": Behaviour(auth="basic"),
+    "bearer": Behaviour(auth="bearer"),
+    "no-range-no-sessions": Behaviour(ranges=False, uploads=False, single_put=True),
+    "epoch": EPOCH,
+    "epoch-without-token": replace(EPOCH, auth=""),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A registry under test, our client of it, and a repository name nobody else uses."""
+
+    client: RegistryClient
+    host: str
+    name: str
+    behaviour: Behaviour
+    credentials: str = ""
+
+    def push(self, tag: str, content: Content) -> None:
+        """Push content with our client, blobs before the manifests that name them."""
+        for blob in content.every_blob():
+            self.client.put_blob(self.name, Digest.of(blob), blob, len(blob))
+        for manifest in content.every_manifest():
+            reference = Tag(tag) if manifest is content else manifest.digest
+            self.client.put_manifest(self.name, reference, manifest.raw, manifest.media_type)
+
+    def put_blob(self, data: bytes) -> Digest:
+        digest = Digest.of(data)
+        self.client.put_blob(self.name, digest, data, len(data))
+        return digest
+
+
+@contextmanager
+def embedded_subject(
+    behaviour: Behaviour, ssl_context: ssl.SSLContext | None = None
+) -> Iterator[Subject]:
+    username, password = (USERNAME, PASSWORD) if behaviour.auth else ("", "")
+    if behaviour.empty_token:
+        password = "registry-token"  # It is sent as a Bearer token too, which cannot have spaces.
+    registry = EmbeddedRegistry(
+        behaviour, username=username, password=password, ssl_context=ssl_context
+    )
+    credentials = Credentials(username=username, password=password)
+    with registry:
+        client = RegistryClient(registry.url, credentials=credentials)
+        given = f"{username}:{password}" if username else ""
+        yield Subject(client, registry.host, "library/team/app", behaviour, given)
+        client.close()
+
+
+@contextmanager
+def docker_subject(registry: DockerRegistry) -> Iterator[Subject]:
+    client = RegistryClient(registry.url)
+    yield Subject(client, registry.host, f"library/t{uuid.uuid4().hex}/app", Behaviour())
+    client.close()

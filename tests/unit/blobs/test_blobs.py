@@ -1,0 +1,453 @@
+"""Reading through: one download for all readers, exact reads, and no end of file on wrong bytes."""
+
+from __future__ import annotations
+
+import random
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from support.builders import random_bytes
+from support.scripted import at_most
+from support.sources import FakeClient, FakeStream, Turnstile, break_at, flip
+
+from epochfs.blobs.store import BlobHandle, Blobs
+from epochfs.cache.blobs import BlobCache, StagedBlob
+from epochfs.config import BlobOptions, CacheOptions
+from epochfs.errors import (
+    CacheFailure,
+    ContentMismatch,
+    DeadlineExceeded,
+    Denied,
+    NeverThere,
+    NotFound,
+    ProtocolViolation,
+    Unavailable,
+    UnconfirmedNotFound,
+    Vanished,
+)
+from epochfs.oci.names import Digest, Repository
+
+MIB = 1 << 20
+APP = Repository("team/app")
+SMALL = random_bytes(300_001, 1)
+LARGE = random_bytes(12 * MIB + 17, 2)
+TIMEOUT = 10.0
+
+Opener = Callable[..., Blobs]
+
+
+@pytest.fixture
+def blobs_of(tmp_path: Path) -> Iterator[Opener]:
+    """Makes the read-through over a fake client and one cache directory."""
+    with ExitStack() as closing:
+
+        def make(
+            client: FakeClient, *, limit: int = 1 << 30, timeout: float = TIMEOUT, **options: bool
+        ) -> Blobs:
+            cache = BlobCache(CacheOptions(tmp_path / "cache", limit))
+            blobs = Blobs(client, cache, BlobOptions(timeout, **options))  # type: ignore[arg-type]
+            closing.callback(blobs.close)
+            return blobs
+
+        yield make
+
+
+@contextmanager
+def opened(blobs: Blobs, data: bytes) -> Iterator[BlobHandle]:
+    handle = blobs.open(APP, Digest.of(data), len(data))
+    try:
+        yield handle
+    finally:
+        handle.close()
+
+
+def pread(handle: BlobHandle, offset: int, count: int) -> bytes:
+    buffer = bytearray(count)
+    return bytes(buffer[: handle.read_into(memoryview(buffer), offset)])
+
+
+def read(blobs: Blobs, data: bytes, step: int = 128 << 10) -> bytes:
+    """Read a blob from start to end as a program does."""
+    with opened(blobs, data) as handle:
+        return b"".join(pread(handle, offset, step) for offset in range(0, len(data), step))
+
+
+class TestSharing:
+    def test_many_readers_of_a_cold_blob_share_one_download(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE)
+        blobs = blobs_of(client)
+        with ThreadPoolExecutor(64) as pool:
+            found = list(pool.map(lambda _: read(blobs, LARGE) == LARGE, range(64)))
+        assert found == [True] * 64
+        assert client.sent == len(LARGE)
+
+    def test_a_kept_blob_is_not_asked_for_again_also_after_a_restart(
+        self, blobs_of: Opener
+    ) -> None:
+        client = FakeClient(SMALL)
+        first = blobs_of(client)
+        assert read(first, SMALL) == SMALL
+        first.close()
+        assert read(blobs_of(client), SMALL) == SMALL
+        assert len(client.asked) == 1
+
+    def test_opening_alone_asks_for_nothing(self, blobs_of: Opener) -> None:
+        client = FakeClient(SMALL)
+        with opened(blobs_of(client), SMALL):
+            pass
+        assert client.asked == []
+
+    def test_readers_follow_the_download_as_it_arrives(self, blobs_of: Opener) -> None:
+        gate = Turnstile(MIB)
+        client = FakeClient(LARGE, ranged=False, before=gate)
+        with opened(blobs_of(client), LARGE) as handle:
+            assert pread(handle, 0, 100_000) == LARGE[:100_000]
+            assert client.sent <= MIB
+            gate.open()
+            assert pread(handle, len(LARGE) - 5, 5) == LARGE[-5:]
+
+    def test_a_handle_that_stays_open_outlives_the_removal_of_its_blob(
+        self, blobs_of: Opener
+    ) -> None:
+        blobs = blobs_of(FakeClient(SMALL), limit=1)
+        with opened(blobs, SMALL) as handle:
+            for _ in range(2):
+                assert pread(handle, 0, len(SMALL)) == SMALL
+
+    def test_opening_and_closing_over_and_over_leaves_no_threads_behind(
+        self, blobs_of: Opener
+    ) -> None:
+        blobs = blobs_of(FakeClient(SMALL))
+        before = threading.active_count()
+        for _ in range(300):
+            with opened(blobs, SMALL):
+                pass
+        assert threading.active_count() - before < 10
+
+
+class TestExactness:
+    @pytest.mark.parametrize("ranged", [True, False])
+    def test_reads_anywhere_give_exactly_what_is_there(
+        self, blobs_of: Opener, ranged: bool
+    ) -> None:
+        chance = random.Random(3)
+        with opened(blobs_of(FakeClient(LARGE, ranged=ranged)), LARGE) as handle:
+            for _ in range(100):
+                offset = chance.randrange(len(LARGE) + MIB)
+                count = chance.choice([0, 1, 4096, 131_072, MIB])
+                assert pread(handle, offset, count) == LARGE[offset : offset + count]
+
+    def test_an_empty_blob_is_never_asked_for(self, blobs_of: Opener) -> None:
+        client = FakeClient(b"")
+        with opened(blobs_of(client), b"") as handle:
+            assert pread(handle, 0, 4096) == b""
+        assert client.asked == []
+
+    def test_a_blob_of_no_bytes_that_should_have_some_is_refused(self, blobs_of: Opener) -> None:
+        with pytest.raises(ContentMismatch):
+            blobs_of(FakeClient(b"")).open(APP, Digest.of(SMALL), 0)
+
+
+class TestWhatIsAskedFor:
+    def test_random_reads_fetch_aligned_chunks_alone(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE)
+        with opened(blobs_of(client), LARGE) as handle:
+            for offset in (7 * MIB + 5, 3 * MIB - 10, 11 * MIB):
+                pread(handle, offset, 20)
+        ranges = [(7, 8), (2, 3), (3, 4), (11, 12)]
+        assert sorted(client.asked) == sorted((a * MIB, b * MIB) for a, b in ranges)
+
+    def test_a_sequential_reader_is_fed_ahead(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE)
+        blobs = blobs_of(client)
+        with opened(blobs, LARGE) as handle:
+            for offset in range(0, 2 * MIB, MIB // 4):
+                assert pread(handle, offset, MIB // 4) == LARGE[offset : offset + MIB // 4]
+            # The last byte waits for the digest, so for all of the blob.
+            assert pread(handle, len(LARGE) - 1, 1) == LARGE[-1:]
+        assert client.sent == len(LARGE)
+
+    def test_what_has_arrived_is_on_record_long_before_the_end(
+        self, blobs_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("epochfs.blobs.staged_file._SAVE_SECONDS", 0.0)
+        gate = Turnstile(8 * MIB)
+        with opened(blobs_of(FakeClient(LARGE, before=gate)), LARGE) as handle:
+            assert pread(handle, 0, 4 * MIB) == LARGE[: 4 * MIB]
+            maps = list((tmp_path / "cache").rglob("*.map"))
+            gate.open()
+        assert len(maps) == 1
+
+    def test_a_blob_half_of_which_is_here_is_completed(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE)
+        blobs = blobs_of(client)
+        with opened(blobs, LARGE) as handle:
+            for chunk in (11, 9, 7, 5, 3, 1, 8):
+                pread(handle, (chunk + 1) * MIB - 10, 10)  # the end of it, so it is all here
+            pread(handle, len(LARGE) - 1, 1)
+        assert client.sent == len(LARGE)
+
+    def test_a_small_blob_is_one_request(self, blobs_of: Opener) -> None:
+        client = FakeClient(SMALL)
+        with opened(blobs_of(client), SMALL) as handle:
+            assert pread(handle, 200_000, 10) == SMALL[200_000:200_010]
+            assert pread(handle, 0, len(SMALL)) == SMALL
+        assert client.asked == [(0, len(SMALL))]
+
+    def test_a_server_without_range_is_asked_once(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE, ranged=False)
+        blobs = blobs_of(client)
+        with opened(blobs, LARGE) as handle:
+            for offset in (9 * MIB, 5, 6 * MIB, len(LARGE) - 1):
+                assert pread(handle, offset, 1) == LARGE[offset : offset + 1]
+        assert len(client.asked) == 1
+        assert client.sent == len(LARGE)
+
+
+class TestVerification:
+    @pytest.mark.parametrize("ranged", [True, False])
+    def test_the_last_read_waits_for_the_digest(self, blobs_of: Opener, ranged: bool) -> None:
+        last = len(LARGE) - 1
+        gate = Turnstile(last - last % (1 << 16))
+        client = FakeClient(LARGE, ranged=ranged, before=gate)
+        with opened(blobs_of(client), LARGE) as handle, ThreadPoolExecutor(1) as pool:
+            for offset in range(0, 11 * MIB, MIB):
+                pread(handle, offset, MIB)
+            final = pool.submit(pread, handle, last - 99, 100)
+            assert not handle.verified
+            gate.open()
+            assert final.result(TIMEOUT) == LARGE[-100:]
+            assert handle.verified
+
+    @pytest.mark.expects_log("have another digest, fetching again")
+    def test_wrong_bytes_are_fetched_again_if_nobody_saw_them(self, blobs_of: Opener) -> None:
+        client = FakeClient(SMALL, alter=flip(requests={0}, at=10))
+        assert read(blobs_of(client), SMALL, step=len(SMALL)) == SMALL
+        assert len(client.asked) == 2
+
+    @pytest.mark.expects_log("have another digest, fetching again")
+    def test_bytes_that_stay_wrong_are_an_error_and_are_not_kept(
+        self, blobs_of: Opener, tmp_path: Path
+    ) -> None:
+        client = FakeClient(SMALL, alter=flip(requests=range(100), at=10))
+        with pytest.raises(ContentMismatch):
+            read(blobs_of(client), SMALL, step=len(SMALL))
+        assert len(client.asked) == 2
+        assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+    def test_wrong_bytes_that_somebody_saw_are_an_error_at_the_end(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE, alter=flip(requests=range(100), at=5 * MIB))
+        blobs = blobs_of(client)
+        with opened(blobs, LARGE) as handle:
+            assert pread(handle, 0, MIB) == LARGE[:MIB]
+            with pytest.raises(ContentMismatch):
+                for offset in range(MIB, len(LARGE), MIB):
+                    pread(handle, offset, MIB)
+            with pytest.raises(ContentMismatch):
+                pread(handle, 0, 1)
+        client.alter = lambda _, piece: piece
+        assert read(blobs, LARGE) == LARGE
+
+    def test_a_reader_that_comes_while_wrong_bytes_are_dropped_gets_no_clean_end_on_them(
+        self, blobs_of: Opener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = FakeClient(SMALL, alter=flip(requests={0}, at=10))
+        forget = StagedBlob.forget
+
+        def forget_slowly(staged: StagedBlob) -> None:
+            forget(staged)
+            if client.sent:
+                seen.append(pread(handle, 0, 100))
+
+        monkeypatch.setattr(StagedBlob, "forget", forget_slowly)
+        seen: list[bytes] = []
+        with opened(blobs_of(client), SMALL) as handle, pytest.raises(ContentMismatch):
+            pread(handle, 0, len(SMALL))
+        assert len(seen) == 1
+        assert len(client.asked) == 1
+
+    @pytest.mark.expects_log("have another digest, fetching again")
+    def test_verify_first_serves_nothing_before_the_digest(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE, alter=flip(requests=range(100), at=11 * MIB))
+        blobs = blobs_of(client, verify_first=True)
+        with opened(blobs, LARGE) as handle, pytest.raises(ContentMismatch):
+            pread(handle, 0, 1)
+
+    def test_a_server_that_sends_another_size_is_refused(self, blobs_of: Opener) -> None:
+        client = FakeClient(SMALL, total=len(SMALL) + 1)
+        with pytest.raises(ContentMismatch, match="its descriptor says"):
+            read(blobs_of(client), SMALL)
+
+    def test_a_server_that_sends_too_much_is_refused(self, blobs_of: Opener) -> None:
+        client = FakeClient(SMALL, alter=lambda _, piece: piece + b"x" if piece else b"")
+        with pytest.raises(ContentMismatch):
+            read(blobs_of(client), SMALL)
+
+
+class TestBrokenStreams:
+    @pytest.mark.parametrize("ranged", [True, False])
+    def test_a_broken_stream_resumes(self, blobs_of: Opener, ranged: bool) -> None:
+        client = FakeClient(SMALL, ranged=ranged, before=break_at({0: 1 << 16, 1: 3 << 16}))
+        assert read(blobs_of(client), SMALL) == SMALL
+        assert [start for start, _ in client.asked] == [0, 1 << 16, 3 << 16]
+
+    def test_a_stream_that_ends_early_but_cleanly_resumes_too(self, blobs_of: Opener) -> None:
+        def cut(stream: FakeStream, piece: bytes) -> bytes:
+            return b"" if stream.number == 0 and stream.position >= 1 << 16 else piece
+
+        client = FakeClient(SMALL, alter=cut)
+        assert read(blobs_of(client), SMALL) == SMALL
+        assert len(client.asked) == 2
+
+    def test_a_server_that_never_gets_on_is_given_up(self, blobs_of: Opener) -> None:
+        client = FakeClient(SMALL, before=break_at(dict.fromkeys(range(1000), 0)))
+        with at_most(TIMEOUT), pytest.raises(Unavailable):
+            read(blobs_of(client), SMALL)
+        assert 3 <= len(client.asked) <= 10
+
+    def test_after_an_outage_the_next_read_goes_on_where_it_was(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE, refuse=lambda number: Unavailable("down") if number else None)
+        with opened(blobs_of(client), LARGE) as handle:
+            pread(handle, 0, 10)
+            with pytest.raises(Unavailable):
+                pread(handle, 9 * MIB, 10)
+            client.refuse = lambda _: None
+            assert pread(handle, 9 * MIB, 10) == LARGE[9 * MIB : 9 * MIB + 10]
+            assert pread(handle, 0, 10) == LARGE[:10]
+
+    def test_what_was_fetched_before_a_restart_is_not_fetched_again(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE)
+        first = blobs_of(client)
+        with opened(first, LARGE) as handle:
+            pread(handle, 5 * MIB - 100, 100)
+        first.close()
+        assert client.sent == MIB
+        with opened(blobs_of(client), LARGE) as handle:
+            assert pread(handle, 4 * MIB + 5, 4096) == LARGE[4 * MIB + 5 :][:4096]
+            assert client.sent == MIB
+            assert pread(handle, 0, len(LARGE)) == LARGE
+        assert client.sent == len(LARGE)
+
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            (NotFound("gone"), NeverThere),
+            (UnconfirmedNotFound("no such page"), Unavailable),
+            (Denied("no"), Denied),
+            (ProtocolViolation("nonsense"), ProtocolViolation),
+            (DeadlineExceeded("too slow"), DeadlineExceeded),
+        ],
+        ids=lambda value: getattr(value, "__name__", type(value).__name__),
+    )
+    def test_a_refusal_reaches_the_reader_and_the_next_open_tries_again(
+        self, blobs_of: Opener, error: Exception, kind: type[Exception]
+    ) -> None:
+        client = FakeClient(SMALL, refuse=lambda _: error)
+        blobs = blobs_of(client)
+        with pytest.raises(kind):
+            read(blobs, SMALL)
+        client.refuse = lambda _: None
+        assert read(blobs, SMALL) == SMALL
+
+    def test_what_has_come_in_part_has_been_there(self, blobs_of: Opener) -> None:
+        client = FakeClient(LARGE)
+        blobs = blobs_of(client)
+        with opened(blobs, LARGE) as handle:
+            pread(handle, 0, 100)
+            client.refuse = lambda _: NotFound("gone")
+            with pytest.raises(Vanished) as raised:
+                pread(handle, 5 * MIB, 100)
+        assert type(raised.value) is Vanished
+
+    @pytest.mark.expects_log("unforeseen failure while fetching")
+    def test_a_bug_is_an_error_with_a_traceback_and_no_hang(self, blobs_of: Opener) -> None:
+        client = FakeClient(SMALL, refuse=lambda _: ZeroDivisionError("a bug"))
+        with at_most(5), pytest.raises(ProtocolViolation):
+            read(blobs_of(client), SMALL)
+
+    def test_a_silent_server_is_a_deadline(self, blobs_of: Opener) -> None:
+        gate = Turnstile(0)
+        blobs = blobs_of(FakeClient(SMALL, before=gate), timeout=0.3)
+        with opened(blobs, SMALL) as handle, at_most(2):
+            with pytest.raises(DeadlineExceeded):
+                pread(handle, 0, 10)
+            gate.open()
+        with opened(blobs, SMALL) as handle:
+            assert pread(handle, 0, 10) == SMALL[:10]
+
+    def test_a_read_that_the_kernel_repeats_has_no_more_time_than_one(
+        self, blobs_of: Opener
+    ) -> None:
+        gate = Turnstile(0)
+        blobs = blobs_of(FakeClient(SMALL, before=gate), timeout=0.6)
+        with opened(blobs, SMALL) as handle:
+            with at_most(1):
+                for _ in range(2):
+                    with pytest.raises(DeadlineExceeded):
+                        pread(handle, 0, 10)
+            with ThreadPoolExecutor(1) as pool:
+                again = pool.submit(pread, handle, 0, 10)  # the program's own next read
+                gate.open()
+                assert again.result() == SMALL[:10]
+
+    def test_a_stream_too_slow_for_a_reader_is_asked_for_anew(self, blobs_of: Opener) -> None:
+        def before(stream: FakeStream) -> None:
+            if stream.number == 1:
+                stream.closed.wait(TIMEOUT)
+
+        blobs = blobs_of(FakeClient(LARGE, before=before), timeout=0.4)
+        with opened(blobs, LARGE) as first, opened(blobs, LARGE) as second:
+            assert pread(first, 0, 10) == LARGE[:10]
+            with at_most(2):
+                with pytest.raises(DeadlineExceeded):
+                    pread(first, 5 * MIB, 10)
+                assert pread(second, 5 * MIB, 10) == LARGE[5 * MIB :][:10]
+
+    @pytest.mark.expects_log("what was fetched of .*: disk full")
+    def test_what_cannot_be_put_on_record_does_not_stay_to_fill_the_disk(
+        self, blobs_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise CacheFailure("disk full")
+
+        monkeypatch.setattr(StagedBlob, "checkpoint", fail)
+        blobs = blobs_of(FakeClient(LARGE))
+        with opened(blobs, LARGE) as handle:
+            assert pread(handle, 5 * MIB, 10) == LARGE[5 * MIB :][:10]
+        blobs.close()
+        left = (tmp_path / "cache" / "v1" / "partial").rglob("*")
+        assert [file.name for file in left if file.is_file()] == []
+
+    def test_closing_wakes_a_stalled_reader(self, blobs_of: Opener) -> None:
+        began, gate = threading.Event(), Turnstile(0)
+
+        def before(stream: FakeStream) -> None:
+            began.set()
+            stream.closed.wait(TIMEOUT)
+
+        blobs = blobs_of(FakeClient(SMALL, before=before))
+        with opened(blobs, SMALL) as handle, ThreadPoolExecutor(1) as pool:
+            stalled = pool.submit(pread, handle, 0, 10)
+            assert began.wait(TIMEOUT)
+            with at_most(3):
+                blobs.close()
+                with pytest.raises(Unavailable):
+                    stalled.result(TIMEOUT)
+        gate.open()
+
+
+def test_memory_does_not_grow_with_the_blob(blobs_of: Opener) -> None:
+    data = bytes(64 * MIB)
+    blobs = blobs_of(FakeClient(data))
+    tracemalloc.start()
+    with opened(blobs, data) as handle:
+        for offset in range(0, len(data), MIB):
+            pread(handle, offset, MIB)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 24 * MIB

@@ -1,0 +1,224 @@
+"""The bytes of layers: no wrong ones, and what is made of them once for all."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.builders import random_bytes
+from support.layers import (
+    File,
+    Layer,
+    estargz,
+    gzipped,
+    zstd,
+    zstd_chunked,
+)
+from support.roots import MIB, Make, Show, plain, shows
+
+from epochfs.cache.blobs import BlobCache
+from epochfs.config import CacheOptions
+from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Vanished
+from epochfs.layers.content import ChunkCache, ChunkPieces
+from epochfs.layers.entry import Piece
+from epochfs.layers.store import Layers
+from epochfs.oci.manifests import Descriptor
+from epochfs.oci.names import Digest, Repository
+from epochfs.vfs.merge import Image
+
+pytest.importorskip("indexed_gzip")
+
+
+@pytest.fixture
+def show(tmp_path: Path) -> Iterator[Show]:
+    with shows(tmp_path) as build:
+        yield build
+
+
+@pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
+def test_a_chunk_of_other_bytes_than_the_table_says_is_an_error(make: Make, show: Show) -> None:
+    data = random_bytes(50_000)
+    layer = make(File("a", data))
+    blob = bytearray(layer.blob)
+    blob[blob.index(data[20_000:20_100])] ^= 1
+    root = show(replace(layer, blob=bytes(blob)))
+    assert root.view.stat(root / "a").size == 50_000
+    with pytest.raises(OSError, match="does not have the digest") as raised:
+        root.read("a")
+    assert raised.value.errno == errno.EIO
+
+
+def lie(registry: EmbeddedRegistry, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a registry send a blob with some of its bytes changed, until that is undone."""
+    wrong = blob[: len(blob) // 2] + bytes(100) + blob[len(blob) // 2 + 100 :]
+    honest = registry.respond
+
+    def respond(request: Request) -> Response:
+        if request.method == "GET" and str(Digest.of(blob)) in request.path:
+            return Response(200, body=wrong)
+        return honest(request)
+
+    monkeypatch.setattr(registry, "respond", respond)
+
+
+@pytest.mark.parametrize("make", [plain, gzipped, zstd], ids=lambda make: make.__name__)
+def test_where_only_the_index_was_kept_no_wrong_bytes_are_shown(
+    make: Make, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_bytes(3 * MIB)
+    layer = make(File("before", random_bytes(9 * MIB, 2)), File("a", data))
+    first = show(layer)
+    assert first.read("a") == data
+    first.layers.filesystem.close()
+    shutil.rmtree(tmp_path / "cache/v1/blobs")
+    root = show(layer)
+    with monkeypatch.context() as lying:
+        lie(root.registry, layer.blob, lying)
+        assert root.view.stat(root / "a").size == len(data)
+        with pytest.raises(OSError, match="digest") as raised:
+            root.read("a")
+        assert raised.value.errno == errno.EIO
+    assert root.read("a") == data
+
+
+class Stored:
+    """A blob that is here (a `BlobHandle`), and fails as long as its store does."""
+
+    verified = True
+
+    def __init__(self, data: bytes, store: Store | None = None) -> None:
+        self.data = data
+        self.size = len(data)
+        self.failure = store.failure if store else None
+
+    def fileno(self) -> int:
+        raise NotImplementedError
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        if self.failure is not None:
+            raise self.failure
+        found = self.data[offset : offset + len(view)]
+        view[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Store:
+    """Gives one blob, whatever is asked for; from what was opened during a `failure` comes that."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.failure: EpochfsError | None = None
+        self.opened: list[bool] = []
+
+    def open(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
+    ) -> Stored:
+        self.opened.append(precise)
+        return Stored(self.data, self)
+
+
+def of_store(store: Store, layer: Layer, directory: Path) -> Callable[[], Image]:
+    """Return what gives an image of one layer, whose blob is the store's."""
+    layers = Layers(store, BlobCache(CacheOptions(directory, 1 << 30)))
+    digest = Digest.of(layer.blob)
+    one = Descriptor(layer.media_type, digest, len(layer.blob), annotations=layer.annotations)
+    return lambda: Image(layers, Repository("app"), (one,), time.monotonic() + 20)
+
+
+@pytest.mark.parametrize("failure", [ContentMismatch("wrong"), Vanished("gone")])
+def test_a_layer_whose_blob_failed_is_opened_anew(failure: EpochfsError, tmp_path: Path) -> None:
+    layer = plain(File("a", b"well"))
+    store = Store(layer.blob)
+    image = of_store(store, layer, tmp_path)
+    found = image().find(b"a")
+
+    def content() -> bytes:
+        buffer = bytearray(4)
+        image().open(found).read_into(memoryview(buffer), 0)
+        return bytes(buffer)
+
+    store.failure = failure
+    with pytest.raises(type(failure)):
+        content()
+    store.failure = None
+    assert content() == b"well"
+
+
+@pytest.mark.expects_log("is read whole")
+def test_a_layer_that_is_read_whole_is_opened_for_that(tmp_path: Path) -> None:
+    layer = estargz(File("a", b"in the stream"))
+    wrong = dict.fromkeys(layer.annotations, f"sha256:{'0' * 64}")
+    store = Store(layer.blob)
+    image = of_store(store, replace(layer, annotations=wrong), tmp_path)
+    assert image().find(b"a").inode.size == 13
+    assert store.opened == [True, False]  # precise for the table, and then not
+
+
+def test_a_copy_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    layer = zstd(File("a", random_bytes(8 * MIB)))
+    store = Store(layer.blob)
+    image = of_store(store, layer, tmp_path)
+    found = image().find(b"a")
+    store.failure = DeadlineExceeded("a silent registry")
+    with pytest.raises(DeadlineExceeded):
+        image().open(found)
+    assert list((tmp_path / "v1/partial/sha256").iterdir()) == []
+
+
+def test_a_chunk_that_is_shorter_than_the_table_says_is_an_error() -> None:
+    blob = Stored(gzip.compress(b"short"))
+    pieces = ChunkPieces(Digest.of(blob.data), "estargz", lambda: blob, ChunkCache())
+    piece = Piece(0, 1000, 0, 0, str(Digest.of(b"short")))
+    with pytest.raises(ContentMismatch):
+        pieces.read_piece(piece, 0, memoryview(bytearray(1000)))
+
+
+def test_a_chunk_is_made_once_for_all_who_want_it_and_few_at_once() -> None:
+    data = random_bytes(1000)
+    piece = Piece(0, 1000, 0, 0, str(Digest.of(data)))
+    opened: list[int] = []
+    done: list[int] = []
+    under_way: list[int] = []
+    cache = ChunkCache()
+
+    def make(number: int) -> bytes:
+        opened.append(number)
+        under_way.append(len(opened) - len(done))
+        time.sleep(0.05)
+        done.append(number)
+        return data
+
+    with ThreadPoolExecutor(24) as pool:
+        layers = [Digest.of(b"%d" % (n % 8)) for n in range(24)]
+        found = pool.map(lambda n: cache.get(layers[n], piece, lambda: make(n % 8)), range(24))
+        assert list(found) == [data] * 24
+    assert sorted(opened) == list(range(8))
+    assert max(under_way) <= 4
+
+
+def test_a_chunk_that_could_not_be_made_is_made_anew() -> None:
+    piece, cache = Piece(0, 1, 0), ChunkCache()
+
+    def fail() -> bytes:
+        time.sleep(0.1)
+        raise ContentMismatch("wrong")
+
+    def wanted(_: int) -> bytes:
+        return cache.get(Digest.of(b""), piece, fail)
+
+    with ThreadPoolExecutor(3) as pool:
+        for failed in [pool.submit(wanted, n) for n in range(3)]:
+            with pytest.raises(ContentMismatch):
+                failed.result()
+    assert cache.get(Digest.of(b""), piece, lambda: b"x") == b"x"
