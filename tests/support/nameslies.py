@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from functools import partial
 
 from epochfs.demo.samples import encode
 from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
-from epochfs.oci.names import Digest
+from epochfs.oci.names import NAME_MAX, Digest
 from support.lies import (
     APP,
     BLOB,
@@ -280,8 +281,10 @@ def digests() -> Iterator[Lie]:
     """A malformed digest is refused before a path or a URL is made of it."""
     for title, digest in {**MALFORMED_DIGESTS, "10 MB": "sha256:" + "0" * 10_000_000}.items():
         if digest:
+            fits = len(os.fsencode(digest)) <= NAME_MAX
+            expected = errno.ENOENT if fits else errno.ENAMETOOLONG
             for see in (f"ls /app/manifests/{digest}", f"cat /app/blobs/{digest}"):
-                yield Lie("digest in a path", f"{see.split()[1][5:9]}: {title}", see, errno.ENOENT)
+                yield Lie("digest in a path", f"{see.split()[1][5:9]}: {title}", see, expected)
     for place in PLACES:
         for title, text in (MALFORMED_DIGESTS | NOT_NAMES).items():
             raw = document_with(place, {"digest": text})
