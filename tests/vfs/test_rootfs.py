@@ -54,6 +54,21 @@ def test_files_are_read_at_random_from_every_kind_of_layer(make: Make, show: Sho
 
 
 @every_format
+def test_the_kernel_keeps_pages_only_of_what_was_verified_at_the_open_before(
+    make: Make, show: Show
+) -> None:
+    root = show(make(File("etc", b"small")))
+    filesystem, kept = root.layers.filesystem, []
+    for _ in range(4):
+        opened = filesystem.open(root / "etc")
+        assert filesystem.read(opened.handle, 0, 100) == b"small"
+        filesystem.release(opened.handle)
+        kept.append(opened.keep_cache)
+    assert (kept[0], kept[-1]) == (False, True)
+    assert kept == sorted(kept)
+
+
+@every_format
 def test_an_entry_has_all_that_its_layer_says_of_it(make: Make, show: Show) -> None:
     root = show(
         make(

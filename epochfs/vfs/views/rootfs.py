@@ -87,7 +87,7 @@ class RootfsNode(ManifestView):
         if not stat.S_ISREG(found.inode.mode):
             raise Denied("a device of an image is not opened")
         file = image.open(found)
-        return Opened(file, keep_cache=file.verified)
+        return Opened(file, context.kernel.keeps_pages(self, verified=file.verified))
 
     @property
     def _path(self) -> bytes:
