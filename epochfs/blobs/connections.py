@@ -74,6 +74,10 @@ class Window:
         self._held_until = 0.0
         self._segment = _FIRST_SEGMENT
 
+    def restart(self) -> None:
+        """Begin to measure: until now nothing was asked for."""
+        self._began, self._bytes = self._clock(), 0
+
     def arrived(self, count: int) -> None:
         """Take note of `count` bytes, and once a tick of how fast they come."""
         self._bytes += count

@@ -12,8 +12,8 @@ worker, which streams the whole blob whatever was asked.
 
 Locks: `Download._lock` guards every underscored field; no I/O happens under it, and only `Budget`'s
 lock, a leaf, is taken under it. Read without it are `verified`, `_closing` and `_failure`, which
-change once, and `_readable`, which moves forward until a failure resets it. `Staging`'s lock comes
-before it, `Verifier`'s is never taken with it.
+change once, `_readable`, which moves forward until a failure resets it, and `_mark`, a hint.
+`Staging`'s lock comes before it, `Verifier`'s is never taken with it.
 """
 
 from __future__ import annotations
@@ -104,6 +104,10 @@ class Download:
         )
         self._staging = Staging(cache, digest, size)
         self._readable = 0
+        self._mark = 0
+        self._unused = False
+        self._awake = threading.Event()
+        self._awake.set()
         self._waiters: list[_Waiter] = []
         self._verifier = Verifier(digest)
         self._finishing = False
@@ -118,15 +122,18 @@ class Download:
 
     # ---- what readers call -------------------------------------------------------------------
 
-    def read_into(self, view: memoryview, offset: int, *, sequential: bool, timeout: float) -> None:
+    def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         """Fill `view` with the bytes at `offset`, inside the blob, once they may be read.
 
-        `sequential` says that the reader looks set to read on. Raises DeadlineExceeded when the
-        bytes do not arrive within `timeout` seconds, or the error that kept them away.
+        `run` is how many bytes a reader that looks set to read on has read in sequence, else 0.
+        Raises DeadlineExceeded when the bytes do not arrive within `timeout` seconds, or the error
+        that kept them away.
         """
         stop = offset + len(view)
         if stop > self._readable:
-            self._wait(offset, stop, sequential, timeout)
+            self._wait(offset, stop, run, timeout)
+        elif run and stop > self._mark:
+            self._look_ahead(offset, stop, run)
         read_exactly(self.fileno(), view, offset)
 
     def fileno(self) -> int:
@@ -163,12 +170,30 @@ class Download:
         """Whether the server has proved Range; None while that is not known."""
         return self._plan.ranged
 
+    def leave(self) -> None:
+        """Take note that nobody has it open: no more is asked for, unless half of it is here."""
+        with self._lock:
+            self._unused = True
+
+    def rest(self) -> None:
+        """Stop what is under way until somebody reads again, unless half of it is here.
+
+        A stream without Range is kept, though not read from: another would begin at the start.
+        """
+        with self._lock:
+            if not self._is_unwanted:
+                return
+            self._awake.clear()
+        if self._plan.ranged is not False:
+            self._close_streams(0, self.size)
+
     def close(self) -> None:
         """Stop. What is present is kept for a later download once the last thread has ended."""
         with self._lock:
             if self._closing:
                 return
             self._closing = True
+            self._awake.set()
             last = self._threads == 0
             error = Unavailable("the mount is shutting down")
             self._end_waits(error)
@@ -180,14 +205,21 @@ class Download:
         """Wait until a closed download has put everything away; return whether it has."""
         return self._idle.wait(seconds)
 
-    def _wait(self, start: int, stop: int, sequential: bool, timeout: float) -> None:
+    def _look_ahead(self, start: int, stop: int, run: int) -> None:
+        """Have more fetched for a reader that goes on."""
         with self._lock:
-            self._plan.cursor = start
-            self._plan.whole = self._plan.whole or sequential
+            self._take_note(start, stop, run)
+            self._employ()
+
+    def _wait(self, start: int, stop: int, run: int, timeout: float) -> None:
+        with self._lock:
+            self._take_note(start, stop, run)
             if self._failure is not None:
                 raise fresh(self._failure)
             if self._may_read(start, stop):
                 self._serve()
+                if run:
+                    self._employ()
                 return
             waiter = _Waiter(start, stop)
             self._waiters.append(waiter)
@@ -223,6 +255,14 @@ class Download:
 
     # ---- bookkeeping, all with the lock held -------------------------------------------------
 
+    def _take_note(self, start: int, stop: int, run: int) -> None:
+        """Take note of where a reader is, and that there is one."""
+        mark = self._plan.reads(start, stop, run)
+        if run:
+            self._mark = mark
+        self._unused = False
+        self._awake.set()
+
     def _may_read(self, start: int, stop: int) -> bool:
         if self.verified:
             return True
@@ -255,13 +295,24 @@ class Download:
             self._threads += 1
 
     def _next_claim(self) -> Claim | None:
-        if self._stopped:
+        if self._stopped or self._is_unwanted:
             return None
         return self._plan.next_claim((waiter.start, waiter.stop) for waiter in self._waiters)
 
     @property
     def _stopped(self) -> bool:
         return self._closing or self._failure is not None
+
+    @property
+    def _is_unwanted(self) -> bool:
+        """Whether nobody is known to read it, and it is not worth finishing."""
+        return self._unused and not self._waiters and not self._plan.half_present
+
+    @property
+    def _halted(self) -> bool:
+        """Whether no more is to be fetched now."""
+        rests = not self._awake.is_set() and self._plan.ranged is not False
+        return rests or self._stopped
 
     # ---- workers -----------------------------------------------------------------------------
 
@@ -365,20 +416,27 @@ class Download:
             if position == stop:
                 return False
             try:
-                while position < stop and not self._stopped:
+                while position < stop and self._goes_on(stream):
                     data = buffer[: stream.read_into(buffer)]
                     if stream.ranged:
                         data = data[: stop - position]
                     self._look_after(position, self._store(position, data))
                     position += len(data)
             except (Unavailable, DeadlineExceeded) as error:
-                self._pause(error, progressed=self._plan.present.total > before)
+                if not self._halted:
+                    self._pause(error, progressed=self._plan.present.total > before)
         return True
+
+    def _goes_on(self, stream: BlobStream) -> bool:
+        """Return whether to read on from a stream; wait where it is kept for the next reader."""
+        if not stream.ranged:
+            self._awake.wait()
+        return not self._halted
 
     def _lacking(self, claim: Claim) -> tuple[int, int] | None:
         """Return the first absent part of a claimed range."""
         with self._lock:
-            if self._stopped:
+            if self._halted:
                 return None
             return next(self._plan.present.missing(claim.start, claim.stop), None)
 

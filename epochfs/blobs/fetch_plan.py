@@ -3,6 +3,11 @@
 A blob is fetched **by chunks** while reads look random: each absent aligned chunk by itself. It is
 fetched **whole** once a reader looks sequential, or half of it is present, or it is small: segment
 after segment from where the readers are, over as many connections as the `Window` says.
+
+Whole does not mean all at once: what is fetched ahead of a reader is as much as it has read in
+sequence, so that it doubles as the reader goes on, and the first megabytes of a large blob cost the
+registry twice that. The rest is wanted once half is present, or a reader waits for the last byte,
+which is held back until all have been verified.
 """
 
 from __future__ import annotations
@@ -23,6 +28,9 @@ PRECISE = 64 * 1024
 SMALL = 4 * MIB
 """A blob up to this many bytes is fetched whole, in one request, at its first read."""
 
+
+FIRST_AHEAD = 2 * MIB
+"""How much is fetched ahead of a reader that begins to look sequential, in bytes."""
 
 _NEAR = 2 * MIB
 """How far behind a claim a reader may be for its worker to come to him next, in bytes."""
@@ -76,10 +84,12 @@ class FetchPlan:
         self._budget = budget
         self._precise = precise
         self.whole = whole or size <= SMALL
+        self._at_once = self.whole
         self.ranged = ranged
         self.present = RangeSet()
         self.claims: list[Claim] = []
-        self.cursor = 0
+        self._cursor = 0
+        self._reach = 0
 
     @property
     def prefix(self) -> int:
@@ -91,11 +101,31 @@ class FetchPlan:
         """Whether every byte is present."""
         return self.prefix >= self.size
 
+    @property
+    def half_present(self) -> bool:
+        """Whether so much is here that the rest is worth having."""
+        return 2 * self.present.total >= self.size
+
+    @property
+    def all_wanted(self) -> bool:
+        """Whether all that is absent is to be fetched, wherever the readers are."""
+        return self._at_once or self.ranged is False or self.half_present
+
     def add(self, start: int, stop: int) -> None:
         """Take `[start, stop)` as present."""
         self.present.add(start, stop)
-        if not self.whole and 2 * self.present.total >= self.size:
-            self.whole = True
+        self.whole = self.whole or self.half_present
+
+    def reads(self, start: int, stop: int, run: int) -> int:
+        """Take note of a reader at `[start, stop)` that has read `run` bytes in sequence, or 0 if
+        that may be chance. Return how far it may go on before this is to be called again.
+        """
+        if not run:
+            return self.size
+        self.whole = True
+        ahead = max(FIRST_AHEAD, run)
+        self._cursor, self._reach = start, min(stop + ahead, self.size)
+        return stop + ahead // 2
 
     def next_claim(self, waiting: Iterable[tuple[int, int]]) -> Claim | None:
         """Claim the most urgent absent range: one that is waited for, else what a whole lacks."""
@@ -109,10 +139,16 @@ class FetchPlan:
         for claim in self.claims:
             taken.add(claim.start, claim.stop)
         if self.whole and not enough:
-            spans += [(self.cursor, self.size), (0, self.cursor)]
+            self._at_once = self._at_once or any(stop >= self.size for _, stop in spans)
+            if self.all_wanted:
+                spans += [(self._cursor, self.size), (0, self._cursor)]
+            else:
+                spans.append((self._cursor, self._reach))
         for start, stop in spans:
             for begin, until in taken.missing(start, stop):
                 claim = Claim(*self._widen(taken, begin, until))
+                if not self.claims:
+                    self.window.restart()
                 self.claims.append(claim)
                 self._budget.take()
                 return claim
@@ -154,15 +190,25 @@ class FetchPlan:
     def _segment(self) -> int:
         """How much one request asks for: much where no other connection could have taken a part."""
         segment = self.window.segment
+        if not self.all_wanted:
+            # So that what is ahead is not left to one connection where others would help.
+            share = (self._reach - self._cursor) // self.window.size
+            segment = min(segment, max(MIB, share - share % MIB))
         alone = not self.claims and not self._budget.spare
         return max(segment, min(_ALONE * segment, SEGMENT_ALONE)) if alone else segment
+
+    def _reach_from(self, position: int) -> int:
+        """Return up to where may be fetched with what is at a position; 0 if that is by itself."""
+        if self.all_wanted:
+            return self.size
+        return self._reach if self._cursor - _NEAR <= position else 0
 
     def _widen(self, taken: RangeSet, begin: int, until: int) -> tuple[int, int]:
         """Turn an absent byte into a request worth making: a segment, or an aligned chunk."""
         if self.size <= SMALL:
             return next(taken.missing(0, self.size))
-        if self.whole and self.ranged:
-            return next(taken.missing(begin, min(begin + self._segment, self.size)))
+        if self.whole and self.ranged and begin < (reach := self._reach_from(begin)):
+            return next(taken.missing(begin, min(begin + self._segment, reach)))
         grain = PRECISE if self._precise else CHUNK
         start = begin - begin % grain
         stop = min(start + CHUNK, until + -until % grain, self.size)

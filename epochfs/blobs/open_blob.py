@@ -36,8 +36,11 @@ class Local(Protocol):
     def fileno(self) -> int | None:
         """Return a descriptor of its file, if it is verified and in one."""
 
-    def read_into(self, view: memoryview, offset: int, *, sequential: bool, timeout: float) -> None:
-        """Fill `view` with the bytes at `offset`, inside the blob, within `timeout` seconds."""
+    def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
+        """Fill `view` with the bytes at `offset`, inside the blob, within `timeout` seconds.
+
+        `run` is how many bytes a reader that looks set to read on has read in sequence, else 0.
+        """
 
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Fill `view` with the bytes at `offset`, if all of them are there; return whether."""
@@ -94,12 +97,12 @@ class OpenBlob:
         count = max(0, min(len(view), self.size - offset))
         if count == 0:
             return 0
-        sequential = self._follow(offset, count) and not self._precise
+        run = self._follow(offset, count)
         began = time.monotonic()
         earlier = self._failed_just_before(began)
         timeout = self._timeout - (earlier.took if earlier else 0.0)
         try:
-            self._read(view[:count], offset, sequential=sequential, until=began + timeout)
+            self._read(view[:count], offset, run=0 if self._precise else run, until=began + timeout)
         except EpochfsError as error:
             ended = time.monotonic()
             self._failed = None if earlier else _Failure(ended, ended - began, error)
@@ -120,22 +123,23 @@ class OpenBlob:
             self._passed.close()
         self._local.close()
 
-    def _follow(self, offset: int, count: int) -> bool:
-        """Take note of a read; return whether its reader looks set to read on."""
+    def _follow(self, offset: int, count: int) -> int:
+        """Take note of a read; return how many bytes were read in sequence, once its reader looks
+        set to read on."""
         # The kernel reads ahead with several requests at once, so neighbours count as sequence.
         if abs(offset - self._run_end) <= _SEQUENTIAL_SLACK:
             self._run_end = max(self._run_end, offset + count)
             self._run_bytes += count
         else:
             self._run_end, self._run_bytes = offset + count, count
-        return self._run_bytes > _SEQUENTIAL_BYTES
+        return self._run_bytes if self._run_bytes > _SEQUENTIAL_BYTES else 0
 
-    def _read(self, view: memoryview, offset: int, *, sequential: bool, until: float) -> None:
+    def _read(self, view: memoryview, offset: int, *, run: int, until: float) -> None:
         passed = self._passed
         if passed is None:
             left = until - time.monotonic()
             try:
-                self._local.read_into(view, offset, sequential=sequential, timeout=left)
+                self._local.read_into(view, offset, run=run, timeout=left)
                 return
             except CacheFailure as error:
                 self._ways.report(error)

@@ -31,8 +31,11 @@ from epochfs.errors import ContentMismatch, EpochfsError
 from epochfs.metadata.source import PullClient
 from epochfs.oci.names import Digest, Repository
 
+REST_SECONDS = 0.4
+"""How long a download without readers goes on with what is under way, unless half is here."""
+
 LINGER_SECONDS = 5.0
-"""How long a download without readers goes on, in case one comes back."""
+"""How long a download without readers is kept, in case one comes back."""
 
 LINGER_WHOLE_SECONDS = 30.0
 """The same on a server without Range, where giving up means to begin again."""
@@ -231,7 +234,9 @@ class Blobs:
             shared.lingers = shared.lingers or to_watch
         if unused and ended:
             shared.download.close()
-        elif to_watch:
+        elif unused:
+            shared.download.leave()
+        if to_watch:
             self._linger(shared)
 
     def _handle(self, repository: Repository, local: Local, key: Key, *, precise: bool) -> OpenBlob:
@@ -294,24 +299,29 @@ class Blobs:
         if unused:
             download.close()
 
-    def _linger(self, shared: _Shared) -> None:
-        """Let a download without readers go on for a while, to its end if that is near."""
+    def _linger(self, shared: _Shared, seconds: float = REST_SECONDS) -> None:
+        """Keep a download without readers for a while, at rest; one that is near its end goes on
+        to it."""
 
-        def expire() -> None:
+        def look() -> None:
             with self._lock:
                 if shared.readers or shared.ended:
                     shared.lingers = False
                     return
                 unused_for = time.monotonic() - shared.unused_since
             present, connections = shared.download.progress
-            near = connections and 2 * present >= shared.download.size
-            if near or unused_for < patience:
-                self._linger(shared)
+            if connections and 2 * present >= shared.download.size:
+                self._linger(shared, LINGER_SECONDS)
+            elif unused_for < REST_SECONDS:
+                self._linger(shared, REST_SECONDS - unused_for)
+            elif unused_for < patience:
+                shared.download.rest()
+                self._linger(shared, patience - unused_for)
             else:
                 self._end(shared)
 
         patience = LINGER_WHOLE_SECONDS if shared.download.ranged is False else LINGER_SECONDS
-        self._timers.call(patience, expire)
+        self._timers.call(seconds, look)
 
 
 class _Cached:
@@ -324,7 +334,7 @@ class _Cached:
         self.fileno = blob.fileno
         self.close = blob.close
 
-    def read_into(self, view: memoryview, offset: int, *, sequential: bool, timeout: float) -> None:
+    def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         self._blob.read_into(view, offset)
 
     def read_present(self, view: memoryview, offset: int) -> bool:

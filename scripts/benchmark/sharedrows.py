@@ -1,4 +1,4 @@
-"""Rows: random reads of a cold blob, and many readers at once.
+"""Rows: reads of a part of a cold blob, and many readers at once.
 
 What the registry sent is read from its own access log.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable
 
 from scripts.benchmark.content import MIB, Blob
@@ -20,6 +21,8 @@ _REGISTRY = "docker-registry"
 _RANDOM_READS = 200
 _RANDOM_SIZE = 4096
 _READERS = 64
+_LITTLE = 4 * MIB
+_LATER_SECONDS = 5.0
 
 
 @row("random-bytes", "200 random 4 KiB reads cold: bytes", at_most(200, "MiB"), needs=(_REGISTRY,))
@@ -46,6 +49,15 @@ def _read_at_random(mount: Mount, blob: Blob) -> None:
             data = os.pread(ours.fileno(), _RANDOM_SIZE, offset)
             if data != os.pread(pushed.fileno(), _RANDOM_SIZE, offset):
                 raise Failed(f"wrong bytes at {offset}")
+
+
+@row("few-bytes", "4 MiB of 1 GiB cold, 5 s later: bytes", at_most(16, "MiB"), needs=(_REGISTRY,))
+def _few_bytes(lab: Lab) -> Samples:
+    def read_a_little(mount: Mount, blob: Blob) -> None:
+        timed("head", "-c", str(_LITTLE), mount.blob(blob))
+        time.sleep(_LATER_SECONDS)
+
+    return repeat(lambda: _size(_fetched(lab, lab.big, read_a_little)) / MIB)
 
 
 @row(
@@ -102,4 +114,4 @@ def _size(requests: list[Request]) -> int:
     return sum(request.size for request in requests)
 
 
-ROWS = (_random_bytes, _random_requests, _many_readers, _many_blobs)
+ROWS = (_random_bytes, _random_requests, _few_bytes, _many_readers, _many_blobs)

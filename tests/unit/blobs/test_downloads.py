@@ -98,11 +98,12 @@ def read(
     start: int = 0,
     count: int = len(BLOB),
     *,
-    sequential: bool = True,
+    run: int = len(BLOB),
     timeout: float = 10,
 ) -> bytes:
+    """Read as one does who has read `run` bytes in sequence, so that as many are fetched ahead."""
     buffer = bytearray(count)
-    one.read_into(memoryview(buffer), start, sequential=sequential, timeout=timeout)
+    one.read_into(memoryview(buffer), start, run=run, timeout=timeout)
     return bytes(buffer)
 
 
@@ -142,7 +143,7 @@ class TestTheFileIsWhatIsHashed:
             return Stream(flipped(5 * MIB) if first else BLOB, start, end, ranged=first)
 
         one = download(cache, source)
-        read(one, 5 * MIB, 4096, sequential=False)
+        read(one, 5 * MIB, 4096, run=0)
         with pytest.raises(ContentMismatch):
             read(one)
         assert kept(cache) is None

@@ -1,0 +1,223 @@
+"""How much of a blob is fetched: what is read, a little ahead, and little once nobody reads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.builders import image, load, random_bytes
+from support.gates import Gate
+from support.mounts import Mounts
+from support.scripted import until
+from support.sources import FakeClient, FakeStream
+
+from epochfs.blobs.fetch_plan import FIRST_AHEAD
+from epochfs.blobs.store import REST_SECONDS, BlobHandle, Blobs
+from epochfs.cache.blobs import BlobCache
+from epochfs.config import BlobOptions, CacheOptions
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.oci.names import Digest, Repository
+
+MIB = 1 << 20
+APP = Repository("team/app")
+BLOB = random_bytes(32 * MIB, 61)
+STEP = 128 << 10
+
+
+class Dripping:
+    """Lets a piece of 64 KiB pass now and then, of whatever stream."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, stream: FakeStream) -> None:
+        stream.closed.wait(self.seconds)
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient(BLOB)
+
+
+@pytest.fixture
+def blobs(client: FakeClient, tmp_path: Path) -> Iterator[Blobs]:
+    cache = BlobCache(CacheOptions(tmp_path / "cache"))
+    blobs = Blobs(client, cache, BlobOptions(10.0))  # type: ignore[arg-type]
+    yield blobs
+    blobs.close()
+
+
+def open_blob(blobs: Blobs) -> BlobHandle:
+    return blobs.open(APP, Digest.of(BLOB), len(BLOB))
+
+
+def read(handle: BlobHandle, start: int, stop: int) -> None:
+    """Read a range from start to end, as a program does."""
+    for offset in range(start, stop, STEP):
+        buffer = bytearray(min(STEP, stop - offset))
+        assert handle.read_into(memoryview(buffer), offset) == len(buffer)
+        assert buffer == BLOB[offset : offset + len(buffer)]
+
+
+def settled(client: FakeClient) -> int:
+    """Return how much was sent once no more comes for a while."""
+    sent = -1
+    while sent != client.sent:
+        sent = client.sent
+        time.sleep(0.3)
+    return sent
+
+
+class TestAhead:
+    @pytest.mark.parametrize("start", [0, 9 * MIB + 5])
+    @pytest.mark.parametrize("count", [2 * MIB, 4 * MIB, 6 * MIB])
+    def test_as_much_is_fetched_ahead_as_was_read_in_sequence(
+        self, blobs: Blobs, client: FakeClient, start: int, count: int
+    ) -> None:
+        handle = open_blob(blobs)
+        read(handle, start, start + count)
+        assert count <= settled(client) <= 2 * count + FIRST_AHEAD
+        handle.close()
+
+    def test_a_reader_who_goes_on_finds_the_next_bytes_there(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        handle = open_blob(blobs)
+        read(handle, 0, 4 * MIB)
+        settled(client)
+        asked = len(client.asked)
+        read(handle, 4 * MIB, 5 * MIB)
+        assert len(client.asked) == asked
+        handle.close()
+
+    def test_half_of_a_blob_brings_the_rest(self, blobs: Blobs, client: FakeClient) -> None:
+        handle = open_blob(blobs)
+        read(handle, 0, 17 * MIB)
+        until(lambda: client.sent == len(BLOB))
+        handle.close()
+
+    def test_the_last_byte_brings_all_that_it_is_verified_with(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        handle = open_blob(blobs)
+        read(handle, len(BLOB) - 3 * MIB, len(BLOB))
+        assert client.sent == len(BLOB)
+        assert handle.verified
+        handle.close()
+
+    def test_a_read_elsewhere_leaves_a_sequential_reader_what_is_ahead_of_him(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        one, other = open_blob(blobs), open_blob(blobs)
+        read(one, 0, 4 * MIB)
+        read(other, 20 * MIB, 20 * MIB + 4096)
+        assert settled(client) <= 2 * 4 * MIB + FIRST_AHEAD + MIB
+        read(one, 4 * MIB, 12 * MIB)
+        for handle in (one, other):
+            handle.close()
+
+
+class TestNobodyReads:
+    def test_what_is_under_way_goes_on_for_half_a_second_at_most(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        handle = open_blob(blobs)
+        read(handle, 0, 4 * MIB)
+        client.before = Dripping(0.1)
+        read(handle, 4 * MIB, 6 * MIB)
+        handle.close()
+        time.sleep(REST_SECONDS + 0.1)
+        sent = client.sent
+        time.sleep(0.5)
+        assert client.sent == sent
+        assert blobs.counters().connections == 0
+
+    def test_nothing_more_is_asked_for(self, blobs: Blobs, client: FakeClient) -> None:
+        handle = open_blob(blobs)
+        read(handle, 0, 4 * MIB)
+        handle.close()
+        asked = len(client.asked)
+        settled(client)
+        assert len(client.asked) == asked
+
+    def test_who_comes_back_goes_on_where_it_was(self, blobs: Blobs, client: FakeClient) -> None:
+        first = open_blob(blobs)
+        read(first, 0, 4 * MIB)
+        first.close()
+        time.sleep(REST_SECONDS + 0.2)
+        again = open_blob(blobs)
+        read(again, 0, len(BLOB))
+        assert again.verified
+        assert client.sent <= len(BLOB) + MIB
+        again.close()
+
+    def test_half_of_a_blob_is_completed(self, blobs: Blobs, client: FakeClient) -> None:
+        handle = open_blob(blobs)
+        read(handle, 0, 17 * MIB)
+        handle.close()
+        until(lambda: blobs.cached_percent(Digest.of(BLOB), len(BLOB)) == 100)
+        assert client.sent == len(BLOB)
+
+    def test_a_stream_without_range_is_not_read_from_and_is_kept_for_who_comes_back(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        client.ranged = False
+        client.before = Dripping(0.02)
+        handle = open_blob(blobs)
+        read(handle, 0, 2 * MIB)
+        handle.close()
+        time.sleep(REST_SECONDS + 0.2)
+        sent = client.sent
+        time.sleep(0.5)
+        assert client.sent == sent < len(BLOB) // 2
+        client.before = lambda _: None
+        again = open_blob(blobs)
+        read(again, 0, len(BLOB))
+        assert (client.sent, len(client.asked)) == (len(BLOB), 1)
+        again.close()
+
+    def test_closing_and_opening_all_the_time_stops_no_reader(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        client.before = Dripping(0.002)
+        stopping = threading.Event()
+
+        def come_and_go() -> None:
+            while not stopping.is_set():
+                handle = open_blob(blobs)
+                read(handle, 20 * MIB, 20 * MIB + 4096)
+                handle.close()
+
+        visitor = threading.Thread(target=come_and_go)
+        visitor.start()
+        for start in range(0, 12 * MIB, 2 * MIB):
+            handle = open_blob(blobs)
+            read(handle, start, start + 2 * MIB)
+            handle.close()
+        stopping.set()
+        visitor.join(10)
+        assert not visitor.is_alive()
+
+
+@pytest.mark.parametrize("start", [0, 30 * MIB + 12_345])
+def test_a_program_that_reads_four_megabytes_costs_the_registry_little_more(
+    start: int, embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    large = BLOB + BLOB[::-1]
+    load(embedded, "team/app", "latest", image(large))
+    with Gate(embedded.host) as gate:
+        mount = mounts(gate.url)
+        path = mount.path / "team/app/blobs" / str(Digest.of(large))
+        path.stat()
+        with path.open("rb", buffering=0) as file:
+            assert os.pread(file.fileno(), 4 * MIB, start) == large[start : start + 4 * MIB]
+        time.sleep(1)
+        assert gate.passed < 16 * MIB
+        time.sleep(1)
+        passed = gate.passed
+        time.sleep(1)
+        assert gate.passed == passed
