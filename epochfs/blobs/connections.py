@@ -67,6 +67,8 @@ class Window:
         self._most = most
         self._clock = clock
         self._began = clock()
+        self._idle_since: float | None = self._began
+        self._asked: float | None = None
         self._tick = _FIRST_TICK_SECONDS
         self._bytes = 0
         self._best_rate = 0.0
@@ -74,9 +76,27 @@ class Window:
         self._held_until = 0.0
         self._segment = _FIRST_SEGMENT
 
-    def restart(self) -> None:
-        """Begin to measure: until now nothing was asked for."""
-        self._began, self._bytes = self._clock(), 0
+    def idle(self) -> None:
+        """Take note that nothing is asked for any more."""
+        self._idle_since = self._clock()
+
+    def asked(self) -> None:
+        """Take note that something is asked for; that nothing came before says nothing."""
+        if self._idle_since is not None:
+            self._asked = self._clock()
+            self._began += self._asked - self._idle_since
+            self._idle_since = None
+
+    def answered(self) -> None:
+        """Take note that bytes are about to come.
+
+        What an answer took that nothing else came beside is not their pace, unless it took long:
+        then it is the way that is long, and more connections help.
+        """
+        if self._asked is not None:
+            took = self._clock() - self._asked
+            self._began += took if took < _FIRST_TICK_SECONDS else 0.0
+            self._asked = None
 
     def arrived(self, count: int) -> None:
         """Take note of `count` bytes, and once a tick of how fast they come."""

@@ -452,6 +452,7 @@ class Download:
             )
         with self._lock:
             claim.stream = stream
+            self._plan.window.answered()
             self._plan.ranged = stream.ranged
             if not stream.ranged:
                 first = self._plan.take_all(claim)

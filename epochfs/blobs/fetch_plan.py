@@ -123,7 +123,7 @@ class FetchPlan:
         if not run:
             return self.size
         self.whole = True
-        ahead = max(FIRST_AHEAD, run)
+        ahead = max(FIRST_AHEAD, self.window.size * MIB, run)
         self._cursor, self._reach = start, min(stop + ahead, self.size)
         return stop + ahead // 2
 
@@ -147,8 +147,7 @@ class FetchPlan:
         for start, stop in spans:
             for begin, until in taken.missing(start, stop):
                 claim = Claim(*self._widen(taken, begin, until))
-                if not self.claims:
-                    self.window.restart()
+                self.window.asked()
                 self.claims.append(claim)
                 self._budget.take()
                 return claim
@@ -157,6 +156,8 @@ class FetchPlan:
     def release(self, claim: Claim) -> None:
         """End a claim, whether its range was fetched or not."""
         self.claims.remove(claim)
+        if not self.claims:
+            self.window.idle()
         self._budget.give_back()
 
     def take_all(self, claim: Claim) -> bool:

@@ -67,3 +67,29 @@ def test_a_segment_is_never_absurd() -> None:
     assert window.segment == SMALLEST_SEGMENT
     fed(window, clock, 1e12, 1)
     assert window.segment == LARGEST_SEGMENT
+
+
+def in_steps(window: Window, clock: Clock, *, answers_after: float, reads_for: float) -> None:
+    """Let a connection of 600 MiB/s be asked for 4 MiB at a time, with time to read in between."""
+    for _ in range(40):
+        window.asked()
+        clock.now += answers_after
+        window.answered()
+        fed(window, clock, 600 * MIB, 0.01)
+        window.idle()
+        clock.now += reads_for
+
+
+def test_what_a_connection_waits_for_its_reader_says_nothing_of_its_pace() -> None:
+    clock = Clock()
+    window = Window(8, clock)
+    in_steps(window, clock, answers_after=0.03, reads_for=2.0)
+    assert window.size == 1
+    assert window.segment > 100 * MIB
+
+
+def test_a_long_way_to_the_registry_is_worth_more_connections() -> None:
+    clock = Clock()
+    window = Window(8, clock)
+    in_steps(window, clock, answers_after=0.1, reads_for=0.0)
+    assert window.size > 1
