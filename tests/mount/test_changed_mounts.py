@@ -44,7 +44,7 @@ def rows(**turns: str) -> list[Row]:
 AGED_ROWS = rows(
     catalog="401|404 plain|404 of the specification|200 with HTML",
     tags="401|404 plain|404 of the specification|200 with HTML|a page that is its own next",
-    manifests="403|404 plain",
+    manifests="403|405",
     blobs="404 plain",
     referrers="403|404 plain|200 with an empty body",
 )
