@@ -40,6 +40,9 @@ answered. While so many wait for a slow registry, what is cached is not read ahe
 _MAX_THREADS = 128
 _MAX_IDLE_THREADS = 16
 
+_LOOP_FAILED = "8"
+"""What libfuse 3 returns when reading from the kernel failed, be it at the end (fuse_main_real)."""
+
 
 @dataclass(frozen=True, slots=True)
 class FuseOptions:
@@ -63,11 +66,20 @@ def library_version() -> tuple[int, int]:
 def serve(operations: Any, mountpoint: Path, options: FuseOptions) -> None:  # noqa: ANN401
     """Mount, and have `operations` answer the kernel until unmounted.
 
-    Raises MountFailure when libfuse cannot mount, after it said why on stderr.
+    Raises MountFailure when libfuse cannot mount, after it said why on stderr, and when the kernel
+    ends the connection under a mount that stands.
     """
     try:
         _Fuse(operations, str(mountpoint), raw_fi=True, **_libfuse_options(options))
     except RuntimeError as error:
+        if str(error) == _LOOP_FAILED:
+            if mounted_on(mountpoint.absolute()) is None:
+                # Who unmounts may close the connection just as a thread begins to read from it.
+                log.debug("%s was unmounted while it was read from", mountpoint)
+                return
+            raise MountFailure(
+                f"the kernel has ended the connection of the mount on {mountpoint}: unmount it"
+            ) from None
         raise MountFailure(f"libfuse could not mount on {mountpoint} (code {error})") from None
 
 
