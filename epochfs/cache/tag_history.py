@@ -39,6 +39,8 @@ _MOST_REMEMBERED = 100_000
 _Key = tuple[str, ...]
 """Registry, repository and tag; of a layout registry and repository."""
 
+_SECOND = 1_000_000_000
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tag (
     registry TEXT, repository TEXT, tag TEXT, digest TEXT, since_ns INTEGER,
@@ -51,12 +53,16 @@ CREATE TABLE IF NOT EXISTS layout (
 """
 """`layout` came later: a file of before has no such table, and is given one when it is opened."""
 
-_MOVED = """
-ON CONFLICT DO UPDATE SET
-    since_ns = iif(digest = excluded.digest, since_ns, excluded.since_ns), digest = excluded.digest
-RETURNING since_ns
-"""
-"""In one statement, so that of two mounts that see a tag move at once, one tells both the time."""
+
+def _moved(since: str) -> str:
+    """Return how a sight of another digest is recorded, and from when on that is to count.
+
+    In one statement, so that of two mounts that see a tag move at once, one tells both the time.
+    """
+    return (
+        f"ON CONFLICT DO UPDATE SET since_ns = iif(digest = excluded.digest, since_ns, {since}), "
+        "digest = excluded.digest RETURNING since_ns"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +75,15 @@ class _Question:
 
 _TAG = _Question(
     "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
-    f"INSERT INTO tag VALUES (?, ?, ?, ?, ?) {_MOVED}",
+    f"INSERT INTO tag VALUES (?, ?, ?, ?, ?) {_moved('excluded.since_ns')}",
 )
 _LAYOUT = _Question(
     "SELECT digest, since_ns FROM layout WHERE registry=? AND repository=?",
-    f"INSERT INTO layout VALUES (?, ?, ?, ?) {_MOVED}",
+    "INSERT INTO layout VALUES (?, ?, ?, ?) "
+    + _moved(f"max(excluded.since_ns, (since_ns / {_SECOND} + 1) * {_SECOND})"),
 )
+"""A layout's index keeps its size when two tags swap, and rsync compares times by the second: so a
+change is in another second than what it changes, if need be in the next."""
 
 
 class TagHistory:

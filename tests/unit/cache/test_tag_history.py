@@ -21,6 +21,7 @@ from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest, Repository, Tag
 
 REGISTRY = "http://127.0.0.1:5000"
+SECOND_NS = 10**9
 APP, OTHER = Repository("team/app"), Repository("team/other")
 LATEST, STABLE = Tag("latest"), Tag("stable")
 FIRST, SECOND = Digest.of(b"first"), Digest.of(b"second")
@@ -93,11 +94,11 @@ def test_the_time_of_a_layout_moves_with_its_index_and_at_no_other_moment(path: 
     with closing(opened(path, 100)) as history:
         assert history.layout_since(APP, b"one tag") == 100
         assert history.layout_since(OTHER, b"one tag") == 101
-        assert history.layout_since(APP, b"two tags") == 102
-        assert history.layout_since(APP, b"two tags") == 102
+        assert history.layout_since(APP, b"two tags") == SECOND_NS
+        assert history.layout_since(APP, b"two tags") == SECOND_NS
     with closing(opened(path, 200)) as history, closing(opened(path, 300, "http://other")) as there:
-        assert history.layout_since(APP, b"two tags") == 102
-        assert history.layout_since(APP, b"one tag") == 200
+        assert history.layout_since(APP, b"two tags") == SECOND_NS
+        assert history.layout_since(APP, b"one tag") == 2 * SECOND_NS
         assert there.layout_since(APP, b"one tag") == 300
 
 
@@ -333,3 +334,16 @@ def test_a_repository_was_seen_once_a_tag_of_it_was(path: Path) -> None:
             False,
             False,
         )
+
+
+def test_a_layout_that_changes_does_so_in_another_second(path: Path) -> None:
+    ticks = iter([5 * SECOND_NS + 1, 5 * SECOND_NS + 2, 5 * SECOND_NS + 3, 9 * SECOND_NS])
+    with closing(TagHistory(path, REGISTRY, lambda: next(ticks))) as history:
+        seen = [history.layout_since(APP, index) for index in (b"1", b"1", b"2", b"3", b"4")]
+    assert seen == [
+        5 * SECOND_NS + 1,
+        5 * SECOND_NS + 1,
+        6 * SECOND_NS,
+        7 * SECOND_NS,
+        9 * SECOND_NS,
+    ]
