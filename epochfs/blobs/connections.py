@@ -1,4 +1,4 @@
-"""How many connections feed one download, and how much each asks for at a time.
+"""The number of connections that feed one download, and the size of their requests.
 
 More connections help where each is slow (a rate limit, a long round trip) and hurt where the disk
 or the processor is the limit: one that is fast stays alone. Otherwise the number is found by

@@ -1,4 +1,4 @@
-"""Which bytes of a blob are present, and which are to be fetched next. Pure; the caller locks.
+"""The bytes of a blob that are present, and those to fetch next. Pure; the caller locks.
 
 A blob is fetched **by chunks** while reads look random: each absent aligned chunk by itself. It is
 fetched **whole** once a reader looks sequential, or half of it is present, or it is small: segment

@@ -1,4 +1,4 @@
-"""Which of the blobs that pass through have a stream, and what was proved of their bytes.
+"""The blobs that pass through with a stream, and what was proved of their bytes.
 
 A stream takes a connection, a descriptor and a few MiB of memory, and a program may have opened
 thousands of files: so few blobs have one at a time, those that are read.

@@ -1,4 +1,4 @@
-"""What is to be done later: all of it in one thread, which exists while there is any.
+"""A timer: one thread for all that is due later, which exists while anything is.
 
 `threading.Timer` takes a thread for each, and 64 readers of small blobs leave a hundred at a time.
 

@@ -1,4 +1,4 @@
-"""Which credentials a command has: its options, the environment, and the files of other tools.
+"""A command's credentials: its options, the environment, and the files of other tools.
 
 The order is that of skopeo and podman: what is given on the command line, else
 EPOCH_REGISTRY_TOKEN, else the files that containers-auth.json(5) names.

@@ -1,4 +1,4 @@
-"""Where log lines go and what they look like: one line a record, with the time in UTC."""
+"""Logging: one line a record, with the time in UTC, to stderr or a file."""
 
 from __future__ import annotations
 

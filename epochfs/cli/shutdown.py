@@ -1,4 +1,4 @@
-"""How a serving process ends: by a signal or an unmount, and always within a few seconds.
+"""The end of a serving process: by a signal or an unmount, always within a few seconds.
 
 libfuse sits in C on the main thread, where Python runs no signal handler, and its own handler
 waits for readers that may be stalled on the registry. So the signals are blocked in every thread

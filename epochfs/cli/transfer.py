@@ -1,4 +1,4 @@
-"""How a transfer is shown: bytes, rate and time left while it goes on, and a summary."""
+"""The progress of a transfer: bytes, rate and time left as it runs, then a summary."""
 
 from __future__ import annotations
 

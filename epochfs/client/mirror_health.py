@@ -1,4 +1,4 @@
-"""Whether a mirror is worth asking: one that failed is left alone for a while, then tried again.
+"""The health of mirrors: one that failed is left alone for a while, then tried again.
 
 How long grows with each failure in a row, and with what the last one cost, so that a mirror that is
 silent takes little of the time of those who could be served elsewhere. When the while is over, one

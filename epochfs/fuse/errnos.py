@@ -1,4 +1,4 @@
-"""Which errno each error becomes: the one table, and the only user of errno numbers here."""
+"""The errno of each error: the one table, and the only user of errno numbers here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is mounted: /proc/self/mountinfo (proc(5)), which never waits for a file system."""
+"""The mounts of /proc/self/mountinfo (proc(5)), which never waits for a file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What layers are compressed with, and the decoders for it, all of bounded memory.
+"""The decoders of layers' compressions, all of bounded memory.
 
 gzip needs indexed_gzip, which can go on from any of the points in its index; rapidgzip can too, but
 took 1.7 GiB of memory for 4 MiB of compressed zeros. zstd needs zstandard: indexed_zstd finds only

@@ -1,4 +1,4 @@
-"""What a layer says of one path, parsed once and frozen; and how hostile a path may be.
+"""A layer's entry for one path, parsed once and frozen; and the paths that are hostile.
 
 The values are named tuples, for there may be a million of each: those are made in a fifth of the
 time that a frozen dataclass takes.

@@ -1,4 +1,4 @@
-"""What takes long to make, made once for all who want it at that moment, and kept a while.
+"""A shelf of costly values, each made once for all who want it then, and kept a while.
 
 Locks: `Shelf._lock` guards what is kept and, in `PooledFlight`, what is being made; nothing is made
 under it.

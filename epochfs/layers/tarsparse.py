@@ -1,4 +1,4 @@
-"""Where a sparse file in a tar stream has its data (GNU tar's manual, "Storing Sparse Files").
+"""The data map of a sparse file in a tar stream (GNU tar's manual, "Storing Sparse Files").
 
 Five formats: in the header block and blocks behind it; in an extended header, one record for each
 number, or all in one; and as text before the data, of which GNU tar knows one version.

@@ -1,4 +1,4 @@
-"""What tags lead to: manifests through indexes and referrers, and the blobs they name. Pure."""
+"""The closure of tags: manifests through indexes and referrers, and their blobs. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a manifest is for, by Epoch's rules, and how Epoch stores disks and virtual machines.
+"""The kinds of manifests by Epoch's rules, and how Epoch stores disks and virtual machines.
 
 Epoch tells its artifacts apart by `artifactType`, then by the config's media type. A cloud image is
 a disk, whole or split into parts that are joined in the order of their titles. A snapshot is the

@@ -1,4 +1,4 @@
-"""Whether a registry can be used at all: asked before a mount is made, and by `doctor`."""
+"""The probe of a registry before a mount is made, and by `doctor`: can it be used at all?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command line and its environment amount to: frozen values, complete and checked."""
+"""The settings that a command line and its environment give: frozen, complete and checked."""
 
 from __future__ import annotations
 

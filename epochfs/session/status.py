@@ -1,4 +1,4 @@
-"""What a mount is doing, as one tree of values: `status.json` shows it, `metrics` exports it.
+"""The status of a mount, as one tree of values: for `status.json` and `metrics`.
 
 No field holds a secret: credentials stay in `auth`, and what is said of errors was redacted there.
 """

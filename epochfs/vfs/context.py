@@ -1,4 +1,4 @@
-"""What the nodes of one mount answer from: one frozen value, handed to each of their methods."""
+"""The context of one mount's nodes: one frozen value, handed to each of their methods."""
 
 from __future__ import annotations
 

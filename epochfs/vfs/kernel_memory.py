@@ -1,4 +1,4 @@
-"""What the kernel remembers of one mount's regular files, and how these stay as it remembers them.
+"""The kernel's memory of one mount's regular files, and how these stay as it has them.
 
 The kernel remembers a file's size for some time, and who copies a file believes it. A tag that
 moves between `stat` and `open` must not leave a reader with the old size and the new bytes; so for

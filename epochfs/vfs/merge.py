@@ -1,4 +1,4 @@
-"""Which layer a path is seen in: the layers of an image, applied as layer.md says, at lookup.
+"""The merge of the layers of an image, as layer.md says, at the lookup of a path.
 
 A path is searched from the top layer down, until a layer has it or hides it. A layer hides what is
 below a path by a whiteout, by an opaque directory on the way, or by something that is no directory;

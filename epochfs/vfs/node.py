@@ -1,4 +1,4 @@
-"""What every node of the tree is: the questions it answers, and how it is described by stat(2)."""
+"""A node of the tree: the questions that it answers, and its description by stat(2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a request is authenticated: challenges, the user's credentials, tokens and their cache.
+"""Authentication of requests: challenges, the user's credentials, tokens and their cache.
 
 From the bottom up: `challenges` (what a registry asks for), `logins` (what the user has), `files`
 (where docker and podman keep it), `helpers` (the programs that keep it for them), `secretfiles`

@@ -1,4 +1,4 @@
-"""What a registry asks for: the WWW-Authenticate header, and the token server it names.
+"""Challenges: the WWW-Authenticate header, and the token server that it names.
 
 Sources: RFC 9110, section 11; the Distribution project's token authentication specification.
 """

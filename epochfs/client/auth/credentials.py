@@ -1,4 +1,4 @@
-"""Which credentials count: those given for this registry, else the first that a file has for it.
+"""The user's credentials: those given for this registry, else the first that a file has.
 
 Locks: `CredentialStore._lock` guards the secrets that were handed out; nothing is called under it.
 """

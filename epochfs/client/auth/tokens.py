@@ -1,4 +1,4 @@
-"""What is asked of a token server, and what it answers.
+"""The token server's protocol: requests for tokens, and the tokens in its answers.
 
 Sources: the Distribution project's token authentication specification (GET), and its OAuth 2
 one (POST).

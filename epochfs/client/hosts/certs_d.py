@@ -1,4 +1,4 @@
-"""Which file is a registry's.
+"""The path of a registry's file below a certs.d directory.
 
 The directory that `--hosts-dir` names holds one directory for each registry, called after the
 registry's **namespace**: its host, and its port if the URL has one. The first of these that exists

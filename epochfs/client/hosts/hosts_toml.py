@@ -1,4 +1,4 @@
-"""What a `hosts.toml` says: the registry's own host at the top, and a table for each mirror."""
+"""The format of `hosts.toml`: the registry's own host at the top, a table for each mirror."""
 
 from __future__ import annotations
 

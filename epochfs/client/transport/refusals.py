@@ -1,4 +1,4 @@
-"""What an answer means that is not the one hoped for, and who is to blame (`causes`)."""
+"""The errors that refusals become, and who is to blame for each (`causes`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes back: an answer whose body is still to be read, and one that was read whole."""
+"""Responses: one whose body is still to be read, and one that was read whole."""
 
 from __future__ import annotations
 

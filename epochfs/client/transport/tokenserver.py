@@ -1,4 +1,4 @@
-"""What a token server answers, and who is to blame where that is no token (`causes`)."""
+"""A token server's answers, and who is to blame where one is no token (`causes`)."""
 
 from __future__ import annotations
 

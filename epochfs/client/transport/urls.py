@@ -1,4 +1,4 @@
-"""Where a server may send us: redirects, `Link` headers, upload locations.
+"""The URLs that a server may send us to: redirects, `Link` headers, upload locations.
 
 Every URL that a server names is parsed here, strictly, and put together again from its parts, so
 that what was checked and what is connected to cannot differ.

@@ -1,4 +1,4 @@
-"""What registries do differently, as switches."""
+"""The differences between registries, as switches."""
 
 from __future__ import annotations
 

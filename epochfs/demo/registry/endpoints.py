@@ -1,4 +1,4 @@
-"""Which endpoint answers a request: paths are matched here, the answers made in the modules below.
+"""Routing: paths are matched to endpoints here; the modules below make the answers.
 
 A HEAD is answered as the GET would be; the server leaves its body out. Patterns match greedily, so
 a repository name may have any number of segments, `blobs` and `tags` among them.

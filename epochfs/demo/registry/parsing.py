@@ -1,4 +1,4 @@
-"""What clients write in paths, queries and headers, parsed or refused."""
+"""Parsers of clients' paths, queries and headers, which refuse what is malformed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the registry holds, in memory.
+"""The registry's content, in memory.
 
 One lock guards all of it. It is held for dictionary work only, never while bytes are hashed, sent
 or received. What is returned is immutable or a copy.

@@ -1,4 +1,4 @@
-"""What is opened at the first read that needs it, and closed when others were used since.
+"""Lent files: opened at the first read that needs one, closed when others were used since.
 
 Locks: `Lending._lock` guards what is open, and how many reads use each; no I/O happens under it.
 """

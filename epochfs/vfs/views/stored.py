@@ -1,4 +1,4 @@
-"""What a file of a snapshot is stored as: by its layers, and by what the snapshot's config says.
+"""The stored form of a snapshot's file, by its layers and by the snapshot's config.
 
 Whatever does not fit is an error of that file alone: no other bytes are shown under its name.
 """

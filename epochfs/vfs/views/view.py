@@ -1,4 +1,4 @@
-"""What the nodes of one manifest have in common, and what a view of a manifest is."""
+"""A view of a manifest, and what the nodes of one manifest have in common."""
 
 from __future__ import annotations
 
