@@ -9,13 +9,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from requests import PreparedRequest
-from requests.structures import CaseInsensitiveDict
-
-from epochfs import __version__
 from epochfs.client.auth import Authenticator, Bearer, CredentialStore, TokenRequest
 from epochfs.client.causes import Cause
-from epochfs.client.transport.connections import Adapter, watch_in_use
+from epochfs.client.transport.connections import Adapter
 from epochfs.client.transport.faults import TRANSIENT_STATUSES, Broken, Unreached, converted
 from epochfs.client.transport.refusals import Asker, refusal
 from epochfs.client.transport.request import Request, described, is_of_a_registry
@@ -26,10 +22,11 @@ from epochfs.client.transport.retries import (
     backoff,
     retry_after,
 )
-from epochfs.client.transport.streams import BlobStream, UploadBody, may_refuse_range, without_range
+from epochfs.client.transport.sender import Sender
+from epochfs.client.transport.streams import BlobStream, may_refuse_range, without_range
 from epochfs.client.transport.tls import TlsPolicy
 from epochfs.client.transport.tokenserver import TokenServer
-from epochfs.client.transport.urls import Origin, Url, next_page
+from epochfs.client.transport.urls import Url, next_page
 from epochfs.client.transport.watchdog import Watch, Watchdog
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
@@ -49,7 +46,6 @@ log = logging.getLogger(__name__)
 SMALL_BODY = 1024 * 1024
 """Limit in bytes of bodies whose content is not looked at, or is a token."""
 
-_MAX_REDIRECTS = 5
 _FORM: Mapping[str, str] = {"Content-Type": "application/x-www-form-urlencoded"}
 _EXPIRED_STATUSES = frozenset({400, 403, 410})
 """How storage refuses a signed URL whose time is up."""
@@ -90,6 +86,7 @@ class Transport:
         self._tls = TlsPolicy(options, self.base.hostname)
         self._adapter = Adapter(self._tls, options.pool_size, options.proxies)
         self._adapter.proxy_for(self.base)
+        self._sender = Sender(self.base, options, self._tls, self._adapter, self.stats)
         self._credentials = CredentialStore(credentials, base_url)
         self._authenticator = Authenticator(self._credentials, self.base.scheme)
         self._headers = [f"{name}: {value}".encode() for name, value in options.headers]
@@ -319,18 +316,18 @@ class Transport:
         """Send a request; where the registry redirects a read to a URL that has expired, do so once
         more: it signs a new one each time.
         """
-        answer = self._follow(request, self.base.origin, authorization, watch)
+        answer = self._sender.follow(request, self.base.origin, authorization, watch)
         elsewhere = answer.url.origin != self.base.origin
         if elsewhere and answer.status in _EXPIRED_STATUSES and request.method in ("GET", "HEAD"):
             reply = answer.read_error()
             log.debug("%s: %d: asking the registry for another URL", reply.what, reply.status)
-            answer = self._follow(request, self.base.origin, authorization, watch)
+            answer = self._sender.follow(request, self.base.origin, authorization, watch)
         return answer
 
     def _learn(self, watch: Watch) -> str:
         """Return what the registry asks of everybody at its root (`auth.Learn`)."""
         request = Request("GET", self.url("/"))
-        send = partial(self._follow, request, self.base.origin, "", watch)
+        send = partial(self._sender.follow, request, self.base.origin, "", watch)
         reply = self._attempts(request, send, Answer.read_error, watch)
         challenge = reply.headers.get("WWW-Authenticate", "")
         if challenge and reply.url.origin != self.base.origin:
@@ -346,59 +343,10 @@ class Transport:
             request = Request("POST", url, headers=_FORM, body=form, confined=True)
         clean = partial(self._cleaned, wanted.authorization)
         server = TokenServer(url, self.account(), clean)
-        send = partial(self._follow, request, url.origin, wanted.authorization, watch)
+        send = partial(self._sender.follow, request, url.origin, wanted.authorization, watch)
         read = partial(Answer.read_reply, limit=SMALL_BODY)
         try:
             reply = self._attempts(request, send, read, watch, server.transient)
         except EpochfsError as error:
             raise server.failed(error) from error
         return server.token_in(reply, posted=bool(wanted.form))
-
-    def _follow(self, request: Request, home: Origin, authorization: str, watch: Watch) -> Answer:
-        """Send a request to where redirects lead; `authorization` is shown at `home` only."""
-        url = request.url
-        for _ in range(_MAX_REDIRECTS + 1):
-            if not request.restart():
-                raise Unavailable(f"{described(request, url)}: the body cannot be sent again")
-            answer = self._send(request, url, authorization if url.origin == home else "", watch)
-            if not answer.location:
-                return answer
-            answer.read_error()
-            url = url.follow(answer.location)
-            if request.confined and url.origin != home:
-                raise ProtocolViolation(f"{answer.what}: redirects credentials to {url.site}")
-        raise ProtocolViolation(f"{described(request, request.url)}: over 5 redirects")
-
-    def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
-        """Send one request to one server and return its answer, whatever that is."""
-        headers: CaseInsensitiveDict[str] = CaseInsensitiveDict(
-            {"User-Agent": f"epochfs/{__version__}", "Accept-Encoding": "identity"}
-        )
-        headers.update(request.headers)
-        if url.origin == self.base.origin:
-            headers.update(self._options.headers)
-        if authorization:
-            headers["Authorization"] = authorization
-        body = request.body
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
-        if isinstance(body, UploadBody):
-            body.watch = watch
-        prepared = PreparedRequest()
-        prepared.method, prepared.url, prepared.headers = request.method, str(url), headers
-        prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
-        proxy = self._adapter.proxy_for(url)
-        proxies = {"all": proxy} if proxy else {}
-        what = described(request, url, proxy)
-        self.stats.count(requests=1)
-        token = watch_in_use.set(watch)
-        try:
-            timeout = (self._options.connect_timeout, self._options.timeout)
-            with converted(what, watch, identified=self._tls.identifies(url.hostname)):
-                raw = self._adapter.send(
-                    prepared, stream=True, timeout=timeout, proxies=proxies
-                ).raw
-        finally:
-            watch_in_use.reset(token)
-        log.debug("%s: %d", what, raw.status)
-        return Answer(raw, what, request.method, url, authorization, watch, self.stats)
