@@ -240,7 +240,7 @@ class Credentials:
 
     def is_token_for(self, base: str) -> bool:
         """Whether the token is meant for the registry at a base URL."""
-        return not self.token_for or _server(self.token_for) == _server(base)
+        return not self.token_for or server_of(self.token_for) == server_of(base)
 
     @property
     def given(self) -> str:
@@ -250,7 +250,7 @@ class Credentials:
         return "the token" if self.token or self.token_file else ""
 
 
-def _server(base: str) -> tuple[str, str | None, int]:
+def server_of(base: str) -> tuple[str, str | None, int]:
     """Return scheme, host and port of a URL, whether it names the default port or not."""
     parts = urlsplit(base)
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)

@@ -86,7 +86,7 @@ def _uncalled(error: EpochfsError) -> Unsupported:
 
 def _is_of_an_index(reply: Reply) -> bool:
     """Whether an answer is meant for an index, by its type or its JSON, be it malformed."""
-    if reply.headers.get("Content-Type", "").partition(";")[0].strip().lower() == OCI_INDEX:
+    if reply.media_type.lower() == OCI_INDEX:
         return True
     try:
         document = load_json(reply.body)

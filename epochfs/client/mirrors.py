@@ -7,8 +7,8 @@ one. Nothing is ever written to a mirror, and none is shown the registry's crede
 
 A mirror that does not have something, or fails, costs its share of the time and no more: each has
 half of an equal share of what is left, and what it leaves is the next one's. A mirror that failed
-is skipped for a while (`health`). One that sent wrong bytes of a blob, or whoever stood behind it,
-is not asked for that blob again.
+is skipped for a while (`mirror_health`). One that sent wrong bytes of a blob, or whoever stood
+behind it, is not asked for that blob again.
 
 Locks: `Mirrors._lock` guards what is remembered of blobs; nothing is called under it.
 """
@@ -330,10 +330,10 @@ def mirrors_of(
     the better second attempt. Raises UsageError for a CA or certificate that cannot be used.
     """
     plain = replace(options, tls_verify=None, client_certs=(), retries=0)
+    others = _for_others(credentials)
     mirrors = []
     for host in hosts.mirrors:
         told = host.options(plain, hosts.namespace)
-        others = _for_others(credentials)
         transport = Transport(host.base, others, told, origin.stats, mirror=True)
         mirrors.append(Mirror(host, transport))
     return Mirrors(origin, mirrors)

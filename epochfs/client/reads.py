@@ -265,6 +265,5 @@ def _told_by_first_byte(
 
 
 def _media_type(reply: Reply) -> str:
-    """Return the Content-Type without parameters."""
-    text = reply.headers.get("Content-Type", "").partition(";")[0].strip()
-    return text if MEDIA_TYPE.match(text) else _UNTYPED
+    """Return the media type, or that of any bytes where there is none to be used."""
+    return reply.media_type if MEDIA_TYPE.match(reply.media_type) else _UNTYPED

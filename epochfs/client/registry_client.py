@@ -22,9 +22,9 @@ import epochfs.client.reads as reads
 from epochfs.client.auth import Bearer
 from epochfs.client.hosts import Capability, RegistryHosts
 from epochfs.client.hosts import find as find_hosts
-from epochfs.client.listing_pages import PAGE_LIMIT, names, referrers
+from epochfs.client.listing_pages import names, referrers
 from epochfs.client.mirrors import MirrorState, mirrors_of, origin_transport
-from epochfs.client.transport import BlobStream, Reply, Request, TransportStats
+from epochfs.client.transport import BlobStream, Request, TransportStats
 from epochfs.client.uploads import BlobUploader
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.errors import (
@@ -253,8 +253,8 @@ class RegistryClient:
         or that of tags is not offered.
         """
         repository, wanted = _repository(name), _reference(reference)
-        path = reads.manifest_path(repository, wanted)
-        reply = self._fetch("DELETE", path, f"{repository}:delete")
+        url = self._transport.url(reads.manifest_path(repository, wanted))
+        reply = self._transport.fetch(Request("DELETE", url, f"{repository}:delete"))
         if reply.status == 400 and isinstance(wanted, Tag):
             # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
             raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
@@ -346,9 +346,6 @@ class RegistryClient:
         except NotFound:
             return False
         return True
-
-    def _fetch(self, method: str, path: str, scope: str = "", limit: int = PAGE_LIMIT) -> Reply:
-        return self._transport.fetch(Request(method, self._transport.url(path), scope), limit)
 
 
 def _repository(name: Repository | str) -> Repository:

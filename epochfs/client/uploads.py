@@ -132,7 +132,7 @@ class BlobUploader:
 
     def _open_session(self, uploads_url: Url, scope: str) -> Url:
         """Open an upload session and return its address ("Obtain a session ID")."""
-        return _location(self._check(self._send("POST", uploads_url, scope, b"", {})))
+        return _location(self._check(self._send("POST", uploads_url, scope, b"")))
 
     def _send(
         self,

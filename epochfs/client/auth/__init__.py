@@ -1,9 +1,10 @@
 """Authentication of requests: challenges, the user's credentials, tokens and their cache.
 
-From the bottom up: `challenges` (what a registry asks for), `logins` (what the user has), `files`
-(where docker and podman keep it), `helpers` (the programs that keep it for them), `secretfiles`
-(which hold one secret each), `store` (which of all these counts), `tokens` (what is asked of a
-token server), `refresh` (what that replaces in answering), `authenticator` (all of it).
+From the bottom up: `challenges` (what a registry asks for), `logins` (what the user has),
+`login_files` (where docker and podman keep it), `credential_helpers` (the programs that keep it for
+them), `secretfiles` (which hold one secret each), `credentials` (which of all these counts),
+`tokens` (what is asked of a token server), `refresh_tokens` (what that replaces in answering),
+`authenticator` (all of it).
 
 No request is made here. Where a token is needed, the caller's `Fetch` gets it, and its `Learn` asks
 the registry's root, so that such a request has the same time limit, retries and redirect rules as

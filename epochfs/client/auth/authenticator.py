@@ -114,7 +114,7 @@ class Authenticator:
         """Return the Authorization value to try in place of one that was answered with 403.
 
         It is the same where there is no other. Amazon ECR answers so when a login has expired, so
-        a helper is asked once more (`helpers`); for the rest as `header`.
+        a helper is asked once more (`credential_helpers`); for the rest as `header`.
         """
         if not forbidden or self._store.bearer():
             return forbidden

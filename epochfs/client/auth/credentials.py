@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,14 +18,13 @@ from cachetools import LRUCache
 from epochfs.client.auth.credential_helpers import Helpers, StoreFailed
 from epochfs.client.auth.login_files import AuthFiles, Helper, Unusable
 from epochfs.client.auth.logins import Bearer, Login
-from epochfs.client.auth.secretfiles import read_password, read_token
+from epochfs.client.auth.secretfiles import HEADER_SAFE, read_password, read_token
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, printable
 
 ANONYMOUS = "anonymous"
 """What `describe` says where no credentials were used."""
 
-_HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REMEMBERED = 100
 """How many of the secrets that were handed out are remembered, to be taken out of texts; and how
@@ -59,7 +57,7 @@ class CredentialStore:
         token, file = self._given.token.strip(), self._given.token_file
         if file is not None:
             token = read_token(file)
-        if token and not _HEADER_SAFE.match(token):
+        if token and not HEADER_SAFE.match(token):
             source = "registry token" if file is None else f"token file {printable(file)}"
             raise CredentialsUnavailable(f"the {source} holds spaces or characters outside ASCII")
         return token

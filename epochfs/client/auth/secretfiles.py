@@ -6,6 +6,7 @@ UTF-8 is kept as Python keeps such bytes in text, and sent as it was.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from epochfs.errors import CredentialsUnavailable, printable
@@ -14,6 +15,9 @@ MAX_PASSWORD_BYTES = 64 * 1024
 
 UNDECODED = "surrogateescape"
 """How bytes that are not UTF-8 are kept in text."""
+
+HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
+"""What a token must look like to be sent in a header."""
 
 
 def read_password(file: Path) -> str:

@@ -7,7 +7,6 @@ one (POST).
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from epochfs.client.auth.logins import Login
-from epochfs.client.auth.secretfiles import UNDECODED
+from epochfs.client.auth.secretfiles import HEADER_SAFE, UNDECODED
 from epochfs.client.causes import Cause
 from epochfs.errors import ProtocolViolation, Unsupported, explained, printable_url
 
@@ -29,8 +28,6 @@ _LONGEST_LIFE = 86400.0
 
 _EXPIRY_MARGIN = 10.0
 """A token is replaced this many seconds before it expires, so that it lasts out its request."""
-
-_HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +163,7 @@ def parse_token(raw: bytes) -> tuple[str, float]:
     value = answer.get("token") or answer.get("access_token")
     if value is None and "token" in answer:
         value = answer["token"]
-    if value != "" and not (isinstance(value, str) and _HEADER_SAFE.match(value)):
+    if value != "" and not (isinstance(value, str) and HEADER_SAFE.match(value)):
         raise ProtocolViolation("the token server's answer holds no usable token")
     lifetime = answer.get("expires_in")
     if isinstance(lifetime, bool) or not isinstance(lifetime, int | float):
@@ -178,7 +175,7 @@ def parse_token(raw: bytes) -> tuple[str, float]:
 def parse_refresh_token(raw: bytes) -> str:
     """Return the refresh token in a token server's answer, or ""; raises as `parse_token`."""
     value = _parsed(raw).get("refresh_token")
-    return value if isinstance(value, str) and _HEADER_SAFE.match(value) else ""
+    return value if isinstance(value, str) and HEADER_SAFE.match(value) else ""
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """containerd's `hosts.toml`: which hosts a registry's content is had from, and how to reach them.
 
-From the bottom up: `values` (what it all comes to), `file` (what one file says), `directory`
+From the bottom up: `host` (what it all comes to), `hosts_toml` (what one file says), `certs_d`
 (which file is a registry's). The format and its rules are containerd's (docs/hosts.md there).
 Where this differs:
 

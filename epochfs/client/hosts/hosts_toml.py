@@ -10,15 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from epochfs.client.hosts.host import ALL_CAPABILITIES, API_ROOT, Capability, Host, RegistryHosts
-from epochfs.config import parse_seconds
+from epochfs.config import parse_seconds, server_of
 from epochfs.errors import UsageError, printable, printable_url
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _URL = re.compile(
     r"(?:(https?)://)?(\[[0-9a-f:.]+\]|[0-9a-z._~-]+)(?::(\d{1,5}))?(/[\w.~!$&'()*+,;=:@%/-]*)?\Z",
@@ -52,7 +50,7 @@ def parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> Regi
             raise UsageError(f"'{what}' must be a table")
         entry = _Section(what, section.directory, table)
         host = _described(entry, _address(what, name, _api_root(entry)))
-        if (_place(host.base), host.root) == (_place(origin.base), origin.root):
+        if (server_of(host.base), host.root) == (server_of(origin.base), origin.root):
             origin = _merged(origin, host)
         else:
             mirrors.append(host)
@@ -94,14 +92,8 @@ class _Section:
 
 def _is_same_server(given: str, named: str) -> bool:
     """Whether a URL is that of the server at another, or of its https."""
-    ours, theirs = _place(given), _place(named)
+    ours, theirs = server_of(given), server_of(named)
     return ours[1:] == theirs[1:] and (ours[0], theirs[0]) != ("https", "http")
-
-
-def _place(base: str) -> tuple[str, str | None, int]:
-    """Return scheme, host and port of a URL, whether it names the default port or not."""
-    parts = urlsplit(base)
-    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme]
 
 
 def _merged(top: Host, entry: Host) -> Host:

@@ -2,9 +2,9 @@
 
 The only importer of requests and urllib3. From the bottom up: `urls` (where a server may send
 us), `watchdog` (time limits), `tls` (who is trusted), `faults` (foreign exceptions made ours),
-`connections` (what is changed in requests and urllib3), `retries`, `answers` and `streams`
-(bodies), `refusals` and `tokenserver` (what other answers mean), `request` (what is asked),
-`exchange` (all of it).
+`connections` (what is changed in requests and urllib3), `retries`, `responses` and
+`streams` (bodies), `refusals` and `tokenserver` (what other answers mean), `request` (what is
+asked), `sender` (one request, to where redirects lead), `exchange` (all of it).
 """
 
 from epochfs.client.transport.exchange import Transport

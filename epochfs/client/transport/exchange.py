@@ -199,8 +199,7 @@ class Transport:
 
     def _redirected(self, reply: Reply) -> EpochfsError:
         """Return the error for a registry elsewhere that asks for what it is not shown."""
-        where = {"registry": self.base.site, "site": reply.url.site}
-        sentence = Cause.REDIRECTED.told(**where)
+        sentence = Cause.REDIRECTED.told(registry=self.base.site, site=reply.url.site)
         return explained(Unavailable(f"{reply.what}: {reply.status}: {sentence}"))
 
     def _asker(self, reply: Reply) -> Asker:

@@ -19,7 +19,6 @@ import requests
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
-    IncompleteRead,
     NameResolutionError,
     NewConnectionError,
 )
@@ -203,9 +202,7 @@ def _cut_off(error: ssl.SSLError) -> bool:
 
 def _malformed(causes: list[BaseException]) -> bool:
     """Whether bytes came that are not HTTP, rather than too few of them."""
-    if any(isinstance(c, ConnectionError | IncompleteRead) for c in causes):
-        return False
-    if any(isinstance(c, http.client.IncompleteRead) for c in causes):
+    if any(isinstance(c, ConnectionError | http.client.IncompleteRead) for c in causes):
         return False
     return any(isinstance(c, http.client.HTTPException | ValueError) for c in causes)
 

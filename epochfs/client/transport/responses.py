@@ -69,6 +69,11 @@ class Reply:
         return content_length(self.what, self.headers)
 
     @property
+    def media_type(self) -> str:
+        """The Content-Type without parameters, as the server wrote it; "" if there is none."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip()
+
+    @property
     def codes(self) -> list[str]:
         """The error codes of the body (distribution specification, "Error Codes")."""
         return [code for code, _ in error_entries(self.body)]
