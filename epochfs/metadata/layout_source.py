@@ -135,7 +135,6 @@ class OciLayout:
         """Return a manifest. Only the content tells manifests from blobs here."""
         if isinstance(reference, Tag):
             reference = self.resolve(name, reference).digest
-        self._tags(name)
         named = self._contents().media_types
         try:
             raw = self.read_blob(name, reference, self._manifest_limit if limit is None else limit)
@@ -146,6 +145,8 @@ class OciLayout:
         document = Document(reference, named.get(reference, ""), raw)
         if document.readable_view is None and reference not in named:
             raise NotFound(f"{reference} is no manifest")
+        if document.media_type == document.own_type:
+            return document
         return Document(reference, document.own_type, raw)
 
     def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
@@ -227,6 +228,8 @@ class OciLayout:
             for descriptor in tags.values():
                 try:
                     subject = self.get_manifest(name, descriptor.digest).view.subject
+                except (Unavailable, Denied):
+                    raise  # what it refers to is not known now, and may be soon
                 except EpochfsError as error:
                     log.debug("no subject of %s: %s", descriptor.digest, error)
                     continue

@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -161,7 +162,7 @@ class Listings:
         in_parallel = self._in_parallel()
 
         def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
-            resolved = self._resolve(repository, tag)
+            resolved = self._resolve(repository, tag, listed=True)
             return tag, resolved, self._describe(repository, tag, resolved.digest)
 
         answers = in_parallel(tolerant(ask), self._repositories.tags(repository))
@@ -259,31 +260,29 @@ class Listings:
 
     # ---- what tags lead to -------------------------------------------------------------------
 
-    def _resolve(self, repository: Repository, tag: Tag) -> Resolved:
-        """Return what a tag names. Raises NotFound only for a tag that is no longer listed."""
+    def _resolve(self, repository: Repository, tag: Tag, *, listed: bool = False) -> Resolved:
+        """Return what a tag names. Raises NotFound only for a tag that is no longer listed.
+
+        `listed` says that the caller has it from a listing, whether that is remembered or not.
+        """
         try:
             return self._resolved.get((repository, tag))
         except NotFound as error:
-            if self._lists(repository, tag):
+            listed = listed or _holds(self._repositories.last_tags(repository), tag)
+            if listed and self._lists_now(repository, tag):
                 raise ProtocolViolation(
                     f"the registry lists tag {tag} of {repository}, but: {error}"
                 ) from error
             raise
 
-    def _lists(self, repository: Repository, tag: Tag) -> bool:
+    def _lists_now(self, repository: Repository, tag: Tag) -> bool:
         """Return whether the registry lists a tag, by a listing of the last few seconds."""
-        if not _holds(self._repositories.last_tags(repository), tag):
-            return False
         tags = self._repositories.tags(repository, self._options.negative_ttl)
         return _holds(tags, tag)
 
     def _describe(self, repository: Repository, tag: Tag, digest: Digest) -> Descriptor:
-        try:
+        with _led_to(repository, tag, digest):
             return self._documents.describe(repository, digest)
-        except NotFound as error:
-            raise ProtocolViolation(
-                f"tag {tag} of {repository} leads to {digest}, but: {error}"
-            ) from error
 
     def _follow(self, repository: Repository, in_parallel: InParallel | None) -> Reachable:
         """Follow a repository's tags, `in_parallel` or, where that is None, in this thread."""
@@ -294,7 +293,7 @@ class Listings:
             if isinstance(one, Step):
                 return self._fetched(repository, one)
             try:
-                return self._resolve(repository, one).digest
+                return self._resolve(repository, one, listed=True).digest
             except NotFound:
                 return None  # deleted since it was listed
             except EpochfsError as error:
@@ -372,9 +371,22 @@ class Listings:
         if not listed:
             return None
         try:
-            return self.manifest(repository, self._resolve(repository, tag).digest)
+            digest = self._resolve(repository, tag).digest
         except NotFound:
             return None
+        with _led_to(repository, tag, digest):
+            return self.manifest(repository, digest)
+
+
+@contextmanager
+def _led_to(repository: Repository, tag: Tag, digest: Digest) -> Iterator[None]:
+    """Take what a tag leads to and is not found for an error of the registry's."""
+    try:
+        yield
+    except NotFound as error:
+        raise ProtocolViolation(
+            f"tag {tag} of {repository} leads to {digest}, but: {error}"
+        ) from error
 
 
 def _holds(tags: tuple[Tag, ...], tag: Tag) -> bool:

@@ -26,12 +26,12 @@ from epochfs.cache.tag_history import TagHistory
 from epochfs.config import BlobOptions, CacheOptions, ListingOptions
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor, encode
-from epochfs.errors import NotFound, ProtocolViolation
+from epochfs.errors import NotFound, ProtocolViolation, Unavailable
 from epochfs.layers.store import Layers
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME
-from epochfs.oci.names import Digest
+from epochfs.oci.names import Digest, Repository
 from epochfs.vfs.assembly import Assembler
 from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
@@ -202,6 +202,28 @@ class TestTheTree:
         with viewed(directory) as view:
             found = names(view, f"/app/manifests/{APP.digest}/referrers")
         assert found == sorted(map(str, (signature.digest, report.digest)))
+
+    def test_a_failing_disk_hides_no_referrers(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        signature = image(b"signature", subject=descriptor(APP.raw, OCI_MANIFEST))
+        store(directory, signature)
+        name(directory, (APP, "latest"), (signature, None))
+        place = f"/app/manifests/{APP.digest}/referrers"
+        read_blob = OciLayout.read_blob
+
+        def failing(layout: OciLayout, name: Repository, digest: Digest, limit: int) -> bytes:
+            if digest == signature.digest:
+                raise Unavailable("Input/output error")
+            return read_blob(layout, name, digest, limit)
+
+        with viewed(directory) as view:
+            with monkeypatch.context() as disk:
+                disk.setattr(OciLayout, "read_blob", failing)
+                with pytest.raises(OSError) as refused:
+                    names(view, place)
+            assert refused.value.errno == errno.EIO
+            assert names(view, place) == [str(signature.digest)]
 
 
 class TestMalice:

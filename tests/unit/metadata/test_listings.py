@@ -468,6 +468,45 @@ class TestDenials:
                 listings.manifest(APP, content.digest)
 
 
+class Losing(EmbeddedRegistry):
+    """Has lost some manifests that it lists, and calls `on_loss` when it says so."""
+
+    def __init__(self, *behaviour: Behaviour) -> None:
+        super().__init__(*behaviour)
+        self.lost: tuple[str, ...] = ()
+        self.on_loss: Callable[[], None] = lambda: None
+
+    def respond(self, request: Request) -> Response:
+        if request.path.endswith(self.lost or ("nothing",)):
+            self.on_loss()
+            return Response(404)
+        return super().respond(request)
+
+
+class TestLosses:
+    @pytest.mark.parametrize("list_all", [Listings.tagged, Listings.reachable])
+    def test_a_listed_tag_is_not_left_out_where_its_listing_is_forgotten_meanwhile(
+        self, opened: Open, list_all: Callable[[Listings, Repository], Any]
+    ) -> None:
+        with Losing() as registry:
+            load(registry, "team/app", "latest", image())
+            listings = opened(registry).listings
+            registry.lost, registry.on_loss = ("/manifests/latest",), listings.clear
+            with pytest.raises(ProtocolViolation, match="the registry lists tag latest"):
+                found = list_all(listings, APP)
+                raise found.error or AssertionError(found)
+
+    def test_referrers_that_a_tag_leads_to_and_are_gone_are_not_none(self, opened: Open) -> None:
+        content, signature = image(), image(b"signature")
+        with Losing(Behaviour(referrers=False)) as registry:
+            load(registry, "team/app", "latest", content)
+            tag = f"sha256-{content.digest.encoded}"
+            load(registry, "team/app", tag, index(signature))
+            registry.lost = (str(index(signature).digest),)
+            with pytest.raises(ProtocolViolation, match=f"tag {tag} of team/app leads to"):
+                opened(registry).listings.referrers(APP, content.digest)
+
+
 class Deniable(EmbeddedRegistry):
     """Denies what begins with `denied`; answers what ends with `held` once it may `go` on."""
 
