@@ -19,10 +19,11 @@ from epochfs.blobs.store import BlobHandle
 from epochfs.errors import ProtocolViolation, TooLarge, Vanished
 from epochfs.layers import stargz, zstdchunked
 from epochfs.layers.archive import gzip_spacing, read_to_end, size_limit
-from epochfs.layers.decoders import BlobFile, compression_of, gzip_decoder, zstd_decoder
+from epochfs.layers.decoders import BlobFile, compression_of, gzip_decoder
 from epochfs.layers.indexwriter import IndexWriter
 from epochfs.layers.tarstream import ForwardStream
 from epochfs.layers.tarwalk import walk
+from epochfs.layers.whole import WholeZstd, check_gzip
 from epochfs.oci.manifests import Descriptor
 
 log = logging.getLogger(__name__)
@@ -96,15 +97,17 @@ def _write_walk(blob: BlobHandle, writer: IndexWriter, ending: threading.Event) 
             hasher.update(view)
 
     gzip = gzip_decoder(file, gzip_spacing(blob.size)) if compression == "gzip" else None
-    decoder = zstd_decoder(file) if compression == "zstd" else gzip or file
+    decoder = WholeZstd(blob) if compression == "zstd" else gzip or file
     stream = ForwardStream(decoder, size_limit(blob.size), observe)
     for entry in walk(stream):
         writer.add(entry)
     size = stream.drain()
-    read_to_end(blob, file.tell())
+    if compression != "zstd":
+        read_to_end(blob, file.tell())
     writer.set_meta("compression", compression)
     if compression == "zstd":
         writer.set_meta("tar_size", size)
         writer.set_meta("tar_digest", f"sha256:{hasher.hexdigest()}")
     if gzip is not None:
+        check_gzip(blob, size)
         writer.set_gzip_points(gzip.export_index())

@@ -21,9 +21,10 @@ from epochfs.client.single_flight import SingleFlight
 from epochfs.errors import ContentMismatch, DeadlineExceeded, ProtocolViolation, Vanished
 from epochfs.layers import stargz
 from epochfs.layers.archive import Archive
-from epochfs.layers.decoders import BlobFile, Decoder, GzipMember, read_up_to, zstd_decoder
+from epochfs.layers.decoders import BlobFile, GzipMember, read_up_to, zstd_decoder
 from epochfs.layers.entry import Piece
 from epochfs.layers.layerindex import LayerIndex
+from epochfs.layers.tarstream import Source
 from epochfs.oci.names import Digest
 
 _CACHED_BYTES = 128 << 20
@@ -166,7 +167,7 @@ class ChunkPieces:
 def _chunk(compression: str, blob: BlobHandle, piece: Piece) -> bytes:
     file = BlobFile(blob)
     file.seek(piece.offset)
-    decoder: Decoder = GzipMember(file) if compression == stargz.FORMAT else zstd_decoder(file)
+    decoder: Source = GzipMember(file) if compression == stargz.FORMAT else zstd_decoder(file)
     read_up_to(decoder, piece.skip)
     chunk = read_up_to(decoder, piece.size)
     if len(chunk) != piece.size or not Digest.parse(piece.digest).matches(chunk):

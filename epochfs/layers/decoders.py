@@ -11,10 +11,11 @@ import io
 import os
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import EpochfsError, ProtocolViolation, Unsupported, fresh, printable
+from epochfs.layers.tarstream import Source
 
 try:
     import indexed_gzip
@@ -30,7 +31,7 @@ Compression = Literal["none", "gzip", "zstd"]
 NEEDED = "install indexed_gzip and zstandard beside epochfs (the extra 'rootfs')"
 """What to do where a decoder is missing. Not `pip install epochfs[...]`: it is on no index."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 _MAX_WINDOW = 128 << 20
@@ -45,13 +46,6 @@ def missing() -> list[str]:
     """Return the packages that reading some layers would need, and that are not installed."""
     found = {"indexed_gzip": indexed_gzip, "zstandard": zstandard}
     return [name for name, module in found.items() if module is None]
-
-
-class Decoder(Protocol):
-    """Gives what is decompressed, from a beginning on."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill some of `buffer`; return how much, and 0 at the end."""
 
 
 class BlobFile(io.RawIOBase):
@@ -95,7 +89,7 @@ File = BlobFile | io.BytesIO
 def compression_of(blob: BlobHandle) -> Compression:
     """Tell by the first bytes, as containerd does: media types are often wrong."""
     magic = read_range(blob, 0, 4)
-    if magic.startswith(_GZIP_MAGIC):
+    if magic.startswith(GZIP_MAGIC):
         return "gzip"
     if magic == _ZSTD_MAGIC or magic[1:] == _ZSTD_SKIPPABLE:
         return "zstd"
@@ -159,12 +153,24 @@ def zstd_decoder(file: File) -> GuardedDecoder:
 
 
 class GzipMember:
-    """Decompresses one gzip member from where the file is; this needs no more than Python."""
+    """Decompresses one gzip member from where the file is; this needs no more than Python.
+
+    What is read of the file goes beyond the member: the last `unused` bytes are not its own.
+    """
 
     def __init__(self, file: File) -> None:
         self._file = file
         self._unpacker = zlib.decompressobj(_GZIP)
         self._packed = b""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the end of the member was reached."""
+        return self._unpacker.eof
+
+    @property
+    def unused(self) -> int:
+        return len(self._unpacker.unused_data)
 
     def readinto(self, buffer: memoryview, /) -> int:
         while not self._unpacker.eof:
@@ -180,7 +186,7 @@ class GzipMember:
         return 0
 
 
-def read_up_to(decoder: Decoder, count: int) -> bytes:
+def read_up_to(decoder: Source, count: int) -> bytes:
     """Return `count` decompressed bytes, fewer where the stream ends before."""
     data = bytearray(count)
     view = memoryview(data)

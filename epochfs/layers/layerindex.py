@@ -21,7 +21,7 @@ from urllib.parse import quote
 from epochfs.errors import CacheFailure
 from epochfs.layers.entry import Piece, join_path
 
-FORMAT = 3
+FORMAT = 4
 """The version of this schema and of what is written into it."""
 
 _CACHE_KIB = 256

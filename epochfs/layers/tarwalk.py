@@ -113,6 +113,8 @@ class _Walker:
             raise ProtocolViolation("not a tar stream: it is shorter than a header")
         if said is not _NOTHING:
             raise ProtocolViolation("not a tar stream: it ends behind an extended header")
+        if block and stream.block().strip(b"\0"):
+            raise ProtocolViolation("not a tar stream: one block of zeros, and more behind it")
         if refused:
             log.warning("left out of a layer what could not be a path: %s", refused[0])
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import ContentMismatch, DeadlineExceeded
-from epochfs.vfs.assembly.unzstd import content
+from epochfs.layers.whole import content
 
 _RECENT_BYTES = 4 << 20
 _MAX_DECODERS = 8

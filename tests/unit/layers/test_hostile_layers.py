@@ -7,7 +7,8 @@ import gzip
 import stat
 import tarfile
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +164,59 @@ def extended(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
 def test_a_malformed_extended_header_is_an_error(body: bytes, show: Show) -> None:
     root = show(gzipped_stream(extended(body) + block(File("a")) + bytes(1024)))
     assert errno_of(root, "a") == errno.EIO
+
+
+BLOCKS = tar(*(File(f"{n:04}") for n in range(1024)))  # the ends of pieces are those of entries
+
+
+def cut(blob: bytes, left: Callable[[int], int]) -> Layer:
+    return Layer(blob[: left(len(blob))])
+
+
+def flushed(stream: bytes) -> bytes:
+    """Return two parts of a stream as one gzip member that may be cut between them."""
+    packer = zlib.compressobj(wbits=31)
+    half = len(stream) // 2 // 512 * 512
+    first = packer.compress(stream[:half]) + packer.flush(zlib.Z_SYNC_FLUSH)
+    return first + packer.compress(stream[half:]) + packer.flush()
+
+
+@pytest.mark.parametrize("left", [lambda n: n - 50, lambda n: n // 2, lambda n: n - 1])
+def test_a_zstd_layer_that_was_cut_short_is_an_error(
+    left: Callable[[int], int], show: Show
+) -> None:
+    whole = zstd(*(File(f"{n:04}") for n in range(1024)))
+    assert len(show(whole).names()) == 1024
+    root = show(cut(whole.blob, left))
+    with pytest.raises(OSError) as refused:
+        root.names()
+    assert refused.value.errno == errno.EIO
+    moved = root.moved()
+    assert errno_of(root, "0000") == errno.EIO
+    assert root.moved() == moved  # that it is so is remembered
+
+
+def test_a_gzip_layer_that_was_cut_short_is_an_error_wherever(show: Show) -> None:
+    whole = flushed(BLOCKS)
+    assert len(show(Layer(whole)).names()) == 1024
+    seam = whole.index(b"\0\0\xff\xff") + 4
+    for left in (seam, len(whole) - 1, len(whole) - 8, len(whole) - 9):
+        with pytest.raises(OSError) as refused:
+            show(Layer(whole[:left])).names()
+        assert refused.value.errno == errno.EIO
+
+
+def test_gzip_members_behind_each_other_are_one_layer_and_the_last_must_be_whole(
+    show: Show,
+) -> None:
+    half = len(BLOCKS) // 2 // 512 * 512
+    first, second = gzip.compress(BLOCKS[:half]), flushed(BLOCKS[half:])
+    assert len(show(Layer(first + second)).names()) == 1024
+    assert len(show(Layer(first + second + bytes(512))).names()) == 1024
+    seam = second.index(b"\0\0\xff\xff") + 4
+    with pytest.raises(OSError) as refused:
+        show(Layer(first + second[:seam])).names()
+    assert refused.value.errno == errno.EIO
 
 
 def test_names_that_look_like_headers_are_taken_for_names(show: Show) -> None:

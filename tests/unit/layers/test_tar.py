@@ -261,8 +261,10 @@ def test_a_stream_without_entries_has_none(end: bytes) -> None:
         + header()
         + padded(b"0\n"),
         summed(header(kind=b"S")[:482] + b"\1" + header()[483:]),
+        header() + bytes(512) + header(),
+        bytes(512) + header() + END,
     ],
-    ids=range(28),
+    ids=range(30),
 )
 def test_what_is_damaged_or_cut_short_is_an_error(stream: bytes) -> None:
     with pytest.raises(ProtocolViolation):
