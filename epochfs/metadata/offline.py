@@ -37,7 +37,7 @@ from epochfs.errors import (
     Unsupported,
 )
 from epochfs.metadata.facts import Facts
-from epochfs.metadata.registry_health import Health
+from epochfs.metadata.registry_health import Health, Outage
 from epochfs.oci.manifests import Descriptor, Document, Manifest, checked_size, digest_matches
 from epochfs.oci.names import Digest, Reference, Repository, Tag
 
@@ -153,7 +153,7 @@ class RememberingClient:
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
     ) -> BlobStream:
         """Open a blob for reading; its bytes are cached by `cache.blobs`, not here."""
-        self._refuse_while_down(_BLOB)
+        self._refuse_while_down(_BLOB, self.health.outage)
         try:
             stream = self._client.get_blob(name, digest, start, end)
         except (Unavailable, DeadlineExceeded) as error:
@@ -179,13 +179,14 @@ class RememberingClient:
 
         `besides` remembers what else follows from an answer.
         """
-        if self.health.is_down:
+        outage = self.health.outage  # read once: another thread may find it meanwhile
+        if outage is not None:
             kept = self._recall(question, load, max_age)
             if kept is not None:
                 return kept
         scope = self._answers.scope(question.repository)
         if scope is not None:
-            self._refuse_while_down(question.kind)
+            self._refuse_while_down(question.kind, outage)
         try:
             value = ask()
         except (Unavailable, DeadlineExceeded) as error:
@@ -217,11 +218,10 @@ class RememberingClient:
 
     def check_registry(self) -> None:
         """Raise Unavailable if the registry is known to be down and no mirror has its blobs."""
-        self._refuse_while_down(_BLOB)
+        self._refuse_while_down(_BLOB, self.health.outage)
 
-    def _refuse_while_down(self, kind: str) -> None:
-        """Raise Unavailable at once while the registry is down, unless a mirror may answer."""
-        outage = self.health.outage
+    def _refuse_while_down(self, kind: str, outage: Outage | None) -> None:
+        """Raise Unavailable at once during an outage, unless a mirror may answer."""
         if outage is not None and (kind in _NEVER_MIRRORED or not self._mirrored):
             raise Unavailable(f"the registry is down: {outage.reason}")
 

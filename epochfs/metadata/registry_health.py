@@ -4,7 +4,7 @@ A failed request may be about one object only, so the registry is pinged before 
 While it is down it is pinged every few seconds; `on_return` tells when it is back. What the cache
 serves meanwhile is decided in `offline`.
 
-Locks: `Health._lock` guards the fields; no I/O and no callback happens under it. `is_down` is read
+Locks: `Health._lock` guards the fields; no I/O and no callback happens under it. `outage` is read
 without it.
 """
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
@@ -87,7 +87,11 @@ def names_in(directory: Path) -> set[str]:
 def walked(root: Path) -> dict[str, bytes | str]:
     """All names below a mount, with what the files hold and where the links point."""
     found: dict[str, bytes | str] = {}
-    for directory, names, files in os.walk(root):
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for directory, names, files in os.walk(root, onerror=fail):
         for name in (*names, *files):
             path = Path(directory) / name
             shown = str(path.relative_to(root))

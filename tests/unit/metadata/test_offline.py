@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from epochfs.errors import CredentialsUnavailable, Denied, NotFound, Unavailable
 from epochfs.metadata import registry_health as health_module
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import RememberingClient
-from epochfs.metadata.registry_health import Health
+from epochfs.metadata.registry_health import Health, Outage
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest, Repository, Tag
 
@@ -406,6 +407,19 @@ def test_while_the_registry_is_known_to_be_down_what_is_recalled_costs_no_attemp
 
 
 # --- mirrors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("looks", range(3))
+def test_an_outage_that_is_found_while_this_asks_does_not_keep_it_from_what_is_remembered(
+    opened: Open, embedded: EmbeddedRegistry, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    load(embedded, "team/app", "latest", IMAGE)
+    client = opened(embedded)
+    tags = client.list_tags(APP)
+    embedded.stop()
+    found = chain([None] * looks, repeat(Outage(time.time(), "refused")))
+    monkeypatch.setattr(Health, "outage", property(lambda _: next(found)))
+    assert client.list_tags(APP) == tags
 
 
 def test_a_mirrors_answer_does_not_end_the_registrys_outage(
