@@ -139,14 +139,21 @@ class IndexWriter:
         """Return an entry as it is where the layer's own links lead."""
         stated, name = split_path(entry.path)
         if stated != self._stated_parent:
-            # What is put into a directory does not change the way to it; so it holds for them all.
+            # What is put into a directory seldom changes the way to it; so it holds for them all.
             self._stated_parent, self._parent = stated, self._follow(stated)
         if self._parent != stated:
             entry = entry._replace(path=join_path(self._parent, name))
+            if self._may_lead_elsewhere(entry):
+                self._stated_parent = self._parent = b""
         if entry.is_hard_link and self._links is not None:
             stated, name = split_path(entry.link)
             entry = entry._replace(link=join_path(self._follow(stated), name))
         return entry
+
+    def _may_lead_elsewhere(self, entry: Entry) -> bool:
+        """Return whether an entry that is put behind a link may be on the way that led there."""
+        is_link = entry.is_hard_link or stat.S_ISLNK(entry.mode)
+        return is_link or (self._links is not None and entry.path in self._links)
 
     def _follow(self, directory: bytes) -> bytes:
         """Return where a directory is, by the layer's own links, of which none leaves the root."""

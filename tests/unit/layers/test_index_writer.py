@@ -23,9 +23,9 @@ whiteouts = st.tuples(paths, st.booleans()).map(
     lambda made: join_path(*_whiteout(*split_path(made[0]), opaque=made[1]))
 )
 entries = st.lists(
-    st.builds(lambda path: Entry(path, stat.S_IFREG | 0o644), paths)
+    st.builds(lambda path: file(path), paths)
     | st.builds(lambda path: Entry(path, stat.S_IFDIR | 0o755), paths)
-    | st.builds(lambda path, to: Entry(path, stat.S_IFLNK | 0o777, link=to), paths, targets)
+    | st.builds(lambda path, to: link(path, to), paths, targets)
     | st.builds(lambda path, to: hard_link(path, to), paths, paths)
     | st.builds(lambda path: Entry(path, stat.S_IFREG), whiteouts),
     max_size=30,
@@ -34,6 +34,14 @@ entries = st.lists(
 
 def hard_link(path: bytes, to: bytes) -> Entry:
     return Entry(path, stat.S_IFREG, link=to, is_hard_link=True)
+
+
+def file(path: bytes) -> Entry:
+    return Entry(path, stat.S_IFREG | 0o644)
+
+
+def link(path: bytes, to: bytes) -> Entry:
+    return Entry(path, stat.S_IFLNK | 0o777, link=to)
 
 
 def _whiteout(parent: bytes, name: bytes, *, opaque: bool) -> tuple[bytes, bytes]:
@@ -142,6 +150,26 @@ def test_an_index_is_what_extracting_in_order_would_leave(
             assert set(index.aliases(number)) - {inode.first} <= known_as
             if len(known_as) > 1:
                 assert set(index.aliases(number)) == known_as, path
+
+
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ([link(b"c", b".."), file(b"c/c"), file(b"c/a")], {b"": 0, b"c": 0, b"c/a": 3}),
+        (
+            [link(b"c", b"y/.."), link(b"c/y", b"z/q"), file(b"c/a")],
+            {b"": 0, b"c": 1, b"y": 2, b"z": 0, b"z/a": 3},
+        ),
+    ],
+)
+def test_an_entry_may_change_the_way_that_led_to_it(
+    stated: list[Entry], found: dict[bytes, int]
+) -> None:
+    writer = IndexWriter(":memory:")
+    for entry in stated:
+        writer.add(entry)
+    rows = writer.finish().execute("SELECT parent, name, inode FROM name").fetchall()
+    assert {join_path(parent, name): number for parent, name, number in rows} == found
 
 
 def test_pieces_and_attributes_are_kept() -> None:
