@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 from support.builders import random_bytes
 from support.commandline import run
-from support.diskcache import DATA, DIGEST, content, held, keep, opened, place, read_only
+from support.diskcache import (
+    DATA,
+    DIGEST,
+    content,
+    held,
+    keep,
+    not_yet_there,
+    opened,
+    place,
+    read_only,
+)
 from support.mounts import Mounts
 
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Digest
 
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+directory = pytest.fixture(not_yet_there)
 
 
 def cache(command: str, directory: Path, *options: str) -> tuple[int, str]:

@@ -14,29 +14,19 @@ from pathlib import Path
 
 import pytest
 from support.builders import image, load, random_bytes
-from support.commandline import environment, run
+from support.commandline import environment, is_mounted, run, with_samples
 from support.mounts import COMMAND, NO_MIRRORS, Mounts, require_fuse
 from support.scripted import until
 
 from epochfs.cli import mountpoint
-from epochfs.demo import samples
 from epochfs.demo.registry import EmbeddedRegistry
-from epochfs.fuse import mountinfo
 from epochfs.oci.names import Digest
 
 pytestmark = pytest.mark.fuse
 
 
-@pytest.fixture(autouse=True)
-def _fuse() -> None:
-    require_fuse()
-
-
-@pytest.fixture
-def registry() -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry() as embedded:
-        samples.load(embedded)
-        yield embedded
+_fuse = pytest.fixture(autouse=True)(require_fuse)
+registry = pytest.fixture(with_samples)
 
 
 @pytest.fixture
@@ -46,10 +36,6 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     yield path
     mountpoint.unmount(path, lazy=True)
-
-
-def is_mounted(path: Path) -> bool:
-    return mountinfo.mounted_on(path) is not None
 
 
 def shell(command: str, *arguments: object) -> subprocess.CompletedProcess[bytes]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from support import CHECKOUT
-from support.commandline import environment, run, start
+from support.commandline import environment, is_mounted, run, start, with_samples
 from support.mounts import COMMAND, NO_MIRRORS, require_fuse
 from support.scripted import until
 from support.subjects import PASSWORD, USERNAME
@@ -34,16 +34,8 @@ pytestmark = pytest.mark.fuse
 HELLO = "library/hello/tags/latest/manifest.json"
 
 
-@pytest.fixture(autouse=True)
-def _fuse() -> None:
-    require_fuse()
-
-
-@pytest.fixture
-def registry() -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry() as embedded:
-        samples.load(embedded)
-        yield embedded
+_fuse = pytest.fixture(autouse=True)(require_fuse)
+registry = pytest.fixture(with_samples)
 
 
 @pytest.fixture
@@ -57,10 +49,6 @@ def directory(tmp_path: Path) -> Iterator[Path]:
             mountpoint.unmount(path, lazy=True)
     assert not is_mounted(path)
     until(lambda: not processes_of(path))
-
-
-def is_mounted(path: Path) -> bool:
-    return mountinfo.mounted_on(path) is not None
 
 
 def processes_of(path: Path) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +22,18 @@ from support.faultlab import (
     ETIMEDOUT,
     KIB,
     LARGE,
-    NAME,
     OK,
     SLACK,
     SMALL,
     TIMEOUT,
     blob_at,
     forget_pages,
+    furnished,
+    proxying,
     read_some,
 )
 from support.faultproxy import BLOB, Fault, FaultProxy
-from support.integrity import defects, push, read
+from support.integrity import defects, read
 from support.mounts import Mounts, require_fuse
 from support.scripted import until
 
@@ -116,16 +116,8 @@ by_title = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.title)
 all_errors = pytest.mark.expects_log("EIO|ETIMEDOUT|another digest")
 
 
-@pytest.fixture(scope="module")
-def registry(docker_registry: DockerRegistry) -> DockerRegistry:
-    push(docker_registry.url, NAME, "latest", APP)
-    return docker_registry
-
-
-@pytest.fixture
-def proxy(registry: DockerRegistry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
+registry = pytest.fixture(scope="module")(furnished)
+proxy = pytest.fixture(proxying)
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,8 @@ from support.faultlab import (
     TIMEOUT,
     blob_at,
     forget_pages,
+    furnished,
+    proxying,
     read_some,
 )
 from support.faultproxy import BLOB, MANIFEST, TOKEN, Fault, FaultProxy, grant, untouched
@@ -53,16 +55,8 @@ ANY_ERROR = "EIO|EACCES|ETIMEDOUT|cannot be cached|is lost|is down"
 HUGE = random_bytes(12 * CHUNK, 42)
 
 
-@pytest.fixture(scope="module")
-def registry(docker_registry: DockerRegistry) -> DockerRegistry:
-    push(docker_registry.url, NAME, "latest", APP)
-    return docker_registry
-
-
-@pytest.fixture
-def proxy(registry: DockerRegistry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
+registry = pytest.fixture(scope="module")(furnished)
+proxy = pytest.fixture(proxying)
 
 
 @pytest.fixture

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
+from epochfs.demo import samples
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.fuse import mountinfo
 from support import CHECKOUT
 from support.mounts import COMMAND, NO_MIRRORS
 
@@ -62,3 +67,14 @@ def run(*arguments: object, timeout: float = 30, **variables: str) -> tuple[int,
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return process.returncode, output, errors
+
+
+def with_samples() -> Iterator[EmbeddedRegistry]:
+    """A fixture: an embedded registry that has the samples."""
+    with EmbeddedRegistry() as registry:
+        samples.load(registry)
+        yield registry
+
+
+def is_mounted(path: Path) -> bool:
+    return mountinfo.mounted_on(path) is not None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
+
+import pytest
 
 from epochfs.client.auth import CredentialStore
 from epochfs.config import Credentials
@@ -40,3 +43,9 @@ class Installed:
     @property
     def requests(self) -> list[str]:
         return self.asked.read_text().splitlines() if self.asked.exists() else []
+
+
+def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
+    """A fixture: installs helpers in front of all other programs."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return Installed(tmp_path)

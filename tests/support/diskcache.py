@@ -19,6 +19,11 @@ DATA = random_bytes(3 * PAGE)
 DIGEST = Digest.of(DATA)
 
 
+def not_yet_there(tmp_path: Path) -> Path:
+    """A fixture: where a cache may be made."""
+    return tmp_path / "cache"
+
+
 def opened(directory: Path, limit: int = 1 << 30) -> BlobCache:
     return BlobCache(CacheOptions(directory, limit))
 

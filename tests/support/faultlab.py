@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from conftest import DockerRegistry
 
 from epochfs.blobs.fetch_plan import CHUNK
 from epochfs.oci.names import Digest
 from support.builders import image, random_bytes
+from support.faultproxy import FaultProxy
+from support.integrity import push
 from support.mounts import Mount
 
 OK, EIO, EACCES, ETIMEDOUT = 0, errno.EIO, errno.EACCES, errno.ETIMEDOUT
@@ -24,6 +29,18 @@ SMALL = random_bytes(64 * KIB, 41)
 EMPTY = b""
 APP = image(LARGE, SMALL, EMPTY)
 BLOBS = {Digest.of(blob).encoded: blob for blob in APP.blobs}
+
+
+def furnished(docker_registry: DockerRegistry) -> DockerRegistry:
+    """A fixture: a registry that has the image."""
+    push(docker_registry.url, NAME, "latest", APP)
+    return docker_registry
+
+
+def proxying(registry: DockerRegistry) -> Iterator[FaultProxy]:
+    """A fixture: a proxy in front of the registry, which breaks nothing yet."""
+    with FaultProxy(registry.host) as proxy:
+        yield proxy
 
 
 def blob_at(mount: Mount, blob: bytes) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +59,15 @@ class Shown:
 Show = Callable[..., Shown]
 
 
-@contextmanager
-def shows(directory: Path) -> Iterator[Show]:
-    """Have the root of an image of some layers shown, each time with the same cache."""
+def showing(tmp_path: Path) -> Iterator[Show]:
+    """A fixture: shows the root of an image of some layers, each time with the same cache."""
     with ExitStack() as closing:
         registry = closing.enter_context(EmbeddedRegistry())
 
         def build(*layers: Layer, **options: object) -> Shown:
             content = container(*layers)
             load(registry, "app", "latest", content)
-            opened = closing.enter_context(stack(registry.url, directory / "cache", **options))
+            opened = closing.enter_context(stack(registry.url, tmp_path / "cache", **options))
             path = f"/app/manifests/{content.digest}/rootfs"
             return Shown(VfsView(opened.filesystem), path, opened, registry)
 

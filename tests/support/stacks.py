@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from epochfs.blobs.store import Blobs
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient
 from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
+from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.layers.store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Repository
@@ -76,3 +78,16 @@ def stack(
         tree = Tree(Repository.parse(prefix) if prefix else None)
         context = Context(listings, blobs, layers, assembler, kernel, stack_status, timeout)
         yield Stack(client, listings, blobs, FileSystem(tree, context))
+
+
+Open = Callable[..., Stack]
+
+
+def stacking(tmp_path: Path) -> Iterator[Open]:
+    """A fixture: builds the layers over a registry."""
+    with contextlib.ExitStack() as closing:
+
+        def build(registry: EmbeddedRegistry, **options: Any) -> Stack:
+            return closing.enter_context(stack(registry.url, tmp_path, **options))
+
+        yield build

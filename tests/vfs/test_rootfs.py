@@ -7,7 +7,6 @@ import gzip
 import os
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,13 @@ from support.layers import (
     zstd,
     zstd_chunked,
 )
-from support.roots import MIB, Make, Show, errno_of, every_format, plain, shows
+from support.roots import MIB, Make, Show, errno_of, every_format, plain, showing
 from support.views import names
 
 pytest.importorskip("indexed_gzip")
 
 
-@pytest.fixture
-def show(tmp_path: Path) -> Iterator[Show]:
-    with shows(tmp_path) as build:
-        yield build
+show = pytest.fixture(showing)
 
 
 # ---- one layer -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.credhelpers import ANSWER, SERVER, Installed
+from support.credhelpers import ANSWER, SERVER, Installed, on_path
 from support.scripted import at_most, until
 from support.tokenservers import open_to_all
 
@@ -29,10 +29,7 @@ from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
 SOON = 30.0
 
 
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return Installed(tmp_path)
+installed = pytest.fixture(on_path)
 
 
 def ask(store: CredentialStore, seconds: float = SOON) -> Login | None:

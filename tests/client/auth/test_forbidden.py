@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from support.credhelpers import Installed
+from support.credhelpers import Installed, on_path
 from support.scripted import ScriptedServer, Seen, Step, reply
 from support.transports import Serve, serving
 
@@ -21,10 +19,7 @@ from epochfs.config import Credentials, TransportOptions
 serve = pytest.fixture(serving)
 
 
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return Installed(tmp_path)
+installed = pytest.fixture(on_path)
 
 
 class Ecr:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import random
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support.builders import random_bytes
+from support.readthrough import (
+    APP,
+    LARGE,
+    MIB,
+    SMALL,
+    TIMEOUT,
+    Opener,
+    opened,
+    pread,
+    reading_through,
+)
 from support.scripted import at_most
 from support.sources import FakeClient, FakeStream, Turnstile, break_at, flip
 
-from epochfs.blobs.store import BlobHandle, Blobs
-from epochfs.cache.blobs import BlobCache, StagedBlob
-from epochfs.config import BlobOptions, CacheOptions
+from epochfs.blobs.store import Blobs
+from epochfs.cache.blobs import StagedBlob
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
@@ -30,45 +37,9 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Vanished,
 )
-from epochfs.oci.names import Digest, Repository
+from epochfs.oci.names import Digest
 
-MIB = 1 << 20
-APP = Repository("team/app")
-SMALL = random_bytes(300_001, 1)
-LARGE = random_bytes(12 * MIB + 17, 2)
-TIMEOUT = 10.0
-
-Opener = Callable[..., Blobs]
-
-
-@pytest.fixture
-def blobs_of(tmp_path: Path) -> Iterator[Opener]:
-    """Makes the read-through over a fake client and one cache directory."""
-    with ExitStack() as closing:
-
-        def make(
-            client: FakeClient, *, limit: int = 1 << 30, timeout: float = TIMEOUT, **options: bool
-        ) -> Blobs:
-            cache = BlobCache(CacheOptions(tmp_path / "cache", limit))
-            blobs = Blobs(client, cache, BlobOptions(timeout, **options))  # type: ignore[arg-type]
-            closing.callback(blobs.close)
-            return blobs
-
-        yield make
-
-
-@contextmanager
-def opened(blobs: Blobs, data: bytes) -> Iterator[BlobHandle]:
-    handle = blobs.open(APP, Digest.of(data), len(data))
-    try:
-        yield handle
-    finally:
-        handle.close()
-
-
-def pread(handle: BlobHandle, offset: int, count: int) -> bytes:
-    buffer = bytearray(count)
-    return bytes(buffer[: handle.read_into(memoryview(buffer), offset)])
+blobs_of = pytest.fixture(reading_through)
 
 
 def read(blobs: Blobs, data: bytes, step: int = 128 << 10) -> bytes:

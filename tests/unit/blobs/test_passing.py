@@ -7,22 +7,30 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.builders import random_bytes
 from support.diskcache import failing
+from support.readthrough import (
+    APP,
+    LARGE,
+    MIB,
+    SMALL,
+    TIMEOUT,
+    Opener,
+    opened,
+    pread,
+    reading_through,
+)
 from support.scripted import at_most, until
 from support.sources import FakeClient, FakeStream, Turnstile, break_at, flip
 
 from epochfs.blobs.passing import PIECE
 from epochfs.blobs.places import Places
-from epochfs.blobs.store import BlobHandle, Blobs
+from epochfs.blobs.store import BlobHandle
 from epochfs.cache.blobs import BlobCache, StagedBlob
-from epochfs.config import BlobOptions, CacheOptions
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
@@ -32,32 +40,12 @@ from epochfs.errors import (
     Unavailable,
     Vanished,
 )
-from epochfs.oci.names import Digest, Repository
-
-MIB = 1 << 20
-APP = Repository("team/app")
-SMALL = random_bytes(300_001, 1)
-LARGE = random_bytes(12 * MIB + 17, 2)
-TIMEOUT = 10.0
-
-Opener = Callable[..., Blobs]
+from epochfs.oci.names import Digest
 
 pytestmark = pytest.mark.expects_log("cannot keep everything")
 ranged_and_not = pytest.mark.parametrize("ranged", [True, False], ids=["range", "no range"])
 
-
-@pytest.fixture
-def blobs_of(tmp_path: Path) -> Iterator[Opener]:
-    """Makes the read-through over a fake client and one cache directory."""
-    with ExitStack() as closing:
-
-        def make(client: FakeClient, *, timeout: float = TIMEOUT, **options: bool) -> Blobs:
-            cache = BlobCache(CacheOptions(tmp_path / "cache"))
-            blobs = Blobs(client, cache, BlobOptions(timeout, **options))  # type: ignore[arg-type]
-            closing.callback(blobs.close)
-            return blobs
-
-        yield make
+blobs_of = pytest.fixture(reading_through)
 
 
 @pytest.fixture
@@ -71,20 +59,6 @@ def _full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 full = pytest.mark.usefixtures("_full")
-
-
-@contextmanager
-def opened(blobs: Blobs, data: bytes, *, precise: bool = False) -> Iterator[BlobHandle]:
-    handle = blobs.open(APP, Digest.of(data), len(data), precise=precise)
-    try:
-        yield handle
-    finally:
-        handle.close()
-
-
-def pread(handle: BlobHandle, offset: int, count: int) -> bytes:
-    buffer = bytearray(count)
-    return bytes(buffer[: handle.read_into(memoryview(buffer), offset)])
 
 
 def read_all(handle: BlobHandle, step: int = 131_072) -> bytes:

@@ -21,6 +21,7 @@ from support.diskcache import (
     failing,
     held,
     keep,
+    not_yet_there,
     opened,
     place,
     read,
@@ -32,15 +33,8 @@ from epochfs.cache.ranges import RangeSet
 from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest
 
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def cache(directory: Path) -> BlobCache:
-    return opened(directory)
+directory = pytest.fixture(not_yet_there)
+cache = pytest.fixture(opened)
 
 
 class TestKeeping:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.diskcache import DATA, DIGEST, content, keep, opened, place, staged
+from support.diskcache import DATA, DIGEST, content, keep, not_yet_there, opened, place, staged
 
 from epochfs.cache.directory import CacheDirectory
 from epochfs.cache.ranges import RangeSet
@@ -21,9 +21,7 @@ SECRET = b"not for the cache to touch"
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+directory = pytest.fixture(not_yet_there)
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o777], ids=oct)

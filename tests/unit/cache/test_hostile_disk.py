@@ -16,6 +16,7 @@ from support.diskcache import (
     failing,
     held,
     keep,
+    not_yet_there,
     opened,
     place,
     read,
@@ -29,14 +30,8 @@ from epochfs.errors import CacheFailure
 SECRET = b"not for the cache to read"
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def cache(directory: Path) -> BlobCache:
-    return opened(directory)
+directory = pytest.fixture(not_yet_there)
+cache = pytest.fixture(opened)
 
 
 def test_everything_is_for_its_owner_alone_whatever_the_umask(directory: Path) -> None:

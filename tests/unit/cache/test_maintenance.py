@@ -18,6 +18,7 @@ from support.diskcache import (
     failing,
     held,
     keep,
+    not_yet_there,
     opened,
     place,
     staged,
@@ -34,14 +35,8 @@ OTHER = random_bytes(2 * PAGE, 7)
 DAY = 86400.0
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def cache(directory: Path) -> BlobCache:
-    return opened(directory)
+directory = pytest.fixture(not_yet_there)
+cache = pytest.fixture(opened)
 
 
 @pytest.fixture

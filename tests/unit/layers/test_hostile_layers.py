@@ -8,9 +8,8 @@ import stat
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from support.layers import (
@@ -24,17 +23,14 @@ from support.layers import (
     zstd,
     zstd_chunked,
 )
-from support.roots import MIB, Make, Show, errno_of, every_format, gzipped_stream, plain, shows
+from support.roots import MIB, Make, Show, errno_of, every_format, gzipped_stream, plain, showing
 
 pytest.importorskip("indexed_gzip")
 
 DEEP = "d/" * 1999
 
 
-@pytest.fixture
-def show(tmp_path: Path) -> Iterator[Show]:
-    with shows(tmp_path) as build:
-        yield build
+show = pytest.fixture(showing)
 
 
 @pytest.mark.parametrize("make", [gzipped, zstd], ids=lambda make: make.__name__)

@@ -6,7 +6,7 @@ import errno
 import gzip
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from support.layers import (
     zstd,
     zstd_chunked,
 )
-from support.roots import MIB, Make, Show, plain, shows
+from support.roots import MIB, Make, Show, plain, showing
 
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
@@ -37,10 +37,7 @@ from epochfs.vfs.merge import Image
 pytest.importorskip("indexed_gzip")
 
 
-@pytest.fixture
-def show(tmp_path: Path) -> Iterator[Show]:
-    with shows(tmp_path) as build:
-        yield build
+show = pytest.fixture(showing)
 
 
 @pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.builders import SCHEMA1, image, index, load, random_bytes
 from support.scripted import until
-from support.stacks import Stack, stack
+from support.stacks import Open, stacking
 
 from epochfs.config import Credentials
 from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
@@ -50,18 +50,7 @@ HOSTILE = [
     "a" * 2**20,
 ]
 
-Open = Callable[..., Stack]
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Open]:
-    """Builds the layers over a registry."""
-    with ExitStack() as closing:
-
-        def build(registry: EmbeddedRegistry, **options: Any) -> Stack:
-            return closing.enter_context(stack(registry.url, tmp_path, **options))
-
-        yield build
+opened = pytest.fixture(stacking)
 
 
 class Answering(EmbeddedRegistry):

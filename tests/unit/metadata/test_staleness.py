@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 from support.builders import image, load
 from support.scripted import at_most
-from support.stacks import Stack, stack
+from support.stacks import Open, stacking
 
 from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable
@@ -19,18 +15,7 @@ from epochfs.oci.names import Digest, Repository, Tag
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 
-Open = Callable[..., Stack]
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Open]:
-    """Builds the layers over a registry."""
-    with ExitStack() as closing:
-
-        def build(registry: EmbeddedRegistry, **options: Any) -> Stack:
-            return closing.enter_context(stack(registry.url, tmp_path, **options))
-
-        yield build
+opened = pytest.fixture(stacking)
 
 
 def test_a_tag_that_moved_is_seen_to(opened: Open, embedded: EmbeddedRegistry) -> None:

@@ -1,0 +1,51 @@
+"""What the tests of reading through have in common: a read-through, and blobs opened in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from epochfs.blobs.store import BlobHandle, Blobs
+from epochfs.cache.blobs import BlobCache
+from epochfs.config import BlobOptions, CacheOptions
+from epochfs.oci.names import Digest, Repository
+from support.builders import random_bytes
+from support.sources import FakeClient
+
+MIB = 1 << 20
+APP = Repository("team/app")
+SMALL = random_bytes(300_001, 1)
+LARGE = random_bytes(12 * MIB + 17, 2)
+TIMEOUT = 10.0
+
+Opener = Callable[..., Blobs]
+
+
+def reading_through(tmp_path: Path) -> Iterator[Opener]:
+    """A fixture: makes the read-through over a fake client and one cache directory."""
+    with ExitStack() as closing:
+
+        def make(
+            client: FakeClient, *, limit: int = 1 << 30, timeout: float = TIMEOUT, **options: bool
+        ) -> Blobs:
+            cache = BlobCache(CacheOptions(tmp_path / "cache", limit))
+            blobs = Blobs(client, cache, BlobOptions(timeout, **options))  # type: ignore[arg-type]
+            closing.callback(blobs.close)
+            return blobs
+
+        yield make
+
+
+@contextmanager
+def opened(blobs: Blobs, data: bytes, *, precise: bool = False) -> Iterator[BlobHandle]:
+    handle = blobs.open(APP, Digest.of(data), len(data), precise=precise)
+    try:
+        yield handle
+    finally:
+        handle.close()
+
+
+def pread(handle: BlobHandle, offset: int, count: int) -> bytes:
+    buffer = bytearray(count)
+    return bytes(buffer[: handle.read_into(memoryview(buffer), offset)])
