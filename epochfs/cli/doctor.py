@@ -233,7 +233,7 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
         if reached.state != "FAIL" and access.state != "FAIL":
             yield from _run(
                 [
-                    ("catalogue", lambda: _catalogue(client)),
+                    ("catalog", lambda: _catalog(client)),
                     ("range", lambda: _range(client, connection)),
                 ]
             )
@@ -271,7 +271,7 @@ def _mirror(mirror: MirrorState) -> str:
     return f"{mirror.host} answers, for {' and '.join(mirror.capabilities)}"
 
 
-def _catalogue(client: RegistryClient) -> str:
+def _catalog(client: RegistryClient) -> str:
     try:
         return f"{len(client.catalog())} repositories"
     except (Denied, NotFound, Unsupported) as error:

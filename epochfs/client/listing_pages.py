@@ -1,4 +1,4 @@
-"""Listings: all pages of a catalogue, of a repository's tags, of referrers, within bounds.
+"""Listings: all pages of a catalog, of a repository's tags, of referrers, within bounds.
 
 OCI Distribution Specification 1.1, "Listing Tags" and "Listing Referrers"; RFC 8288 for the `Link`
 between pages.

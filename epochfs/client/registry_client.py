@@ -162,7 +162,7 @@ class RegistryClient:
         """Check that a registry answers, and us (`GET /v2/`, §Determining Support).
 
         Epoch refuses `/v2/` to everyone without a token, and lets everyone read all the same; so
-        where no credentials were sent, a catalogue that can be read is as good.
+        where no credentials were sent, a catalog that can be read is as good.
         Raises NotFound where there is no `/v2/`, as some that speak the rest have none; Denied,
         Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
         """
@@ -177,7 +177,7 @@ class RegistryClient:
         try:
             return names(self._transport, "/_catalog", "registry:catalog", "repositories")
         except NotFound as error:
-            raise Unsupported(f"{error}: the registry has no catalogue") from error
+            raise Unsupported(f"{error}: the registry has no catalog") from error
 
     def list_tags(self, name: Repository | str) -> list[str]:
         """Return a repository's tags, of all pages, in the server's order and spelling (§Listing

@@ -40,7 +40,7 @@ from epochfs.metadata.repositories import Repositories
 from epochfs.metadata.source import Source
 from epochfs.metadata.tag_tables import Resolved, TagTables
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
-from epochfs.oci.catalog import Catalogue
+from epochfs.oci.catalog import Catalog
 from epochfs.oci.closure import Fetched, Reachable, Step, Walk
 from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Repository, Tag
@@ -116,18 +116,18 @@ class Listings:
 
     # ---- what the tree asks ------------------------------------------------------------------
 
-    def catalogue(self) -> Catalogue:
+    def catalog(self) -> Catalog:
         """Return the repositories listed; only those of `--repo` where there is no catalog.
 
         Raises Denied or ProtocolViolation where the registry had one before and has none now.
         """
-        return self._repositories.catalogue()
+        return self._repositories.catalog()
 
     def settle(self, seconds: float) -> str:
         """Find out whether there is a catalog; return a message about it, or ""."""
         return self._repositories.settle(seconds)
 
-    def known_catalogue(self) -> Catalogue | None:
+    def known_catalog(self) -> Catalog | None:
         """Return the last catalog that was read, however old; None if none ever was."""
         return self._repositories.known()
 

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CATALOGUE = "catalogue"
+_CATALOG = "catalogue"  # so it stands in the files of earlier versions
 _TAGS = "tags"
 _DESCRIPTION = "description"
 _MANIFEST = "manifest"
@@ -53,7 +53,7 @@ _BLOB = "blob"
 _CONTENT = "content"
 _REFERRERS = "referrers"
 
-_NEVER_MIRRORED = frozenset({_CATALOGUE, _TAGS, _REFERRERS})
+_NEVER_MIRRORED = frozenset({_CATALOG, _TAGS, _REFERRERS})
 """Listings. Everything else is content; an answer about it proves access."""
 
 _ANSWER = b"="
@@ -84,7 +84,7 @@ class RememberingClient:
 
     def catalog(self) -> list[str]:
         """Return the names of all repositories."""
-        question = Question(_CATALOGUE)
+        question = Question(_CATALOG)
         return self._ask(question, self._client.catalog, _dump, _names, self._max_age)
 
     def list_tags(self, name: Repository) -> list[str]:

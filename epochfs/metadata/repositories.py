@@ -45,7 +45,7 @@ from epochfs.errors import (
 from epochfs.metadata.facts import HAS_CATALOG, Facts
 from epochfs.metadata.source import Source
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
-from epochfs.oci.catalog import Catalogue
+from epochfs.oci.catalog import Catalog
 from epochfs.oci.names import Repository, Tag
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Repositories:
         self._lock = threading.Lock()
         self._settled = False
         self._attempted = 0.0
-        self._catalogues = TtlCache("the catalog", self._fetch_catalogue, policy, recalled=recalled)
+        self._catalogs = TtlCache("the catalog", self._fetch_catalog, policy, recalled=recalled)
         self._tags = TtlCache(
             "tags of",
             self._fetch_tags,
@@ -92,13 +92,13 @@ class Repositories:
 
     # ---- the catalog -------------------------------------------------------------------------
 
-    def catalogue(self, max_age: float | None = None) -> Catalogue:
+    def catalog(self, max_age: float | None = None) -> Catalog:
         """Return the repositories listed; only those of `--repo` where there is no catalog.
 
         Raises Denied or ProtocolViolation where the registry had one before and has none now.
         """
         try:
-            return self._catalogues.get((), max_age)
+            return self._catalogs.get((), max_age)
         finally:
             with self._lock:
                 self._settled = True
@@ -109,7 +109,7 @@ class Repositories:
         That is "" where all is well. A catalog that takes longer is read on in the background.
         """
         try:
-            catalogue = self._background.submit(self.catalogue).result(seconds)
+            catalog = self._background.submit(self.catalog).result(seconds)
         except TimeoutError:
             with self._lock:
                 self._settled = True
@@ -119,14 +119,14 @@ class Repositories:
             )
         except EpochfsError as error:
             return f"the catalog cannot be read: {error}; listings fail, names open by path"
-        if catalogue.refusal and not self._named:
+        if catalog.refusal and not self._named:
             return (
-                f"nothing is listed, as the registry has no catalog for us ({catalogue.refusal}): "
+                f"nothing is listed, as the registry has no catalog for us ({catalog.refusal}): "
                 "names open by path; list repositories with --repo"
             )
         return ""
 
-    def known(self) -> Catalogue | None:
+    def known(self) -> Catalog | None:
         """Return the last catalog that was read, however old; None if none ever was.
 
         This waits for an answer only if none was asked for yet.
@@ -135,16 +135,16 @@ class Repositories:
             settled = self._settled
         if not settled:
             with contextlib.suppress(EpochfsError):
-                return self.catalogue()
-        current = self._catalogues.peek(())
+                return self.catalog()
+        current = self._catalogs.peek(())
         if current is None:
             self._read_again()
-        return current or self._catalogues.last(())
+        return current or self._catalogs.last(())
 
     def following(self, repository: Repository, count: int) -> list[Repository]:
         """Return the repositories that a walk comes to next after one."""
-        catalogue = self._catalogues.peek(())
-        return catalogue.following(repository, count) if catalogue is not None else []
+        catalog = self._catalogs.peek(())
+        return catalog.following(repository, count) if catalog is not None else []
 
     def _read_again(self) -> None:
         """Refresh the catalog in the background, unless that was tried a moment ago."""
@@ -156,7 +156,7 @@ class Repositories:
 
         def read() -> None:
             try:
-                self._catalogues.get(())
+                self._catalogs.get(())
             except EpochfsError as error:
                 log.debug("the catalog cannot be read again: %s", error)
 
@@ -171,9 +171,9 @@ class Repositories:
         `or_parent`: a mere parent of repositories will do as well.
         """
 
-        def lists(catalogue: Catalogue) -> bool:
-            is_parent = or_parent and catalogue.is_parent(repository.segments)
-            return is_parent or repository in catalogue
+        def lists(catalog: Catalog) -> bool:
+            is_parent = or_parent and catalog.is_parent(repository.segments)
+            return is_parent or repository in catalog
 
         known = self.known()
         if known is not None and lists(known):
@@ -184,7 +184,7 @@ class Repositories:
         if known is None or not known.complete or self._has_tags(repository) is not False:
             return
         try:
-            again = self.catalogue(self._recheck)
+            again = self.catalog(self._recheck)
         except EpochfsError:
             return
         if not lists(again):
@@ -243,7 +243,7 @@ class Repositories:
 
     def clear(self) -> None:
         """Expire everything. Until it is read again, the old catalog tells what can be entered."""
-        self._catalogues.expire(())
+        self._catalogs.expire(())
         self._tags.clear()
 
     def _is_listed(self, repository: Repository) -> bool:
@@ -252,17 +252,17 @@ class Repositories:
 
     # ---- what the caches fetch ---------------------------------------------------------------
 
-    def _fetch_catalogue(self, _: tuple[()]) -> Catalogue:
+    def _fetch_catalog(self, _: tuple[()]) -> Catalog:
         try:
             texts = self._source.catalog()
         except CredentialsUnavailable:
             raise
         except (NotFound, Denied, Unsupported) as error:
-            last = self._catalogues.last(())
+            last = self._catalogs.last(())
             had_one = last is not None and last.complete
             if not had_one and (self._named or not self._facts.known(HAS_CATALOG)):
                 log.debug("the registry has no catalog for us: %s", error)
-                return Catalogue(self._named, complete=False, refusal=str(error))
+                return Catalog(self._named, complete=False, refusal=str(error))
             if isinstance(error, Denied):
                 raise
             raise ProtocolViolation(
@@ -272,7 +272,7 @@ class Repositories:
         found = parsed(texts, Repository.parse, "repositories")
         if found:
             self._facts.learn(HAS_CATALOG)
-        return Catalogue((*found, *self._named), complete=bool(found))
+        return Catalog((*found, *self._named), complete=bool(found))
 
     def _fetch_tags(self, repository: Repository) -> tuple[Tag, ...]:
         try:

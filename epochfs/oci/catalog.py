@@ -11,7 +11,7 @@ from epochfs.oci.names import Repository
 _segments = attrgetter("segments")
 
 
-class Catalogue:
+class Catalog:
     """The repositories listed; `complete` where the registry has a catalog that lists any.
 
     `refusal` is why there is no catalog for us, or "".

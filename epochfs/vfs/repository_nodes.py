@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import EpochfsError, InvalidName, NeverThere, NotFound
-from epochfs.oci.catalog import Catalogue
+from epochfs.oci.catalog import Catalog
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository, Tag
 from epochfs.vfs.context import Context
@@ -104,12 +104,12 @@ class Namespace(Node):
         if found:
             for name in ("blobs", "layout", "manifests", "tags"):
                 yield name, stat.S_IFDIR
-        catalogue: Catalogue | None
+        catalog: Catalog | None
         try:
-            catalogue = context.listings.catalogue()
+            catalog = context.listings.catalog()
         except EpochfsError as error:
-            catalogue, missing = context.listings.known_catalogue(), missing or error
-        children = catalogue.children(self.segments) if catalogue is not None else []
+            catalog, missing = context.listings.known_catalog(), missing or error
+        children = catalog.children(self.segments) if catalog is not None else []
         for segment in children:
             yield shown_segment(segment), stat.S_IFDIR
         if missing is not None:

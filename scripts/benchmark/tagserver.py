@@ -26,14 +26,14 @@ class Names:
     """What the registry holds; a manifest is made when its tag is first asked for."""
 
     def __init__(self, repositories: int, tags: int) -> None:
-        self._catalogue = _json(repositories=[f"app{number}" for number in range(repositories)])
+        self._catalog = _json(repositories=[f"app{number}" for number in range(repositories)])
         self._tags = _json(tags=[f"v{number}" for number in range(tags)])
         self._manifests: dict[str, bytes] = {}
 
     def answer(self, path: str) -> tuple[bytes, str]:
         """Return the body for a path, and its digest; both empty for what is not there."""
         if path in ("/v2/", "/v2/_catalog"):
-            return self._catalogue, ""
+            return self._catalog, ""
         if _TAGS.fullmatch(path):
             return self._tags, ""
         found = _MANIFEST.fullmatch(path)

@@ -243,7 +243,7 @@ def test_doctor_looks_at_a_registry(capsys: pytest.CaptureFixture[str]) -> None:
     table = rows(capsys)
     assert table["registry"] == ("ok", f"{registry.url} answers")
     assert table["access"] == ("ok", "anonymous")
-    assert table["catalogue"] == ("ok", "3 repositories")
+    assert table["catalog"] == ("ok", "3 repositories")
     assert table["range"][0] == "ok"
 
 
@@ -252,8 +252,8 @@ def test_doctor_says_what_a_registry_lacks(capsys: pytest.CaptureFixture[str]) -
         samples.load(registry)
         main(["doctor", "--repo", "demo/team/app", registry.url])
     table = rows(capsys)
-    assert table["catalogue"][0] == "warn"
-    assert "--repo" in table["catalogue"][1]
+    assert table["catalog"][0] == "warn"
+    assert "--repo" in table["catalog"][1]
     assert table["range"][0] == "warn"
 
 

@@ -88,7 +88,7 @@ def test_a_static_token_is_sent_as_it_is() -> None:
 # --- listings and names -----------------------------------------------------------------------
 
 
-def test_a_registry_without_a_catalogue_says_so() -> None:
+def test_a_registry_without_a_catalog_says_so() -> None:
     with EmbeddedRegistry(Behaviour(catalog=False)) as registry:
         client = RegistryClient(registry.url)
         client.ping()

@@ -49,7 +49,7 @@ def test_a_registry_that_lets_us_in_answers_ping(subject: Subject) -> None:
 # --- listings ---------------------------------------------------------------------------------
 
 
-def test_the_catalogue_names_what_was_pushed(subject: Subject) -> None:
+def test_the_catalog_names_what_was_pushed(subject: Subject) -> None:
     names = [f"{subject.name}/{number}" for number in range(5)]
     for name in names:
         replace(subject, name=name).push("v1", image())

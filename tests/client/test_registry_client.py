@@ -359,7 +359,7 @@ def test_a_registry_that_allows_fewer_names_a_page_chooses_itself(connect: Conne
     assert len(server.seen) == 2
 
 
-def test_no_catalogue_is_unsupported(connect: Connect) -> None:
+def test_no_catalog_is_unsupported(connect: Connect) -> None:
     _, client = connect(lambda _: [reply(404)])
     with pytest.raises(Unsupported):
         client.catalog()

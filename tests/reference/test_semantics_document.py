@@ -79,7 +79,7 @@ EXECUTED_BY = {
             every_name_is_there_or_the_listing_that_should_have_it_fails
             a_backup_that_succeeds_is_whole_and_one_that_fails_loses_nothing
             listing_what_is_denied_is_an_error_but_for_a_parent
-            a_catalogue_that_fails_is_no_missing_one
+            a_catalog_that_fails_is_no_missing_one
             a_listing_that_is_none_is_a_violation
             a_404_without_a_code_is_no_answer_about_what_was_answered_before""",
         "A tag that is listed": "a_tag_that_is_listed_and_cannot_be_fetched_is_an_io_error",

@@ -15,12 +15,12 @@ from epochfs.vfs.node import CONSTANT_TIME_NS
 from support.lies import (
     APP,
     BLOB,
-    CATALOGUE,
+    CATALOG,
     LAYER,
     LAYER_DIGEST,
     MANIFEST,
     SEEN_BLOB,
-    SEEN_CATALOGUE,
+    SEEN_CATALOG,
     SEEN_MANIFEST,
     SEEN_TAG,
     SEEN_TAGS,
@@ -36,7 +36,7 @@ from support.scripted import Close, Seen, Step, reply
 
 ENDPOINTS = {
     TAGS: (SEEN_TAGS, encode({"tags": ["v1"]})),
-    CATALOGUE: (SEEN_CATALOGUE, encode({"repositories": ["app"]})),
+    CATALOG: (SEEN_CATALOG, encode({"repositories": ["app"]})),
 }
 
 
@@ -316,7 +316,7 @@ def encodings() -> Iterator[Lie]:
     for encoding in ENCODINGS:
         for see, path, body in (
             (SEEN_TAGS, TAGS, encode({"tags": ["v1"]})),
-            (SEEN_CATALOGUE, CATALOGUE, encode({"repositories": ["app"]})),
+            (SEEN_CATALOG, CATALOG, encode({"repositories": ["app"]})),
             (SEEN_MANIFEST, MANIFEST, APP.raw),
             (SEEN_BLOB, BLOB, LAYER),
         ):
@@ -325,7 +325,7 @@ def encodings() -> Iterator[Lie]:
             yield Lie("Content-Encoding", title, see, errno.EIO, answers)
         for see, path, true, expected in (
             (SEEN_TAGS, TAGS, reply(200, encode({"tags": ["v1"]})), errno.EIO),
-            (SEEN_CATALOGUE, CATALOGUE, reply(200, encode({"repositories": ["a"]})), errno.EIO),
+            (SEEN_CATALOG, CATALOG, reply(200, encode({"repositories": ["a"]})), errno.EIO),
             (SEEN_MANIFEST, MANIFEST, manifest_reply(APP.raw), APP.raw),
             (SEEN_TAG, TAG, manifest_reply(APP.raw), f"../manifests/{APP.digest}"),
             (SEEN_BLOB, BLOB, reply(200, LAYER), LAYER),

@@ -30,13 +30,13 @@ LAYER_DIGEST = Digest.of(LAYER)
 HONEST = "/honest/tags/v1"
 """A link of the repository nobody lies about."""
 
-CATALOGUE = "/v2/_catalog"
+CATALOG = "/v2/_catalog"
 TAGS = "/v2/app/tags/list"
 BLOB = f"/v2/app/blobs/{LAYER_DIGEST}"
 MANIFEST = f"/v2/app/manifests/{APP.digest}"
 TAG = "/v2/app/manifests/v1"
 
-SEEN_CATALOGUE = "ls /"
+SEEN_CATALOG = "ls /"
 SEEN_TAGS = "ls /app/tags"
 SEEN_TAG = "readlink /app/tags/v1"
 SEEN_BLOB = f"cat /app/blobs/{LAYER_DIGEST}"
@@ -78,8 +78,8 @@ def json_reply(document: object) -> bytes:
 
 
 def listing_reply(path: str, names: object) -> bytes:
-    """Return a whole catalogue or list of tags."""
-    return json_reply({"repositories" if path == CATALOGUE else "tags": names})
+    """Return a whole catalog or list of tags."""
+    return json_reply({"repositories" if path == CATALOG else "tags": names})
 
 
 def malformed_manifest(kind: str, title: str, raw: bytes) -> Iterator[Lie]:
@@ -99,7 +99,7 @@ def manifest_lie(kind: str, title: str, raw: bytes, expected: object, see: str) 
 def _truth() -> dict[str, bytes]:
     answers = {
         "/v2/": json_reply({}),
-        CATALOGUE: listing_reply(CATALOGUE, ["app", "honest"]),
+        CATALOG: listing_reply(CATALOG, ["app", "honest"]),
     }
     for name in ("app", "honest"):
         answers[f"/v2/{name}/tags/list"] = listing_reply(TAGS, ["v1"])

@@ -13,11 +13,11 @@ from epochfs.oci.names import NAME_MAX, Digest
 from support.lies import (
     APP,
     BLOB,
-    CATALOGUE,
+    CATALOG,
     LAYER,
     MANIFEST,
     SEEN_BLOB,
-    SEEN_CATALOGUE,
+    SEEN_CATALOG,
     SEEN_MANIFEST,
     SEEN_TAG,
     SEEN_TAGS,
@@ -118,21 +118,21 @@ def names() -> Iterator[Lie]:
         answers = {TAGS: listing_reply(TAGS, ["v1", name, "v2"])}
         yield Lie("name left out", f"a tag that is {title}", SEEN_TAGS, ["v1", "v2"], answers)
     for title, name in (UNUSABLE_NAMES | UNUSABLE_AS_REPOSITORY | NOT_NAMES).items():
-        answers = {CATALOGUE: listing_reply(CATALOGUE, ["app", name, "honest"])}
+        answers = {CATALOG: listing_reply(CATALOG, ["app", name, "honest"])}
         found = ["app", "honest"]
-        yield Lie("name left out", f"a repository that is {title}", SEEN_CATALOGUE, found, answers)
+        yield Lie("name left out", f"a repository that is {title}", SEEN_CATALOG, found, answers)
     for title, name in ODD_NAMES.items():
         answers = {TAGS: listing_reply(TAGS, ["v1", name])}
         found = sorted(["v1", name])
         yield Lie("odd name", f"a tag that is {title}", SEEN_TAGS, found, answers)
     for word in ("tags", "manifests", "blobs", "layout", ".epochfs", "_catalog"):
-        answers = {CATALOGUE: listing_reply(CATALOGUE, [word])}
-        yield Lie("odd name", f"a repository called {word}", SEEN_CATALOGUE, [f"_{word}"], answers)
+        answers = {CATALOG: listing_reply(CATALOG, [word])}
+        yield Lie("odd name", f"a repository called {word}", SEEN_CATALOG, [f"_{word}"], answers)
 
 
 def listings() -> Iterator[Lie]:
     """A listing that is none is an error, never a shorter listing."""
-    for path, see in ((TAGS, SEEN_TAGS), (CATALOGUE, SEEN_CATALOGUE)):
+    for path, see in ((TAGS, SEEN_TAGS), (CATALOG, SEEN_CATALOG)):
         where = path.rpartition("/")[2]
         for title, value in NOT_LISTS.items():
             yield Lie(
@@ -163,7 +163,7 @@ MILLIONS = {
 
 def millions(item: bytes, count: int, request: Seen) -> list[bytes]:
     """Answer with a listing of `count` times the same item, in JSON."""
-    key = b"repositories" if request.path == CATALOGUE else b"tags"
+    key = b"repositories" if request.path == CATALOG else b"tags"
     return [reply(200, b'{"%s":[%s]}' % (key, b",".join([item] * count)))]
 
 
@@ -207,7 +207,7 @@ SITES: dict[str, str] = {
 
 def links() -> Iterator[Lie]:
     """A next page is asked for only under /v2/ of the same server, and not for ever."""
-    for path, see in ((TAGS, SEEN_TAGS), (CATALOGUE, SEEN_CATALOGUE)):
+    for path, see in ((TAGS, SEEN_TAGS), (CATALOG, SEEN_CATALOG)):
         key = "tags" if path == TAGS else "repositories"
         for title, link in LINKS.items():
             answers = {path: reply(200, encode({key: ["v1"]}), Link=link)}

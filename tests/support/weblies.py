@@ -9,10 +9,10 @@ from functools import partial
 from support.lies import (
     APP,
     BLOB,
-    CATALOGUE,
+    CATALOG,
     MANIFEST,
     SEEN_BLOB,
-    SEEN_CATALOGUE,
+    SEEN_CATALOG,
     SEEN_MANIFEST,
     SEEN_TAG,
     SEEN_TAGS,
@@ -26,7 +26,7 @@ from support.scripted import Close, Seen, Step, reply
 
 READS = {
     "tags": (SEEN_TAGS, TAGS),
-    "catalogue": (SEEN_CATALOGUE, CATALOGUE),
+    "catalog": (SEEN_CATALOG, CATALOG),
     "manifest": (SEEN_MANIFEST, MANIFEST),
     "blob": (SEEN_BLOB, BLOB),
 }
@@ -193,8 +193,8 @@ def errors() -> Iterator[Lie]:
     kind = "endless error body"
     for what, (see, path) in READS.items():
         for status, expected in ENDLESS_ERRORS.items():
-            # For the catalogue a denial means that there is none.
-            if what != "catalogue" or (expected == errno.EIO and status != 405):
+            # For the catalog a denial means that there is none.
+            if what != "catalog" or (expected == errno.EIO and status != 405):
                 answers = {f"GET {path}": partial(endless_error, status, "")}
                 yield Lie(kind, f"{what}: {status}", see, expected, answers)
     for title, headers in {

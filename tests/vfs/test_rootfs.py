@@ -352,7 +352,7 @@ def test_after_a_remount_a_layer_moves_nothing(make: Make, show: Show) -> None:
     first.layers.filesystem.close()
     again = show(layer)
     assert (again.read("b"), again.read("a")) == (b"second", random_bytes(5 * MIB))
-    assert again.moved() < 10_000  # the catalogue, the manifest
+    assert again.moved() < 10_000  # the catalog, the manifest
 
 
 def test_a_file_of_the_top_layer_does_not_need_the_others(show: Show) -> None:

@@ -28,7 +28,7 @@ from epochfs.oci.names import Digest, Tag
 
 
 class ManifestEndpoints:
-    """Manifests by tag and digest, referrers, tags, and the catalogue."""
+    """Manifests by tag and digest, referrers, tags, and the catalog."""
 
     def __init__(self, behaviour: Behaviour, storage: Storage) -> None:
         self._behaviour = behaviour

@@ -64,7 +64,7 @@ def test_tags_come_in_the_order_of_their_keys(epoch: EmbeddedRegistry) -> None:
     assert tags(epoch, "a") == ["1-rc", "1.0", "1"]
 
 
-def test_the_catalogue_has_a_repository_while_it_has_a_tag(
+def test_the_catalog_has_a_repository_while_it_has_a_tag(
     epoch: EmbeddedRegistry, write: Write
 ) -> None:
     load(epoch, "tagged", "v1", image())

@@ -317,7 +317,7 @@ def test_tags_are_paged(embedded: EmbeddedRegistry) -> None:
     assert ask(embedded, "GET", "/v2/x/y/tags/list?n=x").code == "PAGINATION_NUMBER_INVALID"
 
 
-def test_the_catalogue_is_paged_by_the_servers_own_limit() -> None:
+def test_the_catalog_is_paged_by_the_servers_own_limit() -> None:
     with EmbeddedRegistry(Behaviour(page_size=2)) as registry:
         for name in ("b/2", "a", "b"):
             load(registry, name, "v1", image())

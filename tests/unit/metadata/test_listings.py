@@ -76,9 +76,9 @@ class TestNames:
     ) -> None:
         listing = json.dumps({"repositories": ["aaa", *HOSTILE, "zzz/b"]})
         with Answering({"/v2/_catalog": listing}) as registry:
-            catalogue = opened(registry).listings.catalogue()
-        assert catalogue.children(()) == ["aaa", "zzz"]
-        assert catalogue.children(("zzz",)) == ["b"]
+            catalog = opened(registry).listings.catalog()
+        assert catalog.children(()) == ["aaa", "zzz"]
+        assert catalog.children(("zzz",)) == ["b"]
 
     @pytest.mark.expects_log("left out 11 of the tags of team/app")
     def test_hostile_tags_are_left_out_and_their_neighbours_listed(self, opened: Open) -> None:
@@ -94,7 +94,7 @@ class TestNames:
     ) -> None:
         listing = json.dumps({"repositories": [name]})
         with Answering({"/v2/_catalog": listing}) as registry:
-            opened(registry).listings.catalogue()
+            opened(registry).listings.catalog()
         lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(lines) == 1
         assert lines[0].isascii()
@@ -107,7 +107,7 @@ class TestNames:
             for name in unusual:
                 load(registry, name, "a tag", image())
             listings = opened(registry).listings
-            assert all(Repository(name) in listings.catalogue() for name in unusual)
+            assert all(Repository(name) in listings.catalog() for name in unusual)
             assert listings.tags(Repository("with space")) == (Tag("a tag"),)
             assert listings.resolve(Repository("ünïcödé"), Tag("a tag")).digest == image().digest
 
@@ -123,20 +123,20 @@ class TestNames:
 
     def test_a_name_listed_twice_is_one(self, opened: Open) -> None:
         with Answering({"/v2/_catalog": '{"repositories": ["a", "a", "a/b"]}'}) as registry:
-            assert opened(registry).listings.catalogue().children(()) == ["a"]
+            assert opened(registry).listings.catalog().children(()) == ["a"]
 
 
-class TestWithoutACatalogue:
+class TestWithoutACatalog:
     @pytest.mark.parametrize("status", [401, 403, 404, 405])
     def test_the_repositories_of_the_command_line_are_listed(
         self, opened: Open, status: int
     ) -> None:
         with Answering({"/v2/_catalog": status}) as registry:
             load(registry, "team/app", "latest", image())
-            catalogue = opened(registry, repositories=(APP,)).listings.catalogue()
-        assert catalogue.children(()) == ["team"]
-        assert APP in catalogue
-        assert not catalogue.complete
+            catalog = opened(registry, repositories=(APP,)).listings.catalog()
+        assert catalog.children(()) == ["team"]
+        assert APP in catalog
+        assert not catalog.complete
 
     def test_any_other_repository_opens(self, opened: Open) -> None:
         with EmbeddedRegistry(Behaviour(catalog=False)) as registry:
@@ -167,9 +167,9 @@ class TestWithoutACatalogue:
                 listings.holds_tags(Repository("other"))
             assert not listings.holds_tags(Repository("team"))
 
-    def test_a_catalogue_that_fails_is_no_missing_one(self, opened: Open) -> None:
+    def test_a_catalog_that_fails_is_no_missing_one(self, opened: Open) -> None:
         with Answering({"/v2/_catalog": 500}) as registry, pytest.raises(Unavailable):
-            opened(registry, repositories=(APP,)).listings.catalogue()
+            opened(registry, repositories=(APP,)).listings.catalog()
 
     def test_where_there_are_no_credentials_to_ask_with_there_is_no_answer(
         self, opened: Open, embedded: EmbeddedRegistry, tmp_path: Path
@@ -179,17 +179,17 @@ class TestWithoutACatalogue:
         layers = opened(embedded, credentials=Credentials(token_file=file))
         for _ in range(2):
             with pytest.raises(CredentialsUnavailable):
-                layers.listings.catalogue()
+                layers.listings.catalog()
             with pytest.raises(CredentialsUnavailable):
                 layers.listings.holds_tags(APP)
         file.write_text("canary")
-        assert APP in layers.listings.catalogue()
+        assert APP in layers.listings.catalog()
 
-    def test_repositories_of_the_command_line_join_a_catalogue(self, opened: Open) -> None:
+    def test_repositories_of_the_command_line_join_a_catalog(self, opened: Open) -> None:
         with EmbeddedRegistry() as registry:
             load(registry, "library/hello", "latest", image())
-            catalogue = opened(registry, repositories=(APP,)).listings.catalogue()
-        assert catalogue.children(()) == ["library", "team"]
+            catalog = opened(registry, repositories=(APP,)).listings.catalog()
+        assert catalog.children(()) == ["library", "team"]
 
 
 def load_tags(registry: EmbeddedRegistry, tags: int) -> None:
@@ -372,7 +372,7 @@ class TestTheTimeLimit:
         with Slow() as registry:
             names = load_repositories(registry, 4)
             listings = opened(registry, timeout=0.3, parallel=1).listings
-            listings.catalogue()
+            listings.catalog()
             for name in names[:2]:
                 with suppress(DeadlineExceeded):
                     listings.reachable(Repository(name))
@@ -529,7 +529,7 @@ class TestWalks:
     ) -> None:
         names = load_repositories(embedded, 40)
         layers = opened(embedded, parallel=4)
-        assert layers.listings.catalogue().children(()) == ["team"]
+        assert layers.listings.catalog().children(()) == ["team"]
         for name in names:
             for directory in ("blobs", "manifests", "tags"):
                 list(layers.filesystem.listdir(f"/{name}/{directory}"))
@@ -553,7 +553,7 @@ class TestWalks:
         with Watching() as registry:
             names = load_repositories(registry, 3)
             layers = opened(registry)
-            layers.listings.catalogue()
+            layers.listings.catalog()
             for name in names[:2]:
                 list(layers.filesystem.listdir(f"/{name}/tags"))
         assert registry.count("HEAD") == 0
@@ -561,7 +561,7 @@ class TestWalks:
     def test_one_listing_begins_no_other(self, opened: Open, embedded: EmbeddedRegistry) -> None:
         names = load_repositories(embedded, 3)
         layers = opened(embedded)
-        layers.listings.catalogue()
+        layers.listings.catalog()
         list(layers.filesystem.listdir(f"/{names[0]}/tags"))
         assert embedded.count("GET", "/tags/list") == 1
 

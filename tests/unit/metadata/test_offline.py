@@ -342,7 +342,7 @@ def test_a_404_without_a_code_is_no_answer_about_what_was_answered_before(opened
             client.resolve(APP, Tag("another"))
 
 
-def test_a_registry_without_a_catalogue_has_none_while_it_is_down_either(opened: Open) -> None:
+def test_a_registry_without_a_catalog_has_none_while_it_is_down_either(opened: Open) -> None:
     with EmbeddedRegistry(Behaviour(catalog=False)) as registry:
         with pytest.raises(Unsupported):
             opened(registry).catalog()

@@ -70,10 +70,10 @@ def test_while_the_registry_is_down_what_was_seen_is_served_and_nothing_else(
 ) -> None:
     listings = opened(embedded, metadata_ttl=0).listings
     load(embedded, "team/app", "latest", image())
-    seen = (listings.tags(APP), listings.resolve(APP, LATEST), listings.catalogue().children(()))
+    seen = (listings.tags(APP), listings.resolve(APP, LATEST), listings.catalog().children(()))
     listings.manifest(APP, image().digest)
     embedded.stop()
-    again = (listings.tags(APP), listings.resolve(APP, LATEST), listings.catalogue().children(()))
+    again = (listings.tags(APP), listings.resolve(APP, LATEST), listings.catalog().children(()))
     assert again == seen
     assert listings.manifest(APP, image().digest).raw == image().raw
     assert set(listings.reachable(APP).blobs) == {Digest.of(blob) for blob in image().blobs}
