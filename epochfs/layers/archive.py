@@ -20,7 +20,7 @@ from epochfs.blobs.store import BlobHandle
 from epochfs.cache.blobs import BlobCache, read_exactly
 from epochfs.errors import CacheFailure, ContentMismatch, ProtocolViolation
 from epochfs.layers.decoders import BlobFile, GuardedDecoder, gzip_decoder, zstd_decoder
-from epochfs.layers.layerindex import LayerIndex
+from epochfs.layers.index import LayerIndex
 from epochfs.oci.names import Digest
 
 _MAX_IDLE = 2

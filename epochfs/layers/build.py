@@ -20,9 +20,9 @@ from epochfs.errors import ProtocolViolation, TooLarge, Vanished
 from epochfs.layers import stargz, zstdchunked
 from epochfs.layers.archive import gzip_spacing, read_to_end, size_limit
 from epochfs.layers.decoders import BlobFile, compression_of, gzip_decoder
-from epochfs.layers.indexwriter import IndexWriter
-from epochfs.layers.tarstream import ForwardStream
-from epochfs.layers.tarwalk import walk
+from epochfs.layers.index_writer import IndexWriter
+from epochfs.layers.tar import walk
+from epochfs.layers.tar_stream import ForwardStream
 from epochfs.layers.whole import WholeZstd, check_gzip
 from epochfs.oci.manifests import Descriptor
 

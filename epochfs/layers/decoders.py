@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import EpochfsError, ProtocolViolation, Unsupported, fresh, printable
-from epochfs.layers.tarstream import Source
+from epochfs.layers.tar_stream import Source
 
 try:
     import indexed_gzip

@@ -14,8 +14,8 @@ from epochfs.errors import ContentMismatch, InvalidName, ProtocolViolation, TooL
 from epochfs.layers import toc
 from epochfs.layers.decoders import GzipMember, read_range, read_up_to
 from epochfs.layers.entry import Entry
-from epochfs.layers.tarstream import ForwardStream
-from epochfs.layers.tarwalk import walk
+from epochfs.layers.tar import walk
+from epochfs.layers.tar_stream import ForwardStream
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from epochfs.errors import ProtocolViolation, printable
-from epochfs.layers.tarstream import BLOCK
+from epochfs.layers.tar_stream import BLOCK
 
 REGULAR, OLD_REGULAR, CONTIGUOUS = b"0", b"\0", b"7"
 HARD_LINK, LINK, DIRECTORY = b"1", b"2", b"5"

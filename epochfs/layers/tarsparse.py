@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from epochfs.errors import ProtocolViolation
 from epochfs.layers.entry import Piece
+from epochfs.layers.tar_stream import BLOCK, ForwardStream
 from epochfs.layers.tarheaders import Records, decimal, number
-from epochfs.layers.tarstream import BLOCK, ForwardStream
 
 Spans = list[tuple[int, int]]
 """(offset, size) in the file of what is stored, in the order in which it is."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from epochfs.errors import InvalidName, ProtocolViolation, TooLarge
 from epochfs.layers.entry import Entry, Piece, checked_time, clean_path
-from epochfs.layers.tarwalk import is_xattr
+from epochfs.layers.tar import is_xattr
 from epochfs.oci.manifests import load_json
 from epochfs.oci.names import Digest
 

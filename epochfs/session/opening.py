@@ -28,7 +28,7 @@ from epochfs.errors import (
     printable,
 )
 from epochfs.fuse.passthrough import Passthrough
-from epochfs.layers.store import Layers
+from epochfs.layers.layer_store import Layers
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import RememberingClient

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from epochfs.blobs.store import BlobStore
-from epochfs.layers.store import Layers
+from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.vfs.assembly import Assembler
 from epochfs.vfs.kernel_memory import KernelMemory

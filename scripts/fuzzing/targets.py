@@ -29,8 +29,8 @@ from epochfs.errors import (
     UsageError,
 )
 from epochfs.layers.entry import clean_path
-from epochfs.layers.tarstream import ForwardStream
-from epochfs.layers.tarwalk import walk
+from epochfs.layers.tar import walk
+from epochfs.layers.tar_stream import ForwardStream
 from epochfs.oci.manifests import MAX_SIZE, Index, load_json, parse
 from epochfs.oci.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
 from epochfs.oci.snapshot_config import SparseMap, StoredFile, parse_config

@@ -14,7 +14,7 @@ from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient
 from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
 from epochfs.demo.registry import EmbeddedRegistry
-from epochfs.layers.store import Layers
+from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Repository
 from epochfs.vfs.assembly import Assembler

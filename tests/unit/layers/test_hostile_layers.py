@@ -49,7 +49,7 @@ def test_a_layer_that_decompresses_without_end_is_too_large(
 def test_a_layer_of_too_many_entries_is_too_large(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_ENTRIES", 10)
+    monkeypatch.setattr("epochfs.layers.index_writer.MAX_ENTRIES", 10)
     assert errno_of(show(gzipped(*(File(str(n)) for n in range(11)))), "0") == errno.EFBIG
     assert show(gzipped(*(File(str(n)) for n in range(10)))).read("0") == b""
 
@@ -57,7 +57,7 @@ def test_a_layer_of_too_many_entries_is_too_large(
 def test_a_layer_of_too_many_bytes_of_names_is_too_large(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_BYTES", 10_000)
+    monkeypatch.setattr("epochfs.layers.index_writer.MAX_BYTES", 10_000)
     root = show(gzipped(*(File(f"{n:0200}") for n in range(100))))
     assert errno_of(root, "0") == errno.EFBIG
 
@@ -65,7 +65,7 @@ def test_a_layer_of_too_many_bytes_of_names_is_too_large(
 def test_directories_that_are_only_implied_are_counted_too(
     show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_BYTES", MIB)
+    monkeypatch.setattr("epochfs.layers.index_writer.MAX_BYTES", MIB)
     assert errno_of(show(gzipped(File("a/" * 2000))), "a") == errno.EFBIG
 
 
@@ -331,7 +331,7 @@ def test_links_that_lead_nowhere_are_an_error(one: str, other: str, show: Show) 
 
 
 def test_what_links_lead_to_is_counted_too(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_BYTES", 100_000)
+    monkeypatch.setattr("epochfs.layers.index_writer.MAX_BYTES", 100_000)
     link = File("l", type=LINK, link="/".join("d" * 500))
     for files in (
         [File(f"l/{n}") for n in range(99)],
@@ -341,7 +341,7 @@ def test_what_links_lead_to_is_counted_too(show: Show, monkeypatch: pytest.Monke
 
 
 def test_the_ways_to_entries_are_bounded(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.layers.indexwriter.MAX_STEPS", 1000)
+    monkeypatch.setattr("epochfs.layers.index_writer.MAX_STEPS", 1000)
     far = "/".join("d" * 100)
     files = [File(f"{far}/{n}/x") for n in range(20)]
     assert errno_of(show(gzipped(File("l", type=LINK, link="x"), *files)), "l") == errno.EFBIG

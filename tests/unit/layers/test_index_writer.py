@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from epochfs.errors import ProtocolViolation
 from epochfs.layers.entry import Entry, Piece, join_path, split_path
-from epochfs.layers.indexwriter import MAX_LINKS, IndexWriter
-from epochfs.layers.layerindex import IMPLICIT, LayerIndex
+from epochfs.layers.index import IMPLICIT, LayerIndex
+from epochfs.layers.index_writer import MAX_LINKS, IndexWriter
 
 names = st.sampled_from([b"a", b"b", b"c"])
 paths = st.lists(names, min_size=1, max_size=3).map(b"/".join)
@@ -120,7 +120,7 @@ def test_an_index_is_what_extracting_in_order_would_leave(
     model = Model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("epochfs.layers.indexrows._BATCH", batch)
-        patch.setattr("epochfs.layers.indexwriter._KNOWN_DIRECTORIES", known)
+        patch.setattr("epochfs.layers.index_writer._KNOWN_DIRECTORIES", known)
         patch.setattr("epochfs.layers.indexrows._FILTER_BITS", 8 * bits)
         writer = IndexWriter(":memory:")
         try:

@@ -27,9 +27,9 @@ from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
 from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Vanished
-from epochfs.layers.content import ChunkCache, ChunkPieces
+from epochfs.layers.chunks import ChunkCache, ChunkPieces
 from epochfs.layers.entry import Piece
-from epochfs.layers.store import Layers
+from epochfs.layers.layer_store import Layers
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
 from epochfs.vfs.merge import Image

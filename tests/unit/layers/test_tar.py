@@ -19,9 +19,9 @@ from support.builders import random_bytes
 
 from epochfs.errors import ProtocolViolation, TooLarge
 from epochfs.layers.entry import Entry
+from epochfs.layers.tar import walk
+from epochfs.layers.tar_stream import ForwardStream
 from epochfs.layers.tarheaders import number
-from epochfs.layers.tarstream import ForwardStream
-from epochfs.layers.tarwalk import walk
 
 END = bytes(1024)
 LONG = "/".join(["long" * 20] * 4)

@@ -27,7 +27,7 @@ from epochfs.config import BlobOptions, CacheOptions, ListingOptions
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import NotFound, ProtocolViolation, Unavailable
-from epochfs.layers.store import Layers
+from epochfs.layers.layer_store import Layers
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME

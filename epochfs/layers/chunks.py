@@ -23,8 +23,8 @@ from epochfs.layers import stargz
 from epochfs.layers.archive import Archive
 from epochfs.layers.decoders import BlobFile, GzipMember, read_up_to, zstd_decoder
 from epochfs.layers.entry import Piece
-from epochfs.layers.layerindex import LayerIndex
-from epochfs.layers.tarstream import Source
+from epochfs.layers.index import LayerIndex
+from epochfs.layers.tar_stream import Source
 from epochfs.oci.names import Digest
 
 _CACHED_BYTES = 128 << 20

@@ -13,8 +13,8 @@ import stat
 
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.layers.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
+from epochfs.layers.index import IMPLICIT, SCHEMA
 from epochfs.layers.indexrows import IndexRows, Sieve
-from epochfs.layers.layerindex import IMPLICIT, SCHEMA
 
 MAX_LINKS = 40
 """Of so many links on the way to one path, Linux follows all."""

@@ -17,8 +17,8 @@ from decimal import Decimal
 from epochfs.errors import InvalidName, ProtocolViolation, TooLarge, printable
 from epochfs.layers import tarheaders, tarsparse
 from epochfs.layers.entry import NO_XATTRS, Entry, PathCleaner, Piece, checked_time
+from epochfs.layers.tar_stream import BLOCK, MAX_HEADER_BYTES, ForwardStream
 from epochfs.layers.tarheaders import Header, Records, decimal, number
-from epochfs.layers.tarstream import BLOCK, MAX_HEADER_BYTES, ForwardStream
 
 log = logging.getLogger(__name__)
 

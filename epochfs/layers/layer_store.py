@@ -10,9 +10,9 @@ from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache
 from epochfs.layers.archive import open_archive
 from epochfs.layers.build import WITH_TOC, build, voucher
-from epochfs.layers.content import ChunkCache, ChunkPieces, LayerFile, Pieces, TarPieces
-from epochfs.layers.indexfiles import IndexFiles
-from epochfs.layers.layerindex import Inode, LayerIndex
+from epochfs.layers.chunks import ChunkCache, ChunkPieces, LayerFile, Pieces, TarPieces
+from epochfs.layers.index import Inode, LayerIndex
+from epochfs.layers.indexing import IndexFiles
 from epochfs.layers.shelf import Shelf
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository

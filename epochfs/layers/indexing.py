@@ -29,8 +29,8 @@ from epochfs.cache.directory import LAYERS, READ_FLAGS, is_ours
 from epochfs.cache.eviction import cached_files, remove_unused, shrink
 from epochfs.errors import CacheFailure
 from epochfs.layers.build import voucher
-from epochfs.layers.indexwriter import IndexWriter
-from epochfs.layers.layerindex import FORMAT, LayerIndex, open_index
+from epochfs.layers.index import FORMAT, LayerIndex, open_index
+from epochfs.layers.index_writer import IndexWriter
 from epochfs.oci.manifests import Descriptor
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from support.diskcache import PAGE, failing, opened, read_only
 from epochfs.cache.blobs import BlobCache
 from epochfs.errors import CacheFailure, ContentMismatch
 from epochfs.layers.entry import Entry
-from epochfs.layers.indexfiles import IndexFiles
-from epochfs.layers.indexwriter import IndexWriter
-from epochfs.layers.layerindex import FORMAT, LayerIndex
+from epochfs.layers.index import FORMAT, LayerIndex
+from epochfs.layers.index_writer import IndexWriter
+from epochfs.layers.indexing import IndexFiles
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest
 
@@ -116,7 +116,7 @@ def test_a_file_that_goes_away_while_room_is_made_is_no_failure(
             os.unlink(file.name, dir_fd=path)
         return _Closing(found)
 
-    monkeypatch.setattr("epochfs.layers.indexfiles.os.scandir", scandir)
+    monkeypatch.setattr("epochfs.layers.indexing.os.scandir", scandir)
     assert names(IndexFiles(cache).get(LAYER, write)) == 300
 
 
