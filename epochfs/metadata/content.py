@@ -21,9 +21,9 @@ from epochfs.errors import CredentialsUnavailable, Denied, TooLarge
 from epochfs.metadata.source import Source
 from epochfs.metadata.ttl_cache import CachePolicy, LruStore, TtlCache
 from epochfs.oci.closure import named_blobs
+from epochfs.oci.kinds import MAX_CONFIG_BYTES, SnapshotConfig, parse_config
 from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Repository
-from epochfs.oci.snapshot_config import MAX_CONFIG_BYTES, SnapshotConfig, parse_config
 
 _MANIFEST_BYTES = 32 * 1024 * 1024
 _PARSED_FACTOR = 4

@@ -40,11 +40,10 @@ from epochfs.metadata.repositories import Repositories
 from epochfs.metadata.source import Source
 from epochfs.metadata.tag_tables import Resolved, TagTables
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
-from epochfs.oci.catalog import Catalog
 from epochfs.oci.closure import Fetched, Reachable, Step, Walk
+from epochfs.oci.kinds import SnapshotConfig
 from epochfs.oci.manifests import Descriptor, Document
-from epochfs.oci.names import Digest, Repository, Tag
-from epochfs.oci.snapshot_config import SnapshotConfig
+from epochfs.oci.names import Catalog, Digest, Repository, Tag
 
 log = logging.getLogger(__name__)
 

@@ -45,8 +45,7 @@ from epochfs.errors import (
 from epochfs.metadata.facts import HAS_CATALOG, Facts
 from epochfs.metadata.source import Source
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
-from epochfs.oci.catalog import Catalog
-from epochfs.oci.names import Repository, Tag
+from epochfs.oci.names import Catalog, Repository, Tag
 
 log = logging.getLogger(__name__)
 

@@ -3,15 +3,35 @@
 Epoch tells its artifacts apart by `artifactType`, then by the config's media type. A cloud image is
 a disk, whole or split into parts that are joined in the order of their titles. A snapshot is the
 files of a virtual machine. Of those with holes only the data are stored, one piece after the other;
-the second version of the format also compresses files and cuts them up. Its config tells
-(`snapshotconfig`).
+the second version of the format also compresses files and cuts them up.
+
+The config of a snapshot says how each of its files is stored, in chunks and without its holes:
+`{"files": {TITLE: {"size", "chunks": [digest, …], "sparseMap", "sparseSize"}}}`, as Epoch has it.
+A config may have 64 MiB, nearly all of it sparse maps, which are JSON in a JSON text. So it is
+parsed once, map by map and a part of a map at a time, into arrays that take less than the text did.
+What is wrong with one file's entry is an error of that file and of no other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from epochfs.oci.manifests import MAX_SIZE, TITLE, Descriptor, Document, Index, Manifest
+from epochfs.errors import ProtocolViolation, TooLarge, fresh
+from epochfs.oci.manifests import (
+    MAX_SIZE,
+    TITLE,
+    Descriptor,
+    Document,
+    Index,
+    Manifest,
+    checked_size,
+    load_json,
+)
 
 CLOUD_IMAGE = "cloud-image"
 SNAPSHOT = "snapshot"
@@ -36,6 +56,19 @@ _IMAGE_CONFIGS = (
 _DISK_PREFIXES = ("application/vnd.cocoonstack.disk.", "application/vnd.cocoonstack.windows.disk.")
 _DISK_FORMATS = ("qcow2", "raw")
 _PART = ".part"
+
+MAX_CONFIG_BYTES = 64 << 20
+"""The largest config that Epoch takes."""
+
+_MAX_TOKENS = 4_000_000
+"""How many objects, lists, texts and commas there may be outside of texts: of each the parser makes
+something of up to 64 bytes. A config that is nothing but digests of chunks has 3 million."""
+
+_PART_CHARACTERS = 64 << 10
+_ARRAY = "q"
+
+_parsing = threading.Lock()
+"""Held while a config is parsed, which takes four times its size in memory."""
 
 
 def kind_of(document: Document) -> str:
@@ -115,3 +148,151 @@ def _common_stem(titles: list[str], disk_format: str) -> str:
     if not extension:
         stem = stem.rstrip("0123456789._-").removesuffix("part").rstrip("._-")
     return f"{stem or 'disk'}.{disk_format}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseMap:
+    """A file with holes: its `size`, the size that is `stated`, and where its pieces of data begin.
+
+    They ascend; one that ends beyond the stated size makes the file larger, as it does where Epoch
+    restores it. What is stored is the pieces, one after the other; `stored` says where each begins
+    in that, and last how long it is. All in bytes.
+    """
+
+    size: int
+    stated: int
+    starts: array[int]
+    stored: array[int]
+
+    @property
+    def length(self) -> int:
+        """The length of all pieces together in bytes."""
+        return self.stored[-1]
+
+    def touched(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what of `[start, stop)` is data: from where to where, and where that is stored."""
+        index = max(0, bisect_right(self.starts, start) - 1)
+        while index < len(self.starts) and self.starts[index] < stop:
+            begin, stored = self.starts[index], self.stored[index]
+            end = begin + self.stored[index + 1] - stored
+            first, last = max(begin, start), min(end, stop)
+            if first < last:
+                yield first, last, stored + first - begin
+            index += 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredFile:
+    """What a config says of a file: the decompressed `size` of what is stored, 0 where it does not
+    say; the digests of its `chunks` in order, if it has any; and its `holes`, if it has any.
+    """
+
+    size: int = 0
+    chunks: tuple[str, ...] = ()
+    holes: SparseMap | None = None
+
+
+_PLAIN = StoredFile()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SnapshotConfig:
+    """The files of a snapshot by their titles; `weight` is about what is kept of it, in bytes."""
+
+    weight: int
+    files: Mapping[str, StoredFile | ProtocolViolation] = field(default_factory=dict)
+    fault: ProtocolViolation | TooLarge | None = None
+
+    def file(self, title: str) -> StoredFile:
+        """Return how a file is stored; raises what is wrong with its entry, or with the config."""
+        found = self.fault or self.files.get(title, _PLAIN)
+        if isinstance(found, StoredFile):
+            return found
+        raise fresh(found)
+
+
+def parse_config(raw: bytes) -> SnapshotConfig:
+    """Parse a config. What is wrong with it is told by `SnapshotConfig.file`."""
+    with _parsing:
+        try:
+            _weigh(raw)
+            document = load_json(raw)
+            files = document.get("files") if isinstance(document, dict) else None
+            if files is not None and not isinstance(files, dict):
+                raise ProtocolViolation("'files' of a snapshot's config is not a JSON object")
+            known: dict[str, str] = {}
+            parsed = {title: _file(entry, known) for title, entry in (files or {}).items()}
+        except (ProtocolViolation, TooLarge) as error:
+            return SnapshotConfig(len(raw), fault=error)
+    return SnapshotConfig(len(raw), parsed)
+
+
+def _weigh(raw: bytes) -> None:
+    """Refuse what would take very much more memory than its own length.
+
+    Counted is what no text has in it, as far as that can be told at a glance: in the texts of maps
+    every quote is escaped.
+    """
+    dense = raw.translate(None, b" \t\r\n")
+    counted = sum(dense.count(token) for token in (b'"', b",", b"{", b"["))
+    escaped = sum(dense.count(token) for token in (b'\\"', b',\\"', b'{\\"', b",{"))
+    if counted - escaped > _MAX_TOKENS:
+        raise TooLarge(f"a snapshot's config of more than {_MAX_TOKENS} values")
+
+
+def _file(entry: object, known: dict[str, str]) -> StoredFile | ProtocolViolation:
+    """Parse an entry; `known` has the digests of other entries, of which one copy is enough."""
+    try:
+        if not isinstance(entry, dict):
+            raise ProtocolViolation("a file of a snapshot's config is not a JSON object")
+        size = entry.get("size")
+        chunks = entry.get("chunks") or ()
+        if not isinstance(chunks, (list, tuple)) or not all(isinstance(one, str) for one in chunks):
+            raise ProtocolViolation("'chunks' of a snapshot's config is not a list of digests")
+        return StoredFile(
+            0 if size is None else checked_size(size),
+            tuple(known.setdefault(digest, digest) for digest in chunks),
+            _holes(entry) if entry.get("sparseMap") else None,
+        )
+    except ProtocolViolation as error:
+        return error
+
+
+def _holes(entry: Mapping[str, Any]) -> SparseMap:
+    stated, text = checked_size(entry.get("sparseSize")), entry["sparseMap"]
+    if not isinstance(text, str):
+        raise ProtocolViolation("a sparse map is not a text")
+    starts, stored = array(_ARRAY), array(_ARRAY, [0])
+    end = total = 0
+    for offset, length in _pieces(text):
+        if offset < end:
+            raise ProtocolViolation("the pieces of a sparse map overlap")
+        end, total = offset + length, total + length
+        starts.append(offset)
+        stored.append(total)
+    return SparseMap(checked_size(max(stated, end)), stated, starts, stored)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the offset and length of each piece of a map: `[{"o": 0, "l": 4096}, …]`."""
+    for part in _parts(text):
+        items = load_json(part.encode("utf-8", "replace"))
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise ProtocolViolation("a sparse map is not a list of pieces")
+        for item in items:
+            yield checked_size(item.get("o")), checked_size(item.get("l"))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Cut a JSON list of small objects into shorter lists, for a whole one may be of millions."""
+    position, opening = 0, ""
+    while position + _PART_CHARACTERS < len(text):
+        end = text.find("}", position + _PART_CHARACTERS, position + 2 * _PART_CHARACTERS) + 1
+        comma = text.find(",", end)
+        if not end or comma < 0 or text[end:comma].strip():
+            break
+        yield f"{opening}{text[position:end]}]"
+        position, opening = comma + 1, "["
+    if len(text) - position > 2 * _PART_CHARACTERS:
+        raise ProtocolViolation("a sparse map is not a list of pieces")
+    yield opening + text[position:]

@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from epochfs.errors import InvalidName, printable
@@ -41,6 +43,8 @@ MAX_TITLE_DEPTH = 32
 _CONFORMING_SEGMENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
 _CONFORMING_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 _ENCODED = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "sha512": re.compile(r"[0-9a-f]{128}\Z")}
+
+_segments = attrgetter("segments")
 
 ALGORITHMS = tuple(_ENCODED)
 """The algorithms of digests: those that the specification registers."""
@@ -94,6 +98,44 @@ class Repository:
 
     def __str__(self) -> str:
         return self.name
+
+
+class Catalog:
+    """The repositories listed; `complete` where the registry has a catalog that lists any.
+
+    `refusal` is why there is no catalog for us, or "".
+    """
+
+    def __init__(
+        self, repositories: Iterable[Repository], *, complete: bool, refusal: str = ""
+    ) -> None:
+        self.complete = complete
+        self.refusal = refusal
+        self._repositories = frozenset(repositories)
+        self._in_order = sorted(self._repositories, key=_segments)
+        self._children: dict[tuple[str, ...], set[str]] = {(): set()}
+        for repository in self._repositories:
+            segments = repository.segments
+            for depth, segment in enumerate(segments):
+                self._children.setdefault(segments[:depth], set()).add(segment)
+
+    def __contains__(self, repository: Repository) -> bool:
+        return repository in self._repositories
+
+    def following(self, repository: Repository, count: int) -> list[Repository]:
+        """Return the siblings, and what is below them, that a walk comes to next after one."""
+        parent = repository.segments[:-1]
+        place = bisect_left(self._in_order, repository.segments, key=_segments)
+        after = self._in_order[place + 1 : place + 1 + count]
+        return [one for one in after if one.segments[: len(parent)] == parent]
+
+    def children(self, segments: tuple[str, ...]) -> list[str]:
+        """The next segments of the repositories below a prefix, sorted."""
+        return sorted(self._children.get(segments, ()))
+
+    def is_parent(self, segments: tuple[str, ...]) -> bool:
+        """Whether some repository lies below a prefix."""
+        return segments in self._children
 
 
 @dataclass(frozen=True, slots=True, order=True)

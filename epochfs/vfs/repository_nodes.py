@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import EpochfsError, InvalidName, NeverThere, NotFound
-from epochfs.oci.catalog import Catalog
 from epochfs.oci.manifests import Descriptor
-from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.oci.names import Catalog, Digest, Repository, Tag
 from epochfs.vfs.context import Context
 from epochfs.vfs.manifest_nodes import ManifestDirectory
 from epochfs.vfs.node import (

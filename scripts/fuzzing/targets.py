@@ -31,9 +31,9 @@ from epochfs.errors import (
 from epochfs.layers.entry import clean_path
 from epochfs.layers.tar import walk
 from epochfs.layers.tar_stream import ForwardStream
+from epochfs.oci.kinds import SparseMap, StoredFile, parse_config
 from epochfs.oci.manifests import MAX_SIZE, Index, load_json, parse
 from epochfs.oci.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
-from epochfs.oci.snapshot_config import SparseMap, StoredFile, parse_config
 from scripts.fuzzing.target import Target
 
 HERE = Url.parse("https://reg.example/v2/_catalog?n=2")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from epochfs.blobs.buffers import clear
+from epochfs.oci.kinds import SparseMap
 from epochfs.oci.names import Digest
-from epochfs.oci.snapshot_config import SparseMap
 from epochfs.vfs.assembly.frames import Frames
 from epochfs.vfs.assembly.joined import Assembly
 

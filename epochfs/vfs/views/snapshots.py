@@ -9,9 +9,8 @@ from __future__ import annotations
 import stat
 
 from epochfs.errors import NotFound, ProtocolViolation, TooLarge
-from epochfs.oci.kinds import is_snapshot
+from epochfs.oci.kinds import MAX_CONFIG_BYTES, is_snapshot
 from epochfs.oci.manifests import Descriptor
-from epochfs.oci.snapshot_config import MAX_CONFIG_BYTES
 from epochfs.vfs.assembly import Made
 from epochfs.vfs.context import Context
 from epochfs.vfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node

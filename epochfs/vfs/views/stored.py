@@ -6,9 +6,8 @@ Whatever does not fit is an error of that file alone: no other bytes are shown u
 from __future__ import annotations
 
 from epochfs.errors import ProtocolViolation, printable
-from epochfs.oci.kinds import may_be_chunked, title_of
+from epochfs.oci.kinds import SnapshotConfig, StoredFile, may_be_chunked, title_of
 from epochfs.oci.manifests import Descriptor, Document, Manifest, checked_size
-from epochfs.oci.snapshot_config import SnapshotConfig, StoredFile
 from epochfs.vfs.assembly import Made, Sparse, framed, joined
 
 CONFIG_TYPE = "application/vnd.cocoonstack.snapshot.config.v1+json"
