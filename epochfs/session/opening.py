@@ -36,7 +36,7 @@ from epochfs.metadata.registry_health import Health
 from epochfs.session import probe
 from epochfs.session.settings import FileSystemPlan
 from epochfs.session.status import Observer, StatusSource
-from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.composed import Composer
 from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
@@ -152,8 +152,8 @@ def _assemble(
         blobs = Blobs(client, cache, plan.blobs, client.check_registry)
     closing.callback(listings.close)
     closing.callback(blobs.close)
-    assembler = Assembler(blobs, cache, plan.blobs.timeout)
-    closing.callback(assembler.close)
+    composer = Composer(blobs, cache, plan.blobs.timeout)
+    closing.callback(composer.close)
     layers = Layers(blobs, cache)
     closing.callback(layers.close)
     if isinstance(source, _Registry):
@@ -176,7 +176,7 @@ def _assemble(
         listings,
         blobs,
         layers,
-        assembler,
+        composer,
         KernelMemory(listings.kernel_ttl),
         observer.status_json,
         plan.blobs.timeout,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from epochfs.blobs.store import BlobStore
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
-from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.composed import Composer
 from epochfs.vfs.kernel_memory import KernelMemory
 
 
@@ -23,7 +23,7 @@ class Context:
     listings: Listings
     blobs: BlobStore
     layers: Layers
-    assembler: Assembler
+    composer: Composer
     kernel: KernelMemory
     status: Callable[[], bytes]
     timeout: float
@@ -32,5 +32,5 @@ class Context:
         """End all downloads and background work; waiting readers get an error."""
         self.listings.close()
         self.layers.close()
-        self.assembler.close()
+        self.composer.close()
         self.blobs.close()

@@ -19,7 +19,7 @@ from typing import overload
 from epochfs.blobs.buffers import give_back
 from epochfs.blobs.timers import Timers
 from epochfs.errors import EpochfsError, NotFound, Vanished, fresh
-from epochfs.vfs.assembly import Readable
+from epochfs.vfs.composed import Readable
 from epochfs.vfs.context import Context
 from epochfs.vfs.node import Attr, Entries, Xattrs, inode
 from epochfs.vfs.tree import Tree

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from epochfs.errors import NotFound
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.assembly import Readable
+from epochfs.vfs.composed import Readable
 from epochfs.vfs.context import Context
 
 CONSTANT_TIME_NS = 1_000_000_000

@@ -17,7 +17,7 @@ from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Repository
-from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.composed import Composer
 from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
@@ -70,13 +70,13 @@ def stack(
         closing.callback(listings.close)
         blobs = Blobs(client, cache, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
-        assembler = Assembler(blobs, cache, timeout)
-        closing.callback(assembler.close)
+        composer = Composer(blobs, cache, timeout)
+        closing.callback(composer.close)
         layers = Layers(blobs, cache)
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
         tree = Tree(Repository.parse(prefix) if prefix else None)
-        context = Context(listings, blobs, layers, assembler, kernel, stack_status, timeout)
+        context = Context(listings, blobs, layers, composer, kernel, stack_status, timeout)
         yield Stack(client, listings, blobs, FileSystem(tree, context))
 
 

@@ -218,7 +218,7 @@ def test_a_frame_that_does_not_fit_is_an_error(
     opened: Open, change: Change, shown_whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shown_whole:
-        monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
+        monkeypatch.setattr("epochfs.vfs.composed._WHOLE_BYTES", 0)
     only_bad_is_bad(opened(PLAIN, replace(PACKED, title="bad"), RAW, change=change), PLAIN, RAW)
 
 

@@ -26,8 +26,7 @@ from epochfs.errors import (
 )
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.assembly import Assembler, Frames, framed
-from epochfs.vfs.assembly.holes import Readable
+from epochfs.vfs.composed import Composer, Frames, Readable
 
 APP = Repository("app")
 MIB = 1 << 20
@@ -83,15 +82,15 @@ class Disk:
         cut = [data[at : at + STRIDE] for at in range(0, len(data), STRIDE)]
         frames = [packed(one) for one in cut]
         self.chunks = Chunks(*frames)
-        self.made: Frames = framed(
+        self.made: Frames = Frames(
             len(data), tuple(Descriptor("", Digest.of(one), len(one)) for one in frames)
         )
         self.cache = BlobCache(CacheOptions(directory, size_limit))
-        self.assembler = Assembler(self.chunks, self.cache, timeout)
+        self.composer = Composer(self.chunks, self.cache, timeout)
 
     @contextmanager
     def opened(self) -> Iterator[Readable]:
-        handle = self.assembler.open(APP, self.made)
+        handle = self.composer.open(APP, self.made)
         try:
             yield handle
         finally:
@@ -119,13 +118,13 @@ def disk(tmp_path: Path) -> Iterator[Make]:
     yield make
     for one in made:
         one.chunks.passing.set()
-        one.assembler.close()
+        one.composer.close()
 
 
 @pytest.fixture
 def as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have frames of any length shown as far as they have come."""
-    monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
+    monkeypatch.setattr("epochfs.vfs.composed._WHOLE_BYTES", 0)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -201,7 +200,7 @@ def test_zeros_take_no_room(disk: Make, tmp_path: Path, monkeypatch: pytest.Monk
         one.read(handle, 0, len(one.data))
         assert os.fstat(made[0]).st_size >= STRIDE
         assert os.fstat(made[0]).st_blocks == 0
-    one.assembler.close()
+    one.composer.close()
 
 
 @pytest.mark.usefixtures("as_it_comes")
@@ -283,7 +282,7 @@ def test_closing_ends_every_wait(disk: Make) -> None:
     with one.opened() as handle, ThreadPoolExecutor(8) as pool:
         reads = [pool.submit(one.read, handle, n * STRIDE, 10) for n in range(2)]
         until(lambda: one.chunks.now >= 1)
-        one.assembler.close()
+        one.composer.close()
         for read in reads:
             with pytest.raises(Vanished):
                 read.result(5)
@@ -308,7 +307,7 @@ def test_without_room_a_frame_is_decompressed_as_it_is_read(
     disk: Make, monkeypatch: pytest.MonkeyPatch, shown_whole: bool
 ) -> None:
     if not shown_whole:
-        monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
+        monkeypatch.setattr("epochfs.vfs.composed._WHOLE_BYTES", 0)
     one = disk(11 * MIB)
     monkeypatch.setattr(one.cache, "scratch", full)
     with one.opened() as handle:
@@ -328,7 +327,7 @@ def test_a_disk_that_becomes_full_ends_no_read(disk: Make, monkeypatch: pytest.M
             full()
         os.pwrite(fd, piece, offset)
 
-    monkeypatch.setattr("epochfs.vfs.assembly.unzstd._write", write)
+    monkeypatch.setattr("epochfs.vfs.unpacking._write", write)
     with one.opened() as handle:
         one.read(handle, 0, len(one.data))
     assert len(written) > 4
@@ -340,7 +339,7 @@ def test_few_frames_are_decompressed_at_once_however_many_are_open(
 ) -> None:
     one = disk(20 * STRIDE)
     monkeypatch.setattr(one.cache, "scratch", full)
-    monkeypatch.setattr("epochfs.vfs.assembly.frames._WHOLE_BYTES", 0)
+    monkeypatch.setattr("epochfs.vfs.composed._WHOLE_BYTES", 0)
     with ExitStack() as opened:
         handles = [opened.enter_context(one.opened()) for _ in range(20)]
         for again in range(2):

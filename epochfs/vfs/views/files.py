@@ -21,10 +21,10 @@ from epochfs.errors import NotFound
 from epochfs.oci import kinds
 from epochfs.oci.manifests import TITLE, Descriptor, Document, Manifest
 from epochfs.oci.names import labels
-from epochfs.vfs.assembly import Made, joined
+from epochfs.vfs.composed import Composed, Joined
 from epochfs.vfs.context import Context
 from epochfs.vfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node
-from epochfs.vfs.views.view import REMEMBERED, AssembledFile, ManifestView
+from epochfs.vfs.views.view import REMEMBERED, ComposedFile, ManifestView
 
 SPARSE = "sparse"
 
@@ -112,7 +112,7 @@ class FilesDirectory(ManifestView):
         return files_of(self.document(context)).listed("").items()
 
 
-class TitledNode(AssembledFile):
+class TitledNode(ComposedFile):
     """`files/<title>`: a link to a layer's blob, a joined disk, or a directory that titles make."""
 
     __slots__ = ()
@@ -142,8 +142,8 @@ class TitledNode(AssembledFile):
             return f"{up}{SPARSE}/{self.path}"
         return f"{up}../../blobs/{shown.digest}"
 
-    def made(self, context: Context) -> Made:
+    def composed(self, context: Context) -> Composed:
         shown = files_of(self.document(context)).find(self.path)
         if isinstance(shown, Descriptor):
             raise NotFound(f"{self.path} is a link")
-        return joined(shown.parts)
+        return Joined(shown.parts)

@@ -11,12 +11,12 @@ import stat
 from epochfs.errors import NotFound, ProtocolViolation, TooLarge
 from epochfs.oci.kinds import MAX_CONFIG_BYTES, is_snapshot
 from epochfs.oci.manifests import Descriptor
-from epochfs.vfs.assembly import Made
+from epochfs.vfs.composed import Composed
 from epochfs.vfs.context import Context
 from epochfs.vfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node
 from epochfs.vfs.views.files import files_of
 from epochfs.vfs.views.stored import stored
-from epochfs.vfs.views.view import AssembledFile, ManifestNode, ManifestView
+from epochfs.vfs.views.view import ComposedFile, ManifestNode, ManifestView
 
 
 class SparseDirectory(ManifestView):
@@ -38,7 +38,7 @@ class SparseDirectory(ManifestView):
         return _entries(self, "", context)
 
 
-class SparseNode(AssembledFile):
+class SparseNode(ComposedFile):
     """`sparse/<title>`: a link to the blob that the file is, or a file put together."""
 
     __slots__ = ()
@@ -63,7 +63,7 @@ class SparseNode(AssembledFile):
             raise NotFound(f"{self.path} is no link")
         return self._target(found)
 
-    def made(self, context: Context) -> Made:
+    def composed(self, context: Context) -> Composed:
         found = self._stored(context)
         if isinstance(found, Descriptor):
             raise NotFound(f"{self.path} is a link")
@@ -73,7 +73,7 @@ class SparseNode(AssembledFile):
         up = "../" * (3 + self.path.count("/"))
         return f"{up}blobs/{layer.digest}"
 
-    def _stored(self, context: Context) -> Descriptor | Made:
+    def _stored(self, context: Context) -> Descriptor | Composed:
         document, config = self.document(context), self.image(context).config
         layer = files_of(document).find(self.path)
         if not isinstance(layer, Descriptor):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from epochfs.errors import ProtocolViolation, printable
 from epochfs.oci.kinds import SnapshotConfig, StoredFile, may_be_chunked, title_of
 from epochfs.oci.manifests import Descriptor, Document, Manifest, checked_size
-from epochfs.vfs.assembly import Made, Sparse, framed, joined
+from epochfs.vfs.composed import Composed, Frames, Joined, Sparse
 
 CONFIG_TYPE = "application/vnd.cocoonstack.snapshot.config.v1+json"
 
@@ -26,7 +26,7 @@ _KNOWN_TYPES = frozenset(
 )
 
 
-def stored(document: Document, layer: Descriptor, config: SnapshotConfig) -> Descriptor | Made:
+def stored(document: Document, layer: Descriptor, config: SnapshotConfig) -> Descriptor | Composed:
     """Return what a file is made of, or the layer that it is; `layer` is the first of its title.
 
     Raises ProtocolViolation where layers and config do not fit one another.
@@ -78,7 +78,9 @@ def _pieces(layers: dict[str, Descriptor], entry: StoredFile) -> tuple[Descripto
         raise ProtocolViolation(f"no layer of the file is its chunk {printable(error)}") from None
 
 
-def _made(pieces: tuple[Descriptor, ...], entry: StoredFile, *, packed: bool) -> Descriptor | Made:
+def _made(
+    pieces: tuple[Descriptor, ...], entry: StoredFile, *, packed: bool
+) -> Descriptor | Composed:
     length = entry.size if packed else checked_size(sum(piece.size for piece in pieces))
     if entry.size not in (0, length):
         raise ProtocolViolation(f"layers of {length} bytes for a file of {entry.size}")
@@ -88,7 +90,7 @@ def _made(pieces: tuple[Descriptor, ...], entry: StoredFile, *, packed: bool) ->
         )
     if entry.holes is None and len(pieces) == 1 and not packed:
         return pieces[0]
-    made = framed(length, pieces) if packed else joined(pieces)
+    made = Frames(length, pieces) if packed else Joined(pieces)
     return made if entry.holes is None else Sparse(entry.holes, made)
 
 

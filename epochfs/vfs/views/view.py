@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from epochfs.errors import NotFound
 from epochfs.oci.manifests import Document, Manifest
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.assembly import Made
+from epochfs.vfs.composed import Composed
 from epochfs.vfs.context import Context
 from epochfs.vfs.node import DIRECTORY, LINK, Attr, Node, Opened
 
@@ -45,19 +45,19 @@ class ManifestLink(ManifestNode):
 
 
 @dataclass(frozen=True, slots=True)
-class AssembledFile(ManifestNode):
+class ComposedFile(ManifestNode):
     """A node that may be a regular file put together from blobs; `path` is below its view."""
 
     path: str
 
-    def made(self, context: Context) -> Made:
+    def composed(self, context: Context) -> Composed:
         """Return what the file is made of; raises NotFound where the node is no such file."""
         raise NotImplementedError
 
     def open(self, context: Context) -> Opened:
-        made = self.made(context)
-        spoiled = any(map(context.blobs.was_spoiled, made.digests))
-        return Opened(context.assembler.open(self.repository, made), direct_io=spoiled)
+        composed = self.composed(context)
+        spoiled = any(context.blobs.was_spoiled(blob.digest) for blob in composed.blobs)
+        return Opened(context.composer.open(self.repository, composed), direct_io=spoiled)
 
 
 class ManifestView(ManifestNode):

@@ -32,7 +32,7 @@ from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.assembly import Assembler
+from epochfs.vfs.composed import Composer
 from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
@@ -65,12 +65,12 @@ def served(
         blobs = LayoutBlobs(layout, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)
         cache = BlobCache(CacheOptions(directory.parent / "cache"))
-        assembler = Assembler(blobs, cache, timeout)
-        closing.callback(assembler.close)
+        composer = Composer(blobs, cache, timeout)
+        closing.callback(composer.close)
         layers = Layers(blobs, cache)
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
-        context = Context(listings, blobs, layers, assembler, kernel, stack_status, timeout)
+        context = Context(listings, blobs, layers, composer, kernel, stack_status, timeout)
         yield FileSystem(Tree(), context)
 
 

@@ -1,13 +1,13 @@
-"""zstd frames decompressed, each once for all who read it, into a file that has no name.
+"""Decompresses each zstd frame once, however many readers it has, into a file without a name.
 
 A chunk of a snapshot may be a frame of half a GiB, and a whole file one of many: too much for
-memory. So what comes out goes to the cache's disk, whence it is read at random. What nobody reads
-any more stays there for a while in case somebody comes back; the kernel frees it with the mount. It
-is not counted in the cache's limit, but room is made for it. Where the disk has none, a frame is
+memory. So the output goes to the cache's disk, and is read there at random. When its last reader
+leaves it stays for a while, in case somebody comes back; the kernel frees it with the mount. It
+does not count towards the cache's limit, but room is made for it. If the disk has none, a frame is
 decompressed as it is read (`streaming`).
 
-A frame is worked through to its end by one of a few threads, and readers follow it. How long it is
-is known once its blob has matched its digest, and not before.
+A few threads decompress frames to their ends, and readers follow. The length of a frame is known
+once its blob has matched its digest, and not before.
 
 Locks: `Unpacker._lock` guards its tables and the counts of readers, `Unpacked._changed` what is
 known of one frame. No I/O happens under either, and neither is taken with the other held.
@@ -28,8 +28,9 @@ from functools import partial
 
 from cachetools import LRUCache
 
-from epochfs.blobs.store import BlobStore
+from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache, read_exactly
+from epochfs.cache.directory import cache_errors
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
@@ -40,16 +41,18 @@ from epochfs.errors import (
     Vanished,
     fresh,
 )
+from epochfs.layers.whole import PIECE_BYTES, content
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.assembly.streaming import Decoders, StreamedFrame
-from epochfs.vfs.assembly.unzstd import unpack
+from epochfs.vfs.streaming import Decoders, StreamedFrame
 
 log = logging.getLogger(__name__)
 
 _WORKERS = 4
 _SHARE = 10
 _MAX_IDLE = 16
-"""What part of the cache's limit, and how many descriptors, what nobody reads may take."""
+"""Frames without readers take at most this part of the cache's limit, and so many descriptors."""
+
+_ZEROS = bytes(PIECE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,11 @@ class Frame:
 
 
 class Unpacked:
-    """What has come out of a frame so far. Any thread may read it."""
+    """What a frame has decompressed to so far. Any thread may read it."""
 
     def __init__(self, fd: int, begin: Callable[[Unpacked], object]) -> None:
-        """`fd` is the file it is in, closed when the last who uses this lets go of it. `begin` has
-        a thread fill it: once a reader waits, and again after a failure that may pass.
+        """`fd` is the file with the output, closed with the last reference to this. `begin` has a
+        thread fill it: once a reader waits, and again after a failure that may pass.
         """
         self.fd = fd
         self.readers = 0
@@ -86,25 +89,25 @@ class Unpacked:
 
     @property
     def spoiled(self) -> bool:
-        """Whether it will never come out whole."""
+        """Whether no further attempt can succeed."""
         return isinstance(self._error, ProtocolViolation | Vanished)
 
     def length(self, deadline: float) -> int:
-        """Return how long it is, once it has come out and its blob has matched its digest.
+        """Return its length, once it is decompressed and its blob has matched its digest.
 
-        Raises DeadlineExceeded (`deadline` is monotonic), or what kept it from coming out.
+        Raises DeadlineExceeded (`deadline` is monotonic), or why it could not be decompressed.
         """
         self._wait(None, deadline)
         assert self._length is not None
         return self._length
 
     def read_into(self, view: memoryview, offset: int, deadline: float) -> None:
-        """Fill `view` with the bytes at `offset` as soon as they are there; raises as `length`."""
+        """Fill `view` from `offset` as soon as those bytes are there; raises as `length`."""
         self._wait(offset + len(view), deadline)
         read_exactly(self.fd, view, offset)
 
     def grown(self, position: int) -> None:
-        """Let readers have what is before a position. Raises Unavailable if there are none."""
+        """Show readers what is before a position. Raises Unavailable if there are no readers."""
         if not self.readers:
             raise Unavailable("nobody reads it any more")
         with self._changed:
@@ -112,22 +115,22 @@ class Unpacked:
             self._changed.notify_all()
 
     def finish(self, length: int) -> None:
-        """Let readers have all of it, which is right."""
+        """Show readers all of it, now that it is verified."""
         with self._changed:
             self._length = length
             self._changed.notify_all()
 
     def fail(self, error: EpochfsError) -> None:
-        """Give an error to who waits for it; who comes later tries again, unless it is spoiled."""
+        """Fail waiting readers; later ones try again, unless it is spoiled."""
         with self._changed:
-            # Bare: its traceback would keep the frames of the run, and so this and its file.
+            # A bare copy: a traceback would keep the stack of this run, and so this and its file.
             self._error = type(error)(*error.args)
             self._is_filled = False
             self._runs += 1
             self._changed.notify_all()
 
     def _wait(self, stop: int | None, deadline: float) -> None:
-        """Wait until what is before `stop` is there, or all of it is."""
+        """Wait for what is before `stop`; for all of it if that is None."""
         with self._changed:
             runs = self._runs
             while self._length is None and (stop is None or self._position < stop):
@@ -159,39 +162,31 @@ class Unpacker:
         )
 
     def open(self, repository: Repository, frame: Frame) -> FrameHandle:
-        """Open a frame, of whose blob a manifest of the repository tells; nothing is fetched."""
+        """Open a frame whose blob a manifest of the repository names; nothing is fetched."""
         stream = partial(self._stream, repository, frame)
         try:
-            found = self._begin_read(frame) or self._made(repository, frame)
+            found = self._begin_read(frame)
+            if found is None:
+                fd = self._cache.scratch(frame.limit)
+                made = Unpacked(fd, partial(self._begin, repository, frame))
+                found = self._begin_read(frame, made) or made
         except CacheFailure as error:
-            return FrameHandle(self._past(error, stream))
-        return FrameHandle(
-            found, partial(self._end_read, frame, found), lambda error: self._past(error, stream)
-        )
-
-    def _made(self, repository: Repository, frame: Frame) -> Unpacked:
-        fd = self._cache.scratch(frame.limit)
-        made = Unpacked(fd, partial(self._begin, repository, frame))
-        found = self._begin_read(frame, made)
-        assert found is not None
-        return found
-
-    def _stream(self, repository: Repository, frame: Frame) -> StreamedFrame:
-        open_blob = partial(self._blobs.open, repository, frame.digest, frame.size)
-        return StreamedFrame(open_blob, frame.limit, self._decoders)
-
-    def _past(self, error: CacheFailure, stream: Callable[[], StreamedFrame]) -> StreamedFrame:
-        """Return a frame that is read past the cache, which has no room for it."""
-        self._cache.directory.report(error)
-        return stream()
+            return FrameHandle(stream(error), lambda: None, stream)
+        return FrameHandle(found, partial(self._end_read, frame, found), stream)
 
     def close(self) -> None:
-        """Begin nothing any more, and give up what is being read."""
+        """Begin nothing any more, and fail the readers of what is not decompressed."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             read = list(self._read.values())
         for one in read:
             one.fail(Vanished("the mount is ending"))
+
+    def _stream(self, repository: Repository, frame: Frame, error: CacheFailure) -> StreamedFrame:
+        """Return a frame that bypasses the cache, which has no room for it."""
+        self._cache.directory.report(error)
+        open_blob = partial(self._blobs.open, repository, frame.digest, frame.size)
+        return StreamedFrame(open_blob, frame.limit, self._decoders)
 
     def _begin_read(self, frame: Frame, made: Unpacked | None = None) -> Unpacked | None:
         """Count one more reader of a frame that is here, else of `made`."""
@@ -222,7 +217,7 @@ class Unpacker:
     def _fill(self, repository: Repository, frame: Frame, one: Unpacked) -> None:
         try:
             with closing(self._blobs.open(repository, frame.digest, frame.size)) as blob:
-                one.finish(unpack(blob, one.fd, frame.limit, one.grown))
+                one.finish(_unpack(blob, one.fd, frame.limit, one.grown))
         except EpochfsError as error:
             one.fail(error)
         except Exception:
@@ -231,44 +226,67 @@ class Unpacker:
 
 
 class FrameHandle:
-    """A reader of a frame: of what is on disk, and once that fails of a stream."""
+    """A reader of a frame: on disk, or as a stream once the disk fails."""
 
     def __init__(
         self,
         frame: Unpacked | StreamedFrame,
-        on_close: Callable[[], None] = lambda: None,
-        past: Callable[[CacheFailure], StreamedFrame] | None = None,
+        on_close: Callable[[], None],
+        stream: Callable[[CacheFailure], StreamedFrame],
     ) -> None:
-        """`past` gives what is read after a failure of the cache."""
+        """`stream` returns what to read after a failure of the cache."""
         self._frame = frame
         self._on_close = on_close
-        self._past = past
+        self._stream = stream
         self._lock = threading.Lock()
 
     def length(self, deadline: float) -> int:
-        """Return how long it is, once that is known: see `Unpacked.length`."""
+        """Return its length once that is known: see `Unpacked.length`."""
         try:
             return self._frame.length(deadline)
         except CacheFailure as error:
-            return self._passed(error).length(deadline)
+            return self._streamed(error).length(deadline)
 
     def read_into(self, view: memoryview, offset: int, deadline: float) -> None:
-        """Fill `view` with the bytes at `offset`; raises as `length`."""
+        """Fill `view` from `offset`; raises as `length`."""
         try:
             self._frame.read_into(view, offset, deadline)
         except CacheFailure as error:
-            self._passed(error).read_into(view, offset, deadline)
+            self._streamed(error).read_into(view, offset, deadline)
 
     def close(self) -> None:
-        """Let go of it; once."""
+        """Close it; call it once."""
         self._on_close()
         if isinstance(self._frame, StreamedFrame):
             self._frame.close()
 
-    def _passed(self, error: CacheFailure) -> Unpacked | StreamedFrame:
+    def _streamed(self, error: CacheFailure) -> StreamedFrame:
         with self._lock:
             if not isinstance(self._frame, StreamedFrame):
-                if self._past is None:
-                    raise error
-                self._frame = self._past(error)
+                self._frame = self._stream(error)
             return self._frame
+
+
+def _unpack(blob: BlobHandle, fd: int, limit: int, grown: Callable[[int], None]) -> int:
+    """Decompress a blob to the file `fd`, and return the length of what came out.
+
+    `grown` is told how far it has come. Raises as `content`, and what `grown` raises.
+    """
+    position = 0
+    with cache_errors("making a file to decompress to"):
+        os.ftruncate(fd, limit)
+    for piece in content(blob, limit):
+        _write(fd, piece, position)
+        position += len(piece)
+        grown(position)
+    return position
+
+
+def _write(fd: int, piece: memoryview, offset: int) -> None:
+    """Write to a file of zeros; skipped where the piece is all zeros."""
+    if not (piece[0] or piece[-1]) and bytes(piece) == _ZEROS[: len(piece)]:
+        return
+    with cache_errors("writing what was decompressed"):
+        while piece:
+            written = os.pwrite(fd, piece, offset)
+            piece, offset = piece[written:], offset + written

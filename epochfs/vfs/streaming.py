@@ -1,10 +1,10 @@
-"""zstd frames decompressed as they are read, where the cache's disk has no room for what comes out.
+"""Decompresses zstd frames as they are read, if the cache's disk has no room for the output.
 
-A stream goes forwards only. What was just passed is kept, for the kernel reads ahead with several
+A stream only goes forwards. Its last few MiB are kept, for the kernel reads ahead with several
 requests at once; for what is further back the frame is begun anew.
 
-Locks: `StreamedFrame._lock` is held while one reads; the others wait for it within their time.
-`Decoders._lock` guards the order of use, and of frames' locks only free ones are taken under it.
+Locks: `StreamedFrame._lock` is held by the thread that reads; others wait for it until their
+deadlines. `Decoders._lock` guards the order of use; a frame's lock is taken under it only if free.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _POLL_SECONDS = 0.01
 
 
 class Decoders:
-    """Bounds how many frames are being decompressed: each may take its window's 128 MiB."""
+    """Bounds how many frames are decompressed at once: each may take 128 MiB for its window."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._streams: dict[StreamedFrame, None] = {}
 
     def admit(self, stream: StreamedFrame, deadline: float) -> None:
-        """Let a stream begin, in place of the one used longest ago that nobody reads now."""
+        """Let a stream begin; if there are too many, the least recently used idle one ends."""
         while not self._admitted(stream):
             if time.monotonic() > deadline:
                 raise DeadlineExceeded("too many blobs are being decompressed")
             time.sleep(_POLL_SECONDS)
 
     def used(self, stream: StreamedFrame) -> None:
-        """Put a stream behind all others."""
+        """Make a stream the one used last."""
         with self._lock:
             if stream in self._streams:
                 self._streams[stream] = self._streams.pop(stream)
 
     def leave(self, stream: StreamedFrame) -> None:
-        """Take note that a stream has ended."""
+        """Forget a stream that has ended."""
         with self._lock:
             self._streams.pop(stream, None)
 
@@ -60,7 +60,7 @@ class Decoders:
 
 
 class StreamedFrame:
-    """A frame that is not kept. Any thread may read it."""
+    """A frame that is not cached. Any thread may read it."""
 
     def __init__(self, open_blob: Callable[[], BlobHandle], limit: int, decoders: Decoders) -> None:
         self._open_blob = open_blob
@@ -74,14 +74,14 @@ class StreamedFrame:
         self._length: int | None = None
 
     def length(self, deadline: float) -> int:
-        """Return how long it is: for that it is read to its end, which must be right."""
+        """Return its length, for which it is read and verified to its end."""
         with self._alone(deadline):
             while self._length is None:
                 self._advance(deadline)
             return self._length
 
     def read_into(self, view: memoryview, offset: int, deadline: float) -> None:
-        """Fill `view` with the bytes at `offset`; raises what keeps them away."""
+        """Fill `view` from `offset`, or raise."""
         with self._alone(deadline):
             while view:
                 begin = self._position - len(self._recent)
@@ -97,7 +97,7 @@ class StreamedFrame:
                     self._advance(deadline)
 
     def give_up(self) -> bool:
-        """End the decompression, unless somebody reads; return whether it has ended."""
+        """Stop decompressing unless somebody reads it; return whether it has stopped."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
@@ -107,7 +107,7 @@ class StreamedFrame:
         return True
 
     def close(self) -> None:
-        """Let go of the blob; once, when nobody reads any more."""
+        """Close the blob; call it once, when nobody reads any more."""
         self._decoders.leave(self)
         self._end()
 
@@ -142,7 +142,7 @@ class StreamedFrame:
             self._position += len(piece)
 
     def _end(self) -> None:
-        """Begin anew with the next piece; the lock is held, or nobody reads any more."""
+        """Stop: the next piece begins anew. The lock is held, or nobody reads any more."""
         blob, self._blob = self._blob, None
         self._content = iter(())
         self._recent = bytearray()

@@ -1,4 +1,4 @@
-"""Files put together from blobs: how many are open, and what a wrong one comes to."""
+"""Files composed of blobs: how many are open, and what a wrong one comes to."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import replace
 import pytest
 
 from epochfs.errors import ProtocolViolation
+from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.assembly import AssembledHandle, Assembly, Extent
+from epochfs.vfs.composed import Joined, JoinedFile
 
 
-def joined(count: int) -> Assembly:
+def joined(count: int) -> Joined:
     """Return a file of parts of two bytes, which are their numbers."""
-    parts = [Digest.of(b"%02d" % n) for n in range(count)]
-    extents = tuple(Extent(2 * n, 2 * n + 2, digest, 2) for n, digest in enumerate(parts))
-    return Assembly(2 * count, extents)
+    return Joined(tuple(Descriptor("", Digest.of(b"%02d" % n), 2) for n in range(count)))
 
 
 class Counted:
@@ -55,10 +54,10 @@ class CountedHandle:
 
 
 def test_a_disk_of_very_many_parts_holds_few_of_them_open() -> None:
-    blobs, assembly = Counted(), joined(30)
-    handle = AssembledHandle(blobs, Repository("app"), assembly)
-    whole = bytearray(assembly.size)
-    assert handle.read_into(memoryview(whole), 0) == assembly.size
+    blobs, file = Counted(), joined(30)
+    handle = JoinedFile(blobs, Repository("app"), file)
+    whole = bytearray(file.size)
+    assert handle.read_into(memoryview(whole), 0) == file.size
     assert whole == b"".join(b"%02d" % n for n in range(30))
     assert blobs.most <= 9
     handle.read_into(memoryview(bytearray(2)), 58)
@@ -68,8 +67,8 @@ def test_a_disk_of_very_many_parts_holds_few_of_them_open() -> None:
 
 
 def test_a_part_that_is_read_stays_open() -> None:
-    blobs, assembly = Counted(), joined(30)
-    handle = AssembledHandle(blobs, Repository("app"), assembly)
+    blobs, file = Counted(), joined(30)
+    handle = JoinedFile(blobs, Repository("app"), file)
     blobs.meanwhile = lambda: handle.read_into(memoryview(bytearray(56)), 4)
     handle.read_into(memoryview(bytearray(2)), 0)
     handle.close()
@@ -77,8 +76,7 @@ def test_a_part_that_is_read_stays_open() -> None:
 
 
 def test_a_part_that_ends_too_early_is_an_error() -> None:
-    part = joined(1).extents[0]
-    assembly = Assembly(5, (replace(part, stop=5),))
-    handle = AssembledHandle(Counted(), Repository("app"), assembly)
+    part = replace(joined(1).blobs[0], size=5)
+    handle = JoinedFile(Counted(), Repository("app"), Joined((part,)))
     with pytest.raises(ProtocolViolation, match="ends within"):
         handle.read_into(memoryview(bytearray(5)), 0)
