@@ -30,7 +30,7 @@ from epochfs.blobs.fetch_plan import Claim, FetchPlan
 from epochfs.blobs.staged_file import Staging
 from epochfs.blobs.verifier import Verifier
 from epochfs.cache.blobs import BlobCache, read_exactly
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.staged_blob import RangeSet
 from epochfs.client import BlobStream
 from epochfs.config import BlobOptions
 from epochfs.errors import (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from epochfs.blobs.connections import MIB, Budget, Window
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.staged_blob import RangeSet
 
 CHUNK = MIB
 """What a random read fetches, aligned, in bytes."""

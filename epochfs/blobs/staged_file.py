@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from epochfs.cache.blobs import BlobCache, StagedBlob
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.staged_blob import RangeSet, StagedBlob
 from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest
 

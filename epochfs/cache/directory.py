@@ -1,34 +1,38 @@
-"""The cache's directory as a boundary: whose it is, who may enter, and that no link leads out.
+"""The cache's directory as a boundary: who owns it, who may enter, and that no link leads out.
 
 ::
 
     <directory>/v1/blobs, v1/partial    verified blobs, and those being downloaded (`cache.blobs`)
     <directory>/v1/tags.sqlite          when each tag got its digest (`tag_history`)
     <directory>/v1/answers.sqlite       what the registry said (`answers`)
-    <directory>/v1/layers               indexes of the layers of images (`layers.indexfiles`)
-    <directory>/v1/mounts               which mounts use the cache (`users`)
+    <directory>/v1/layers               indexes of the layers of images (`layers`)
+    <directory>/v1/mounts               a locked file for each mount that uses the cache
 
-`v1` is the format: another version of epochfs that needs another makes a directory of its own
-beside it, and whatever lies beside `v1` is left alone.
+`v1` is the format: a version of epochfs that needs another makes a directory of its own beside it,
+and whatever lies beside `v1` is left alone.
 
 The directory itself is the user's choice and may be reached through links. As sshd does with
-`~/.ssh` (StrictModes), it is refused where it belongs to somebody else or others can write to it:
-they could swap what is in it, and to mend it might take `/tmp` from everybody. That others can list
-it does no harm, for everything below is ours, 0700 and 0600 whatever the umask, mended where it is
+`~/.ssh` (StrictModes), it is refused if it belongs to somebody else or others can write to it: they
+could swap what is in it, and to mend it might take `/tmp` from everybody. That others can list it
+does no harm, for everything below is ours, 0700 and 0600 whatever the umask, mended where it is
 wider, and is entered one component at a time without following links.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
+import json
 import logging
 import os
+import secrets
 import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.errors import CacheFailure, printable
@@ -38,14 +42,16 @@ log = logging.getLogger(__name__)
 FORMAT = "v1"
 LAYERS = "layers"
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_MOUNTS = "mounts"
 _TOP_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_FLAGS = _TOP_FLAGS | os.O_NOFOLLOW
-_NEW_FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE = 0o022
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _QUIET_SECONDS = 3600.0
 _FAILING_SECONDS = 5.0
+_MAX_USER_BYTES = 64 * 1024
 
 _SHORT = frozenset(
     {
@@ -84,9 +90,9 @@ class CacheDirectory:
         return time.monotonic() < self._failing_until
 
     def report(self, problem: object) -> None:
-        """Say that something cannot be cached: one warning, whatever else fails within the hour.
+        """Log that something cannot be cached: one warning, whatever else fails within the hour.
 
-        Nobody who reads is to feel it, so there is no more to say.
+        Readers are not affected, so there is no more to say.
         """
         now = time.monotonic()
         level = logging.DEBUG if now < self._quiet_until else logging.WARNING
@@ -123,14 +129,27 @@ class CacheDirectory:
         for part in (FORMAT, *parts):
             parent = fd
             try:
-                fd = _open_below(parent, part, make=make)
+                fd = os.open(part, _DIRECTORY_FLAGS, dir_fd=parent)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=parent)
+                    os.chmod(part, 0o700, dir_fd=parent)
+                fd = os.open(part, _DIRECTORY_FLAGS, dir_fd=parent)
             finally:
                 os.close(parent)
+            status = os.fstat(fd)
+            if status.st_uid != os.geteuid():
+                os.close(fd)
+                raise PermissionError(f"its directory {part} belongs to user {status.st_uid}")
+            if stat.S_IMODE(status.st_mode) != 0o700:
+                _restrict(fd)
         return fd
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[int]:
-        """Open `v1` and keep other processes that do the same out of it meanwhile."""
+        """Open `v1`, and keep out other processes that do the same until the end."""
         with self.opened() as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
@@ -138,8 +157,8 @@ class CacheDirectory:
     def private_file(self, name: str) -> Path:
         """Return the path of an SQLite file in `v1`, made where it is missing, 0600 and ours.
 
-        SQLite opens files by their paths and follows links. So that there is none, what lies under
-        the name and its companions' is looked at here, in a directory nobody else can write to.
+        SQLite opens files by path and follows links. So that there is none, whatever has the name
+        or a companion's is checked here, in a directory nobody else can write to.
         Raises CacheFailure.
         """
         with cache_errors(f"opening {name}"), self.opened() as directory:
@@ -174,13 +193,13 @@ class CacheDirectory:
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Whether the machine has run short of something: room, descriptors, a disk that it can write.
+    """Whether the machine has run short of something: room, descriptors, a writable disk.
 
-    Then the cache is done without. All else that goes wrong when it is opened is for its user to
-    mend, such as a directory of somebody else's.
+    Then epochfs does without the cache. Anything else that goes wrong when it is opened is for the
+    user to mend, such as a directory that belongs to somebody else.
     """
     if isinstance(error, sqlite3.Error):
-        # Its upper bits tell more of the same.
+        # The upper bits of an extended code only refine the lower ones.
         return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SHORT_SQLITE
     if isinstance(error, OSError):
         return error.errno in _SHORT
@@ -211,27 +230,13 @@ def cache_errors(doing: str) -> Iterator[None]:
         raise CacheFailure(f"{doing}: {error.strerror or error}") from error
 
 
-def _open_below(parent: int, name: str, *, make: bool) -> int:
-    """Open a directory of ours, made where it is missing, and let nobody else enter it."""
+def _restrict(directory: int) -> None:
+    """Let nobody else enter a directory of ours."""
     try:
-        fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
-    except FileNotFoundError:
-        if not make:
-            raise
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, dir_fd=parent)
-            os.chmod(name, 0o700, dir_fd=parent)
-        fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
-    try:
-        status = os.fstat(fd)
-        if status.st_uid != os.geteuid():
-            raise PermissionError(f"its directory {name} belongs to user {status.st_uid}")
-        if stat.S_IMODE(status.st_mode) != 0o700:
-            os.fchmod(fd, 0o700)
+        os.fchmod(directory, 0o700)
     except BaseException:
-        os.close(fd)
+        os.close(directory)
         raise
-    return fd
 
 
 def _check_file(directory: int, name: str, *, create: bool) -> None:
@@ -245,7 +250,7 @@ def _check_file(directory: int, name: str, *, create: bool) -> None:
     except FileNotFoundError:
         if create:
             with contextlib.suppress(FileExistsError):
-                fd = os.open(name, _NEW_FILE_FLAGS, 0o600, dir_fd=directory)
+                fd = os.open(name, NEW_FILE_FLAGS, 0o600, dir_fd=directory)
                 os.fchmod(fd, 0o600)
                 os.close(fd)
         return
@@ -253,3 +258,98 @@ def _check_file(directory: int, name: str, *, create: bool) -> None:
         raise PermissionError(f"{name} is no regular file of ours: remove it")
     if stat.S_IMODE(status.st_mode) != 0o600:
         os.chmod(name, 0o600, dir_fd=directory)
+
+
+# ---- the mounts that use a cache ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUser:
+    """A mount: its process, where it is, what it shows, and its maximum cache size in bytes.
+
+    Its file, `v1/mounts/<pid>.<random>`, is locked while it lives and removed when it ends. One
+    that nobody has locked is left from a mount that was killed, and the next to see it removes it.
+    """
+
+    pid: int
+    mountpoint: str
+    registry: str
+    size_limit: int
+
+
+@contextlib.contextmanager
+def announced(directory: CacheDirectory, user: CacheUser) -> Iterator[None]:
+    """Let others see that `user` uses the cache, until the end.
+
+    Files of mounts that were killed are removed first. Raises CacheFailure.
+    """
+    name = f"{user.pid}.{secrets.token_hex(4)}"
+    with cache_errors("announcing the mount"), directory.alone():
+        users(directory)
+        fd = _announce(directory, name, json.dumps(dataclasses.asdict(user)).encode())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError), directory.opened(_MOUNTS) as mounts:
+            os.unlink(name, dir_fd=mounts)
+        os.close(fd)
+
+
+def _announce(directory: CacheDirectory, name: str, text: bytes) -> int:
+    """Make a file with this text; return a descriptor that has it locked."""
+    with directory.opened(_MOUNTS) as mounts:
+        fd = os.open(name, NEW_FILE_FLAGS, 0o600, dir_fd=mounts)
+        try:
+            os.fchmod(fd, 0o600)
+            os.write(fd, text)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(fd)
+            os.unlink(name, dir_fd=mounts)
+            raise
+    return fd
+
+
+def users(directory: CacheDirectory) -> list[CacheUser]:
+    """Return the mounts that use the cache now. Called within `directory.alone`, so that no file is
+    seen half made."""
+    found: list[CacheUser | None] = []
+    with (
+        contextlib.suppress(FileNotFoundError),
+        directory.opened(_MOUNTS, make=False) as mounts,
+        os.scandir(mounts) as files,
+    ):
+        found = [_user(mounts, name) for name in sorted(file.name for file in files)]
+    return [user for user in found if user is not None]
+
+
+def _user(mounts: int, name: str) -> CacheUser | None:
+    """Return who holds a file; None if nobody does, and then the file is removed if it can be."""
+    try:
+        fd = os.open(name, READ_FLAGS | os.O_NONBLOCK, dir_fd=mounts)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _parse(os.read(fd, _MAX_USER_BYTES))
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=mounts)
+        return None
+    finally:
+        os.close(fd)
+
+
+def _parse(raw: bytes) -> CacheUser:
+    """Return who a file says holds it; nameless if it does not say, for somebody does hold it."""
+    try:
+        said = json.loads(raw)
+        return CacheUser(
+            int(said["pid"]),
+            str(said["mountpoint"]),
+            str(said["registry"]),
+            int(said["size_limit"]),
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return CacheUser(0, "?", "?", 0)

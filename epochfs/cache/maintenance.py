@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 
-from epochfs.cache.blobs import BLOBS, PARTIAL, BlobCache, Entry
-from epochfs.cache.directory import LAYERS, READ_FLAGS, cache_errors
-from epochfs.cache.eviction import CachedFile, Tally, cached_files, shrink
-from epochfs.cache.users import CacheUser, users
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.directory import LAYERS, READ_FLAGS, CacheUser, cache_errors, users
+from epochfs.cache.quota import BLOBS, PARTIAL, CachedFile, Entry, Tally, cached_files, shrink
 from epochfs.oci.names import Digest
 
 _READ_SIZE = 1 << 20

@@ -11,11 +11,10 @@ import click
 import platformdirs
 
 from epochfs.cache import maintenance
-from epochfs.cache.blobs import BLOBS, BlobCache
-from epochfs.cache.directory import FORMAT
-from epochfs.cache.eviction import Tally
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.directory import FORMAT, CacheUser
 from epochfs.cache.maintenance import Removal
-from epochfs.cache.users import CacheUser
+from epochfs.cache.quota import BLOBS, Tally
 from epochfs.cli.options import file_option, value_option
 from epochfs.cli.progress import LiveLine
 from epochfs.config import CacheOptions, parse_seconds, parse_size

@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.directory import LAYERS, READ_FLAGS, is_ours
-from epochfs.cache.eviction import cached_files, remove_unused, shrink
+from epochfs.cache.quota import cached_files, remove_unused, shrink
 from epochfs.errors import CacheFailure
 from epochfs.layers.build import voucher
 from epochfs.layers.index import FORMAT, LayerIndex, open_index

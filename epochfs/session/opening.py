@@ -14,9 +14,8 @@ from epochfs.blobs.layout_blobs import LayoutBlobs
 from epochfs.blobs.store import Blobs, BlobStore
 from epochfs.cache.answers import AnswerStore
 from epochfs.cache.blobs import BlobCache
-from epochfs.cache.directory import is_shortage
+from epochfs.cache.directory import CacheUser, announced, is_shortage
 from epochfs.cache.tag_history import TagHistory
-from epochfs.cache.users import CacheUser, announced
 from epochfs.client import RegistryClient
 from epochfs.config import RegistryUrl
 from epochfs.errors import (

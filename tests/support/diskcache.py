@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from epochfs.cache.blobs import BlobCache, StagedBlob, read_exactly
+from epochfs.cache.blobs import BlobCache, read_exactly
+from epochfs.cache.staged_blob import StagedBlob
 from epochfs.config import CacheOptions
 from epochfs.oci.names import Digest
 from support.builders import random_bytes

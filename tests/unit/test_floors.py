@@ -42,7 +42,7 @@ HOMES = {
     "urllib3": {"client.transport"},
     "mfusepy": {"fuse.libfuse"},
     "fuse": {"fuse.libfuse"},
-    "ctypes": {"fuse.libfuse", "blobs.buffers", "cache.blobs.blob_files", "cli.system"},
+    "ctypes": {"fuse.libfuse", "blobs.buffers", "cache.staged_blob", "cli.system"},
     "errno": {"fuse.errnos", "cache"},
     "os.environ": {"cli"},
     "os.getenv": {"cli"},

@@ -24,7 +24,7 @@ from support.scripted import at_most
 from support.sources import FakeClient, FakeStream, Turnstile, break_at, flip
 
 from epochfs.blobs.store import Blobs
-from epochfs.cache.blobs import StagedBlob
+from epochfs.cache.staged_blob import StagedBlob
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,

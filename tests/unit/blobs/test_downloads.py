@@ -17,7 +17,7 @@ from support.scripted import until
 from epochfs.blobs.connections import MIB, Budget
 from epochfs.blobs.download import Download
 from epochfs.cache.blobs import BlobCache, read_exactly
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.staged_blob import RangeSet
 from epochfs.config import BlobOptions, CacheOptions
 from epochfs.errors import (
     CacheFailure,

@@ -30,7 +30,8 @@ from support.sources import FakeClient, FakeStream, Turnstile, break_at, flip
 from epochfs.blobs.passing import PIECE
 from epochfs.blobs.places import Places
 from epochfs.blobs.store import BlobHandle
-from epochfs.cache.blobs import BlobCache, StagedBlob
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.staged_blob import StagedBlob
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,

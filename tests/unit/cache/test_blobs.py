@@ -29,7 +29,7 @@ from support.diskcache import (
 )
 
 from epochfs.cache.blobs import BlobCache
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.staged_blob import RangeSet
 from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest
 

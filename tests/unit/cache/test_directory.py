@@ -12,7 +12,7 @@ import pytest
 from support.diskcache import DATA, DIGEST, content, keep, not_yet_there, opened, place, staged
 
 from epochfs.cache.directory import CacheDirectory
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.staged_blob import RangeSet
 from epochfs.cache.tag_history import TagHistory
 from epochfs.errors import CacheFailure
 from epochfs.oci.names import Repository, Tag

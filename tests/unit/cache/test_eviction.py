@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from epochfs.cache.eviction import CachedFile, cached_files, evict_oldest, remove_unused, shrink
+from epochfs.cache.quota import CachedFile, cached_files, evict_oldest, remove_unused, shrink
 
 
 def entries(*sizes: int) -> list[CachedFile]:

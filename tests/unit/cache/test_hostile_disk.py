@@ -24,7 +24,7 @@ from support.diskcache import (
 )
 
 from epochfs.cache.blobs import BlobCache
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.staged_blob import RangeSet
 from epochfs.errors import CacheFailure
 
 SECRET = b"not for the cache to read"
@@ -140,9 +140,7 @@ def test_a_size_beyond_the_disk_is_not_even_asked_of_it(
     cache: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A registry that makes a size up would fill the disk: ext4 keeps what it could allocate."""
-    monkeypatch.setattr(
-        "epochfs.cache.blobs.staged_blob.allocate", lambda *_: pytest.fail("asked for")
-    )
+    monkeypatch.setattr("epochfs.cache.staged_blob.allocate", lambda *_: pytest.fail("asked for"))
     blob = cache.stage(DIGEST, shutil.disk_usage(tmp_path).total + 1)
     try:
         with pytest.raises(CacheFailure, match="No space left"):

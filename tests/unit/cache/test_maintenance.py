@@ -25,10 +25,11 @@ from support.diskcache import (
 )
 
 from epochfs.cache import maintenance
-from epochfs.cache.blobs import BLOBS, BlobCache
+from epochfs.cache.blobs import BlobCache
+from epochfs.cache.directory import CacheUser, announced, users
 from epochfs.cache.maintenance import BadBlob
-from epochfs.cache.ranges import RangeSet
-from epochfs.cache.users import CacheUser, announced, users
+from epochfs.cache.quota import BLOBS
+from epochfs.cache.staged_blob import RangeSet
 from epochfs.oci.names import Digest
 
 OTHER = random_bytes(2 * PAGE, 7)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.staged_blob import RangeSet
 
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=20)
 

@@ -1,4 +1,7 @@
-"""Keeps the cache's blobs, complete and partial, below the maximum cache size and off a full disk.
+"""Keeps the cache below its maximum size, and off a full disk, by evicting the least recently used.
+
+The age of a file is its mtime, which is set at each use. A file's flock tells who uses it: a user
+in any process holds it shared or exclusively, and eviction takes only what it can lock exclusively.
 
 Locks: `Quota._lock` guards the running total of bytes only, and no I/O happens under it.
 """
@@ -6,34 +9,57 @@ Locks: `Quota._lock` guards the running total of bytes only, and no I/O happens 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from epochfs.cache.blobs.blob_files import MAP_SUFFIX
-from epochfs.cache.directory import CacheDirectory
-from epochfs.cache.eviction import cached_files, evict_oldest, remove_unused, shrink
+from epochfs.cache.directory import READ_FLAGS, CacheDirectory, is_ours, unlink
 from epochfs.errors import InvalidName
-from epochfs.oci.names import Digest
+from epochfs.oci.names import ALGORITHMS, Digest
 
 log = logging.getLogger(__name__)
 
 BLOBS = "blobs"
 PARTIAL = "partial"
+MAP_SUFFIX = ".map"
 
-_ALGORITHMS = ("sha256", "sha512")
 _RESCAN_SECONDS = 30.0
 _HOPELESS_SECONDS = 2.0
 _STEP = 64 << 20
 """How many bytes are evicted at a time after a write that failed."""
 
 
+class Evictable(Protocol):
+    """What can be evicted: `size` is what it takes on disk in bytes, `used` when it last was."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def used(self) -> float: ...
+
+
+E = TypeVar("E", bound=Evictable)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """A file in an open directory; not `is_ours` if others could have written to it."""
+
+    name: str
+    size: int
+    used: float
+    is_ours: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of the cache: `size` is what it takes on disk in bytes, `used` when last opened."""
+    """A blob in the cache: `size` is what it takes on disk in bytes, `used` when last opened."""
 
     kind: str
     digest: Digest
@@ -41,11 +67,24 @@ class Entry:
     used: float
 
 
+@dataclass(slots=True)
+class Tally:
+    """How many entries, and how many bytes they take on disk."""
+
+    count: int = 0
+    size: int = 0
+
+    def add(self, size: int) -> None:
+        """Count one more."""
+        self.count += 1
+        self.size += size
+
+
 class Quota:
-    """Keeps the entries of a cache below `size_limit` bytes in all, or below what the disk has.
+    """Keeps the blobs of a cache, complete and partial, below `size_limit` bytes in all.
 
     New bytes take precedence over the least recently used: a writer makes room first, and evicts
-    some when the disk takes no more.
+    more when the disk is full.
     """
 
     def __init__(self, directory: CacheDirectory, size_limit: int) -> None:
@@ -76,12 +115,13 @@ class Quota:
             self._total = total
             self._scanned = time.monotonic() + _RESCAN_SECONDS
 
-    def has_disk(self, wanted: int) -> bool:
-        """Whether the disk has `wanted` bytes and an inode free, if need be after evicting.
+    def has_disk(self, fd: int, wanted: int) -> bool:
+        """Whether the disk that holds an open file has `wanted` bytes and an inode free, if need be
+        after evicting.
 
         Nothing is evicted where evicting everything would not be enough. Raises OSError.
         """
-        while (lacking := self._lacking(wanted)) > 0:
+        while (lacking := _lacking(fd, wanted)) > 0:
             entries = list(self.entries())
             if sum(entry.size for entry in entries) < lacking:
                 return False
@@ -89,18 +129,11 @@ class Quota:
                 return False
         return True
 
-    def _lacking(self, wanted: int) -> int:
-        """Return how many bytes the disk lacks; a missing inode counts as one byte."""
-        with self._directory.opened() as fd:
-            disk = os.fstatvfs(fd)
-        no_inode = disk.f_files > 0 and disk.f_favail == 0
-        return max(wanted - disk.f_bavail * disk.f_frsize, int(no_inode))
-
     def evict_some(self) -> bool:
-        """Evict the least recently used after a write that failed for lack of room.
+        """Evict the least recently used after a write that found no room.
 
-        Returns whether anything went, so that another try is worthwhile. If nothing could go, the
-        next calls return False at once for a moment.
+        Returns whether anything went, so that another try is worthwhile. If nothing could go, calls
+        in the next moments return False at once.
         """
         if time.monotonic() < self._hopeless_until:
             return False
@@ -126,15 +159,17 @@ class Quota:
     def entries(self) -> Iterator[Entry]:
         """Yield what the cache holds, in no order. Files it did not write are skipped."""
         for kind in (BLOBS, PARTIAL):
-            for algorithm in _ALGORITHMS:
+            for algorithm in ALGORITHMS:
                 try:
-                    with self._directory.opened(kind, algorithm) as directory:
+                    with self._directory.opened(kind, algorithm, make=False) as directory:
                         yield from _entries(directory, kind, algorithm)
+                except FileNotFoundError:
+                    continue
                 except OSError as error:
                     log.debug("listing %s/%s of the cache: %s", kind, algorithm, error)
 
     def evict(self, entry: Entry) -> bool:
-        """Remove one entry unless somebody uses it; return whether it is gone."""
+        """Remove an entry unless it is in use; return whether it is gone."""
         try:
             return self.remove(entry)
         except OSError as error:
@@ -142,7 +177,7 @@ class Quota:
             return False
 
     def remove(self, entry: Entry) -> bool:
-        """Remove one entry unless somebody uses it; return whether it is gone. Raises OSError."""
+        """Remove an entry unless it is in use; return whether it is gone. Raises OSError."""
         name = entry.digest.encoded
         suffixes = (MAP_SUFFIX, f"{MAP_SUFFIX}.new") if entry.kind == PARTIAL else ()
         try:
@@ -161,3 +196,61 @@ def _entries(directory: int, kind: str, algorithm: str) -> Iterator[Entry]:
             if file.is_ours:
                 digest = Digest.parse(f"{algorithm}:{file.name}")
                 yield Entry(kind, digest, file.size, file.used)
+
+
+def _lacking(fd: int, wanted: int) -> int:
+    """Return how many bytes a file's disk lacks; a missing inode counts as one byte."""
+    disk = os.fstatvfs(fd)
+    no_inode = disk.f_files > 0 and disk.f_favail == 0
+    return max(wanted - disk.f_bavail * disk.f_frsize, int(no_inode))
+
+
+def evict_oldest(lacking: int, entries: Iterable[E], remove: Callable[[E], bool]) -> Tally:
+    """Remove the oldest entries until `lacking` bytes are freed or none is left; return what went.
+
+    `remove` returns False for one that stays, because it is in use.
+    """
+    gone = Tally()
+    for entry in sorted(entries, key=lambda entry: entry.used):
+        if gone.size >= lacking:
+            break
+        if remove(entry):
+            gone.add(entry.size)
+    return gone
+
+
+def shrink(limit: int, entries: Iterable[E], remove: Callable[[E], bool]) -> int:
+    """Remove the oldest entries until no more than `limit` bytes are left; return how many are."""
+    found = list(entries)
+    total = sum(entry.size for entry in found)
+    return total - evict_oldest(total - limit, found, remove).size
+
+
+def cached_files(directory: int) -> Iterator[CachedFile]:
+    """Yield the files of an open directory, in no order. One that vanishes is skipped."""
+    with os.scandir(directory) as found:
+        for file in found:
+            with contextlib.suppress(OSError):
+                status = file.stat(follow_symlinks=False)
+                size = status.st_blocks * 512
+                yield CachedFile(file.name, size, status.st_mtime, is_ours(status))
+
+
+def remove_unused(directory: int, name: str, *companions: str) -> bool:
+    """Remove a file, after its companions, unless it is in use; return whether it is gone.
+
+    Raises OSError.
+    """
+    try:
+        fd = os.open(name, READ_FLAGS, dir_fd=directory)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for one in (*companions, name):
+            unlink(directory, one)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True

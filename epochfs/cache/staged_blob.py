@@ -1,25 +1,90 @@
-"""A blob being downloaded into the cache: the bytes on disk so far, and the step that keeps it."""
+"""A blob being downloaded into the cache: which bytes are on disk, and the step that keeps it."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
 
-from epochfs.cache.blobs.blob_files import MAP_SUFFIX, allocate, read_map
-from epochfs.cache.blobs.quota import BLOBS, Quota
-from epochfs.cache.directory import CacheDirectory, cache_errors, is_ours, unlink
-from epochfs.cache.ranges import RangeSet
+from epochfs.cache.directory import READ_FLAGS, CacheDirectory, cache_errors, is_ours, unlink
+from epochfs.cache.quota import BLOBS, MAP_SUFFIX, Quota
 from epochfs.oci.names import Digest
+
+log = logging.getLogger(__name__)
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+class RangeSet:
+    """Disjoint half-open byte ranges `[start, stop)` in rising order, adjacent ones joined.
+
+    They tell which parts of a blob are present. Pure; the caller locks.
+    """
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        if isinstance(ranges, RangeSet):
+            self._starts += ranges._starts
+            self._stops += ranges._stops
+        else:
+            for start, stop in ranges:
+                self.add(start, stop)
+
+    def add(self, start: int, stop: int) -> None:
+        """Add `[start, stop)`; an empty one adds nothing. Raises ValueError below 0."""
+        if start < 0:
+            raise ValueError("a range starts before 0")
+        if start >= stop:
+            return
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        if first < last:
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+
+    def end_of_run(self, offset: int) -> int:
+        """Return where the present bytes that begin at `offset` end; `offset` if it is absent."""
+        index = bisect_right(self._starts, offset) - 1
+        return max(offset, self._stops[index]) if index >= 0 else offset
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether every byte of `[start, stop)` is present."""
+        index = bisect_right(self._starts, start) - 1
+        return start >= stop or (index >= 0 and self._stops[index] >= stop)
+
+    def missing(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the absent parts of `[start, stop)` in rising order."""
+        while start < stop:
+            start = self.end_of_run(start)
+            index = bisect_right(self._starts, start)
+            until = min(stop, self._starts[index]) if index < len(self._starts) else stop
+            if start < until:
+                yield start, until
+            start = until
+
+    @property
+    def total(self) -> int:
+        """How many bytes are present."""
+        return sum(self._stops) - sum(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self._starts, self._stops, strict=True))
+
+    def __repr__(self) -> str:
+        return f"RangeSet({list(self)})"
+
+
 class StagedBlob:
-    """A blob on its way into the cache: a sparse file of its size, and what is present in it.
+    """A blob on its way into the cache: a sparse file of its size.
 
     Used by one download. `write` may be called by many threads at once for ranges that do not
     overlap; the other methods by one thread at a time. Raises CacheFailure.
@@ -53,13 +118,13 @@ class StagedBlob:
             raise
 
     def _open(self) -> tuple[int, bool]:
-        """Open the staged file: the blob's own, or one without a name while another writes that."""
+        """Open the blob's staged file, or one without a name while another process writes that."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self._digest.encoded, flags, 0o600, dir_fd=self._directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             status = os.fstat(fd)
-            # Before it was locked, its writer may have kept it: then the name is another's by now.
+            # Its writer may have promoted it before it was locked: then another file has the name.
             named = os.stat(self._digest.encoded, dir_fd=self._directory, follow_symlinks=False)
             if is_ours(status) and status.st_nlink == 1 and os.path.samestat(status, named):
                 os.fchmod(fd, 0o600)
@@ -86,22 +151,22 @@ class StagedBlob:
             os.ftruncate(self._fd, self._size)
 
     def forget(self) -> None:
-        """Let no later download take any byte here for present."""
+        """Make later downloads fetch every byte here again."""
         with cache_errors("staging a blob"):
             self._unlink(MAP_SUFFIX)
 
     def allocate(self) -> None:
-        """Make room for the whole blob, on disk and in the cache's limit, before it is written.
+        """Make room for the whole blob, on disk and within the cache's limit, before it is written.
 
-        Raises CacheFailure where the disk has no room for it, whatever is evicted.
+        Raises CacheFailure if the disk has no room for it, whatever is evicted.
         """
         if self._allocated or not self._size:
             return
         with cache_errors(f"making room for {self._size} bytes"):
             self._quota.make_room(max(0, self._size - self._held()))
-            # Counted first: ext4 keeps what it found for a file that did not fit, and a size that
-            # a registry made up would fill the disk.
-            if not self._quota.has_disk(max(0, self._size - self._held())):
+            # Checked first: ext4 keeps what it allocated for a file that did not fit, and a size
+            # that a registry made up would fill the disk.
+            if not self._quota.has_disk(self._fd, max(0, self._size - self._held())):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             allocate(self._fd, self._size)
             self._allocated = True
@@ -111,7 +176,7 @@ class StagedBlob:
         return os.fstat(self._fd).st_blocks * 512
 
     def write(self, offset: int, view: memoryview) -> None:
-        """Write all of `view` at `offset`; what was used long ago goes where there is no room."""
+        """Write all of `view` at `offset`, evicting other blobs if there is no room."""
         with cache_errors("writing a blob"):
             while view:
                 try:
@@ -123,28 +188,27 @@ class StagedBlob:
                     view, offset = view[written:], offset + written
 
     def checkpoint(self, present: RangeSet) -> None:
-        """Make what is present outlive a crash: sync the bytes, then the map that names them."""
+        """Make what is present survive a crash: sync the bytes, then the map that names them."""
         if not self._named or not present.total:
             return
         with cache_errors("saving a partial blob"):
             os.fdatasync(self._fd)
             name = self._digest.encoded + MAP_SUFFIX
-            text = json.dumps({"ranges": list(present)})
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(f"{name}.new", flags, 0o600, dir_fd=self._directory)
             with os.fdopen(fd, "w", encoding="ascii") as file:
                 os.fchmod(fd, 0o600)
-                file.write(text)
+                file.write(json.dumps({"ranges": list(present)}))
                 file.flush()
                 os.fsync(fd)
             os.replace(f"{name}.new", name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
             os.utime(self._fd)
 
     def promote(self) -> None:
-        """Move the verified blob among the complete ones, synced first; readers keep their bytes.
+        """Sync the verified blob and move it among the complete ones; readers keep their bytes.
 
-        A blob larger than the cache's whole limit is not kept, nor one that has no name because
-        another process keeps it.
+        A blob larger than the cache's whole limit is not kept, nor one without a name, which
+        another process keeps.
         """
         if self._size > self._quota.size_limit:
             self.discard()
@@ -180,3 +244,34 @@ class StagedBlob:
     def _unlink(self, suffix: str = "") -> None:
         if self._named:
             unlink(self._directory, self._digest.encoded + suffix)
+
+
+def read_map(directory: int, digest: Digest, size: int) -> RangeSet:
+    """Return the ranges the map vouches for; none where it is absent, foreign or damaged."""
+    try:
+        fd = os.open(digest.encoded + MAP_SUFFIX, READ_FLAGS, dir_fd=directory)
+        with os.fdopen(fd, encoding="ascii") as file:
+            if not is_ours(os.fstat(fd)):
+                return RangeSet()
+            content = json.load(file)
+        ranges = RangeSet((int(start), int(stop)) for start, stop in content["ranges"])
+        if any(stop > size for _, stop in ranges):
+            raise ValueError(f"a range ends beyond {size} bytes")
+        return ranges
+    except FileNotFoundError:
+        return RangeSet()
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        log.debug("ignoring the range map of %s: %s", digest, error)
+        return RangeSet()
+
+
+def allocate(fd: int, size: int) -> None:
+    """Reserve the disk's blocks for a file of `size` bytes, where the file system can do that.
+
+    Where it cannot, the writes themselves tell. Calls fallocate(2) itself: posix_fallocate(3) would
+    then write into each block, over what others are writing there.
+    """
+    library = ctypes.CDLL(None)
+    fallocate = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if fallocate is not None:
+        fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
