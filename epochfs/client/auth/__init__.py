@@ -24,11 +24,17 @@ Rules that keep credentials where they belong:
 """
 
 from epochfs.client.auth.authenticator import Authenticator
-from epochfs.client.auth.challenges import Challenge, describe_schemes, parse_challenges
 from epochfs.client.auth.credentials import ANONYMOUS, CredentialStore
-from epochfs.client.auth.logins import Bearer, Login
-from epochfs.client.auth.secretfiles import MAX_PASSWORD_BYTES, read_password
-from epochfs.client.auth.tokens import Fetch, Learn, TokenRequest, parse_token
+from epochfs.client.auth.login_files import MAX_PASSWORD_BYTES, Bearer, Login, read_password
+from epochfs.client.auth.tokens import (
+    Challenge,
+    Fetch,
+    Learn,
+    TokenRequest,
+    describe_schemes,
+    parse_challenges,
+    parse_token,
+)
 
 __all__ = [
     "ANONYMOUS",

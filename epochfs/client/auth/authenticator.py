@@ -7,7 +7,7 @@ asked for it, and would take what everybody may see for all there is.
 Locks: `Authenticator._lock` guards the caches, what was learned and, in `SingleFlight`, what is
 being fetched or learned; it is held for look-ups only. Tokens of one kind are fetched, and the root
 is asked, by one thread at a time, in turn: an answer is for all, but a failure, or too little time,
-is for the one who met it. The lock of a `refresh_tokens.Chain` is taken while none of ours is held.
+is for the one who met it. The lock of a `tokens.Chain` is taken while none of ours is held.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from functools import partial
 
 from cachetools import LRUCache
 
-from epochfs.client.auth.challenges import (
-    Challenge,
-    checked_realm,
-    describe_schemes,
-    parse_challenges,
-)
 from epochfs.client.auth.credential_helpers import StoreFailed
 from epochfs.client.auth.credentials import ANONYMOUS, CredentialStore
-from epochfs.client.auth.logins import Login
-from epochfs.client.auth.refresh_tokens import OF_THIS_PROCESS, RefreshTokens
+from epochfs.client.auth.login_files import Login
 from epochfs.client.auth.tokens import (
+    OF_THIS_PROCESS,
     SHORTEST_LIFE,
+    Challenge,
     Fetch,
     Learn,
+    RefreshTokens,
     Token,
     TokenKey,
     ask,
+    checked_realm,
+    describe_schemes,
+    parse_challenges,
     token_scope,
 )
 from epochfs.client.causes import Cause

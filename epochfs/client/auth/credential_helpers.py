@@ -33,8 +33,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from epochfs.client.auth.login_files import Helper
-from epochfs.client.auth.logins import Login
+from epochfs.client.auth.login_files import Helper, Login
 from epochfs.client.causes import Cause
 from epochfs.client.single_flight import SingleFlight
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, printable

@@ -16,9 +16,16 @@ from urllib.parse import urlsplit
 from cachetools import LRUCache
 
 from epochfs.client.auth.credential_helpers import Helpers, StoreFailed
-from epochfs.client.auth.login_files import AuthFiles, Helper, Unusable
-from epochfs.client.auth.logins import Bearer, Login
-from epochfs.client.auth.secretfiles import HEADER_SAFE, read_password, read_token
+from epochfs.client.auth.login_files import (
+    HEADER_SAFE,
+    AuthFiles,
+    Bearer,
+    Helper,
+    Login,
+    Unusable,
+    read_password,
+    read_token,
+)
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, printable
 

@@ -18,14 +18,20 @@ import json
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from epochfs.client.auth.logins import Login
-from epochfs.client.auth.secretfiles import UNDECODED
 from epochfs.errors import CredentialsUnavailable, printable
 
 MAX_FILE_BYTES = 1024 * 1024
+
+MAX_PASSWORD_BYTES = 64 * 1024
+
+UNDECODED = "surrogateescape"
+"""How bytes that are not UTF-8 are kept in text."""
+
+HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
+"""What a token must look like to be sent in a header."""
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _API = re.compile(r"https?://[^/]*(?:/(?:v[12]/?)?)?\Z", re.IGNORECASE)
@@ -33,6 +39,46 @@ _HUB = "docker.io"
 _HUB_NAMES = frozenset({_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 _HUB_SERVER = "https://index.docker.io/v1/"
 """What Docker Hub is called in `auths`, and by helpers, since its first version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Who asks: `principal` stays the same while a secret is rotated, `fingerprint` does not.
+
+    The fingerprint is a slow, salted hash of all that is shown: it is known again, not found out.
+    Both are "" for nobody. Neither holds a secret.
+    """
+
+    principal: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Credentials, and in `source` where they come from, as it may be shown.
+
+    An `identity_token` stands for user name and password at a token server, and nowhere else.
+    """
+
+    source: str
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+
+    def basic(self) -> str:
+        """Return the Basic Authorization value (RFC 7617), or "" if there is no password."""
+        if not self.password:
+            return ""
+        pair = f"{self.username}:{self.password}".encode("utf-8", UNDECODED)
+        return f"Basic {base64.b64encode(pair).decode('ascii')}"
+
+    def secrets(self) -> set[str]:
+        """Return every text that must not be shown."""
+        return {self.password, self.identity_token, self.basic().partition(" ")[2]} - {""}
+
+    def __str__(self) -> str:
+        """Return who this is, and from where."""
+        return f"as {printable(self.username) or 'the owner of a token'}, {self.source}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +289,36 @@ def _decoded(pair: str) -> tuple[str, str]:
 
 def _malformed(path: Path, what: str) -> CredentialsUnavailable:
     return CredentialsUnavailable(f"the credentials in '{printable(path)}' cannot be used: {what}")
+
+
+def read_password(file: Path) -> str:
+    """Return a file's text less one newline at its end.
+
+    Raises CredentialsUnavailable, without the text, for a file that cannot be read or is empty.
+    """
+    shown = f"password file '{printable(file)}'"
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(MAX_PASSWORD_BYTES + 1)
+    except OSError as error:
+        raise CredentialsUnavailable(f"cannot read the {shown}: {error.strerror}") from None
+    if len(raw) > MAX_PASSWORD_BYTES:
+        raise CredentialsUnavailable(f"the {shown} is over {MAX_PASSWORD_BYTES} bytes")
+    password = raw.decode("utf-8", UNDECODED).removesuffix("\n").removesuffix("\r")
+    if not password:
+        raise CredentialsUnavailable(f"the {shown} is empty")
+    return password
+
+
+def read_token(file: Path) -> str:
+    """Return a file's text without the space around it; raises as `read_password`."""
+    shown = f"token file {printable(file)}"
+    try:
+        token = file.read_text("ascii").strip()
+    except OSError as error:
+        raise CredentialsUnavailable(f"cannot read the {shown}: {error.strerror}") from None
+    except UnicodeError:
+        raise CredentialsUnavailable(f"cannot read the {shown}: it is not ASCII text") from None
+    if not token:
+        raise CredentialsUnavailable(f"the {shown} is empty")
+    return token

@@ -1,22 +1,45 @@
-"""The token server's protocol: requests for tokens, and the tokens in its answers.
+"""What a registry asks for, and the tokens that its token server gives.
 
-Sources: the Distribution project's token authentication specification (GET), and its OAuth 2
-one (POST).
+Sources: RFC 9110, section 11, for challenges; the Distribution project's token authentication
+specification (GET), and its OAuth 2 one (POST); RFC 6749, section 6, for refresh tokens.
+
+Keycloak, Entra and others answer each use of a refresh token with a new one and revoke the old. The
+new one is used from then on by all of this process, and is written nowhere: the files it comes from
+are docker's and podman's own. So a login that such a server gave is good for one process at a time.
+
+Locks: `RefreshTokens._lock` guards the table, and nothing is called under it. The lock of a `Chain`
+is held while its token is on its way, for no two requests may show the same one; others wait for
+it no longer than they have time.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from epochfs.client.auth.logins import Login
-from epochfs.client.auth.secretfiles import HEADER_SAFE, UNDECODED
+from epochfs.client.auth.login_files import HEADER_SAFE, UNDECODED, Login
 from epochfs.client.causes import Cause
-from epochfs.errors import ProtocolViolation, Unsupported, explained, printable_url
+from epochfs.errors import (
+    DeadlineExceeded,
+    ProtocolViolation,
+    Unsupported,
+    explained,
+    printable_url,
+)
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?=[\s,]|\Z)(?!\s*=)")
+_PARAMETER = re.compile(rf'[\s,]*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_TOKEN68 = re.compile(r"\s*[A-Za-z0-9._~+/-]+=*\s*(?=,|\Z)")
 
 CLIENT_ID = "epochfs"
 
@@ -28,6 +51,78 @@ _LONGEST_LIFE = 86400.0
 
 _EXPIRY_MARGIN = 10.0
 """A token is replaced this many seconds before it expires, so that it lasts out its request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One challenge of a WWW-Authenticate header; `scheme` and parameter names in lower case."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse_challenges(header: str) -> list[Challenge]:
+    """Parse a WWW-Authenticate header of any number of challenges (RFC 9110, section 11.6.1).
+
+    Unquoted values may hold any character but space, comma and quote, as registries do send
+    them. What follows the first malformed part is left out.
+    """
+    challenges = []
+    position = 0
+    while match := _SCHEME.match(header, position):
+        scheme, parameters = match[1].lower(), dict[str, str]()
+        position = match.end()
+        if match := _TOKEN68.match(header, position):
+            position = match.end()
+        while match := _PARAMETER.match(header, position):
+            value = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
+            parameters.setdefault(match[1].lower(), value)
+            position = match.end()
+        challenges.append(Challenge(scheme, parameters))
+    return challenges
+
+
+def describe_schemes(header: str) -> str:
+    """Return the schemes that a WWW-Authenticate header offers, for people; "" for none."""
+    names = dict.fromkeys(one.scheme.capitalize() for one in parse_challenges(header))
+    return " and ".join(names)
+
+
+def checked_realm(realm: str, registry_scheme: str) -> str:
+    """Return the token server's URL if credentials may go there; else raise ProtocolViolation."""
+    if why := _doubt(realm, registry_scheme):
+        raise explained(ProtocolViolation(Cause.TOKEN_SERVER_DOUBTFUL.told(why=why)))
+    return realm
+
+
+def _doubt(realm: str, registry_scheme: str) -> str:
+    """Return why no credentials may go to a token server, or ""."""
+    shown = printable_url(realm)
+    try:
+        parts = urlsplit(realm)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in ("http", "https"):
+        return f"'{shown}' is no http(s) URL"
+    if parts.username is not None or parts.password is not None:
+        return f"'{shown}' has some in its URL"
+    if registry_scheme == "https" and parts.scheme != "https":
+        return f"'{shown}' is on http, and the registry on https"
+    return f"'{shown}' is link-local" if _is_link_local(host) else ""
+
+
+def _is_link_local(host: str) -> bool:
+    """Whether a host is the literal address of a link-local one, in any spelling of IPv4."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(host))
+        except (OSError, UnicodeError):
+            return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_link_local or (mapped is not None and mapped.is_link_local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +281,38 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ProtocolViolation("the token server's answer is not a JSON object")
     return answer
+
+
+@dataclass(slots=True)
+class Chain:
+    """What a refresh token has become: `token` is the one to show now."""
+
+    token: str = field(repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class RefreshTokens:
+    """What refresh tokens have become, by the token server that replaced them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chains: dict[tuple[str, str], Chain] = {}
+
+    @contextmanager
+    def held(self, realm: str, token: str, deadline: float) -> Iterator[Chain]:
+        """Give what a token of a file has become, to one thread at a time.
+
+        Whoever has it sets its `token` to what replaces it. `deadline` is on the monotonic clock;
+        raises DeadlineExceeded.
+        """
+        with self._lock:
+            chain = self._chains.setdefault((realm, token), Chain(token))
+        if not chain.lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise DeadlineExceeded("no token within the time limit")
+        try:
+            yield chain
+        finally:
+            chain.lock.release()
+
+
+OF_THIS_PROCESS = RefreshTokens()

@@ -13,7 +13,7 @@ from support.scripted import until
 from support.tokenservers import TokenServer
 
 from epochfs.client.auth import Authenticator, CredentialStore, TokenRequest
-from epochfs.client.auth.refresh_tokens import RefreshTokens
+from epochfs.client.auth.tokens import RefreshTokens
 from epochfs.config import Credentials
 from epochfs.errors import DeadlineExceeded, Denied
 
