@@ -238,6 +238,15 @@ class Credentials:
     auth_files: tuple[Path, ...] = ()
     prefix: str = ""
 
+    def for_other_hosts(self) -> Credentials:
+        """Return what may be shown to a mirror: nothing that was given for the registry itself."""
+        return Credentials(auth_files=self.auth_files, prefix=self.prefix)
+
+    @property
+    def is_token(self) -> bool:
+        """Whether a token was given, in place of all else."""
+        return bool(self.token) or self.token_file is not None
+
     def is_token_for(self, base: str) -> bool:
         """Whether the token is meant for the registry at a base URL."""
         return not self.token_for or server_of(self.token_for) == server_of(base)

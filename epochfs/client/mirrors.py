@@ -317,7 +317,7 @@ def origin_transport(
     credentials has for that host is used.
     """
     if hosts.elsewhere:
-        credentials, options = _for_others(credentials), replace(options, client_certs=())
+        credentials, options = credentials.for_other_hosts(), replace(options, client_certs=())
     return Transport(hosts.origin.base, credentials, hosts.origin.options(options, hosts.namespace))
 
 
@@ -330,18 +330,13 @@ def mirrors_of(
     the better second attempt. Raises UsageError for a CA or certificate that cannot be used.
     """
     plain = replace(options, tls_verify=None, client_certs=(), retries=0)
-    others = _for_others(credentials)
+    others = credentials.for_other_hosts()
     mirrors = []
     for host in hosts.mirrors:
         told = host.options(plain, hosts.namespace)
         transport = Transport(host.base, others, told, origin.stats, mirror=True)
         mirrors.append(Mirror(host, transport))
     return Mirrors(origin, mirrors)
-
-
-def _for_others(credentials: Credentials) -> Credentials:
-    """Return the credentials without those that were given for the registry itself."""
-    return replace(credentials, username="", password="", token="", token_file=None)
 
 
 def _ping(transport: Transport, seconds: float) -> None:

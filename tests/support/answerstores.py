@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epochfs.cache.answers import AnswerStore, Identify, Question
-from epochfs.client.auth import CredentialStore
+from epochfs.client.auth import Authenticator, CredentialStore
 from epochfs.config import Credentials
 
 REGISTRY = "http://127.0.0.1:5000"
@@ -21,8 +21,8 @@ Open = Callable[..., AnswerStore]
 
 def shown(credentials: Credentials) -> Identify:
     """Tell the bearer of credentials, as a client of the registry does."""
-    store = CredentialStore(credentials, REGISTRY)
-    return lambda salt, repository: store.bearer_for(salt, repository, time.monotonic() + 10)
+    asking = Authenticator(CredentialStore(credentials, REGISTRY), "http")
+    return lambda salt, repository: asking.bearer_for(salt, repository, time.monotonic() + 10)
 
 
 class Clock:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from epochfs.config import (
@@ -164,3 +168,14 @@ def test_kernel_and_listing_together_stay_within_the_ttl(ttl: float) -> None:
     options = ListingOptions(metadata_ttl=ttl)
     assert 0 <= options.kernel_ttl <= 5
     assert options.kernel_ttl + options.listing_ttl == pytest.approx(ttl)
+
+
+def test_a_mirror_gets_no_credential_that_was_given_for_the_registry() -> None:
+    sample: dict[object, Any] = {
+        "str": "canary",
+        "Path | None": Path("canary"),
+        "tuple[Path, ...]": (Path("login-file"),),
+    }
+    given = Credentials(**{one.name: sample[one.type] for one in fields(Credentials)})
+    shared = given.for_other_hosts()
+    assert shared == Credentials(auth_files=given.auth_files, prefix=given.prefix)

@@ -23,9 +23,9 @@ Rules that keep credentials where they belong:
 - `Authenticator.redact` takes all of them out of text that a server sent back.
 """
 
-from epochfs.client.auth.authenticator import Authenticator
+from epochfs.client.auth.authenticator import Authenticator, Bearer
 from epochfs.client.auth.credentials import ANONYMOUS, CredentialStore
-from epochfs.client.auth.login_files import MAX_PASSWORD_BYTES, Bearer, Login, read_password
+from epochfs.client.auth.login_files import MAX_PASSWORD_BYTES, Login, read_password
 from epochfs.client.auth.tokens import (
     Challenge,
     Fetch,

@@ -12,10 +12,14 @@ is for the one who met it. The lock of a `tokens.Chain` is taken while none of o
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 from cachetools import LRUCache
 
@@ -31,10 +35,9 @@ from epochfs.client.auth.tokens import (
     RefreshTokens,
     Token,
     TokenKey,
+    answerable,
     ask,
     checked_realm,
-    describe_schemes,
-    parse_challenges,
     token_scope,
 )
 from epochfs.client.causes import Cause
@@ -46,13 +49,37 @@ _REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Bearer:
+    """Who asks: `principal` stays the same while a secret is rotated, `fingerprint` does not.
+
+    The fingerprint is a slow, salted hash of all that is shown: it can be recognized, not reversed.
+    Both are "" for nobody. Neither holds a secret.
+    """
+
+    principal: str
+    fingerprint: str
+
+
+_NOBODY = Bearer("", "")
+
+
+@dataclass(frozen=True, slots=True)
 class _Turn:
-    """One request for an Authorization value, with all it needs; `deadline` is monotonic."""
+    """One request for an Authorization value, with all it needs; `deadline` is monotonic.
+
+    `repository` is what the scope is about, "" for the registry as a whole.
+    """
 
     scope: str
     repository: str
     fetch: Fetch
     deadline: float
+
+    @classmethod
+    def begin(cls, scope: str, fetch: Fetch, patience: float) -> _Turn:
+        name, _, action = scope.rpartition(":")
+        repository = "" if action == "catalog" else name
+        return cls(scope, repository, fetch, time.monotonic() + patience)
 
 
 class Authenticator:
@@ -70,6 +97,7 @@ class Authenticator:
         refresh_tokens: RefreshTokens = OF_THIS_PROCESS,
     ) -> None:
         self._store = store
+        self._has_providers = bool(store.providers)
         self._refresh_tokens = refresh_tokens
         self._registry_scheme = registry_scheme
         self._lock = threading.Lock()
@@ -92,19 +120,20 @@ class Authenticator:
     def header(self, scope: str, fetch: Fetch, learn: Learn, patience: float) -> str:
         """Return the Authorization value for a first attempt, or "" to send none.
 
-        With a login at hand it is shown from the first request on, if the registry asks for one at
-        its root. Without, a token is fetched only to replace one that is about to expire, or that
+        A login at hand is shown from the first request on, if the registry asks for one at its
+        root. Without one, a token is fetched only to replace one that is about to expire, or that
         was issued to other credentials. `patience` is how many seconds there are to get it. Raises
         what `renew` and `learn` do, and CredentialsUnavailable where the login at hand is no answer
         to what the registry asks.
         """
-        static = self._store.bearer()
-        if static:
-            return f"Bearer {static}"
-        turn = _turn(scope, fetch, patience)
-        login = self._login(learn, turn)
         with self._lock:
             key, asked = self._keys.get(scope), self._asked_of_all
+        if key is None and not self._has_providers:
+            return ""
+        turn = _Turn.begin(scope, fetch, patience)
+        login = self._login(learn, turn)
+        if login is not None and login.token:
+            return f"Bearer {login.token}"
         if key is None and login is not None:
             asked = self._learned(learn, turn)
         return self._value(login, asked, key, turn)
@@ -115,9 +144,9 @@ class Authenticator:
         It is the same where there is no other. Amazon ECR answers so when a login has expired, so
         a helper is asked once more (`credential_helpers`); for the rest as `header`.
         """
-        if not forbidden or self._store.bearer():
+        if not forbidden or self._store.static:
             return forbidden
-        turn = _turn(scope, fetch, patience)
+        turn = _Turn.begin(scope, fetch, patience)
         login = self._store.login(turn.repository, turn.deadline)
         with self._lock:
             key, asked = self._keys.get(scope), self._asked_of_all
@@ -145,14 +174,13 @@ class Authenticator:
         cannot be had, ProtocolViolation for a token server that must not see them and for an
         answer that holds no token.
         """
-        static = self._store.bearer()
-        if static:
-            return f"Bearer {static}"
-        turn = _turn(scope, fetch, patience)
-        asked = _answerable(challenge)
-        if asked.scheme not in ("bearer", "basic"):
+        turn = _Turn.begin(scope, fetch, patience)
+        asked = answerable(challenge)
+        if asked.scheme not in ("bearer", "basic") and not self._store.static:
             return ""
         login = self._store.login(turn.repository, turn.deadline)
+        if login is not None and login.token:
+            return f"Bearer {login.token}"
         if asked.scheme == "basic":
             with self._lock:
                 self._asked_of_all = asked
@@ -164,6 +192,26 @@ class Authenticator:
             if self._asked_of_all is not None and self._asked_of_all.scheme == "basic":
                 self._asked_of_all = asked
         return self._bearer(replace(key, login=login), sent_at, turn)
+
+    def bearer_for(
+        self, salt: bytes, repository: str, deadline: float, besides: Sequence[bytes] = ()
+    ) -> Bearer:
+        """Return who reads a repository now, with what is shown `besides` counted in.
+
+        May run a helper, and raises what `CredentialStore.login` does.
+        """
+        if not self._has_providers and not besides:
+            return _NOBODY
+        login = None
+        # Where a helper for all registries fails, what is read is what anybody may read.
+        with suppress(StoreFailed):
+            login = self._store.login(repository, deadline)
+        if login is None and not besides:
+            return _NOBODY
+        token = login.token if login else ""
+        who = [login.username, login.password, login.identity_token] if login and not token else []
+        shown = json.dumps([token, who, [one.hex() for one in besides]])
+        return Bearer(str(login or ""), _slow_hash(salt, shown))
 
     def redact(self, text: str, authorization: str) -> str:
         """Return server text without the credentials, should the server have sent them back.
@@ -218,13 +266,15 @@ class Authenticator:
     def _login(self, learn: Learn, turn: _Turn) -> Login | None:
         """Return the login at hand.
 
-        Where it cannot be had, a registry that is down is told first: that is what an outage is,
-        and a helper may need the same network. A helper for all registries that fails is no matter
-        to one that asks nobody for a login; what another shows to everybody may be less.
+        Where it cannot be had, a registry that is down is reported first: that is what an outage
+        is, and a helper may need the same network. A helper for all registries that fails does not
+        matter to one that asks nobody for a login; what another shows to everybody may be less.
         """
         try:
             return self._store.login(turn.repository, turn.deadline)
         except CredentialsUnavailable as error:
+            if self._store.static:
+                raise
             asked = self._learned(learn, turn)
             if asked.scheme or not isinstance(error, StoreFailed):
                 raise
@@ -233,7 +283,7 @@ class Authenticator:
     def _learned(self, learn: Learn, turn: _Turn) -> Challenge:
         """Return what the registry asks of everybody; the first who needs to know finds it out."""
         return self._learning.do(
-            None, lambda: self._asked_of_all, lambda: _answerable(learn()), turn.deadline
+            None, lambda: self._asked_of_all, lambda: answerable(learn()), turn.deadline
         )
 
     def _keep_asked(self, _: None, asked: Challenge) -> None:
@@ -275,16 +325,11 @@ class Authenticator:
         return f"Bearer {token.value}" if token.value else ""
 
     def _token(self, key: TokenKey, asked_since: float, turn: _Turn) -> Token:
-        return self._fetching.do(
-            key,
-            partial(self._usable, key, asked_since),
-            partial(self._asked, key, turn),
-            turn.deadline,
-        )
+        def look() -> Token | None:
+            token = self._tokens.get(key)
+            return token if token is not None and token.usable(asked_since) else None
 
-    def _usable(self, key: TokenKey, asked_since: float) -> Token | None:
-        token = self._tokens.get(key)
-        return token if token is not None and token.usable(asked_since) else None
+        return self._fetching.do(key, look, partial(self._asked, key, turn), turn.deadline)
 
     def _asked(self, key: TokenKey, turn: _Turn) -> Token:
         """Get a token.
@@ -317,21 +362,7 @@ class Authenticator:
         return token
 
 
-def _answerable(header: str) -> Challenge:
-    """Return the challenge to answer of those in a WWW-Authenticate header.
-
-    Bearer comes before Basic. The scheme is "" where nothing is asked, and names all that are
-    offered where none can be answered.
-    """
-    known = {challenge.scheme: challenge for challenge in parse_challenges(header)}
-    return known.get("bearer") or known.get("basic") or Challenge(describe_schemes(header), {})
-
-
-def _turn(scope: str, fetch: Fetch, patience: float) -> _Turn:
-    return _Turn(scope, _repository(scope), fetch, time.monotonic() + patience)
-
-
-def _repository(scope: str) -> str:
-    """Return the repository that a scope is about, "" for the registry as a whole."""
-    name, _, action = scope.rpartition(":")
-    return "" if action == "catalog" else name
+@lru_cache(100)
+def _slow_hash(salt: bytes, shown: str) -> str:
+    """Return a salted hash that takes a while to compute, and is remembered."""
+    return hashlib.scrypt(shown.encode(), salt=salt, n=2**14, r=8, p=1).hex()

@@ -1,16 +1,21 @@
-"""The user's credentials: those given for this registry, else the first that a file has.
+"""The user's credentials for a registry: a list of providers, the first that has a login wins.
 
-Locks: `CredentialStore._lock` guards the secrets that were handed out; nothing is called under it.
+To add a source of credentials, write a `Provider` and have `_providers` list it. Nothing else asks
+where a login comes from. What was given for the registry alone never reaches its mirrors: their
+`Credentials` are made by `Credentials.for_other_hosts`, which names what may go there.
+
+Locks: `CredentialStore._lock` guards the secrets that were handed out and the login shown last;
+nothing is called under it. A `LoginFiles` has none: two threads that read a file keep the same.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from cachetools import LRUCache
@@ -18,11 +23,11 @@ from cachetools import LRUCache
 from epochfs.client.auth.credential_helpers import Helpers, StoreFailed
 from epochfs.client.auth.login_files import (
     HEADER_SAFE,
-    AuthFiles,
-    Bearer,
-    Helper,
+    MAX_FILE_BYTES,
+    AuthFile,
     Login,
     Unusable,
+    malformed,
     read_password,
     read_token,
 )
@@ -34,56 +39,176 @@ ANONYMOUS = "anonymous"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REMEMBERED = 100
-"""How many of the secrets that were handed out are remembered, to be taken out of texts; and how
-many slow hashes, not to be slow again."""
+"""How many of the secrets that were handed out are remembered, to be redacted."""
+
+
+class Provider:
+    """A source of logins for one registry; safe under threads.
+
+    `account` is whom they stand for, if that is known before one is shown.
+    """
+
+    account = ""
+
+    def login(self, repository: str, deadline: float) -> Login | None:
+        """Return the login for a repository ("": for the registry itself), or None.
+
+        Raises CredentialsUnavailable where there should be one that cannot be had, StoreFailed
+        where there may be one, and DeadlineExceeded (`deadline` is monotonic).
+        """
+        raise NotImplementedError
+
+    def refused(self, login: Login, deadline: float) -> None:
+        """Look again where a login came from that was refused: there may be another by now."""
+
+    def doubted(self, login: Login, deadline: float) -> None:
+        """Look again, with little effort, after a 403, which may say nothing about the login."""
+
+
+class GivenToken(Provider):
+    """A token that is sent as it is; one in a file is read for each use, as it may be rotated."""
+
+    def __init__(self, given: Credentials) -> None:
+        self._token = given.token.strip()
+        self._file = given.token_file
+        self.account = "with a token, as given"
+        if self._file is not None:
+            self.account = f"with the token in {printable(self._file)}"
+
+    def login(self, repository: str, deadline: float) -> Login | None:
+        token = self._token if self._file is None else read_token(self._file)
+        if token and not HEADER_SAFE.match(token):
+            source = "registry token"
+            if self._file is not None:
+                source = f"token file {printable(self._file)}"
+            raise CredentialsUnavailable(f"the {source} holds spaces or characters outside ASCII")
+        return Login(self.account, token=token) if token else None
+
+
+class GivenLogin(Provider):
+    """A user name and password; a refused password is read again from its file, if it has one."""
+
+    def __init__(self, given: Credentials) -> None:
+        self._given = given
+        self._login = Login("as given", given.username, given.password)
+
+    def login(self, repository: str, deadline: float) -> Login | None:
+        if not self._login.password:
+            raise CredentialsUnavailable(f"no password is given for {self._given.given}")
+        return self._login
+
+    def refused(self, login: Login, deadline: float) -> None:
+        file = self._given.password_file
+        # A pipe cannot be read again.
+        if login == self._login and file is not None and file.is_file():
+            self._login = replace(login, password=read_password(file))
+
+    def doubted(self, login: Login, deadline: float) -> None:
+        with suppress(CredentialsUnavailable):
+            self.refused(login, deadline)
+
+
+class LoginFiles(Provider):
+    """The files of docker and podman, read again when they change, and the helpers they name.
+
+    The registry itself is asked as a reader of the repository `prefix`.
+    """
+
+    def __init__(self, given: Credentials, base_url: str) -> None:
+        self._paths = given.auth_files
+        self._prefix = given.prefix
+        self._names = _registry_names(base_url)
+        self._helpers = Helpers()
+        self._read: dict[Path, tuple[tuple[int, int, int], AuthFile]] = {}
+
+    def login(self, repository: str, deadline: float) -> Login | None:
+        failures: list[CredentialsUnavailable] = []
+        for file in self._files():
+            for found in file.find(self._names, repository or self._prefix):
+                if isinstance(found, Login):
+                    return found
+                if isinstance(found, Unusable):
+                    failures.insert(0, CredentialsUnavailable(found.why))
+                    continue
+                try:
+                    login = self._helpers.login(found, deadline)
+                except StoreFailed as error:
+                    failures.append(error)
+                else:
+                    if login is not None:
+                        return login
+        if failures:
+            raise failures[0]
+        return None
+
+    def refused(self, login: Login, deadline: float) -> None:
+        self._helpers.refuse(login)
+
+    def doubted(self, login: Login, deadline: float) -> None:
+        self._helpers.doubt(login, deadline)
+
+    def _files(self) -> Iterator[AuthFile]:
+        """Yield the files that are there, as they are now."""
+        for path in self._paths:
+            try:
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                    raise malformed(path, f"it is no file of at most {MAX_FILE_BYTES} bytes")
+                signature = (status.st_ino, status.st_mtime_ns, status.st_size)
+                known = self._read.get(path)
+                if known is None or known[0] != signature:
+                    with path.open("rb") as opened:
+                        known = signature, AuthFile.parse(path, opened.read(MAX_FILE_BYTES))
+                    self._read[path] = known
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise malformed(path, error.strerror or "it cannot be read") from None
+            yield known[1]
+
+
+def _providers(given: Credentials, base_url: str) -> list[Provider]:
+    """Return what is asked for a login, in order; what was given excludes what can be found."""
+    if given.is_token:
+        return [GivenToken(given)]
+    if given.username or given.password:
+        return [GivenLogin(given)]
+    return [LoginFiles(given, base_url)] if given.auth_files else []
 
 
 class CredentialStore:
-    """The credentials for one registry, at `base_url`; safe under threads."""
+    """The credentials for one registry, at `base_url`; safe under threads.
+
+    `static` says that a token was given, which is sent as it is.
+    """
 
     def __init__(self, credentials: Credentials, base_url: str) -> None:
+        self.providers = _providers(credentials, base_url)
+        self.static = credentials.is_token
         self._given = credentials
-        self._password = credentials.password
-        self._files = AuthFiles(credentials.auth_files)
-        self._helpers = Helpers()
-        self._names = _registry_names(base_url)
         self._lock = threading.Lock()
         self._secrets: LRUCache[str, None] = LRUCache(_REMEMBERED)
+        self._noted: Login | None = None
         self._last: Login | None = None
 
-    @property
-    def static(self) -> bool:
-        """Whether a token was given, which is sent as it is."""
-        return bool(self._given.token) or self._given.token_file is not None
-
-    def bearer(self) -> str:
-        """Return the static token, or "" if there is none.
-
-        Raises CredentialsUnavailable for one that cannot be read or sent.
-        """
-        token, file = self._given.token.strip(), self._given.token_file
-        if file is not None:
-            token = read_token(file)
-        if token and not HEADER_SAFE.match(token):
-            source = "registry token" if file is None else f"token file {printable(file)}"
-            raise CredentialsUnavailable(f"the {source} holds spaces or characters outside ASCII")
-        return token
-
     def login(self, repository: str, deadline: float) -> Login | None:
-        """Return the credentials for a repository ("": for the registry itself), or None.
+        """Return the first login that a provider has, or None; raises what they do.
 
-        May run a helper, until `deadline` on the monotonic clock. Raises CredentialsUnavailable for
-        credentials that are empty, and for a file or a helper that should have them and fails;
-        StoreFailed for a helper that may have them; DeadlineExceeded.
+        May run a helper, until `deadline` on the monotonic clock.
         """
-        login = self._find(repository, deadline)
-        if login is not None:
-            self.keep_secret(*login.secrets())
-        return login
+        for provider in self.providers:
+            login = provider.login(repository, deadline)
+            if login is not None:
+                if login != self._noted:
+                    self.keep_secret(*login.secrets())
+                    self._noted = login
+                return login
+        return None
 
     def keep_secret(self, *secrets: str) -> None:
-        """Take these out of texts from now on."""
+        """Redact these from now on."""
         with self._lock:
+            self._noted = None
             self._secrets.update(dict.fromkeys(secrets))
 
     def used(self, login: Login) -> None:
@@ -91,107 +216,37 @@ class CredentialStore:
         with self._lock:
             self._last = login
 
-    def unused(self) -> str:
-        """Return what was given to log in with and has not been shown to anybody, or ""."""
-        with self._lock:
-            shown = self._last is not None
-        return "" if shown or self.static else self._given.given
-
     def after_refusal(self, refused: Login, repository: str, deadline: float) -> Login | None:
         """Return what to try in place of credentials that were refused, or None; as `login`."""
-        self._helpers.refuse(refused)
-        if refused == self._as_given():
-            self._read_password_again()
+        for provider in self.providers:
+            provider.refused(refused, deadline)
         login = self.login(repository, deadline)
         return None if login == refused else login
 
     def after_forbidden(self, shown: Login, repository: str, deadline: float) -> Login | None:
-        """Return what to try in place of credentials that were answered with 403, or None.
-
-        That may be no word on the credentials, so little is done for it. Raises as `login`.
-        """
-        self._helpers.doubt(shown, deadline)
-        if shown == self._as_given():
-            with suppress(CredentialsUnavailable):
-                self._read_password_again()
+        """Return what to try in place of credentials that were answered with 403; as `login`."""
+        for provider in self.providers:
+            provider.doubted(shown, deadline)
         login = self.login(repository, deadline)
         return None if login == shown else login
-
-    def bearer_for(
-        self, salt: bytes, repository: str, deadline: float, besides: Sequence[bytes] = ()
-    ) -> Bearer:
-        """Return who reads a repository now, with what is shown `besides` counted in.
-
-        May run a helper, and raises what `login` does.
-        """
-        token, login = self.bearer(), None
-        if not token:
-            # Where a helper for all registries fails, what is read is what anybody may read.
-            with suppress(StoreFailed):
-                login = self._find(repository, deadline)
-        who = [login.username, login.password, login.identity_token] if login else []
-        principal = self.describe() if token else str(login or "")
-        if not (token or who or besides):
-            return Bearer("", "")
-        shown = json.dumps([token, who, [one.hex() for one in besides]])
-        return Bearer(principal, _slow_hash(salt, shown))
 
     def secrets(self) -> set[str]:
         """Return the secrets handed out of late, and those that were given."""
         with self._lock:
             return {*self._secrets, self._given.password, self._given.token.strip()} - {""}
 
+    def unused(self) -> str:
+        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        with self._lock:
+            shown = self._last is not None
+        return "" if shown or self.static else self._given.given
+
     def describe(self) -> str:
         """Return in whose name requests are made, as far as any had to be."""
-        if self._given.token_file is not None:
-            return f"with the token in {printable(self._given.token_file)}"
-        if self._given.token:
-            return "with a token, as given"
         with self._lock:
-            return str(self._last) if self._last is not None else ANONYMOUS
-
-    def _as_given(self) -> Login:
-        return Login("as given", self._given.username, self._password)
-
-    def _read_password_again(self) -> None:
-        """Read the file of the password again, if it is still one: it may have been a pipe."""
-        file = self._given.password_file
-        if file is not None and file.is_file():
-            self._password = read_password(file)
-            self.keep_secret(self._password)
-
-    def _find(self, repository: str, deadline: float) -> Login | None:
-        given = self._given
-        if given.username or given.password:
-            if not self._password:
-                raise CredentialsUnavailable(f"no password is given for {given.given}")
-            return self._as_given()
-        if self.static:
-            return None  # whatever the file holds just now, nothing else was meant
-        failures: list[CredentialsUnavailable] = []
-        for found in self._files.find(self._names, repository or given.prefix):
-            try:
-                login = self._login_of(found, deadline)
-            except StoreFailed as error:
-                failures.append(error)
-            else:
-                if login is not None:
-                    return login
-                if isinstance(found, Unusable):
-                    failures.insert(0, CredentialsUnavailable(found.why))
-        if failures:
-            raise failures[0]
-        return None
-
-    def _login_of(self, found: Login | Helper | Unusable, deadline: float) -> Login | None:
-        if isinstance(found, Helper):
-            return self._helpers.login(found, deadline)
-        return found if isinstance(found, Login) else None
-
-
-@lru_cache(_REMEMBERED)
-def _slow_hash(salt: bytes, secret: str) -> str:
-    return hashlib.scrypt(secret.encode(), salt=salt, n=2**14, r=8, p=1).hex()
+            if self._last is not None:
+                return str(self._last)
+        return next((one.account for one in self.providers if one.account), ANONYMOUS)
 
 
 def _registry_names(base_url: str) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ import base64
 import binascii
 import json
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,28 +41,18 @@ _HUB_SERVER = "https://index.docker.io/v1/"
 
 
 @dataclass(frozen=True, slots=True)
-class Bearer:
-    """Who asks: `principal` stays the same while a secret is rotated, `fingerprint` does not.
-
-    The fingerprint is a slow, salted hash of all that is shown: it is known again, not found out.
-    Both are "" for nobody. Neither holds a secret.
-    """
-
-    principal: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
 class Login:
     """Credentials, and in `source` where they come from, as it may be shown.
 
-    An `identity_token` stands for user name and password at a token server, and nowhere else.
+    An `identity_token` stands for user name and password at a token server, and nowhere else. A
+    `token` is sent to the registry as it is.
     """
 
     source: str
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     identity_token: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
 
     def basic(self) -> str:
         """Return the Basic Authorization value (RFC 7617), or "" if there is no password."""
@@ -74,10 +63,13 @@ class Login:
 
     def secrets(self) -> set[str]:
         """Return every text that must not be shown."""
-        return {self.password, self.identity_token, self.basic().partition(" ")[2]} - {""}
+        pair = self.basic().partition(" ")[2]
+        return {self.password, self.identity_token, self.token, pair} - {""}
 
     def __str__(self) -> str:
         """Return who this is, and from where."""
+        if self.token:
+            return self.source
         return f"as {printable(self.username) or 'the owner of a token'}, {self.source}"
 
 
@@ -120,12 +112,12 @@ class AuthFile:
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError):
-            raise _malformed(path, "it is not JSON") from None
+            raise malformed(path, "it is not JSON") from None
         if not isinstance(document, dict):
-            raise _malformed(path, "it is not a JSON object")
+            raise malformed(path, "it is not a JSON object")
         store = document.get("credsStore") or ""
         if not isinstance(store, str):
-            raise _malformed(path, "its credsStore is not a name")
+            raise malformed(path, "its credsStore is not a name")
         return cls(
             path, _section(path, document, "auths"), _section(path, document, "credHelpers"), store
         )
@@ -155,7 +147,7 @@ class AuthFile:
 
     def _helper(self, registry: str, name: object, *, dedicated: bool) -> Helper:
         if not isinstance(name, str):
-            raise _malformed(self.path, f"the helper of {printable(registry)} is not a name")
+            raise malformed(self.path, f"the helper of {printable(registry)} is not a name")
         server = _HUB_SERVER if registry == _HUB else registry
         return Helper(name, server, printable(self.path), dedicated)
 
@@ -166,7 +158,7 @@ class AuthFile:
             )
         else:
             what = f"the entry of {printable(key)} is empty"
-        return str(_malformed(self.path, f"{what}: log in once more, or log out"))
+        return str(malformed(self.path, f"{what}: log in once more, or log out"))
 
     def _login(self, key: str) -> Login | None:
         """Return the credentials of an entry; None if there are none, as with a helper."""
@@ -181,50 +173,10 @@ class AuthFile:
                 username, password = _decoded(pair)
             token = _text(entry, "identitytoken")
         except ValueError:
-            raise _malformed(self.path, f"the entry of {printable(key)}") from None
+            raise malformed(self.path, f"the entry of {printable(key)}") from None
         if not password and not token:
             return None
         return Login(f"from {printable(self.path)}", username, password, token)
-
-
-class AuthFiles:
-    """Files that are read when they are first asked, and again when they have changed.
-
-    Safe under threads without a lock: two that read at once keep the same.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(paths)
-        self._read: dict[Path, tuple[tuple[int, int, int], AuthFile]] = {}
-
-    def find(
-        self, registries: Sequence[str], repository: str
-    ) -> Iterator[Login | Helper | Unusable]:
-        """Yield what `AuthFile.find` does, of one file after the other.
-
-        A file that is not there holds nothing. Raises CredentialsUnavailable for one that cannot
-        be read.
-        """
-        for path in self._paths:
-            try:
-                file = self._current(path)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise _malformed(path, error.strerror or "it cannot be read") from None
-            yield from file.find(registries, repository)
-
-    def _current(self, path: Path) -> AuthFile:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise _malformed(path, f"it is no file of at most {MAX_FILE_BYTES} bytes")
-        signature = (status.st_ino, status.st_mtime_ns, status.st_size)
-        known = self._read.get(path)
-        if known is None or known[0] != signature:
-            with path.open("rb") as opened:
-                known = signature, AuthFile.parse(path, opened.read(MAX_FILE_BYTES))
-            self._read[path] = known
-        return known[1]
 
 
 def normal_key(key: str) -> str:
@@ -257,7 +209,7 @@ def _section(path: Path, document: Mapping[str, object], name: str) -> dict[str,
     """
     section = document.get(name) or {}
     if not isinstance(section, dict):
-        raise _malformed(path, f"its {name} is not a JSON object")
+        raise malformed(path, f"its {name} is not a JSON object")
     best_last = sorted(section, key=lambda key: (not _SCHEME.match(key), bool(_API.match(key))))
     return {normal_key(key): section[key] for key in best_last}
 
@@ -287,7 +239,8 @@ def _decoded(pair: str) -> tuple[str, str]:
     return username, password.rstrip("\0")
 
 
-def _malformed(path: Path, what: str) -> CredentialsUnavailable:
+def malformed(path: Path, what: str) -> CredentialsUnavailable:
+    """Return the error for a file that cannot be used, and why."""
     return CredentialsUnavailable(f"the credentials in '{printable(path)}' cannot be used: {what}")
 
 

@@ -88,6 +88,16 @@ def describe_schemes(header: str) -> str:
     return " and ".join(names)
 
 
+def answerable(header: str) -> Challenge:
+    """Return the challenge to answer of those in a WWW-Authenticate header.
+
+    Bearer comes before Basic. The scheme is "" where nothing is asked, and names all that are
+    offered where none can be answered.
+    """
+    known = {challenge.scheme: challenge for challenge in parse_challenges(header)}
+    return known.get("bearer") or known.get("basic") or Challenge(describe_schemes(header), {})
+
+
 def checked_realm(realm: str, registry_scheme: str) -> str:
     """Return the token server's URL if credentials may go there; else raise ProtocolViolation."""
     if why := _doubt(realm, registry_scheme):

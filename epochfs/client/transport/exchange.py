@@ -87,8 +87,8 @@ class Transport:
         self._adapter = Adapter(self._tls, options.pool_size, options.proxies)
         self._adapter.proxy_for(self.base)
         self._sender = Sender(self.base, options, self._tls, self._adapter, self.stats)
-        self._credentials = CredentialStore(credentials, base_url)
-        self._authenticator = Authenticator(self._credentials, self.base.scheme)
+        store = CredentialStore(credentials, base_url)
+        self._authenticator = Authenticator(store, self.base.scheme)
         self._headers = [f"{name}: {value}".encode() for name, value in options.headers]
         # Written without a lock: all that a race costs is one more refused request.
         self._refuses_range = False
@@ -177,7 +177,7 @@ class Transport:
         """
         deadline = time.monotonic() + self.timeout
         always_shown = (*self._tls.certificates, *self._headers)
-        return self._credentials.bearer_for(salt, repository, deadline, always_shown)
+        return self._authenticator.bearer_for(salt, repository, deadline, always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
         """Return the error that an answer other than the one hoped for means.

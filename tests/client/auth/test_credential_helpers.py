@@ -78,7 +78,8 @@ def test_a_fingerprint_tells_what_helpers_say_and_none_is_had_of_one_that_fails(
 ) -> None:
     def fingerprint() -> str:
         deadline = time.monotonic() + SOON
-        return installed.store().bearer_for(b"salt", "team/app", deadline).fingerprint
+        subject = Authenticator(installed.store(), "https")
+        return subject.bearer_for(b"salt", "team/app", deadline).fingerprint
 
     found = set()
     for username, secret in (("bob", "geheim"), ("bob", "other"), ("<token>", "geheim")):
@@ -179,7 +180,7 @@ def test_a_failing_store_for_all_registries_matters_where_one_asks_for_a_login(
     subject = Authenticator(store, "https")
     for _ in range(2):
         assert subject.header("a:pull", _unasked, open_to_all, SOON) == ""
-    assert store.bearer_for(b"salt", "a", time.monotonic() + SOON) == Bearer("", "")
+    assert subject.bearer_for(b"salt", "a", time.monotonic() + SOON) == Bearer("", "")
     why = r"docker-credential-test.*exit code 3"
     for challenge in ("Basic", 'Bearer realm="https://auth.example/"', "Negotiate"):
         subject = Authenticator(store, "https")

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,10 +148,12 @@ def test_what_is_given_comes_before_all_files(tmp_path: Path) -> None:
     file = write(tmp_path / "f", auths(**{"reg.example": "file:p"}))
     store = CredentialStore(Credentials("given", "p", auth_files=(file,)), "https://reg.example")
     assert store.login("", NOW) == Login("as given", "given", "p")
-    empty = write(tmp_path / "empty", b"")
-    for static in (Credentials(token="t"), Credentials(token_file=empty)):
-        store = CredentialStore(replace(static, auth_files=(file,)), "https://reg.example")
-        assert store.login("", NOW) is None
+    token = Credentials(token="t", auth_files=(file,))
+    store = CredentialStore(token, "https://reg.example")
+    assert store.login("", NOW) == Login("with a token, as given", token="t")
+    empty = Credentials(token_file=write(tmp_path / "empty", b""), auth_files=(file,))
+    with pytest.raises(CredentialsUnavailable, match="empty"):
+        CredentialStore(empty, "https://reg.example").login("", NOW)
 
 
 def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
