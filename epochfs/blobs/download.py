@@ -1,19 +1,18 @@
 """One blob on its way from the registry into the cache, shared by all who read it.
 
-A `Download` knows which bytes of its staged file are present. Readers wait for the range they need.
-Workers each fetch one claimed range at a time and hash what they can of the contiguous bytes from
-the start; the one that finds all bytes present hashes the rest, and when the digest matches, the
-blob is kept. What is hashed as it arrives must be what the file has: bytes that were there before
-are read back, and if two streams may have written the same range, all are.
+Readers wait until the range they need is present in the staged file. Workers each fetch one claimed
+range at a time and hash what they can of the contiguous bytes from the start; the one that finds
+all bytes present hashes the rest, and when the digest matches, the blob is kept. What is hashed as
+it arrives must be what the file has: bytes that were there before are read back, and if two streams
+may have written the same range, all are.
 
-What to fetch next is `FetchPlan`'s to say. While a blob is fetched whole, the read that would take
-its last byte is held back until the digest has matched. A server that ignores Range is given one
-worker, which streams the whole blob whatever was asked.
+While a blob is fetched whole, the read that would take its last byte is held back until the digest
+has matched. A server that ignores Range is given one worker, which streams the whole blob whatever
+was asked.
 
-Locks: `Download._lock` guards every underscored field; no I/O happens under it, and only `Budget`'s
-lock, a leaf, is taken under it. Read without it are `verified`, `_closing` and `_failure`, which
-change once, `_readable`, which moves forward until a failure resets it, and `_mark`, a hint.
-`Staging`'s lock comes before it, `Verifier`'s is never taken with it.
+Locks: `Download` has none, and does all the I/O. What is shared is in three parts, each with its
+own: `DownloadState` (bytes, readers, workers), `StagedFile` (the file) and its `Verifier` (the
+hash). A lock of `StagedFile` comes before the state's; the `Verifier`'s is taken with no other.
 """
 
 from __future__ import annotations
@@ -22,105 +21,68 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from epochfs.blobs.buffers import page_aligned
-from epochfs.blobs.connections import Budget
-from epochfs.blobs.fetch_plan import Claim, FetchPlan
-from epochfs.blobs.staged_file import Staging
-from epochfs.blobs.verifier import Verifier
+from epochfs.blobs.download_state import DownloadState
+from epochfs.blobs.fetch_plan import Budget, Claim, FetchPlan
+from epochfs.blobs.origin import Origin
+from epochfs.blobs.staged_file import StagedFile
 from epochfs.cache.blobs import BlobCache, read_exactly
-from epochfs.cache.staged_blob import RangeSet
-from epochfs.client import BlobStream
 from epochfs.config import BlobOptions
 from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
     DeadlineExceeded,
     EpochfsError,
-    NeverThere,
-    NotFound,
     ProtocolViolation,
     Unavailable,
-    UnconfirmedNotFound,
-    Vanished,
-    fresh,
 )
-from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
 
 _READ_SIZE = 1 << 19
-_BREAKS_WITHOUT_PROGRESS = 4
-_PAUSE_SECONDS = 0.2
 _OTHERS_SECONDS = 0.05
 
-Source = Callable[[int, int | None], BlobStream]
-"""Opens a stream of the blob's bytes `[start, end)`; to its end where `end` is None."""
 
+@dataclass(frozen=True, slots=True)
+class DownloadContext:
+    """What the downloads of one registry have in common."""
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A thread that waits for a range, and how its wait ended."""
-
-    start: int
-    stop: int
-    done: threading.Event = field(default_factory=threading.Event)
-    error: EpochfsError | None = None
+    cache: BlobCache
+    options: BlobOptions
+    budget: Budget
 
 
 class Download:
-    """One blob on its way into the cache. `read_into` is for any thread; `close` is called once.
+    """One blob on its way into the cache. Any thread may call anything.
 
-    `distrust` is called when what came cannot be the blob; it returns whether `source` will ask
-    another host from then on. `on_end` is called once, from one of its threads, when no later
-    reader should join: after the blob was kept, or after it failed for good.
+    `on_end` is called once, from a worker, when no later reader should join: after the blob was
+    kept, or after it failed for good. A `precise` reader knows what it needs (see `FetchPlan`).
     """
 
     def __init__(
         self,
-        digest: Digest,
-        size: int,
-        source: Source,
-        cache: BlobCache,
-        options: BlobOptions,
-        budget: Budget,
-        distrust: Callable[[], bool],
+        origin: Origin,
+        context: DownloadContext,
         on_end: Callable[[], None],
         *,
-        ranged: bool | None,
         precise: bool = False,
     ) -> None:
-        self.digest = digest
-        self.size = size
-        self.verified = False
-        self._source = source
-        self._options = options
-        self._distrust = distrust
+        self.digest = origin.digest
+        self.size = origin.size
+        self._origin = origin
         self._on_end = on_end
-        self._lock = threading.Lock()
-        self._plan = FetchPlan(
-            size, budget, whole=options.verify_first, ranged=ranged, precise=precise
+        verify_first = context.options.verify_first
+        plan = FetchPlan(
+            origin.size, context.budget, whole=verify_first, ranged=origin.ranged, precise=precise
         )
-        self._staging = Staging(cache, digest, size)
-        self._readable = 0
-        self._mark = 0
-        self._unused = False
-        self._awake = threading.Event()
-        self._awake.set()
-        self._waiters: list[_Waiter] = []
-        self._verifier = Verifier(digest)
-        self._finishing = False
-        self._overlapped = False
-        self._threads = 0
-        self._breaks = 0
-        self._served = False
-        self._refetched = False
-        self._failure: EpochfsError | None = None
-        self._closing = False
+        self._state = DownloadState(origin.digest, plan, self._run, verify_first=verify_first)
+        self._staged = StagedFile(context.cache, origin.digest, origin.size)
         self._idle = threading.Event()
+        self.leave = self._state.leave
 
-    # ---- what readers call -------------------------------------------------------------------
+    # ---- for readers -------------------------------------------------------------------------
 
     def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         """Fill `view` with the bytes at `offset`, inside the blob, once they may be read.
@@ -130,73 +92,64 @@ class Download:
         that kept them away.
         """
         stop = offset + len(view)
-        if stop > self._readable:
-            self._wait(offset, stop, run, timeout)
-        elif run and stop > self._mark:
-            self._look_ahead(offset, stop, run)
-        read_exactly(self.fileno(), view, offset)
+        if stop > self._state.readable:
+            if not self._state.wait(offset, stop, run, timeout):
+                self._abandon(offset, stop)
+                raise DeadlineExceeded(
+                    f"bytes {offset}-{stop - 1} of {self.digest} did not arrive in time"
+                )
+        elif run and stop > self._state.mark:
+            self._state.look_ahead(offset, stop, run)
+        read_exactly(self._staged.fd, view, offset)
 
     def fileno(self) -> int:
         """Return the descriptor of the staged file, which exists once anything was read."""
-        return self._staging.fileno()
+        return self._staged.fd
 
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Fill `view` with the bytes at `offset`, if all of them are here; return whether.
 
         Also after it failed, and unverified.
         """
-        with self._lock:
-            if not self._plan.present.covers(offset, offset + len(view)):
-                return False
+        if not self._state.covers(offset, offset + len(view)):
+            return False
         try:
-            read_exactly(self.fileno(), view, offset)
+            read_exactly(self._staged.fd, view, offset)
         except CacheFailure:
             return False
         return True
 
     @property
+    def verified(self) -> bool:
+        """Whether the digest has matched."""
+        return self._state.verified
+
+    @property
     def spoiled(self) -> bool:
         """Whether it ended on bytes of another digest, which readers may have been given."""
-        return isinstance(self._failure, ContentMismatch)
+        return isinstance(self._state.failure, ContentMismatch)
 
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes present, and connections at work."""
-        with self._lock:
-            return self._plan.present.total, len(self._plan.claims)
+        return self._state.progress
 
     @property
     def ranged(self) -> bool | None:
         """Whether the server has proved Range; None while that is not known."""
-        return self._plan.ranged
-
-    def leave(self) -> None:
-        """Take note that nobody has it open: no more is asked for, unless half of it is here."""
-        with self._lock:
-            self._unused = True
+        return self._state.plan.ranged
 
     def rest(self) -> None:
         """Stop what is under way until somebody reads again, unless half of it is here.
 
         A stream without Range is kept, though not read from: another would begin at the start.
         """
-        with self._lock:
-            if not self._is_unwanted:
-                return
-            self._awake.clear()
-        if self._plan.ranged is not False:
+        if self._state.rest() and self.ranged is not False:
             self._close_streams(0, self.size)
 
     def close(self) -> None:
-        """Stop. What is present is kept for a later download once the last thread has ended."""
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
-            self._awake.set()
-            last = self._threads == 0
-            error = Unavailable("the mount is shutting down")
-            self._end_waits(error)
+        """Stop. What is present is kept for a later download once the last worker has ended."""
+        last = self._state.close()
         self._close_streams(0, self.size)
         if last:
             self._put_away()
@@ -205,116 +158,21 @@ class Download:
         """Wait until a closed download has put everything away; return whether it has."""
         return self._idle.wait(seconds)
 
-    def _look_ahead(self, start: int, stop: int, run: int) -> None:
-        """Have more fetched for a reader that goes on."""
-        with self._lock:
-            self._take_note(start, stop, run)
-            self._employ()
-
-    def _wait(self, start: int, stop: int, run: int, timeout: float) -> None:
-        with self._lock:
-            self._take_note(start, stop, run)
-            if self._failure is not None:
-                raise fresh(self._failure)
-            if self._may_read(start, stop):
-                self._serve()
-                if run:
-                    self._employ()
-                return
-            waiter = _Waiter(start, stop)
-            self._waiters.append(waiter)
-            self._employ()
-        in_time = waiter.done.wait(timeout)
-        with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if waiter.error is not None:
-                raise fresh(waiter.error)
-        if not in_time:
-            self._abandon(start, stop)
-            raise DeadlineExceeded(
-                f"bytes {start}-{stop - 1} of {self.digest} did not arrive in time"
-            )
-
     def _abandon(self, start: int, stop: int) -> None:
         """Close the streams of a range that were too slow for a reader, so that it is asked anew.
 
         Otherwise one that trickles on for ever would keep everybody from those bytes. A stream
         without Range is left alone: what it has brought so far would have to come again.
         """
-        if self._plan.ranged:
+        if self.ranged:
             self._close_streams(start, stop)
 
     def _close_streams(self, start: int, stop: int) -> None:
         """Close the streams of all claims on a range; their workers will come upon that."""
-        with self._lock:
-            claims = [claim for claim in self._plan.claims if claim.overlaps(start, stop)]
-        for claim in claims:
-            if claim.stream is not None:
-                claim.stream.close()
+        for stream in self._state.streams(start, stop):
+            stream.close()
 
-    # ---- bookkeeping, all with the lock held -------------------------------------------------
-
-    def _take_note(self, start: int, stop: int, run: int) -> None:
-        """Take note of where a reader is, and that there is one."""
-        mark = self._plan.reads(start, stop, run)
-        if run:
-            self._mark = mark
-        self._unused = False
-        self._awake.set()
-
-    def _may_read(self, start: int, stop: int) -> bool:
-        if self.verified:
-            return True
-        if self._options.verify_first or not self._plan.present.covers(start, stop):
-            return False
-        return stop < self.size or not (self._plan.whole or self._plan.complete)
-
-    def _end_waits(self, error: EpochfsError | None = None) -> None:
-        """Wake those whose range may be read now; with an error, wake everybody."""
-        for waiter in list(self._waiters):
-            if error is not None or self._may_read(waiter.start, waiter.stop):
-                waiter.error = error
-                if error is None:
-                    self._serve()
-                self._waiters.remove(waiter)
-                waiter.done.set()
-
-    def _employ(self) -> None:
-        """Start as many workers as there is work for."""
-        while (claim := self._next_claim()) is not None:
-            name = f"fetch {self.digest.encoded[:8]}"
-            worker = threading.Thread(target=self._run, args=(claim,), name=name, daemon=True)
-            try:
-                worker.start()
-            except RuntimeError as error:
-                self._plan.release(claim)
-                if not self._plan.claims:
-                    self._end_waits(Unavailable(f"no thread to fetch {self.digest}: {error}"))
-                return
-            self._threads += 1
-
-    def _next_claim(self) -> Claim | None:
-        if self._stopped or self._is_unwanted:
-            return None
-        return self._plan.next_claim((waiter.start, waiter.stop) for waiter in self._waiters)
-
-    @property
-    def _stopped(self) -> bool:
-        return self._closing or self._failure is not None
-
-    @property
-    def _is_unwanted(self) -> bool:
-        """Whether nobody is known to read it, and it is not worth finishing."""
-        return self._unused and not self._waiters and not self._plan.half_present
-
-    @property
-    def _halted(self) -> bool:
-        """Whether no more is to be fetched now."""
-        rests = not self._awake.is_set() and self._plan.ranged is not False
-        return rests or self._stopped
-
-    # ---- workers -----------------------------------------------------------------------------
+    # ---- for workers -------------------------------------------------------------------------
 
     def _run(self, claim: Claim) -> None:
         """Be a worker; whatever goes wrong, tell the readers, and leave nothing behind."""
@@ -322,7 +180,7 @@ class Download:
         try:
             try:
                 self._work(claim)
-                finishing = self._is_last()
+                finishing = self._state.is_last()
                 if finishing:
                     self._finish()
             except EpochfsError as error:
@@ -331,33 +189,14 @@ class Download:
                 log.exception("unforeseen failure while fetching %s", self.digest)
                 self._fail(ProtocolViolation("unforeseen failure, see the log"), for_good=True)
         finally:
-            with self._lock:
-                self._threads -= 1
-                last = self._closing and self._threads == 0
-            if last:
+            if self._state.leave_work():
                 self._put_away()
 
-    def _fail(self, error: EpochfsError, *, for_good: bool = False) -> None:
-        """Give the error to all who wait; for good when trying again could not mend it."""
-        if isinstance(error, NotFound):
-            error = self._absent(error)
-        for_good = for_good or isinstance(error, Vanished | ProtocolViolation | CacheFailure)
-        with self._lock:
-            if self._closing:
-                return
-            if for_good:
-                self._failure = error
-                self._readable = 0
-            self._end_waits(error)
-        log.debug("fetching %s failed: %s", self.digest, error)
-        if for_good:
+    def _fail(self, error: EpochfsError, *, for_good: bool) -> None:
+        if self._state.fail(error, for_good=for_good):
+            if self.spoiled:
+                self._origin.spoiled()
             self._on_end()
-
-    def _absent(self, error: NotFound) -> EpochfsError:
-        """Return what it means for a blob that is known that it is not found."""
-        if isinstance(error, UnconfirmedNotFound):
-            return Unavailable(str(error))  # who has answered may not be the registry
-        return Vanished(str(error)) if self._plan.present.total else NeverThere(str(error))
 
     def _work(self, claim: Claim) -> None:
         """Fetch one claimed range after another until there is nothing left to claim."""
@@ -366,222 +205,112 @@ class Download:
         while following is not None:
             claim = following
             try:
-                self._staging.prepare(self._resume, whole=self._plan.whole)
+                self._staged.prepare(self._state.resume, whole=self._state.plan.whole)
                 self._fetch(claim, buffer)
             except (Unavailable, DeadlineExceeded):
-                with self._lock:
-                    self._plan.window.refused()
-                    self._plan.release(claim)
-                    if self._plan.claims:
-                        return  # the others will see to it
+                if self._state.release(claim, refused=True):
+                    return  # the others will see to it
                 raise
             except BaseException:
-                with self._lock:
-                    self._plan.release(claim)
+                self._state.release(claim)
                 raise
-            with self._lock:
-                self._plan.release(claim)
-                following = self._next_claim()
-                self._employ()
-
-    def _is_last(self) -> bool:
-        """Whether all bytes are here, and this thread is the first to come upon that."""
-        with self._lock:
-            last = self._plan.complete and not self._finishing and not self._stopped
-            self._finishing = self._finishing or last
-            return last
-
-    def _resume(self, present: RangeSet) -> None:
-        """Take over what an earlier download left."""
-        with self._lock:
-            for start, stop in present:
-                self._add(start, stop)
-            self._end_waits()
+            following = self._state.next_claim(claim)
 
     def _fetch(self, claim: Claim, buffer: memoryview) -> None:
         """Fetch what a claimed range lacks, resuming where the stream breaks."""
-        while (span := self._lacking(claim)) is not None:
+        while (span := self._state.lacking(claim)) is not None:
             try:
                 if not self._fetch_span(claim, buffer, *span):
                     return
             except ProtocolViolation:
-                if not self._distrust():
+                if not self._origin.distrust():
                     raise
 
     def _fetch_span(self, claim: Claim, buffer: memoryview, start: int, stop: int) -> bool:
         """Fetch a range as far as its stream goes; False if another worker is sent all already."""
-        before = self._plan.present.total
-        with self._source(start, None if self._plan.ranged is False else stop) as stream:
-            position, stop = self._accept(claim, stream, start, stop)
+        with self._origin.source(start, None if self.ranged is False else stop) as stream:
+            self._origin.check_size(stream)
+            position, stop, whole = self._state.accept(claim, stream, start, stop)
+            if whole:
+                self._staged.allocate()
             if position == stop:
                 return False
             try:
-                while position < stop and self._goes_on(stream):
+                while position < stop and self._state.goes_on(stream):
                     data = buffer[: stream.read_into(buffer)]
                     if stream.ranged:
                         data = data[: stop - position]
-                    self._look_after(position, self._store(position, data))
+                    self._store(position, data)
                     position += len(data)
             except (Unavailable, DeadlineExceeded) as error:
-                if not self._halted:
-                    self._pause(error, progressed=self._plan.present.total > before)
+                if not self._state.halted:
+                    self._origin.pause(error, self._state.broke(claim))
         return True
 
-    def _goes_on(self, stream: BlobStream) -> bool:
-        """Return whether to read on from a stream; wait where it is kept for the next reader."""
-        if not stream.ranged:
-            self._awake.wait()
-        return not self._halted
+    def _store(self, position: int, data: memoryview) -> None:
+        """Write what of `data` is not present yet, let the readers know, and hash on.
 
-    def _lacking(self, claim: Claim) -> tuple[int, int] | None:
-        """Return the first absent part of a claimed range."""
-        with self._lock:
-            if self._halted:
-                return None
-            return next(self._plan.present.missing(claim.start, claim.stop), None)
-
-    def _accept(self, claim: Claim, stream: BlobStream, start: int, stop: int) -> tuple[int, int]:
-        """Hold a stream's headers against what was asked; return the range to read from it.
-
-        A server without Range sends the whole blob whatever was asked, so the claim grows to it,
-        and everything will be there soon: the download is whole from then on.
-        """
-        if stream.total is not None and stream.total != self.size:
-            raise ContentMismatch(
-                f"{self.digest} has {stream.total} bytes, its descriptor says {self.size}"
-            )
-        with self._lock:
-            claim.stream = stream
-            self._plan.window.answered()
-            self._plan.ranged = stream.ranged
-            if not stream.ranged:
-                first = self._plan.take_all(claim)
-                self._overlapped = self._overlapped or len(self._plan.claims) > 1
-                start, stop = (0, self.size) if first else (stop, stop)
-            self._employ()
-        if self._plan.whole:
-            self._staging.allocate()
-        return start, stop
-
-    def _store(self, position: int, data: memoryview) -> memoryview:
-        """Write what of `data` is not present yet, and let the readers know.
-
-        Returns what the file has got of it, if that is all; else nothing.
+        The hash takes `data` only if the file has got all of it; else it is read back.
         """
         if not data:
             raise Unavailable(f"the stream of {self.digest} ended early")
         stop = position + len(data)
         if stop > self.size:
             raise ContentMismatch(f"{self.digest} has more than its {self.size} bytes")
-        with self._lock:
-            absent = list(self._plan.present.missing(position, stop))
+        absent = self._state.absent(position, stop)
         for begin, end in absent:
-            self._staging.write(begin, data[begin - position : end - position])
-        with self._lock:
-            self._plan.window.arrived(len(data))
-            self._add(position, stop)
-            self._end_waits()
-        return data if absent == [(position, stop)] else data[:0]
-
-    def _look_after(self, position: int, data: memoryview) -> None:
-        """After the readers have been served: hash on, and now and then save what is here.
-
-        `data` is what the file has at `position`, as far as it is known without reading it back.
-        """
-        if self._plan.whole:
-            self._verifier.received(position, data, self.fileno(), self._plan.prefix)
-        self._staging.save_now_and_then(self._snapshot)
-
-    def _snapshot(self) -> RangeSet:
-        with self._lock:
-            return RangeSet(self._plan.present)
-
-    def _add(self, start: int, stop: int) -> None:
-        """Take `[start, stop)` as present. The lock is held."""
-        was_whole = self._plan.whole
-        self._plan.add(start, stop)
-        self._publish()
-        if self._plan.whole and not was_whole:
-            self._employ()
-
-    def _serve(self) -> None:
-        """Take note that a reader gets bytes: from now on a mismatch can only be an error."""
-        self._served = True
-        self._publish()
-
-    def _publish(self) -> None:
-        """Let readers take the contiguous bytes without the lock, once any has been served."""
-        settled = self.verified or self._failure is not None
-        if self._served and not settled and not self._options.verify_first:
-            self._readable = min(self._plan.prefix, self.size - 1)
-
-    def _pause(self, error: EpochfsError, *, progressed: bool) -> None:
-        """After a broken stream, wait a moment before it is resumed; give up when none helps."""
-        with self._lock:
-            self._breaks = 0 if progressed else self._breaks + 1
-            breaks = self._breaks
-        if breaks > _BREAKS_WITHOUT_PROGRESS:
-            raise error
-        log.debug("the stream of %s broke, resuming: %s", self.digest, error)
-        time.sleep(_PAUSE_SECONDS * breaks)
+            self._staged.write(begin, data[begin - position : end - position])
+        prefix = self._state.arrived(position, stop)
+        if prefix is not None:
+            written = data if absent == [(position, stop)] else data[:0]
+            self._staged.verifier.received(position, written, self._staged.fd, prefix)
+        self._staged.save_now_and_then(self._state.snapshot)
 
     # ---- the end -----------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """Once all bytes are here: keep them if the digest matches, refuse them if not."""
-        if self._overlapped:
+        verifier = self._staged.verifier
+        if self._state.overlapped:
             self._await_others()
-            self._verifier.restart()
-        if not self._verifier.finish(self.fileno(), self.size, lambda: self._stopped):
-            if self._stopped:
+            verifier.restart()
+        if not verifier.finish(self._staged.fd, self.size, lambda: self._state.stopped):
+            if self._state.stopped:
                 return
-            self._distrust()
+            self._origin.distrust()
             self._give_up_bytes()
             return
-        with self._lock:
-            self.verified = True
-            self._readable = self.size
-            self._end_waits()
-        self._staging.promote()
+        self._state.confirm()
+        self._staged.promote()
         self._on_end()
 
     def _await_others(self) -> None:
         """Wait until nobody writes any more, since what they write may be here already."""
         self._close_streams(0, self.size)
-        while self._plan.claims and not self._stopped:
+        while self._state.progress[1] and not self._state.stopped:
             time.sleep(_OTHERS_SECONDS)
 
     def _give_up_bytes(self) -> None:
         """After a mismatch: fetch all once more if that may be, else raise ContentMismatch."""
         try:
-            if self._start_over():
+            self._staged.forget()
+            self._staged.verifier.restart()
+            if self._state.start_over():
+                log.warning(
+                    "the bytes sent for %s have another digest, fetching again", self.digest
+                )
                 return
-            self._staging.discard()
+            self._staged.discard()
         except CacheFailure as error:
-            log.warning("wrong bytes of %s stay in the cache's way: %s", self.digest, error)
+            log.warning(
+                "cannot remove the wrong bytes of %s from the cache: %s", self.digest, error
+            )
         raise ContentMismatch(f"the bytes sent for {self.digest} have another digest")
 
-    def _start_over(self) -> bool:
-        """Forget all bytes and fetch them once more, if none has been served; return whether.
-
-        In one step, so that no reader comes upon the bytes that are given up.
-        """
-        self._staging.forget()
-        self._verifier.restart()
-        with self._lock:
-            if self._served or self._refetched:
-                return False
-            self._refetched = True
-            self._finishing = self._overlapped = False
-            self._plan.present = RangeSet()
-            self._employ()
-        log.warning("the bytes sent for %s have another digest, fetching again", self.digest)
-        return True
-
     def _put_away(self) -> None:
-        """After the last thread: leave what is present to a later download, and close the file."""
-        wanted = not self.verified and self._failure is None
+        """After the last worker: leave what is present to a later download, and close the file."""
+        wanted = not self.verified and self._state.failure is None
         try:
-            self._staging.put_away(self._plan.present if wanted else None)
+            self._staged.put_away(self._state.plan.present if wanted else None)
         finally:
             self._idle.set()

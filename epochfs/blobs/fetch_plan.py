@@ -1,4 +1,4 @@
-"""The bytes of a blob that are present, and those to fetch next. Pure; the caller locks.
+"""Which bytes of a blob are present, which to fetch next, and over how many connections.
 
 A blob is fetched **by chunks** while reads look random: each absent aligned chunk by itself. It is
 fetched **whole** once a reader looks sequential, or half of it is present, or it is small: segment
@@ -8,38 +8,160 @@ Whole does not mean all at once: what is fetched ahead of a reader is as much as
 sequence, so that it doubles as the reader goes on, and the first megabytes of a large blob cost the
 registry twice that. The rest is wanted once half is present, or a reader waits for the last byte,
 which is held back until all have been verified.
+
+More connections help where each is slow (a rate limit, a long round trip) and hurt where the disk
+or the processor is the limit: one that is fast stays alone. Otherwise the `Window` finds the
+number by trying: doubled while that pays, taken back when it did not, halved when the registry
+pushes back.
+
+Locks: `FetchPlan` and `Window` are pure, and their caller locks. `Budget._lock` guards its count
+and is a leaf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from epochfs.blobs.connections import MIB, Budget, Window
 from epochfs.cache.staged_blob import RangeSet
+
+MIB = 1 << 20
+SMALLEST_SEGMENT = MIB
+LARGEST_SEGMENT = 256 * MIB
+_FIRST_SEGMENT = 8 * MIB
+_FIRST_TICK_SECONDS = 0.05
+_SLOW_SIZE = 4
+"""How many to try at once when the first connection proves slow."""
+
+_FAST = 128 * MIB
+"""Bytes a second that show that a connection waits for us, not we for it."""
+
+_TICK_SECONDS = 0.2
+_SEGMENT_SECONDS = 0.25
+_WORTH = 1.2
+_HOLD_SECONDS = 5.0
 
 CHUNK = MIB
 """What a random read fetches, aligned, in bytes."""
 
 PRECISE = 64 * 1024
-"""To what the range of a read is widened where its reader knows what it needs, in bytes."""
+"""What a `precise` read is widened to, aligned, in bytes."""
 
 SMALL = 4 * MIB
 """A blob up to this many bytes is fetched whole, in one request, at its first read."""
-
 
 FIRST_AHEAD = 2 * MIB
 """How much is fetched ahead of a reader that begins to look sequential, in bytes."""
 
 _NEAR = 2 * MIB
-"""How far behind a claim a reader may be for its worker to come to him next, in bytes."""
+"""How far behind a claim a reader may be for its worker to reach it next, in bytes."""
 
 _ALONE = 16
-"""How many segments a download asks for at a time while others use up the connections."""
+"""How many segments a download asks for at once while others use up the connections."""
 
 SEGMENT_ALONE = 64 * MIB
-"""The most that this comes to, in bytes, if a segment is not larger."""
+"""The most bytes these add up to, unless one segment is larger."""
+
+
+class Budget:
+    """How many connections the downloads of one registry use together.
+
+    Each may have its first whatever the others do; more than that only while `limit` is not used
+    up, so that many readers of many blobs do not each open as many as one alone.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @property
+    def spare(self) -> bool:
+        """Whether another connection may be opened beside a download's first."""
+        return self._used < self.limit
+
+    def take(self) -> None:
+        """Count a connection as used."""
+        with self._lock:
+            self._used += 1
+
+    def give_back(self) -> None:
+        """Count a connection as no longer used."""
+        with self._lock:
+            self._used -= 1
+
+
+class Window:
+    """How many connections one download should use (`size`, at most `most`), by trying.
+
+    `segment` is how many bytes one request should ask for: about a quarter of a second's worth.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.size = 1
+        self._most = most
+        self._clock = clock
+        self._began = clock()
+        self._idle_since: float | None = self._began
+        self._asked: float | None = None
+        self._tick = _FIRST_TICK_SECONDS
+        self._bytes = 0
+        self._best_rate = 0.0
+        self._best_size = self.size
+        self._held_until = 0.0
+        self.segment = _FIRST_SEGMENT
+
+    def idle(self) -> None:
+        """Note that nothing is asked for any more."""
+        self._idle_since = self._clock()
+
+    def asked(self) -> None:
+        """Note that something is asked for; that nothing came before says nothing."""
+        if self._idle_since is not None:
+            self._asked = self._clock()
+            self._began += self._asked - self._idle_since
+            self._idle_since = None
+
+    def answered(self) -> None:
+        """Note that bytes are about to come.
+
+        The time to the first answer is not their pace, unless it was long: then the round trip is
+        long, and more connections help.
+        """
+        if self._asked is not None:
+            took = self._clock() - self._asked
+            self._began += took if took < _FIRST_TICK_SECONDS else 0.0
+            self._asked = None
+
+    def arrived(self, count: int) -> None:
+        """Note `count` bytes, and once a tick how fast they come."""
+        self._bytes += count
+        now = self._clock()
+        elapsed = now - self._began
+        if elapsed < self._tick:
+            return
+        rate = self._bytes / elapsed
+        self._began, self._bytes, self._tick = now, 0, _TICK_SECONDS
+        wanted = rate / self.size * _SEGMENT_SECONDS
+        self.segment = int(min(max(wanted, SMALLEST_SEGMENT), LARGEST_SEGMENT)) // MIB * MIB
+        if rate / self.size >= _FAST:
+            return
+        if rate > self._best_rate * _WORTH:
+            self._best_rate, self._best_size = rate, self.size
+            self.size = min(max(self.size * 2, _SLOW_SIZE), self._most)
+        elif self.size > self._best_size:
+            self.size, self._held_until = self._best_size, now + _HOLD_SECONDS
+        elif now > self._held_until:
+            self._best_rate = rate
+            self.size = min(self.size * 2, self._most)
+
+    def refused(self) -> None:
+        """Note that the registry pushed back or a connection broke."""
+        self.size = self._best_size = max(1, self.size // 2)
+        self._held_until = self._clock() + _HOLD_SECONDS
 
 
 class Closeable(Protocol):
@@ -56,6 +178,8 @@ class Claim:
     start: int
     stop: int
     stream: Closeable | None = None
+    present_before: int = 0
+    """How many bytes of the blob were present when its stream was opened."""
 
     def overlaps(self, start: int, stop: int) -> bool:
         """Whether it has some of the bytes `[start, stop)`."""
@@ -67,7 +191,7 @@ class FetchPlan:
 
     `ranged` is None until the server has shown whether it honours Range. Before it is True, one
     worker at a time is enough: the first answer tells. `precise` is for a reader that knows what
-    it needs: a chunk is then no larger than the range that is waited for.
+    it needs: a chunk is then no larger than the range it waits for.
     """
 
     def __init__(
@@ -117,8 +241,8 @@ class FetchPlan:
         self.whole = self.whole or self.half_present
 
     def reads(self, start: int, stop: int, run: int) -> int:
-        """Take note of a reader at `[start, stop)` that has read `run` bytes in sequence, or 0 if
-        that may be chance. Return how far it may go on before this is to be called again.
+        """Note a reader at `[start, stop)` that has read `run` bytes in sequence, or 0 if that may
+        be chance. Return how far it may go on before this is to be called again.
         """
         if not run:
             return self.size
@@ -127,9 +251,9 @@ class FetchPlan:
         self._cursor, self._reach = start, min(stop + ahead, self.size)
         return stop + ahead // 2
 
-    def next_claim(self, waiting: Iterable[tuple[int, int]]) -> Claim | None:
-        """Claim the most urgent absent range: one that is waited for, else what a whole lacks."""
-        spans = list(waiting)
+    def next_claim(self, spans: list[tuple[int, int]]) -> Claim | None:
+        """Claim the most urgent absent range: one of the `spans` that readers wait for, or else
+        what a blob fetched whole lacks."""
         enough = self._enough_workers()
         if enough:
             spans = [span for span in spans if self._is_far_off(span[0])]
@@ -163,18 +287,17 @@ class FetchPlan:
     def take_all(self, claim: Claim) -> bool:
         """Grow a claim to the blob whose server sends all of it; False if another did already."""
         self.whole = True
-        if any(other is not claim and self._is_all(other) for other in self.claims):
+        if any(
+            other is not claim and other.stop - other.start == self.size for other in self.claims
+        ):
             return False
         claim.start, claim.stop = 0, self.size
         return True
 
-    def _is_all(self, claim: Claim) -> bool:
-        return (claim.start, claim.stop) == (0, self.size)
-
     def _is_far_off(self, position: int) -> bool:
         """Whether a reader there would wait for more than the end of what is being fetched.
 
-        One worker more than there should be is worth that he need not.
+        Sparing it that is worth one extra worker.
         """
         return not any(claim.start <= position < claim.stop + _NEAR for claim in self.claims)
 
@@ -189,7 +312,7 @@ class FetchPlan:
 
     @property
     def _segment(self) -> int:
-        """How much one request asks for: much where no other connection could have taken a part."""
+        """How much one request asks for: more where no other connection could take a part."""
         segment = self.window.segment
         if not self.all_wanted:
             # So that what is ahead is not left to one connection where others would help.
@@ -199,7 +322,7 @@ class FetchPlan:
         return max(segment, min(_ALONE * segment, SEGMENT_ALONE)) if alone else segment
 
     def _reach_from(self, position: int) -> int:
-        """Return up to where may be fetched with what is at a position; 0 if that is by itself."""
+        """Return how far a segment at a position may reach; 0 if its chunk is fetched alone."""
         if self.all_wanted:
             return self.size
         return self._reach if self._cursor - _NEAR <= position else 0

@@ -45,16 +45,15 @@ class Local(Protocol):
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Fill `view` with the bytes at `offset`, if all of them are there; return whether."""
 
-    def close(self) -> None:
-        """Close it; once."""
-
 
 @dataclass(frozen=True, slots=True)
-class Ways:
-    """How a blob is read: locally, and where that fails, which is told to `report`, past that."""
+class Backing:
+    """What an open blob reads from: `local`, which `release` gives back, and where that fails,
+    which is told to `report`, what `pass_through` makes."""
 
     local: Local
-    pass_through: Callable[[Local], PassedBlob]
+    release: Callable[[], None]
+    pass_through: Callable[[], PassedBlob]
     report: Callable[[object], None]
 
 
@@ -73,10 +72,10 @@ class OpenBlob:
     A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
     """
 
-    def __init__(self, size: int, ways: Ways, timeout: float, *, precise: bool) -> None:
+    def __init__(self, size: int, backing: Backing, timeout: float, *, precise: bool) -> None:
         self.size = size
-        self._ways = ways
-        self._local = ways.local
+        self._backing = backing
+        self._local = backing.local
         self._timeout = timeout
         self._precise = precise
         self._lock = threading.Lock()
@@ -115,13 +114,13 @@ class OpenBlob:
         """Go on past the cache, from now on."""
         with self._lock:
             if self._passed is None:
-                self._passed = self._ways.pass_through(self._local)
+                self._passed = self._backing.pass_through()
             return self._passed
 
     def close(self) -> None:
         if self._passed is not None:
             self._passed.close()
-        self._local.close()
+        self._backing.release()
 
     def _follow(self, offset: int, count: int) -> int:
         """Take note of a read; return how many bytes were read in sequence, once its reader looks
@@ -142,7 +141,7 @@ class OpenBlob:
                 self._local.read_into(view, offset, run=run, timeout=left)
                 return
             except CacheFailure as error:
-                self._ways.report(error)
+                self._backing.report(error)
                 passed = self.pass_through()
         passed.read_into(view, offset, timeout=until - time.monotonic())
 

@@ -2,15 +2,19 @@
 
 A full disk, one that became read-only, or a machine that is out of descriptors costs speed, and no
 reader an error. Each open blob then has a stream of its own, goes on with it while reads follow
-each other, and asks anew where they do not; from a server without Range that is from the start.
+each other, and asks anew where they do not; from a server without Range that is from the start. A
+stream takes a connection, a descriptor and a few MiB of memory, and a program may have thousands of
+files open: `Places` lets a few blobs have one at a time, those that are being read.
 
 No wrong byte comes to a clean end here either. All pieces of a blob are hashed as they come, each
 by itself and all in order; the read that would take the last byte waits until the digest has
-matched, like that of a download. From then on the sums of the pieces are proof (`places`): a piece
-that is fetched again, by whomever, is held against its own.
+matched, like that of a download. From then on the sums of the pieces are proof: a piece that is
+fetched again, for any reader, is held against its own.
 
 Locks: `PassedBlob._turn` makes one read of a blob at a time; it is held while a stream is opened
-and read, and all wait for it with a time limit. The lock of `Places` may be taken under it.
+and read, and all wait for it with a time limit. `Places._lock` guards which blobs have a place, and
+the proofs; it may be taken under a turn, and no I/O happens under it, but that the stream of a blob
+that loses its place is closed.
 """
 
 from __future__ import annotations
@@ -21,86 +25,63 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
-from typing import Protocol
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
-from epochfs.blobs.places import SUM_BYTES, Key, Places
-from epochfs.client import BlobStream
+from cachetools import LRUCache
+
+from epochfs.blobs.origin import NEAR, PIECE, Origin, PieceStream
 from epochfs.errors import (
     ContentMismatch,
     DeadlineExceeded,
     EpochfsError,
-    NotFound,
     Unavailable,
-    Vanished,
     fresh,
 )
+from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
-
-PIECE = 1 << 19
-"""What is hashed by itself, and kept in memory for a moment, in bytes."""
 
 _WINDOW = 8
 """How many pieces of a blob are in memory: the kernel's reads ahead come a little out of order."""
 
-_NEAR = 8
-"""How many pieces are read and passed over before it is better to ask the registry anew."""
-
-_BREAKS = 4
-_PAUSE_SECONDS = 0.2
 _SEQUENTIAL_BYTES = 1 << 20
+_SUM_BYTES = hashlib.sha256().digest_size
+_PROOF_BYTES = 64 << 20
+_IDLE_SECONDS = 0.5
+_BUSY = float("inf")
 
-
-class Present(Protocol):
-    """What of a blob is on disk all the same."""
-
-    def read_present(self, view: memoryview, offset: int) -> bool:
-        """Fill `view` with the bytes at `offset`, if all of them are there; return whether."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a blob comes from: `source` opens a stream of its bytes `[start, end)`.
-
-    `distrust` is told that what came was wrong, and `spoiled` that a reader has been given of it.
-    `ranged` is whether the server honours Range, None if that is not known.
-    """
-
-    source: Callable[[int, int | None], BlobStream]
-    distrust: Callable[[], bool]
-    spoiled: Callable[[], None]
-    ranged: bool | None
+Key = tuple[Digest, int]
+"""A blob, and its size in bytes."""
 
 
 class PassedBlob:
     """An open blob that passes through. Any thread may call anything.
 
-    `present` has bytes that need not be fetched. With `whole`, all is verified before the first
-    byte is read.
+    `read_present` fills a buffer with the bytes at an offset, if all of them are on disk after all,
+    and returns whether. With `whole`, all is verified before the first byte is read.
     """
 
     def __init__(
-        self, places: Places, key: Key, origin: Origin, present: Present, *, whole: bool
+        self,
+        origin: Origin,
+        places: Places,
+        read_present: Callable[[memoryview, int], bool],
+        *,
+        whole: bool,
     ) -> None:
         self._places = places
-        self._key = key
-        self._digest, self._size = key
+        self._key = (origin.digest, origin.size)
+        self._digest, self._size = self._key
         self._count = -(-self._size // PIECE)
         self._origin = origin
-        self._present = present
-        self._ranged = origin.ranged
+        self._read_present = read_present
         self._whole = whole
         self._turn = threading.Lock()
-        self._stream: BlobStream | None = None
-        self._end = self._position = self._filled = 0
-        self._buffer = bytearray()
+        self._stream = PieceStream(origin)
         self._pieces: OrderedDict[int, bytearray] = OrderedDict()
         self._proof: bytes | None = None
         self._served = self._refetched = False
         self._failure: EpochfsError | None = None
-        self._closed = False
         self._run_end = self._run_bytes = 0
         self._begin()
 
@@ -124,7 +105,7 @@ class PassedBlob:
         except BaseException:
             self._turn.release()
             raise
-        reading.add_done_callback(self._done)
+        reading.add_done_callback(self._end_turn)
         try:
             view[:] = reading.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -134,7 +115,7 @@ class PassedBlob:
         except EpochfsError as error:
             raise fresh(error) from error
 
-    def _done(self, _reading: Future[bytes]) -> None:
+    def _end_turn(self, _reading: Future[bytes]) -> None:
         self._places.rest(self)
         self._turn.release()
 
@@ -150,26 +131,20 @@ class PassedBlob:
 
     def close(self) -> None:
         """End the stream; once, when nobody reads any more."""
-        self._closed = True
         self._places.leave(self)
-        stream = self._stream
-        if stream is not None:
-            stream.close()
+        self._stream.close()
 
     # ---- all below is for the thread that has the turn ---------------------------------------
 
     def _begin(self) -> None:
-        """Take nothing that has come for right."""
+        """Trust nothing that has come so far."""
         self._hasher = self._digest.hasher()
         self._hashed = 0
         self._sums: dict[int, bytes] = {}
         self._pieces.clear()
 
     def _drop(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
-        self._filled = 0
+        self._stream.drop()
         self._pieces.clear()
 
     def _read(self, start: int, stop: int, deadline: float) -> bytes:
@@ -208,13 +183,13 @@ class PassedBlob:
         return bytes(found)
 
     def _follow(self, start: int, stop: int) -> None:
-        """Take note of where the reader is."""
-        near = abs(start - self._run_end) <= _NEAR * PIECE
+        """Note where the reader is."""
+        near = abs(start - self._run_end) <= NEAR * PIECE
         self._run_bytes = (self._run_bytes if near else 0) + stop - start
         self._run_end = max(self._run_end, stop) if near else stop
 
     def _is_read_whole(self) -> bool:
-        """Whether this reader is one that comes to the end, and not one who wants the end alone."""
+        """Whether this reader came through the blob, and does not want its end alone."""
         return self._run_bytes > _SEQUENTIAL_BYTES or 2 * len(self._sums) >= self._count
 
     def _verify(self, deadline: float) -> None:
@@ -224,7 +199,7 @@ class PassedBlob:
             self._adopt_proof()
 
     def _adopt_proof(self) -> None:
-        """Where another reader has verified the blob, hold what this one was given against that."""
+        """If another reader has verified the blob, check against that what this one was given."""
         proof = self._places.proof(self._key) if self._proof is None else None
         if proof is not None:
             for number, found in self._sums.items():
@@ -236,22 +211,21 @@ class PassedBlob:
         return ContentMismatch(f"the bytes sent for {self._digest} have another digest")
 
     def _piece(self, number: int, last: int, deadline: float) -> bytearray:
-        """Return a piece; those up to the `last` are wanted after it."""
+        """Return a piece; those up to the `last` will be wanted next."""
         if number not in self._pieces:
-            piece = bytearray(self._length(number))
-            if self._present.read_present(memoryview(piece), number * PIECE):
+            piece = bytearray(min(PIECE, self._size - number * PIECE))
+            if self._read_present(memoryview(piece), number * PIECE):
                 self._take(number, piece)
             else:
-                self._receive(number, last, deadline)
+                goes_on = self._run_bytes > _SEQUENTIAL_BYTES or number == 0
+                for at, piece in self._stream.pieces(number, last, deadline, goes_on=goes_on):
+                    self._take(at, piece)
         found = self._pieces[number]
         self._hash_on()
         return found
 
-    def _length(self, number: int) -> int:
-        return min(PIECE, self._size - number * PIECE)
-
     def _take(self, number: int, piece: bytearray) -> None:
-        """Hold a piece against what is known of it, and keep it for a moment."""
+        """Check a piece against what is known of it, and keep it for a moment."""
         found = hashlib.sha256(piece).digest()
         proof = self._proof
         known = _sum_at(proof, number) if proof else self._sums.setdefault(number, found)
@@ -274,87 +248,80 @@ class PassedBlob:
                 self._proof = b"".join(self._sums[number] for number in range(self._count))
                 self._places.prove(self._key, self._proof)
 
-    # ---- the stream --------------------------------------------------------------------------
-
-    def _receive(self, number: int, last: int, deadline: float) -> None:
-        """Read from the stream, one that is opened if need be, until a piece has come."""
-        breaks = 0
-        while number not in self._pieces:
-            if not self._leads_to(number):
-                self._open(number, last)
-            before = self._position
-            try:
-                self._read_on(number, deadline)
-            except Unavailable as error:
-                breaks = 0 if self._position > before else breaks + 1
-                if breaks > _BREAKS:
-                    raise
-                log.debug("the stream of %s broke, resuming: %s", self._digest, error)
-                time.sleep(_PAUSE_SECONDS * breaks)
-            if time.monotonic() > deadline and number not in self._pieces:
-                raise DeadlineExceeded(f"{self._digest} did not arrive so far in time")
-
-    def _leads_to(self, number: int) -> bool:
-        """Whether the stream will come to a piece, and soon."""
-        at = self._position // PIECE
-        if self._stream is None or at > number or number * PIECE >= self._end:
-            return False
-        return self._ranged is False or number - at <= _NEAR
-
-    def _open(self, number: int, last: int) -> None:
-        """Ask for the blob from a piece on: to its end, unless the reader jumps about."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-        start = number * PIECE
-        if self._filled and self._position - self._filled == start and self._ranged:
-            start = self._position  # what had come of the piece when a stream broke is here
-        else:
-            self._filled = 0
-        goes_on = self._run_bytes > _SEQUENTIAL_BYTES or number == 0
-        end = self._size if goes_on else min((last + 1) * PIECE, self._size)
-        if self._ranged is False:
-            start, end = 0, self._size
-        if self._closed:
-            raise Vanished("the file was closed")
-        try:
-            stream = self._origin.source(start, None if end == self._size else end)
-        except NotFound as error:
-            raise Vanished(str(error)) from error
-        self._stream, self._ranged = stream, stream.ranged
-        self._position, self._end = start, end
-        if not stream.ranged:
-            self._position, self._end, self._filled = 0, self._size, 0
-        if stream.total is not None and stream.total != self._size:
-            raise ContentMismatch(
-                f"{self._digest} has {stream.total} bytes, its descriptor says {self._size}"
-            )
-
-    def _read_on(self, number: int, deadline: float) -> None:
-        """Read pieces until one has come, or time is up. A stream that breaks is given up."""
-        stream = self._stream
-        assert stream is not None
-        try:
-            while number not in self._pieces and time.monotonic() <= deadline:
-                at = self._position // PIECE
-                if not self._filled:
-                    self._buffer = bytearray(self._length(at))
-                count = stream.read_into(memoryview(self._buffer)[self._filled :])
-                if not count:
-                    raise Unavailable(f"the stream of {self._digest} ended early")
-                self._position += count
-                self._filled += count
-                if self._filled == len(self._buffer):
-                    self._filled = 0
-                    self._take(at, self._buffer)
-        except EpochfsError:
-            self._stream = None
-            stream.close()
-            raise
-        if self._position >= self._end:
-            self._stream = None
-            stream.close()
-
 
 def _sum_at(proof: bytes, number: int) -> bytes:
-    return proof[number * SUM_BYTES : (number + 1) * SUM_BYTES]
+    return proof[number * _SUM_BYTES : (number + 1) * _SUM_BYTES]
+
+
+class Places:
+    """Lets at most `most` blobs have a stream at a time; their reads have a thread each.
+
+    A reader takes the place of a blob that has not been read for a moment, which then loses its
+    stream and begins anew when it is next read.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="passing")
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._seated: OrderedDict[PassedBlob, float] = OrderedDict()
+        self._proofs: LRUCache[Key, bytes] = LRUCache(_PROOF_BYTES, len)
+
+    def proof(self, key: Key) -> bytes | None:
+        """Return the sums of a blob's pieces, one after the other, if it has been verified."""
+        with self._lock:
+            return self._proofs.get(key)
+
+    def prove(self, key: Key, sums: bytes) -> None:
+        """Keep the sums of a blob whose digest has matched."""
+        with self._lock:
+            if len(sums) <= _PROOF_BYTES:
+                self._proofs[key] = sums
+
+    def seat(self, blob: PassedBlob, deadline: float) -> None:
+        """Give a blob a place; raises DeadlineExceeded if none becomes free in time."""
+        with self._freed:
+            while blob not in self._seated and len(self._seated) >= self._most:
+                if not self._evict():
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise DeadlineExceeded(
+                            "too many blobs are being read past the cache at once"
+                        )
+                    self._freed.wait(min(left, _IDLE_SECONDS))
+            self._seated[blob] = _BUSY
+
+    def rest(self, blob: PassedBlob) -> None:
+        """Note that a blob is not being read any more."""
+        with self._freed:
+            if blob in self._seated:
+                self._seated[blob] = time.monotonic()
+                self._seated.move_to_end(blob)
+                self._freed.notify()
+
+    def leave(self, blob: PassedBlob) -> None:
+        """Give the place of a blob to others."""
+        with self._freed:
+            self._seated.pop(blob, None)
+            self._freed.notify()
+
+    def begin(self, read: Callable[[], bytes]) -> Future[bytes]:
+        """Read in a thread; raises Unavailable after `close`."""
+        try:
+            return self._pool.submit(read)
+        except RuntimeError:
+            raise Unavailable("the mount is shutting down") from None
+
+    def close(self) -> None:
+        """Begin no read any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _evict(self) -> bool:
+        """Take the place of the blob that was read longest ago. The lock is held."""
+        limit = time.monotonic() - _IDLE_SECONDS
+        for blob, since in self._seated.items():
+            if since < limit and blob.suspend():
+                del self._seated[blob]
+                return True
+        return False

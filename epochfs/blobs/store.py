@@ -3,14 +3,18 @@
 `Blobs.open` answers without a request; the first read starts what is needed. The caller has made
 sure that the repository may see the blob and knows its size (`listings`).
 
-Where the cache cannot take a blob, whoever reads it reads past the cache (`openblob`, `passing`).
+Where the cache cannot take a blob, whoever reads it reads past the cache (`open_blob`, `passing`).
 
-Locks: `Blobs._lock` guards `_downloads`, the reference counts in it, and `_spoiled`; no I/O
-happens under it.
+Locks: `Blobs._lock` guards `_downloads` and the counts in it, hits, misses and `_ended`; no I/O
+happens under it. `_spoiled` only grows, one digest at a time, and takes no lock. `Timers._lock`
+guards whether its thread runs; only the scheduler's own lock, a leaf, is taken under it, and
+nothing is held while an action runs.
 """
 
 from __future__ import annotations
 
+import logging
+import sched
 import threading
 import time
 from collections.abc import Callable
@@ -18,18 +22,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from epochfs.blobs.connections import Budget
-from epochfs.blobs.download import Download
-from epochfs.blobs.open_blob import Local, OpenBlob, Ways
-from epochfs.blobs.passing import Origin, PassedBlob
-from epochfs.blobs.places import Key, Places
-from epochfs.blobs.timers import Timers
+from epochfs.blobs.download import Download, DownloadContext
+from epochfs.blobs.fetch_plan import Budget
+from epochfs.blobs.open_blob import Backing, Local, OpenBlob
+from epochfs.blobs.origin import Origin
+from epochfs.blobs.passing import PassedBlob, Places
 from epochfs.cache.blobs import BlobCache, CachedBlob, open_files_limit
 from epochfs.config import BlobOptions
 from epochfs.counters import counter, gauge
 from epochfs.errors import ContentMismatch, EpochfsError
 from epochfs.metadata.source import PullClient
 from epochfs.oci.names import Digest, Repository
+
+log = logging.getLogger(__name__)
 
 REST_SECONDS = 0.4
 """How long a download without readers goes on with what is under way, unless half is here."""
@@ -134,8 +139,8 @@ class Blobs:
         self._client = client
         self._check_registry = check_registry
         self._cache = cache
-        self._options = options
-        self._budget = Budget(options.connections)
+        self._directory = cache.directory
+        self._context = DownloadContext(cache, options, Budget(options.connections))
         self._timers = Timers()
         self._lock = threading.Lock()
         self._downloads: dict[tuple[Digest, int], _Shared] = {}
@@ -149,12 +154,27 @@ class Blobs:
     def open(
         self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
     ) -> BlobHandle:
-        """Open the blob of `size` bytes; raises ContentMismatch if none can be of that size.
-
-        A `precise` reader knows what it needs, and nothing around or behind it is fetched for it.
-        """
+        """Open the blob of `size` bytes, as `BlobStore` has it."""
         if size == 0 and not digest.matches(b""):
             raise ContentMismatch(f"{digest} is not the digest of an empty blob")
+        local, release = self._open_local(repository, digest, size, precise=precise)
+
+        def pass_through() -> PassedBlob:
+            origin = self._origin(repository, digest, size)
+            whole = self._context.options.verify_first
+            return PassedBlob(origin, self._places, local.read_present, whole=whole)
+
+        backing = Backing(local, release, pass_through, self._directory.report)
+        blob = OpenBlob(size, backing, self._context.options.timeout, precise=precise)
+        if not local.verified and self._directory.fails_now and self._places.proof((digest, size)):
+            # It did not take this blob a moment ago, and what was proved of it then holds.
+            blob.pass_through()
+        return blob
+
+    def _open_local(
+        self, repository: Repository, digest: Digest, size: int, *, precise: bool
+    ) -> tuple[Local, Callable[[], None]]:
+        """Open the blob in the cache, join its download, or begin one; and how to give it back."""
         key = (digest, size)
         while True:
             with self._lock:
@@ -163,20 +183,20 @@ class Blobs:
                 if shared is not None:
                     shared.readers += 1
                     self._misses += 1
-                    return self._handle(repository, _Arriving(self, shared), key, precise=precise)
+                    return shared.download, partial(self._release, shared)
             blob = self._cache.open_blob(digest, size)
             if blob is None:
                 self._check_can_be_had(digest)
             with self._lock:
                 if blob is not None:
                     self._hits += 1
-                    return self._handle(repository, _Cached(blob), key, precise=precise)
+                    return _Cached(blob), blob.close
                 # Not if one ended since the look into the cache: it may be there now.
                 if ended == self._ended and key not in self._downloads:
                     self._misses += 1
-                    shared = self._begin(repository, digest, size, precise=precise)
-                    self._downloads[key] = shared
-                    return self._handle(repository, _Arriving(self, shared), key, precise=precise)
+                    origin = self._origin(repository, digest, size)
+                    shared = self._downloads[key] = self._begin(origin, precise=precise)
+                    return shared.download, partial(self._release, shared)
 
     def _check_can_be_had(self, digest: Digest) -> None:
         """Raise if the registry is down, and nothing of a blob is here to be read meanwhile."""
@@ -224,7 +244,24 @@ class Blobs:
         for download in downloads:
             download.wait_until_idle(_CLOSE_SECONDS)
 
-    def release(self, shared: _Shared) -> None:
+    def _origin(self, repository: Repository, digest: Digest, size: int) -> Origin:
+        return Origin(
+            digest,
+            size,
+            partial(self._client.get_blob, repository, digest),
+            partial(self._client.distrust_mirrors, digest),
+            partial(self._spoiled.add, digest),
+            self._ranged,
+        )
+
+    def _begin(self, origin: Origin, *, precise: bool) -> _Shared:
+        def on_end() -> None:
+            self._end(shared)
+
+        shared = _Shared(Download(origin, self._context, on_end, precise=precise))
+        return shared
+
+    def _release(self, shared: _Shared) -> None:
         """Take back one reader of a download."""
         with self._lock:
             shared.readers -= 1
@@ -239,50 +276,6 @@ class Blobs:
         if to_watch:
             self._linger(shared)
 
-    def _handle(self, repository: Repository, local: Local, key: Key, *, precise: bool) -> OpenBlob:
-        def pass_through(local: Local) -> PassedBlob:
-            digest, _ = key
-            origin = Origin(
-                partial(self._client.get_blob, repository, digest),
-                partial(self._client.distrust_mirrors, digest),
-                partial(self._spoil, digest),
-                self._ranged,
-            )
-            return PassedBlob(self._places, key, origin, local, whole=self._options.verify_first)
-
-        cache = self._cache.directory
-        ways = Ways(local, pass_through, cache.report)
-        blob = OpenBlob(key[1], ways, self._options.timeout, precise=precise)
-        if not local.verified and cache.fails_now and self._places.proof(key):
-            # It did not take this blob a moment ago, and what was proved of it then holds.
-            blob.pass_through()
-        return blob
-
-    def _spoil(self, digest: Digest) -> None:
-        with self._lock:
-            self._spoiled.add(digest)
-
-    def _begin(
-        self, repository: Repository, digest: Digest, size: int, *, precise: bool
-    ) -> _Shared:
-        def on_end() -> None:
-            self._end(shared)
-
-        download = Download(
-            digest,
-            size,
-            partial(self._client.get_blob, repository, digest),
-            self._cache,
-            self._options,
-            self._budget,
-            partial(self._client.distrust_mirrors, digest),
-            on_end,
-            ranged=self._ranged,
-            precise=precise,
-        )
-        shared = _Shared(download)
-        return shared
-
     def _end(self, shared: _Shared) -> None:
         """Let who opens the blob from now on begin anew: it was kept, failed, or is not wanted."""
         download = shared.download
@@ -291,8 +284,6 @@ class Blobs:
                 return
             shared.ended = True
             self._ended += 1
-            if download.spoiled:
-                self._spoiled.add(download.digest)
             self._downloads.pop((download.digest, download.size), None)
             self._ranged = self._ranged or download.ranged or None
             unused = shared.readers == 0
@@ -324,6 +315,48 @@ class Blobs:
         self._timers.call(seconds, look)
 
 
+class Timers:
+    """Calls actions at later times. Any thread may call anything."""
+
+    def __init__(self) -> None:
+        self._added = threading.Event()
+        self._scheduler = sched.scheduler(time.monotonic, self._sleep)
+        self._lock = threading.Lock()
+        self._running = False
+
+    def call(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call `action` in `seconds`, or once those before it have ended."""
+
+        def logged() -> None:
+            try:
+                action()
+            except Exception:
+                log.exception("unforeseen failure of what was put off")
+
+        with self._lock:
+            self._scheduler.enter(seconds, 0, logged)
+            self._added.set()
+            if not self._running:
+                try:
+                    threading.Thread(target=self._run, name="timers", daemon=True).start()
+                    self._running = True
+                except RuntimeError as error:
+                    log.warning("what was put off waits for the next of its kind: %s", error)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait for the next action's time, or until another has been added, maybe before it."""
+        self._added.wait(seconds)
+        self._added.clear()
+
+    def _run(self) -> None:
+        while True:
+            self._scheduler.run()
+            with self._lock:
+                if self._scheduler.empty():
+                    self._running = False
+                    return
+
+
 class _Cached:
     """A complete blob of the cache, as a handle reads it."""
 
@@ -332,7 +365,6 @@ class _Cached:
     def __init__(self, blob: CachedBlob) -> None:
         self._blob = blob
         self.fileno = blob.fileno
-        self.close = blob.close
 
     def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         self._blob.read_into(view, offset)
@@ -340,23 +372,3 @@ class _Cached:
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Return False: it is asked for only after a read has failed."""
         return False
-
-
-class _Arriving:
-    """A blob that is still arriving, or arrived while the handle was open."""
-
-    def __init__(self, blobs: Blobs, shared: _Shared) -> None:
-        self._blobs = blobs
-        self._shared = shared
-        self.read_into = shared.download.read_into
-        self.read_present = shared.download.read_present
-
-    @property
-    def verified(self) -> bool:
-        return self._shared.download.verified
-
-    def fileno(self) -> int:
-        return self._shared.download.fileno()
-
-    def close(self) -> None:
-        self._blobs.release(self._shared)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from epochfs.blobs.buffers import give_back
-from epochfs.blobs.timers import Timers
+from epochfs.blobs.store import Timers
 from epochfs.errors import EpochfsError, NotFound, Vanished, fresh
 from epochfs.vfs.composed import Readable
 from epochfs.vfs.context import Context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epochfs.blobs.connections import LARGEST_SEGMENT, MIB, SMALLEST_SEGMENT, Window
+from epochfs.blobs.fetch_plan import LARGEST_SEGMENT, MIB, SMALLEST_SEGMENT, Window
 
 
 @dataclass

@@ -14,8 +14,10 @@ import pytest
 from support.builders import random_bytes
 from support.scripted import until
 
-from epochfs.blobs.connections import MIB, Budget
-from epochfs.blobs.download import Download
+from epochfs.blobs.download import Download, DownloadContext
+from epochfs.blobs.fetch_plan import MIB, Budget
+from epochfs.blobs.origin import Origin
+from epochfs.blobs.staged_file import Verifier
 from epochfs.cache.blobs import BlobCache, read_exactly
 from epochfs.cache.staged_blob import RangeSet
 from epochfs.config import BlobOptions, CacheOptions
@@ -80,17 +82,16 @@ def cache(tmp_path: Path) -> BlobCache:
 
 
 def download(cache: BlobCache, source: Source, budget: Budget | None = None) -> Download:
-    return Download(
+    origin = Origin(
         DIGEST,
         len(BLOB),
         source,  # type: ignore[arg-type]
-        cache,
-        BlobOptions(timeout=5),
-        budget or Budget(8),
-        lambda: False,
-        lambda: None,
+        distrust=lambda: False,
+        spoiled=lambda: None,
         ranged=None,
     )
+    context = DownloadContext(cache, BlobOptions(timeout=5), budget or Budget(8))
+    return Download(origin, context, lambda: None)
 
 
 def read(
@@ -164,9 +165,9 @@ class TestTheFileIsWhatIsHashed:
             return Stream(BLOB, start, end, ranged=False)
 
         one = download(cache, source)
-        monkeypatch.setattr(one._plan.window, "arrived", lambda _: None)
-        one._plan.window.size = 2
-        write = one._staging.write
+        monkeypatch.setattr(one._state.plan.window, "arrived", lambda _: None)
+        one._state.plan.window.size = 2
+        write = one._staged.write
 
         def late(offset: int, view: memoryview) -> None:
             if offset <= place < offset + len(view) and view[place - offset] == wrong[place]:
@@ -176,7 +177,7 @@ class TestTheFileIsWhatIsHashed:
             if offset >= 16 * MIB:
                 others_written.set()
 
-        monkeypatch.setattr(one._staging, "write", late)
+        monkeypatch.setattr(one._staged, "write", late)
         try:
             assert read(one) == BLOB
         except ContentMismatch:
@@ -220,14 +221,14 @@ class TestNobodyWaitsInVain:
             return Ending(BLOB, start, end)
 
         one = download(cache, source)
-        window = one._plan.window
+        window = one._state.plan.window
         refused = window.refused
 
         def and_out() -> None:
             refused()
             switched.out = True
 
-        monkeypatch.setattr(one, "_lock", Lock())
+        monkeypatch.setattr(one._state, "_lock", Lock())
         monkeypatch.setattr(window, "arrived", lambda _: None)
         monkeypatch.setattr(window, "refused", and_out)
         window.size = 2
@@ -247,7 +248,7 @@ class TestNobodyWaitsInVain:
         def fail(*_: object) -> bool:
             raise CacheFailure("reading a blob: Input/output error")
 
-        monkeypatch.setattr(one._verifier, "finish", fail)
+        monkeypatch.setattr(Verifier, "finish", fail)
         for _ in range(2):
             began = time.monotonic()
             with pytest.raises(CacheFailure):
@@ -307,8 +308,8 @@ def test_once_it_has_failed_for_good_nothing_is_read_from_it(
         return stream
 
     one = download(cache, source)
-    monkeypatch.setattr(one._plan.window, "arrived", lambda _: None)
-    one._plan.window.size = 2
+    monkeypatch.setattr(one._state.plan.window, "arrived", lambda _: None)
+    one._state.plan.window.size = 2
     read(one, 0, 4096)
     until(lambda: one.spoiled)
     goes_on.set()

@@ -27,8 +27,8 @@ from support.readthrough import (
 from support.scripted import at_most, until
 from support.sources import FakeClient, FakeStream, Turnstile, break_at, flip
 
-from epochfs.blobs.passing import PIECE
-from epochfs.blobs.places import Places
+from epochfs.blobs.origin import PIECE
+from epochfs.blobs.passing import Places
 from epochfs.blobs.store import BlobHandle
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.staged_blob import StagedBlob
@@ -135,7 +135,7 @@ class TestReading:
     def test_more_handles_than_places_are_all_served(
         self, blobs_of: Opener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("epochfs.blobs.places._IDLE_SECONDS", 0.05)
+        monkeypatch.setattr("epochfs.blobs.passing._IDLE_SECONDS", 0.05)
         monkeypatch.setattr("epochfs.blobs.store._MOST_STREAMS", 4)
         client = FakeClient(LARGE)
         blobs = blobs_of(client)

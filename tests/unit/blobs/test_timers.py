@@ -7,7 +7,7 @@ import threading
 import pytest
 from support.scripted import until
 
-from epochfs.blobs.timers import Timers
+from epochfs.blobs.store import Timers
 
 
 def test_actions_are_called_in_the_order_of_their_times_by_one_thread() -> None:

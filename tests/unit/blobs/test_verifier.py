@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.builders import random_bytes
 
-from epochfs.blobs.verifier import Verifier
+from epochfs.blobs.staged_file import Verifier
 from epochfs.oci.names import Digest
 
 DATA = random_bytes(9_000_001, 3)

@@ -1,0 +1,382 @@
+"""What is present of one blob, who waits for which bytes, and which worker fetches what.
+
+`DownloadState` opens no file and no stream: it starts the worker threads of a `Download` as they
+are needed, and what they bring wakes the readers. What to fetch next is `FetchPlan`'s to say.
+
+Locks: `DownloadState._lock` guards every field; no I/O happens under it, and only `Budget`'s lock,
+a leaf, is taken under it. Read without it are `verified`, `closing` and `failure`, which change
+once, `readable`, which moves forward until a failure resets it, `mark`, a hint, and of the plan
+`whole`, which turns true once, and `ranged`, which the first answer settles.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from epochfs.blobs.fetch_plan import Claim, Closeable, FetchPlan
+from epochfs.cache.staged_blob import RangeSet
+from epochfs.client import BlobStream
+from epochfs.errors import (
+    CacheFailure,
+    EpochfsError,
+    NeverThere,
+    NotFound,
+    ProtocolViolation,
+    Unavailable,
+    UnconfirmedNotFound,
+    Vanished,
+    fresh,
+)
+from epochfs.oci.names import Digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A thread that waits for a range, and how its wait ended."""
+
+    start: int
+    stop: int
+    done: threading.Event = field(default_factory=threading.Event)
+    error: EpochfsError | None = None
+
+
+class DownloadState:
+    """The state of one download, shared by its readers and workers.
+
+    `readable` is how many bytes from the start may be read without asking, and `mark` where a
+    sequential reader should call `look_ahead`.
+    """
+
+    def __init__(
+        self,
+        digest: Digest,
+        plan: FetchPlan,
+        work: Callable[[Claim], None],
+        *,
+        verify_first: bool,
+    ) -> None:
+        """`work` is what a worker thread does, beginning with its first claim."""
+        self.plan = plan
+        self.verified = False
+        self.closing = False
+        self.failure: EpochfsError | None = None
+        self.readable = 0
+        self.mark = 0
+        self._digest = digest
+        self._work = work
+        self._verify_first = verify_first
+        self._lock = threading.Lock()
+        self._awake = threading.Event()
+        self._awake.set()
+        self._waiters: list[Waiter] = []
+        self._threads = 0
+        self._breaks = 0
+        self._unused = False
+        self._served = False
+        self._finishing = False
+        self._overlapped = False
+        self._refetched = False
+
+    # ---- for readers -------------------------------------------------------------------------
+
+    def wait(self, start: int, stop: int, run: int, timeout: float) -> bool:
+        """Wait until `[start, stop)` may be read; return whether that was within `timeout` seconds.
+
+        Raises the error that keeps the bytes away.
+        """
+        with self._lock:
+            self._note_reader(start, stop, run)
+            if self.failure is not None:
+                raise fresh(self.failure)
+            if self._may_read(start, stop):
+                self._serve()
+                if run:
+                    self._start_workers()
+                return True
+            waiter = Waiter(start, stop)
+            self._waiters.append(waiter)
+            self._start_workers()
+        in_time = waiter.done.wait(timeout)
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            if waiter.error is not None:
+                raise fresh(waiter.error)
+        return in_time
+
+    def look_ahead(self, start: int, stop: int, run: int) -> None:
+        """Have more fetched for a reader that goes on."""
+        with self._lock:
+            self._note_reader(start, stop, run)
+            self._start_workers()
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether all of `[start, stop)` is present."""
+        with self._lock:
+            return self.plan.present.covers(start, stop)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes present, and connections at work."""
+        with self._lock:
+            return self.plan.present.total, len(self.plan.claims)
+
+    def streams(self, start: int, stop: int) -> list[Closeable]:
+        """Return the streams that bring some of the bytes `[start, stop)`."""
+        with self._lock:
+            claims = [claim for claim in self.plan.claims if claim.overlaps(start, stop)]
+            return [claim.stream for claim in claims if claim.stream is not None]
+
+    def leave(self) -> None:
+        """Note that nobody has it open."""
+        with self._lock:
+            self._unused = True
+
+    def rest(self) -> bool:
+        """Let workers stop until somebody reads again; False if the blob is wanted all the same."""
+        with self._lock:
+            if self._is_wanted():
+                return False
+            self._awake.clear()
+            return True
+
+    def close(self) -> bool:
+        """Let workers stop for good; return whether none is left. False if closed before."""
+        with self._lock:
+            if self.closing:
+                return False
+            self.closing = True
+            self._awake.set()
+            self._end_waits(Unavailable("the mount is shutting down"))
+            return self._threads == 0
+
+    # ---- for workers -------------------------------------------------------------------------
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is fetched any more."""
+        return self.closing or self.failure is not None
+
+    @property
+    def halted(self) -> bool:
+        """Whether nothing is fetched for now: a stream without Range is kept meanwhile."""
+        return self.stopped or (not self._awake.is_set() and self.plan.ranged is not False)
+
+    def goes_on(self, stream: BlobStream) -> bool:
+        """Return whether to read on from a stream; wait where it is kept for the next reader."""
+        if not stream.ranged:
+            self._awake.wait()
+        return not self.halted
+
+    def lacking(self, claim: Claim) -> tuple[int, int] | None:
+        """Return the first absent part of a claimed range."""
+        with self._lock:
+            if self.halted:
+                return None
+            claim.present_before = self.plan.present.total
+            return next(self.plan.present.missing(claim.start, claim.stop), None)
+
+    def accept(
+        self, claim: Claim, stream: BlobStream, start: int, stop: int
+    ) -> tuple[int, int, bool]:
+        """Take a stream for `[start, stop)`; return what to read of it, and whether all is to come.
+
+        A server without Range sends the whole blob whatever was asked, so the claim grows to it,
+        and everything will be there soon: the download is whole from then on. Nothing is to be
+        read where another worker is sent all already.
+        """
+        with self._lock:
+            claim.stream = stream
+            self.plan.window.answered()
+            self.plan.ranged = stream.ranged
+            if not stream.ranged:
+                first = self.plan.take_all(claim)
+                self._overlapped = self._overlapped or len(self.plan.claims) > 1
+                start, stop = (0, self.plan.size) if first else (stop, stop)
+            self._start_workers()
+            return start, stop, self.plan.whole
+
+    def absent(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the parts of `[start, stop)` that are still to be written."""
+        with self._lock:
+            return list(self.plan.present.missing(start, stop))
+
+    def arrived(self, start: int, stop: int) -> int | None:
+        """Take written bytes as present, and wake who waits for them.
+
+        Returns how many bytes are present from the start without a gap; None unless all will be.
+        """
+        with self._lock:
+            self.plan.window.arrived(stop - start)
+            self._add(start, stop)
+            self._end_waits()
+            return self.plan.prefix if self.plan.whole else None
+
+    def resume(self, present: RangeSet) -> None:
+        """Take over what an earlier download left."""
+        with self._lock:
+            for start, stop in present:
+                self._add(start, stop)
+            self._end_waits()
+
+    def snapshot(self) -> RangeSet:
+        """Return a copy of what is present."""
+        with self._lock:
+            return RangeSet(self.plan.present)
+
+    def broke(self, claim: Claim) -> int:
+        """Count a broken stream; return how many broke in a row that brought nothing."""
+        with self._lock:
+            progressed = self.plan.present.total > claim.present_before
+            self._breaks = 0 if progressed else self._breaks + 1
+            return self._breaks
+
+    def release(self, claim: Claim, *, refused: bool = False) -> bool:
+        """End the claim of a worker that failed; return whether others are at work.
+
+        `refused` is for a registry that pushed back or could not be reached.
+        """
+        with self._lock:
+            if refused:
+                self.plan.window.refused()
+            self.plan.release(claim)
+            return bool(self.plan.claims)
+
+    def next_claim(self, claim: Claim) -> Claim | None:
+        """End a claim that was fetched; return the worker's next one."""
+        with self._lock:
+            self.plan.release(claim)
+            following = self._next_claim()
+            self._start_workers()
+            return following
+
+    def leave_work(self) -> bool:
+        """Note that a worker ends; return whether it is the last of a closed download."""
+        with self._lock:
+            self._threads -= 1
+            return self.closing and self._threads == 0
+
+    # ---- the end -----------------------------------------------------------------------------
+
+    def is_last(self) -> bool:
+        """Whether all bytes are here, and this thread is the first to come upon that."""
+        with self._lock:
+            last = self.plan.complete and not self._finishing and not self.stopped
+            self._finishing = self._finishing or last
+            return last
+
+    @property
+    def overlapped(self) -> bool:
+        """Whether two streams may have written the same range, so that the file must be hashed."""
+        return self._overlapped
+
+    def confirm(self) -> None:
+        """The digest has matched: let everything be read."""
+        with self._lock:
+            self.verified = True
+            self.readable = self.plan.size
+            self._end_waits()
+
+    def start_over(self) -> bool:
+        """Forget all bytes and fetch them once more, if none has been served; return whether.
+
+        In one step, so that no reader comes upon the bytes that are given up.
+        """
+        with self._lock:
+            if self._served or self._refetched:
+                return False
+            self._refetched = True
+            self._finishing = self._overlapped = False
+            self.plan.present = RangeSet()
+            self._start_workers()
+            return True
+
+    def fail(self, error: EpochfsError, *, for_good: bool) -> bool:
+        """Give an error to all who wait; return whether for good, as retrying could not help."""
+        with self._lock:
+            if self.closing:
+                return False
+            if isinstance(error, UnconfirmedNotFound):
+                error = Unavailable(str(error))  # who has answered may not be the registry
+            elif isinstance(error, NotFound):
+                known = self.plan.present.total
+                error = Vanished(str(error)) if known else NeverThere(str(error))
+            for_good = for_good or isinstance(error, Vanished | ProtocolViolation | CacheFailure)
+            if for_good:
+                self.failure = error
+                self.readable = 0
+            self._end_waits(error)
+        log.debug("fetching %s failed: %s", self._digest, error)
+        return for_good
+
+    # ---- all below: with the lock held -------------------------------------------------------
+
+    def _note_reader(self, start: int, stop: int, run: int) -> None:
+        mark = self.plan.reads(start, stop, run)
+        if run:
+            self.mark = mark
+        self._unused = False
+        self._awake.set()
+
+    def _may_read(self, start: int, stop: int) -> bool:
+        if self.verified:
+            return True
+        if self._verify_first or not self.plan.present.covers(start, stop):
+            return False
+        return stop < self.plan.size or not (self.plan.whole or self.plan.complete)
+
+    def _end_waits(self, error: EpochfsError | None = None) -> None:
+        """Wake those whose range may be read now; with an error, wake everybody."""
+        for waiter in list(self._waiters):
+            if error is not None or self._may_read(waiter.start, waiter.stop):
+                waiter.error = error
+                if error is None:
+                    self._serve()
+                self._waiters.remove(waiter)
+                waiter.done.set()
+
+    def _start_workers(self) -> None:
+        """Start as many workers as there is work for."""
+        while (claim := self._next_claim()) is not None:
+            name = f"fetch {self._digest.encoded[:8]}"
+            worker = threading.Thread(target=self._work, args=(claim,), name=name, daemon=True)
+            try:
+                worker.start()
+            except RuntimeError as error:
+                self.plan.release(claim)
+                if not self.plan.claims:
+                    self._end_waits(Unavailable(f"no thread to fetch {self._digest}: {error}"))
+                return
+            self._threads += 1
+
+    def _next_claim(self) -> Claim | None:
+        if self.closing or self.failure is not None or not self._is_wanted():
+            return None
+        return self.plan.next_claim([(waiter.start, waiter.stop) for waiter in self._waiters])
+
+    def _is_wanted(self) -> bool:
+        """Whether somebody is known to read it, or it is worth finishing."""
+        return not self._unused or bool(self._waiters) or self.plan.half_present
+
+    def _add(self, start: int, stop: int) -> None:
+        was_whole = self.plan.whole
+        self.plan.add(start, stop)
+        self._publish()
+        if self.plan.whole and not was_whole:
+            self._start_workers()
+
+    def _serve(self) -> None:
+        """Note that a reader gets bytes: from now on a mismatch can only be an error."""
+        self._served = True
+        self._publish()
+
+    def _publish(self) -> None:
+        """Let readers take the contiguous bytes without the lock, once any has been served."""
+        settled = self.verified or self.failure is not None
+        if self._served and not settled and not self._verify_first:
+            self.readable = min(self.plan.prefix, self.plan.size - 1)
