@@ -1,4 +1,4 @@
-"""The closure of tags: manifests through indexes and referrers, and their blobs. Pure."""
+"""The closure of tags: every manifest and blob they lead to, through indexes and referrers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from epochfs.oci.names import Digest
 _MAX_INDEX_DEPTH = 4
 
 _MAX_MANIFESTS = 200_000
-"""How many manifests are followed: a registry can make up referrers of referrers without end."""
+"""Most manifests followed: a registry can make up referrers of referrers without end."""
 
 _NOT_DISTRIBUTED = (
     "application/vnd.docker.image.rootfs.foreign.diff.",
     "application/vnd.oci.image.layer.nondistributable.",
 )
-"""Layers that are fetched from elsewhere; a registry need not have them (image-spec, layer.md)."""
+"""Layers that are downloaded elsewhere; a registry need not have them (image-spec, layer.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A manifest to be fetched, or to be asked what refers to it (`referrers`).
+    """A manifest to fetch or, if `referrers` is set, to list the referrers of.
 
-    `depth` is its place in indexes within indexes, from 1. It is `required` if a tag leads to it.
+    `depth` counts the indexes it is nested in, from 1. It is `required` if a tag leads to it.
     """
 
     digest: Digest
@@ -36,10 +36,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What could be had of one manifest: the document, and what refers to it.
+    """What was fetched of one manifest: the document, and its referrers.
 
-    `error` is why something of it is missing. Without a document or an error the registry does not
-    have it. Where `referrers` is None, they are asked for in a step of their own.
+    `error` is why something is missing. With neither document nor error, the registry does not have
+    the manifest. If `referrers` is None, they are asked for in a step of their own.
     """
 
     document: Document | None = None
@@ -50,7 +50,7 @@ class Fetched:
 class Reachable:
     """The manifests and blobs that the tags of one repository lead to.
 
-    `error` is the first of what kept others from being found; None if this is all there is.
+    `error` is the first thing that kept more from being found; None if this is all there is.
     """
 
     def __init__(self) -> None:
@@ -59,20 +59,20 @@ class Reachable:
         self.error: EpochfsError | None = None
 
     def fail(self, error: EpochfsError | None) -> None:
-        """Take note of what is missing."""
+        """Record that something is missing, and why."""
         self.error = self.error or error
 
     def complete(self) -> None:
-        """Return if this is all there is, else raise what is missing."""
+        """Raise `error` unless this is all there is."""
         if self.error is not None:
             raise fresh(self.error)
 
 
 class Walk:
-    """A walk through the manifests that some lead to, and to what refers to them, in any depth.
+    """A walk from some manifests through all that they lead to and all that refers to them.
 
-    A manifest that could not be had is one of those found: something names it. One that an index
-    or a listing of referrers names, and that the registry does not have, is passed over.
+    A manifest that could not be fetched counts as found: something names it. One that an index or a
+    listing of referrers names, and that the registry does not have, is skipped.
     """
 
     def __init__(self) -> None:
@@ -81,11 +81,11 @@ class Walk:
         self._too_deep: dict[Digest, None] = {}
 
     def begin(self, digests: Iterable[Digest], *, required: bool) -> list[Step]:
-        """Return the steps to where tags lead (`required`), or to where a walk begins."""
+        """Return the first steps; they are `required` where tags lead to them."""
         return self._new(Step(digest, required=required) for digest in digests)
 
     def take(self, step: Step, fetched: Fetched) -> list[Step]:
-        """Take note of what came of a step; return those that it leads to."""
+        """Record the result of a step; return the steps that it leads to."""
         self._found.fail(fetched.error)
         if step.referrers:
             return self._new(Step(one, step.depth) for one in fetched.referrers or ())
@@ -104,7 +104,7 @@ class Walk:
         return following
 
     def miss(self, steps: Iterable[Step], error: EpochfsError) -> None:
-        """Take note of steps that were not taken, and why."""
+        """Record steps that were not taken, and why."""
         for step in steps:
             self._found.fail(error)
             self._found.manifests[step.digest] = None
@@ -123,11 +123,10 @@ class Walk:
 
     def _leads_on(self, step: Step) -> bool:
         earlier = self._taken.get(step.digest)
-        if earlier is not None and earlier.depth <= step.depth:
-            # What an index names and nobody has is passed over, but not if a tag leads there too.
-            is_news = step.required and not earlier.required
-            if not is_news:
-                return False
+        # A missing manifest is skipped if an index names it, but not if a tag leads there too.
+        is_news = earlier is None or (step.required and not earlier.required)
+        if earlier is not None and earlier.depth <= step.depth and not is_news:
+            return False
         if step.depth > _MAX_INDEX_DEPTH:
             self._too_deep[step.digest] = None
             return False
@@ -139,14 +138,14 @@ class Walk:
 
 
 def named_blobs(view: Manifest | Index) -> tuple[Descriptor, ...]:
-    """Return the config, if there is one, and the layers; nothing of an index."""
+    """Return the config, if there is one, and the layers; nothing for an index."""
     if isinstance(view, Index):
         return ()
     return view.layers if view.config is None else (view.config, *view.layers)
 
 
 def _children(document: Document | None, found: Reachable) -> tuple[Digest, ...]:
-    """Return the manifests an index names; of a manifest, add the blobs it names to those found."""
+    """Return the manifests that an index names; add the blobs that a manifest names to `found`."""
     view = document.readable_view if document is not None else None
     if isinstance(view, Index):
         return tuple(descriptor.digest for descriptor in view.manifests)

@@ -1,15 +1,15 @@
-"""The kinds of manifests by Epoch's rules, and how Epoch stores disks and virtual machines.
+"""The kinds of artifacts by Epoch's rules, and how Epoch stores disks and virtual machines.
 
 Epoch tells its artifacts apart by `artifactType`, then by the config's media type. A cloud image is
 a disk, whole or split into parts that are joined in the order of their titles. A snapshot is the
-files of a virtual machine. Of those with holes only the data are stored, one piece after the other;
-the second version of the format also compresses files and cuts them up.
+files of a virtual machine. Sparse files are stored without their holes, one piece of data after the
+other; the second version of the format also compresses files and splits them into chunks.
 
-The config of a snapshot says how each of its files is stored, in chunks and without its holes:
-`{"files": {TITLE: {"size", "chunks": [digest, …], "sparseMap", "sparseSize"}}}`, as Epoch has it.
-A config may have 64 MiB, nearly all of it sparse maps, which are JSON in a JSON text. So it is
-parsed once, map by map and a part of a map at a time, into arrays that take less than the text did.
-What is wrong with one file's entry is an error of that file and of no other.
+A snapshot's config says how each file is stored:
+`{"files": {TITLE: {"size", "chunks": [digest, …], "sparseMap", "sparseSize"}}}`. It may have 64
+MiB, nearly all of it sparse maps, which are JSON in a JSON string. So it is parsed once, map by map
+and a part of a map at a time, into arrays smaller than the text. A malformed entry is an error of
+that file and of no other.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ MAX_CONFIG_BYTES = 64 << 20
 """The largest config that Epoch takes."""
 
 _MAX_TOKENS = 4_000_000
-"""How many objects, lists, texts and commas there may be outside of texts: of each the parser makes
-something of up to 64 bytes. A config that is nothing but digests of chunks has 3 million."""
+"""Most objects, lists, strings and commas outside of strings: the parser allocates up to 64 bytes
+for each. A config of nothing but chunk digests has 3 million."""
 
 _PART_CHARACTERS = 64 << 10
 _ARRAY = "q"
@@ -72,7 +72,7 @@ _parsing = threading.Lock()
 
 
 def kind_of(document: Document) -> str:
-    """Return what a manifest is for: one of the constants here; `artifact` for all else."""
+    """Return the kind of artifact: one of the constants here, ARTIFACT for anything else."""
     view = document.view
     if view.artifact_type in _BY_ARTIFACT_TYPE:
         return _BY_ARTIFACT_TYPE[view.artifact_type]
@@ -84,18 +84,18 @@ def kind_of(document: Document) -> str:
 
 
 def is_snapshot(document: Document) -> bool:
-    """Whether it is a snapshot, and not an index of such."""
+    """Whether it is a snapshot, and not an index of snapshots."""
     return kind_of(document) == SNAPSHOT and isinstance(document.view, Manifest)
 
 
 def may_be_chunked(document: Document) -> bool:
-    """Whether it is a snapshot of the second version: layers of one title are one file."""
+    """Whether it is a snapshot of the second version, where layers of one title are one file."""
     return is_snapshot(document) and document.view.artifact_type == SNAPSHOT_2_TYPE
 
 
 @dataclass(frozen=True, slots=True)
 class SplitDisk:
-    """A disk in several parts, in order, and the name of the whole."""
+    """A disk in several parts, in order; `name` is that of the whole."""
 
     name: str
     parts: tuple[Descriptor, ...]
@@ -107,7 +107,7 @@ class SplitDisk:
 
 
 def split_disks(document: Document) -> list[SplitDisk]:
-    """Return the disks of a cloud image that no single layer holds."""
+    """Return the disks of a cloud image that are split over several layers."""
     view = document.view
     if kind_of(document) != CLOUD_IMAGE or not isinstance(view, Manifest):
         return []
@@ -115,7 +115,7 @@ def split_disks(document: Document) -> list[SplitDisk]:
     for disk_format in _DISK_FORMATS:
         layers = [layer for layer in view.layers if _disk_format(layer) == disk_format]
         if len(layers) > 1:
-            # Compared by code points, which is the order of their bytes in UTF-8, as Epoch's is.
+            # By code points, which is the order of their bytes in UTF-8, as Epoch sorts them.
             parts = tuple(sorted(layers, key=title_of))
             name = _common_stem([title_of(part) for part in parts], disk_format)
             found.append(SplitDisk(name, parts))
@@ -123,7 +123,7 @@ def split_disks(document: Document) -> list[SplitDisk]:
 
 
 def _disk_format(layer: Descriptor) -> str:
-    """Return the format of a disk or part of one; empty text for any other layer."""
+    """Return the format of a disk or part of one; "" for any other layer."""
     for prefix in _DISK_PREFIXES:
         if layer.media_type.startswith(prefix):
             found = layer.media_type.removeprefix(prefix).removesuffix(_PART)
@@ -132,13 +132,13 @@ def _disk_format(layer: Descriptor) -> str:
 
 
 def title_of(layer: Descriptor) -> str:
-    """Return what a layer is titled, empty text if it is not."""
+    """Return a layer's title, or ""."""
     return layer.annotations.get(TITLE, "")
 
 
 def _common_stem(titles: list[str], disk_format: str) -> str:
-    """Return the name of a whole whose parts have these titles, such as `disk.qcow2` for
-    `disk.qcow2.00.part` and `disk.qcow2.01.part`, or `disk-0.qcow2` and `disk-1.qcow2`.
+    """Return the name of the whole for the titles of its parts: `disk.qcow2` for
+    `disk.qcow2.00.part` and `disk.qcow2.01.part`, or for `disk-0.qcow2` and `disk-1.qcow2`.
     """
     shortest, longest = min(titles), max(titles)
     same = 0
@@ -152,11 +152,11 @@ def _common_stem(titles: list[str], disk_format: str) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseMap:
-    """A file with holes: its `size`, the size that is `stated`, and where its pieces of data begin.
+    """A file with holes: its `size`, the `stated` size, and where its pieces of data start.
 
-    They ascend; one that ends beyond the stated size makes the file larger, as it does where Epoch
-    restores it. What is stored is the pieces, one after the other; `stored` says where each begins
-    in that, and last how long it is. All in bytes.
+    `starts` ascend; a piece that ends beyond the stated size makes the file larger, as it does when
+    Epoch restores it. The pieces are stored one after the other: `stored` has the offset of each in
+    that, and last the total. All in bytes.
     """
 
     size: int
@@ -166,11 +166,11 @@ class SparseMap:
 
     @property
     def length(self) -> int:
-        """The length of all pieces together in bytes."""
+        """The total length of the pieces in bytes."""
         return self.stored[-1]
 
     def touched(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield what of `[start, stop)` is data: from where to where, and where that is stored."""
+        """Yield the data in `[start, stop)`: from where to where, and where it is stored."""
         index = max(0, bisect_right(self.starts, start) - 1)
         while index < len(self.starts) and self.starts[index] < stop:
             begin, stored = self.starts[index], self.stored[index]
@@ -183,8 +183,8 @@ class SparseMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredFile:
-    """What a config says of a file: the decompressed `size` of what is stored, 0 where it does not
-    say; the digests of its `chunks` in order, if it has any; and its `holes`, if it has any.
+    """How a file is stored: the decompressed `size` of its data, 0 if the config does not say; the
+    digests of its `chunks` in order, if any; and its `holes`, if any.
     """
 
     size: int = 0
@@ -197,14 +197,14 @@ _PLAIN = StoredFile()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SnapshotConfig:
-    """The files of a snapshot by their titles; `weight` is about what is kept of it, in bytes."""
+    """The files of a snapshot by title; `weight` is about the memory it takes, in bytes."""
 
     weight: int
     files: Mapping[str, StoredFile | ProtocolViolation] = field(default_factory=dict)
     fault: ProtocolViolation | TooLarge | None = None
 
     def file(self, title: str) -> StoredFile:
-        """Return how a file is stored; raises what is wrong with its entry, or with the config."""
+        """Return how a file is stored; raises the error of its entry, or of the config."""
         found = self.fault or self.files.get(title, _PLAIN)
         if isinstance(found, StoredFile):
             return found
@@ -212,7 +212,7 @@ class SnapshotConfig:
 
 
 def parse_config(raw: bytes) -> SnapshotConfig:
-    """Parse a config. What is wrong with it is told by `SnapshotConfig.file`."""
+    """Parse a config. `SnapshotConfig.file` raises what is wrong with it."""
     with _parsing:
         try:
             _weigh(raw)
@@ -228,9 +228,9 @@ def parse_config(raw: bytes) -> SnapshotConfig:
 
 
 def _weigh(raw: bytes) -> None:
-    """Refuse what would take very much more memory than its own length.
+    """Refuse a config that would take far more memory than its own length.
 
-    Counted is what no text has in it, as far as that can be told at a glance: in the texts of maps
+    Counts tokens outside of strings, as far as a glance can tell: within the strings that are maps,
     every quote is escaped.
     """
     dense = raw.translate(None, b" \t\r\n")
@@ -241,7 +241,7 @@ def _weigh(raw: bytes) -> None:
 
 
 def _file(entry: object, known: dict[str, str]) -> StoredFile | ProtocolViolation:
-    """Parse an entry; `known` has the digests of other entries, of which one copy is enough."""
+    """Parse an entry; `known` has the digests of other entries, to share one copy of each."""
     try:
         if not isinstance(entry, dict):
             raise ProtocolViolation("a file of a snapshot's config is not a JSON object")

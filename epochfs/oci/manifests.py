@@ -1,9 +1,9 @@
 """Manifests and indexes: the raw bytes first, a parsed view of them second.
 
-The bytes are what the digest was computed over, so they are kept exactly as they came and are
-what the mount shows. The view is validated field by field; nothing of it can be trusted to be
-small or true, only to be well-typed. Source: OCI Image specification 1.1, descriptor.md,
-manifest.md and image-index.md; Docker's schema 2 documents have the same shape.
+The digest covers the bytes, so they are kept exactly as they came and are what the mount shows. The
+view is validated field by field: it is well-typed, but not to be trusted to be small or true.
+Source: OCI Image specification 1.1, descriptor.md, manifest.md and image-index.md; Docker's schema
+2 documents have the same shape.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from epochfs.errors import InvalidName, ProtocolViolation, printable
 from epochfs.oci.names import Digest
@@ -25,16 +25,16 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
-"""Of a release candidate of the specification; artifacts were pushed as such, and still exist."""
+"""From a release candidate of the specification; artifacts of this type were pushed and remain."""
 DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SIGNED_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w.+!#$&^-]*/[A-Za-z0-9][\w.+!#$&^-]*\Z", re.ASCII)
-"""What a media type looks like (RFC 6838, section 4.2)."""
+"""The syntax of a media type (RFC 6838, section 4.2)."""
 
 ACCEPT = ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, "*/*;q=0.1"))
-"""The Accept header of a manifest request. Docker's registry answers an old, re-signed schema 1
-document, whose digest nobody else knows, to a client that does not name the newer types."""
+"""The Accept header of a manifest request. To a client that does not name the newer types, Docker's
+registry sends an old, re-signed schema 1 document, whose digest nobody else knows."""
 
 CREATED = "org.opencontainers.image.created"
 TITLE = "org.opencontainers.image.title"
@@ -43,7 +43,6 @@ REF_NAME = "org.opencontainers.image.ref.name"
 MAX_SIZE = 2**50 - 1
 """Largest content size believed of a descriptor, in bytes: no blob of 1 PiB exists."""
 
-_T = TypeVar("_T")
 _NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -55,7 +54,7 @@ class Descriptor:
     digest: Digest
     size: int
     artifact_type: str = ""
-    annotations: Mapping[str, str] = field(default_factory=lambda: _NO_ANNOTATIONS)
+    annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Mapping[str, Any] | None = None
 
 
@@ -63,8 +62,8 @@ class Descriptor:
 class Manifest:
     """The view of an image manifest: a config and layers in order.
 
-    Of the OCI artifact manifest that never was released, the layers are its blobs. What Docker's
-    schema 1 names has neither size nor type, so it is no layer here but `unsized`.
+    The blobs of an OCI artifact manifest, which never was released, are its layers here. Those that
+    Docker's schema 1 names have neither size nor type, so they are no layers but `unsized`.
     """
 
     config: Descriptor | None
@@ -108,7 +107,7 @@ class Document:
 
     @cached_property
     def own_type(self) -> str:
-        """The media type by the document's own word: its `mediaType`, or else its structure.
+        """The media type that the document states as its `mediaType`, or else its structure shows.
 
         Some registries serve every manifest as `text/plain`, and Epoch an index without `mediaType`
         as a manifest. Where the document does not tell, it is the type that it came with.
@@ -116,7 +115,7 @@ class Document:
         try:
             document = load_json(self.raw)
         except ProtocolViolation:
-            return self.media_type
+            document = None
         if not isinstance(document, dict):
             return self.media_type
         stated = document.get("mediaType")
@@ -137,7 +136,7 @@ class Document:
 def load_json(raw: bytes) -> Any:  # noqa: ANN401 - JSON is any of its types
     """Parse JSON from a hostile server: strict UTF-8, no BOM, no NaN, no duplicate keys.
 
-    Raises ProtocolViolation for everything else, deep nesting and huge numbers included.
+    Raises ProtocolViolation for anything else, deep nesting and huge numbers included.
     """
     try:
         return json.loads(
@@ -159,16 +158,16 @@ def _no_constant(name: str) -> None:
 
 
 def digest_matches(digest: Digest, raw: bytes) -> bool:
-    """Whether a manifest has a digest, which is over its payload where it is signed (`payload`)."""
+    """Whether a manifest has a digest, which covers its `payload` alone where it is signed."""
     return digest.matches(raw) or digest.matches(payload(raw))
 
 
 def payload(raw: bytes) -> bytes:
-    """Return what of a manifest its digest is over: all, or what the signatures of Docker's schema
-    1 are of (a JWS whose protected headers say how to cut them out again).
+    """Return the part of a manifest that its digest covers: all of it, or what the signatures of
+    Docker's schema 1 sign (a JWS whose protected headers say how to cut them out again).
 
-    The signatures are not verified, as Docker's are not. But nothing else may have been put in:
-    without them, the document says what its payload says.
+    The signatures are not verified, as Docker does not verify them. But nothing else may have been
+    added: without them, the document says what its payload says.
     """
     if b'"signatures"' not in raw:
         return raw
@@ -198,7 +197,7 @@ def parse(raw: bytes) -> Manifest | Index:
     document = load_json(raw)
     if not isinstance(document, dict):
         raise ProtocolViolation("a manifest that is not a JSON object")
-    subject = _optional(document, "subject", _descriptor)
+    subject = _descriptor_or_none(document, "subject")
     artifact_type = _text(document, "artifactType")
     annotations = _annotations(document)
     if document.get("mediaType") == OCI_ARTIFACT:
@@ -213,8 +212,7 @@ def parse(raw: bytes) -> Manifest | Index:
         return Manifest(None, (), None, "", _NO_ANNOTATIONS, _schema_1_blobs(document))
     if "layers" not in document and "config" not in document:
         raise ProtocolViolation("neither a manifest nor an index")
-    config = _optional(document, "config", _descriptor)
-    layers = _descriptors(document, "layers")
+    config, layers = _descriptor_or_none(document, "config"), _descriptors(document, "layers")
     return Manifest(config, layers, subject, artifact_type, annotations)
 
 
@@ -224,11 +222,6 @@ def _schema_1_blobs(document: Mapping[str, Any]) -> tuple[Digest, ...]:
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
         raise ProtocolViolation("'fsLayers' is not a list of objects")
     return tuple(dict.fromkeys(_digest(layer.get("blobSum", "")) for layer in layers))
-
-
-def _optional(document: Mapping[str, Any], key: str, convert: Callable[[Any], _T]) -> _T | None:
-    value = document.get(key)
-    return None if value is None else convert(value)
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:
@@ -245,12 +238,11 @@ def _annotations(document: Mapping[str, Any]) -> Mapping[str, str]:
     value = document.get("annotations")
     if value is None:
         return _NO_ANNOTATIONS
-    if not isinstance(value, dict):
-        raise ProtocolViolation("'annotations' is not a map of text to text")
-    found = {key: text for key, text in value.items() if text is not None}
-    if not all(isinstance(text, str) for text in found.values()):
-        raise ProtocolViolation("'annotations' is not a map of text to text")
-    return MappingProxyType(found)
+    if isinstance(value, dict):
+        found = {key: text for key, text in value.items() if text is not None}
+        if all(isinstance(text, str) for text in found.values()):
+            return MappingProxyType(found)
+    raise ProtocolViolation("'annotations' is not a map of text to text")
 
 
 def _descriptors(document: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
@@ -262,16 +254,20 @@ def _descriptors(document: Mapping[str, Any], key: str) -> tuple[Descriptor, ...
     return tuple(_descriptor(item) for item in value)
 
 
+def _descriptor_or_none(document: Mapping[str, Any], key: str) -> Descriptor | None:
+    value = document.get(key)
+    return None if value is None else _descriptor(value)
+
+
 def _descriptor(value: object) -> Descriptor:
     if not isinstance(value, dict):
         raise ProtocolViolation("a descriptor that is not a JSON object")
-    digest = _digest(value.get("digest", ""))
     platform = value.get("platform")
     if platform is not None and not isinstance(platform, dict):
         raise ProtocolViolation("'platform' is not a JSON object")
     return Descriptor(
         media_type=_text(value, "mediaType"),
-        digest=digest,
+        digest=_digest(value.get("digest", "")),
         size=checked_size(value.get("size")),
         artifact_type=_text(value, "artifactType"),
         annotations=_annotations(value),

@@ -1,8 +1,8 @@
-"""Names of the registry, parsed once into frozen values and never split again.
+"""Repositories, tags and digests, parsed once into frozen values and never split again.
 
-A name that comes from a server, a path or a command line is hostile text until one of the
-`parse` methods here has accepted it. Grammar: OCI Distribution specification 1.1, "Pulling
-manifests"; OCI Image specification, descriptor.md, "Digests".
+A name that comes from a server, a path or a command line is hostile text until one of the `parse`
+methods here has accepted it. Grammar: OCI Distribution specification 1.1, "Pulling manifests"; OCI
+Image specification, descriptor.md, "Digests".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 NAME_MAX = 255
-"""Longest name in the tree in bytes, which statfs(2) tells."""
+"""Longest name in the tree in bytes, as statfs(2) reports it."""
 
 MAX_SEGMENT_BYTES = NAME_MAX - 1
 """Longest repository segment or tag in bytes: NAME_MAX less the one `_` of an escaped segment."""
@@ -31,23 +31,21 @@ MAX_SEGMENT_BYTES = NAME_MAX - 1
 MAX_REPOSITORY_BYTES = 2048
 """Longest repository name in bytes; well under PATH_MAX with the tree's own segments behind it."""
 
-MAX_TITLE_SEGMENT_BYTES = NAME_MAX
-"""Longest segment of a title in bytes: NAME_MAX."""
-
 MAX_TITLE_BYTES = 1024
 """Longest title in bytes; under PATH_MAX together with the longest repository name."""
 
 MAX_TITLE_DEPTH = 32
 """Most directories that one title makes: each is kept in memory, with a path as long."""
 
-_CONFORMING_SEGMENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
+_SEGMENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_CONFORMING_REPOSITORY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*\Z")
 _CONFORMING_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 _ENCODED = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "sha512": re.compile(r"[0-9a-f]{128}\Z")}
 
 _segments = attrgetter("segments")
 
 ALGORITHMS = tuple(_ENCODED)
-"""The algorithms of digests: those that the specification registers."""
+"""The digest algorithms that the specification registers."""
 
 
 def _checked_segment(text: str, kind: str, limit: int = MAX_SEGMENT_BYTES) -> str:
@@ -69,8 +67,8 @@ def _checked_segment(text: str, kind: str, limit: int = MAX_SEGMENT_BYTES) -> st
 class Repository:
     """A repository name such as `library/nginx`, of one or more segments.
 
-    `parse` also accepts names outside the specification's grammar, because Epoch does not
-    validate them; what it accepts is always safe as a sequence of path segments.
+    `parse` also accepts names outside the specification's grammar, as Epoch does not validate them;
+    what it accepts is always safe as a sequence of path segments.
     """
 
     name: str
@@ -80,6 +78,8 @@ class Repository:
         """Parse a name; raises InvalidName for one that could not be a path below the mount."""
         if not isinstance(text, str) or len(text) > MAX_REPOSITORY_BYTES:
             raise InvalidName(f"repository name is no text or too long: '{printable(text)}'")
+        if len(text) <= MAX_SEGMENT_BYTES and _CONFORMING_REPOSITORY.match(text):
+            return cls(text)
         for segment in text.split("/"):
             _checked_segment(segment, "repository")
         if len(text.encode()) > MAX_REPOSITORY_BYTES:
@@ -94,7 +94,7 @@ class Repository:
     @property
     def conforms(self) -> bool:
         """Whether the name is one the specification's grammar allows."""
-        return all(_CONFORMING_SEGMENT.match(segment) for segment in self.segments)
+        return _CONFORMING_REPOSITORY.match(self.name) is not None
 
     def __str__(self) -> str:
         return self.name
@@ -103,7 +103,7 @@ class Repository:
 class Catalog:
     """The repositories listed; `complete` where the registry has a catalog that lists any.
 
-    `refusal` is why there is no catalog for us, or "".
+    `refusal` is why the registry shows us no catalog, or "".
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class Catalog:
         return repository in self._repositories
 
     def following(self, repository: Repository, count: int) -> list[Repository]:
-        """Return the siblings, and what is below them, that a walk comes to next after one."""
+        """Return the siblings, and what is below them, that a walk visits next after one."""
         parent = repository.segments[:-1]
         place = bisect_left(self._in_order, repository.segments, key=_segments)
         after = self._in_order[place + 1 : place + 1 + count]
         return [one for one in after if one.segments[: len(parent)] == parent]
 
     def children(self, segments: tuple[str, ...]) -> list[str]:
-        """The next segments of the repositories below a prefix, sorted."""
+        """Return the next segments of the repositories below a prefix, sorted."""
         return sorted(self._children.get(segments, ()))
 
     def is_parent(self, segments: tuple[str, ...]) -> bool:
@@ -149,7 +149,7 @@ class Tag:
         """Parse a tag; raises InvalidName for one that could not be one path segment."""
         if not isinstance(text, str):
             raise InvalidName(f"tag is no text: '{printable(text)}'")
-        return cls(_checked_segment(text, "tag"))
+        return cls(text if _CONFORMING_TAG.match(text) else _checked_segment(text, "tag"))
 
     @property
     def conforms(self) -> bool:
@@ -174,7 +174,7 @@ class Digest:
             algorithm, _, encoded = text.partition(":")
             pattern = _ENCODED.get(algorithm)
             if pattern is not None and pattern.match(encoded):
-                # The same few texts for all: one of its own would add a quarter to a digest.
+                # One shared copy of the algorithm's name: each its own would add a quarter.
                 return cls(sys.intern(algorithm), encoded)
         raise InvalidName(f"not a sha256 or sha512 digest: '{printable(text, 100)}'")
 
@@ -200,52 +200,46 @@ Reference = Tag | Digest
 
 
 def referrers_tag(digest: Digest) -> Tag:
-    """Return the tag of the index of what refers to a manifest, where a registry has no call for
-    that (OCI Distribution specification 1.1, "Referrers Tag Schema").
+    """Return the tag of the index of a manifest's referrers, where a registry has no referrers API
+    (OCI Distribution specification 1.1, "Referrers Tag Schema").
     """
     return Tag(f"{digest.algorithm[:32]}-{digest.encoded[:64]}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Title:
-    """A relative path that something is to be shown at, such as `README.md` or `docs/a.txt`."""
+    """A relative path to show content at, such as `README.md` or `docs/a.txt`."""
 
     path: str
 
     @classmethod
     def parse(cls, text: str) -> Title:
         """Parse a title; raises InvalidName for one that could lead out of its directory, or that
-        begins with a digest: what is shown by its digest always finds that name free.
+        begins with a digest, so that content can always be shown by its digest.
         """
         if len(text) > MAX_TITLE_BYTES or len(text.encode("utf-8", "replace")) > MAX_TITLE_BYTES:
             raise InvalidName(f"title is too long: '{printable(text)}'")
         if text.count("/") > MAX_TITLE_DEPTH:
             raise InvalidName(f"title is too deep: '{printable(text)}'")
         for segment in text.split("/"):
-            _checked_segment(segment, "title", MAX_TITLE_SEGMENT_BYTES)
-        if _is_digest(text.partition("/")[0]):
-            raise InvalidName(f"title is a digest: '{printable(text)}'")
-        return cls(text)
+            _checked_segment(segment, "title", NAME_MAX)
+        try:
+            Digest.parse(text.partition("/")[0])
+        except InvalidName:
+            return cls(text)
+        raise InvalidName(f"title is a digest: '{printable(text)}'")
 
     def __str__(self) -> str:
         return self.path
 
 
 def labels(wanted: str, digest: Digest) -> Iterator[str]:
-    """Yield what content of a digest may be shown as, the best first: as its title wants, then
-    with the digest appended as in a reference (`name@digest`), then by its digest alone.
+    """Yield the names that content may be shown under, best first: its title, then the title with
+    the digest appended as in a reference (`name@digest`), then the digest alone.
 
-    Where several want the same name, each takes the first that is free. The last always is.
+    Where several want the same name, each takes the first free one. The last is always free.
     """
     with contextlib.suppress(InvalidName):
-        yield str(Title.parse(wanted))
-        yield str(Title.parse(f"{wanted}@{digest}"))
+        yield Title.parse(wanted).path
+        yield Title.parse(f"{wanted}@{digest}").path
     yield str(digest)
-
-
-def _is_digest(text: str) -> bool:
-    try:
-        Digest.parse(text)
-    except InvalidName:
-        return False
-    return True
