@@ -18,12 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.builders import Content, write_directory
 from support.mounts import Mounts, require_fuse
 from support.views import Opener
 
 from epochfs.client import hosts
 from epochfs.demo.registry import EmbeddedRegistry
+
+# The same examples in every run, and none fails because the machine is busy: pytest's own time limit
+# ends what hangs. `--hypothesis-profile=default` looks for new examples.
+settings.register_profile(
+    "epochfs",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("epochfs")
 
 STARTUP_SECONDS = 20
 

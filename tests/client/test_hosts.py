@@ -350,7 +350,7 @@ def _toml(value: object) -> str:
 
 
 @pytest.mark.expects_log(".")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.sampled_from(KEYS), VALUES), st.dictionaries(st.sampled_from(KEYS), VALUES)
 )

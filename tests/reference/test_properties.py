@@ -104,7 +104,7 @@ def changed(
     return result
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @pytest.mark.parametrize("behaviour", [NAMES, PAGED, EPOCH], ids=["whole", "paged", "epoch"])
 @given(world=worlds)
 def test_the_tree_is_what_the_model_says(behaviour: Behaviour, world: model.World) -> None:
@@ -114,7 +114,7 @@ def test_the_tree_is_what_the_model_says(behaviour: Behaviour, world: model.Worl
             compare(VfsView(layers.filesystem), world)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(world=worlds.filter(bool), steps=changes)
 def test_what_changes_in_the_registry_changes_in_the_tree(
     world: model.World, steps: list[tuple[int, int, Content | None]]
@@ -133,7 +133,6 @@ def test_what_changes_in_the_registry_changes_in_the_tree(
 
 
 @settings(
-    deadline=None,
     max_examples=4,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],

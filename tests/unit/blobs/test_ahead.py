@@ -64,11 +64,12 @@ def read(handle: BlobHandle, start: int, stop: int) -> None:
 
 
 def settled(client: FakeClient) -> int:
-    """Return how much was sent once no more comes for a while."""
-    sent = -1
-    while sent != client.sent:
-        sent = client.sent
-        time.sleep(0.3)
+    """Return how much was sent once no more comes for a while, on a busy machine too."""
+    sent, since = -1, time.monotonic()
+    while time.monotonic() - since < 0.9:
+        if sent != client.sent:
+            sent, since = client.sent, time.monotonic()
+        time.sleep(0.1)
     return sent
 
 

@@ -110,7 +110,7 @@ class Model:
             directory = split_path(directory)[0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     entries, st.sampled_from([0, 2, 2000]), st.sampled_from([1, 10_000]), st.sampled_from([8, 999])
 )
