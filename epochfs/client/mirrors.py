@@ -7,10 +7,12 @@ one. Nothing is ever written to a mirror, and none is shown the registry's crede
 
 A mirror that does not have something, or fails, costs its share of the time and no more: each has
 half of an equal share of what is left, and what it leaves is the next one's. A mirror that failed
-is skipped for a while (`mirror_health`). One that sent wrong bytes of a blob, or whoever stood
-behind it, is not asked for that blob again.
+is skipped for a while, which grows with each failure in a row and with what the last one cost.
+Then one caller tries it, and the others go on without it until that one knows. A mirror that sent
+wrong bytes of a blob, or whose server did, is not asked for that blob again.
 
-Locks: `Mirrors._lock` guards what is remembered of blobs; nothing is called under it.
+Locks: `Health._lock` and `Mirrors._lock` guard the underscored fields of their objects; nothing is
+called under them.
 """
 
 from __future__ import annotations
@@ -27,10 +29,9 @@ from typing import TypeVar
 from cachetools import LRUCache, TTLCache
 
 from epochfs.client.auth import Bearer
-from epochfs.client.hosts import Capability, Host, RegistryHosts
-from epochfs.client.mirror_health import Health
-from epochfs.client.reads import ping
-from epochfs.client.transport import Answer, BlobStream, Request, Shortened, Transport, web_page
+from epochfs.client.host import Host
+from epochfs.client.hosts import Capability, HostConfig, RegistryHosts
+from epochfs.client.transport import Answer, BlobStream, Reply, Shortened, Transport, web_page
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
     DeadlineExceeded,
@@ -42,7 +43,7 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     printable,
 )
-from epochfs.oci.names import Digest
+from epochfs.oci.names import Digest, Repository
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,18 @@ _ABSENT_SECONDS = 30.0
 _SLOWEST = 16 * 1024
 """Bytes a second, over a mirror's share of the time: one that drips is as good as silent."""
 
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 300.0
+_COST_FACTOR = 4.0
+"""A mirror is left alone for so many times what its failure took: a fifth of the time, at most, is
+lost on it."""
+
 _FAILURES = (Unavailable, DeadlineExceeded, ProtocolViolation)
 """Errors that say something of a mirror; the others say something of what it was asked for."""
 
 _T = TypeVar("_T")
 
-Ask = Callable[[Transport, float], _T]
+Ask = Callable[[Host, float], _T]
 """Asks a host for something, within so many seconds."""
 
 
@@ -75,13 +82,70 @@ class MirrorState:
     trouble: str
 
 
-class Mirror:
-    """One mirror: its transport, and its health."""
+class Health:
+    """What is known of one mirror; safe under threads."""
 
-    def __init__(self, host: Host, transport: Transport) -> None:
-        self.host = host
-        self.transport = transport
-        self._health = Health()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._trouble = ""
+        self._since = time.time()
+        self._failures = 0
+        self._tried_at = 0.0
+        self._trying = False
+
+    @property
+    def condition(self) -> tuple[str, float]:
+        """How the mirror failed last, or "" if it answers, and since when, in Unix time."""
+        with self._lock:
+            return self._trouble, self._since
+
+    def begin(self, seconds: float) -> bool:
+        """Return whether to ask the mirror; the caller then says how it went within `seconds`."""
+        now = time.monotonic()
+        with self._lock:
+            if not self._failures:
+                return True
+            if now < self._tried_at:
+                return False
+            self._tried_at, self._trying = now + seconds, True
+            return True
+
+    def succeeded(self) -> bool:
+        """Take note of an answer; return whether it is the first after a failure."""
+        with self._lock:
+            recovered = self._failures > 0
+            self._failures, self._trying = 0, False
+            if recovered:
+                self._trouble, self._since = "", time.time()
+            return recovered
+
+    def failed(self, trouble: str, cost: float) -> bool:
+        """Take note of a failure that took `cost` seconds; return whether it is the first.
+
+        Requests that were under way together, and fail together, are one failure.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if self._failures and now < self._tried_at and not self._trying:
+                return False
+            self._failures += 1
+            doubled = _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16)
+            pause = min(max(doubled, _COST_FACTOR * cost), _LONGEST_PAUSE)
+            self._tried_at, self._trying = now + pause, False
+            first = self._failures == 1
+            self._trouble = trouble
+            if first:
+                self._since = time.time()
+            return first
+
+
+class Mirror(Host):
+    """A mirror, and its health."""
+
+    def __init__(self, config: HostConfig, transport: Transport) -> None:
+        super().__init__(transport, decides=False)
+        self.config = config
+        self.health = Health()
         # Written without a lock: all that a race costs is what `state` says for a moment.
         self._useful = False
         self._refusal = ""
@@ -90,54 +154,58 @@ class Mirror:
         """Ask the mirror, and take note of how it went."""
         started = time.monotonic()
         try:
-            answer = ask(self.transport, seconds)
+            answer = ask(self, seconds)
         except _FAILURES as error:
             self.failed(error, time.monotonic() - started)
             raise
         except EpochfsError as error:
-            self.succeeded()
-            self._refused(error)
+            self._succeeded()
+            # One that has given something may deny or lack something else. One that never has may
+            # be shown the wrong login, or be sought at the wrong path.
+            if isinstance(error, Denied | UnconfirmedNotFound) and not self._useful:
+                if not self._refusal:
+                    log.info("mirror %s gives nothing: %s", self.config.url, error)
+                self._refusal = str(error)
             raise
-        self.succeeded()
+        self._succeeded()
         self._useful, self._refusal = True, ""
         return answer
 
-    def _refused(self, error: EpochfsError) -> None:
-        """Take note that nothing came: of a mirror of which nothing ever did, that is trouble.
+    def ping(self, seconds: float) -> Reply:
+        """Ping the mirror; a web page is no answer of one, whatever its status."""
+        reply = super().ping(seconds)
+        if page := web_page(reply.body):
+            raise UnconfirmedNotFound(f"{reply.what}: {reply.status} ({printable(page)})")
+        return reply
 
-        It may be shown the wrong login, or be sought at the wrong path. One of which something has
-        come may deny or lack something else.
-        """
-        if isinstance(error, Denied | UnconfirmedNotFound) and not self._useful:
-            if not self._refusal:
-                log.info("mirror %s gives nothing: %s", self.host.url, error)
-            self._refusal = str(error)
-
-    def may_be_asked(self, seconds: float) -> bool:
-        """Return whether to ask the mirror now, for at most so many seconds."""
-        return self._health.begin(seconds)
-
-    def succeeded(self) -> None:
-        """Take note of an answer."""
-        if self._health.succeeded():
-            log.info("mirror %s answers again", self.host.url)
+    def open_blob(
+        self, seconds: float, repository: Repository, digest: Digest, start: int, end: int | None
+    ) -> BlobStream:
+        """Open a blob, in a stream that tells the mirror how it went."""
+        request = self._blob_request(repository, digest, start, end)
+        kind = partial(MirrorStream, self, seconds)
+        return self.transport.open(request, start, end, seconds, kind)
 
     def failed(self, error: EpochfsError, cost: float) -> None:
         """Take note of a failure that took `cost` seconds."""
-        if self._health.failed(str(error), cost):
-            log.info("mirror %s fails, going on without it: %s", self.host.url, error)
+        if self.health.failed(str(error), cost):
+            log.info("mirror %s fails, going on without it: %s", self.config.url, error)
 
     def state(self) -> MirrorState:
         """Return how the mirror does."""
-        condition = self._health.condition
-        trouble = condition.trouble or self._refusal
+        failure, since = self.health.condition
+        trouble = failure or self._refusal
         return MirrorState(
-            host=self.host.url,
-            capabilities=tuple(sorted(one.value for one in self.host.capabilities)),
+            host=self.config.url,
+            capabilities=tuple(sorted(one.value for one in self.config.capabilities)),
             healthy=not trouble,
-            since=condition.since,
+            since=since,
             trouble=trouble,
         )
+
+    def _succeeded(self) -> None:
+        if self.health.succeeded():
+            log.info("mirror %s answers again", self.config.url)
 
 
 class MirrorStream(BlobStream):
@@ -184,44 +252,71 @@ class MirrorStream(BlobStream):
         if self._arrived < _SLOWEST * self._waited:
             self.close()
             sent = f"{self._arrived} bytes in {self._waited:.1f} s"
-            raise Unavailable(f"{self._mirror.host.url} is too slow: {sent}")
+            raise Unavailable(f"{self._mirror.config.url} is too slow: {sent}")
         self._waited, self._arrived = 0.0, 0
 
 
 class Mirrors:
     """All hosts of one registry; safe under threads."""
 
-    def __init__(self, origin: Transport, mirrors: Sequence[Mirror]) -> None:
+    def __init__(self, origin: Host, mirrors: Sequence[Mirror]) -> None:
         self._origin = origin
         self._mirrors = mirrors
+        self._able = {
+            capability: [one for one in mirrors if capability in one.config.capabilities]
+            for capability in Capability
+        }
         self._lock = threading.Lock()
         self._senders: LRUCache[Digest, frozenset[Mirror]] = LRUCache(_REMEMBERED)
         self._wrong: LRUCache[Digest, None] = LRUCache(_REMEMBERED)
         self._absent: TTLCache[tuple[Mirror, Digest], None] = TTLCache(_REMEMBERED, _ABSENT_SECONDS)
 
-    def ask(self, capability: Capability, ask: Ask[_T], decide: Ask[_T] | None = None) -> _T:
+    def ask(
+        self, capability: Capability, ask: Ask[_T], mirrors: Sequence[Mirror] | None = None
+    ) -> _T:
         """Return the first answer of a mirror that is trusted with this, else the registry's own.
 
-        The registry itself is asked by `decide`, if that is given. Raises what it raises.
+        Not all such mirrors are asked if `mirrors` are given. Raises what the registry raises.
         """
-        return self._ask(self._able(capability), lambda mirror: ask if mirror else decide or ask)
+        hosts = self._able[capability] if mirrors is None else mirrors
+        left = self._origin.transport.timeout
+        for position, mirror in enumerate(hosts):
+            hosts_left = len(hosts) - position + 1
+            seconds = left / hosts_left / 2
+            if not mirror.health.begin(seconds):
+                continue
+            started = time.monotonic()
+            try:
+                return mirror.ask(ask, seconds)
+            except EpochfsError as error:
+                log.debug("asking the next host: %s", error)
+            left -= round(time.monotonic() - started, 1)
+        return ask(self._origin, left)
 
     def open_blob(
-        self, request: Callable[[Transport], Request], digest: Digest, start: int, end: int | None
+        self, repository: Repository, digest: Digest, start: int, end: int | None
     ) -> BlobStream:
         """Open a blob at the first host that has it, from byte `start` to before byte `end`."""
-        mirrors = []
+        mirrors: list[Mirror] = []
+        able = self._able[Capability.PULL]
         with self._lock:
-            if digest not in self._wrong:
-                able = self._able(Capability.PULL)
+            if able and digest not in self._wrong:
                 mirrors = [mirror for mirror in able if (mirror, digest) not in self._absent]
 
-        def ask_of(mirror: Mirror | None) -> Ask[BlobStream]:
-            if mirror is None:
-                return lambda origin, left: origin.open(request(origin), start, end, left)
-            return partial(self._open_at, mirror, request, digest, start, end)
+        def ask(host: Host, seconds: float) -> BlobStream:
+            try:
+                stream = host.open_blob(seconds, repository, digest, start, end)
+            except NotFound:
+                if isinstance(host, Mirror):
+                    with self._lock:
+                        self._absent[host, digest] = None
+                raise
+            if isinstance(host, Mirror):
+                with self._lock:
+                    self._senders[digest] = self._senders.get(digest, frozenset()) | {host}
+            return stream
 
-        return self._ask(mirrors, ask_of)
+        return self.ask(Capability.PULL, ask, mirrors)
 
     def distrust(self, digest: Digest) -> bool:
         """Take note that wrong bytes came of a blob; return whether a mirror may have sent them.
@@ -233,7 +328,7 @@ class Mirrors:
             if senders:
                 self._wrong[digest] = None
         for mirror in senders:
-            log.warning("wrong bytes came of %s, perhaps from mirror %s", digest, mirror.host.url)
+            log.warning("wrong bytes came of %s, perhaps from mirror %s", digest, mirror.config.url)
             mirror.failed(ProtocolViolation(f"wrong bytes came of {digest}"), 0.0)
         return bool(senders)
 
@@ -245,7 +340,7 @@ class Mirrors:
         """Ask each mirror whether it answers us; `states` has the outcome."""
         for mirror in self._mirrors:
             with contextlib.suppress(EpochfsError):
-                mirror.ask(_ping, mirror.transport.timeout / 2)
+                mirror.ask(lambda host, seconds: host.ping(seconds), mirror.transport.timeout / 2)
 
     def bearer_for(self, salt: bytes, repository: str) -> Bearer:
         """Return who asks the hosts about a repository, with all credentials that they are shown.
@@ -253,78 +348,38 @@ class Mirrors:
         A mirror whose credentials cannot be had is shown none; raises Denied or DeadlineExceeded
         where it is the registry's own that cannot.
         """
-        own = self._origin.bearer_for(salt, repository)
+        own = self._origin.transport.bearer_for(salt, repository)
         principals, fingerprints = [own.principal], [own.fingerprint]
         for mirror in self._mirrors:
             with contextlib.suppress(Denied, DeadlineExceeded):
                 known = mirror.transport.bearer_for(salt, repository)
                 if known.fingerprint:
-                    principals.append(f"{mirror.host.url} {known.principal}")
-                    fingerprints.append(f"{mirror.host.url} {known.fingerprint}")
+                    principals.append(f"{mirror.config.url} {known.principal}")
+                    fingerprints.append(f"{mirror.config.url} {known.fingerprint}")
         return Bearer("\n".join(principals), "\n".join(fingerprints))
 
     def close(self) -> None:
         """End every call under way, and close the connections."""
-        for transport in (*(mirror.transport for mirror in self._mirrors), self._origin):
-            transport.close()
-
-    def _able(self, capability: Capability) -> list[Mirror]:
-        return [mirror for mirror in self._mirrors if capability in mirror.host.capabilities]
-
-    def _ask(self, mirrors: Sequence[Mirror], ask_of: Callable[[Mirror | None], Ask[_T]]) -> _T:
-        left = self._origin.timeout
-        for position, mirror in enumerate(mirrors):
-            hosts_left = len(mirrors) - position + 1
-            seconds = left / hosts_left / 2
-            if not mirror.may_be_asked(seconds):
-                continue
-            started = time.monotonic()
-            try:
-                return mirror.ask(ask_of(mirror), seconds)
-            except EpochfsError as error:
-                log.debug("asking the next host: %s", error)
-            left -= round(time.monotonic() - started, 1)
-        return ask_of(None)(self._origin, left)
-
-    def _open_at(
-        self,
-        mirror: Mirror,
-        request: Callable[[Transport], Request],
-        digest: Digest,
-        start: int,
-        end: int | None,
-        transport: Transport,
-        seconds: float,
-    ) -> BlobStream:
-        kind = partial(MirrorStream, mirror, seconds)
-        try:
-            stream = transport.open(request(transport), start, end, seconds, kind)
-        except NotFound:
-            with self._lock:
-                self._absent[mirror, digest] = None
-            raise
-        with self._lock:
-            self._senders[digest] = self._senders.get(digest, frozenset()) | {mirror}
-        return stream
+        for host in (*self._mirrors, self._origin):
+            host.transport.close()
 
 
-def origin_transport(
-    hosts: RegistryHosts, credentials: Credentials, options: TransportOptions
-) -> Transport:
-    """Return the transport of the registry itself, wherever the file says that it is.
+def origin_of(hosts: RegistryHosts, credentials: Credentials, options: TransportOptions) -> Host:
+    """Return the registry itself, wherever the file says that it is.
 
     What was given to log in with is for the host of the URL. Elsewhere only what a file of
     credentials has for that host is used.
     """
     if hosts.elsewhere:
         credentials, options = credentials.for_other_hosts(), replace(options, client_certs=())
-    return Transport(hosts.origin.base, credentials, hosts.origin.options(options, hosts.namespace))
+    options = hosts.origin.options(options, hosts.namespace)
+    return Host(Transport(hosts.origin.base, credentials, options))
 
 
 def mirrors_of(
-    hosts: RegistryHosts, origin: Transport, credentials: Credentials, options: TransportOptions
+    hosts: RegistryHosts, origin: Host, credentials: Credentials, options: TransportOptions
 ) -> Mirrors:
-    """Return the hosts of a registry, whose own transport is `origin`.
+    """Return the hosts of a registry, which itself is `origin`.
 
     What is given for the registry is not for its mirrors. These are asked once: the next host is
     the better second attempt. Raises UsageError for a CA or certificate that cannot be used.
@@ -332,15 +387,8 @@ def mirrors_of(
     plain = replace(options, tls_verify=None, client_certs=(), retries=0)
     others = credentials.for_other_hosts()
     mirrors = []
-    for host in hosts.mirrors:
-        told = host.options(plain, hosts.namespace)
-        transport = Transport(host.base, others, told, origin.stats, mirror=True)
-        mirrors.append(Mirror(host, transport))
+    for config in hosts.mirrors:
+        told = config.options(plain, hosts.namespace)
+        transport = Transport(config.base, others, told, origin.transport.stats, mirror=True)
+        mirrors.append(Mirror(config, transport))
     return Mirrors(origin, mirrors)
-
-
-def _ping(transport: Transport, seconds: float) -> None:
-    """Ping a mirror; a web page is no answer of one, whatever its status."""
-    reply = ping(transport, seconds)
-    if page := web_page(reply.body):
-        raise UnconfirmedNotFound(f"{reply.what}: {reply.status} ({printable(page)})")

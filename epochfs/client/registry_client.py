@@ -16,14 +16,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
-import epochfs.client.reads as reads
 from epochfs.client.auth import Bearer
+from epochfs.client.host import (
+    Host,
+    announced_digest,
+    blob_path,
+    manifest_path,
+    repository_path,
+)
 from epochfs.client.hosts import Capability, RegistryHosts
 from epochfs.client.hosts import find as find_hosts
-from epochfs.client.listing_pages import names, referrers
-from epochfs.client.mirrors import MirrorState, mirrors_of, origin_transport
+from epochfs.client.mirrors import MirrorState, mirrors_of, origin_of
 from epochfs.client.transport import BlobStream, Request, TransportStats
 from epochfs.client.uploads import BlobUploader
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
@@ -47,8 +52,6 @@ from epochfs.oci.manifests import (
 from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 MANIFEST_LIMIT = 4 * 1024 * 1024
 """Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""
@@ -102,8 +105,9 @@ class RegistryClient:
         elif given.token and not given.is_token_for(url.base):
             self._withheld = f"the token is for {given.token_for}, and is not sent to {url.base}"
             given = replace(given, token="")
-        self._transport = origin_transport(hosts, given, options)
-        self._mirrors = mirrors_of(hosts, self._transport, given, options)
+        self._origin = origin_of(hosts, given, options)
+        self._transport = self._origin.transport
+        self._mirrors = mirrors_of(hosts, self._origin, given, options)
         self._uploader = BlobUploader(self._transport)
 
     @property
@@ -119,21 +123,21 @@ class RegistryClient:
     @property
     def account(self) -> str:
         """In whose name requests are made, and where the credentials come from, for people."""
-        return self._transport.account()
+        return self._transport.authenticator.describe()
 
     @property
     def unused_login(self) -> str:
         """A warning, if what was given to log in with has not been shown to the registry, or ""."""
         if self._withheld:
             return self._withheld
-        if unused := self._transport.unused():
+        if unused := self._transport.authenticator.unused():
             return f"{unused} was not used: {self._base_url} asks for none, and is read anonymously"
         return ""
 
     @property
     def token_expiry(self) -> float | None:
         """When the last of the tokens in use expires, as Unix time; None without one."""
-        return self._transport.token_expiry()
+        return self._transport.authenticator.token_expiry()
 
     @property
     def mirrors(self) -> tuple[MirrorState, ...]:
@@ -166,7 +170,7 @@ class RegistryClient:
         Raises NotFound where there is no `/v2/`, as some that speak the rest have none; Denied,
         Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
         """
-        reads.ping(self._transport, self._transport.timeout)
+        self._origin.ping(self._transport.timeout)
 
     def catalog(self) -> list[str]:
         """Return the names of all repositories, of all pages, in the server's order and spelling.
@@ -175,7 +179,7 @@ class RegistryClient:
         Unsupported or Denied where it is not offered.
         """
         try:
-            return names(self._transport, "/_catalog", "registry:catalog", "repositories")
+            return self._origin.catalog()
         except NotFound as error:
             raise Unsupported(f"{error}: the registry has no catalog") from error
 
@@ -183,9 +187,7 @@ class RegistryClient:
         """Return a repository's tags, of all pages, in the server's order and spelling (§Listing
         Tags). `"tags": null` is an empty list.
         """
-        repository = _repository(name)
-        path = f"{reads.repository_path(repository)}/tags/list"
-        return names(self._transport, path, reads.pull(repository), "tags")
+        return self._origin.tags(_repository(name))
 
     def get_manifest(
         self, name: Repository | str, reference: Reference | str, limit: int | None = None
@@ -199,7 +201,8 @@ class RegistryClient:
         repository, wanted = _repository(name), _reference(reference)
         most = self._manifest_limit if limit is None else limit
         trust = Capability.PULL if isinstance(wanted, Digest) else Capability.RESOLVE
-        return self._mirrors.ask(trust, partial(reads.manifest, repository, wanted, most))
+        ask = partial(Host.manifest, repository=repository, reference=wanted, limit=most)
+        return self._mirrors.ask(trust, ask)
 
     def resolve(self, name: Repository | str, reference: Reference | str) -> Descriptor:
         """Return the descriptor of what a reference names now (`HEAD`, §Pulling manifests).
@@ -209,7 +212,9 @@ class RegistryClient:
         resolves to another one.
         """
         repository, wanted = _repository(name), _reference(reference)
-        return self._by_head(partial(reads.resolve, repository, wanted, self._manifest_limit))
+        most = self._manifest_limit
+        ask = partial(Host.resolve, repository=repository, reference=wanted, limit=most)
+        return self._mirrors.ask(Capability.RESOLVE, ask)
 
     def has_manifest(self, name: Repository | str, reference: Reference | str) -> bool:
         """Return whether the repository has a manifest (`HEAD`, §Checking if content exists).
@@ -217,7 +222,7 @@ class RegistryClient:
         Where HEAD is refused, GET decides.
         """
         repository, wanted = _repository(name), _reference(reference)
-        return self._exists(partial(reads.check_manifest, repository, wanted))
+        return self._exists(partial(Host.check_manifest, repository=repository, reference=wanted))
 
     def put_manifest(
         self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
@@ -235,13 +240,13 @@ class RegistryClient:
             raise UsageError(f"the manifest to be stored does not have digest {digest}")
         request = Request(
             "PUT",
-            self._transport.url(reads.manifest_path(repository, wanted)),
+            self._transport.url(manifest_path(repository, wanted)),
             _push(repository),
             {"Content-Type": content_type},
             data,
         )
-        reply = reads.accepted(self._transport, self._transport.fetch(request))
-        stored = reads.announced_digest(reply)
+        reply = self._origin.accepted(self._transport.fetch(request))
+        stored = announced_digest(reply)
         if stored is not None and not digest_matches(stored, data):
             raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
         return digest
@@ -253,13 +258,13 @@ class RegistryClient:
         or that of tags is not offered.
         """
         repository, wanted = _repository(name), _reference(reference)
-        url = self._transport.url(reads.manifest_path(repository, wanted))
+        url = self._transport.url(manifest_path(repository, wanted))
         reply = self._transport.fetch(Request("DELETE", url, f"{repository}:delete"))
         if reply.status == 400 and isinstance(wanted, Tag):
             # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
             raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
         try:
-            reads.accepted(self._transport, reply)
+            self._origin.accepted(reply)
         except NotFound as error:
             log.debug("%s: nothing to delete", error)
 
@@ -270,9 +275,7 @@ class RegistryClient:
         something else than an index; the specification has referrers tagged then. What the answer
         would mean elsewhere, such as Denied, is its `__cause__`.
         """
-        repository, wanted = _repository(name), _digest(digest)
-        path = f"{reads.repository_path(repository)}/referrers/{wanted}"
-        return referrers(self._transport, path, reads.pull(repository))
+        return self._origin.referrers(_repository(name), _digest(digest))
 
     def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
         """Return whether the repository has a blob (`HEAD`, §Checking if content exists).
@@ -280,7 +283,7 @@ class RegistryClient:
         Where HEAD is refused, a GET of one byte decides.
         """
         repository, wanted = _repository(name), _digest(digest)
-        return self._exists(partial(reads.check_blob, repository, wanted))
+        return self._exists(partial(Host.check_blob, repository=repository, digest=wanted))
 
     def blob_size(self, name: Repository | str, digest: Digest | str) -> int:
         """Return a blob's size in bytes (`HEAD`).
@@ -288,7 +291,8 @@ class RegistryClient:
         A GET of one byte finds it where HEAD is refused or does not say.
         """
         repository, wanted = _repository(name), _digest(digest)
-        return self._by_head(partial(reads.blob_size, repository, wanted))
+        ask = partial(Host.blob_size, repository=repository, digest=wanted)
+        return self._mirrors.ask(Capability.RESOLVE, ask)
 
     def get_blob(
         self,
@@ -306,8 +310,7 @@ class RegistryClient:
         repository, wanted = _repository(name), _digest(digest)
         if start < 0 or (end is not None and end <= start):
             raise UsageError(f"not a range of bytes: {start} to {end}")
-        request = partial(reads.blob_request, repository, wanted, start, end)
-        return self._mirrors.open_blob(request, wanted, start, end)
+        return self._mirrors.open_blob(repository, wanted, start, end)
 
     def read_blob(self, name: Repository | str, digest: Digest | str, limit: int) -> bytes:
         """Return all of a blob of at most `limit` bytes, hashed (§Pulling blobs).
@@ -315,7 +318,7 @@ class RegistryClient:
         Raises TooLarge for a larger one, ContentMismatch if it has another digest.
         """
         repository, wanted = _repository(name), _digest(digest)
-        ask = partial(reads.small_blob, repository, wanted, limit)
+        ask = partial(Host.small_blob, repository=repository, digest=wanted, limit=limit)
         return self._mirrors.ask(Capability.PULL, ask)
 
     def put_blob(
@@ -328,21 +331,17 @@ class RegistryClient:
         for a body that is shorter than `size`.
         """
         repository, wanted = _repository(name), _digest(digest)
-        blob_url = self._transport.url(reads.blob_path(repository, wanted))
-        uploads_url = self._transport.url(f"{reads.repository_path(repository)}/blobs/uploads/")
+        blob_url = self._transport.url(blob_path(repository, wanted))
+        uploads_url = self._transport.url(f"{repository_path(repository)}/blobs/uploads/")
         self._uploader.put(blob_url, uploads_url, _push(repository), wanted, body, size)
 
     def close(self) -> None:
         """End every call under way, with Unavailable, and close the connections."""
         self._mirrors.close()
 
-    def _by_head(self, ask: Callable[..., _T]) -> _T:
-        """Ask one of `reads` that begins with HEAD, which no refusal but the registry's ends."""
-        return self._mirrors.ask(Capability.RESOLVE, ask, partial(ask, decides=True))
-
-    def _exists(self, check: Callable[..., None]) -> bool:
+    def _exists(self, check: Callable[[Host, float], None]) -> bool:
         try:
-            self._by_head(check)
+            self._mirrors.ask(Capability.RESOLVE, check)
         except NotFound:
             return False
         return True

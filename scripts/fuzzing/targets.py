@@ -15,9 +15,8 @@ from epochfs.client.auth.login_files import AuthFile, Helper, Unusable
 from epochfs.client.hosts import find
 from epochfs.client.transport import BlobStream, Url, next_page
 from epochfs.client.transport.faults import error_entries
-from epochfs.client.transport.refusals import Asker, refusal
+from epochfs.client.transport.refusals import Asker, refusal, retry_after
 from epochfs.client.transport.responses import Reply, content_length
-from epochfs.client.transport.retries import retry_after
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
 from epochfs.demo.samples import encode
 from epochfs.errors import (
@@ -125,7 +124,7 @@ def _url(data: bytes) -> None:
 
 
 def _location(data: bytes) -> None:
-    assert HERE.follow(_header(data)).scheme == "https"
+    assert HERE.follow(_header(data)).origin.scheme == "https"
 
 
 def _link(data: bytes) -> None:
@@ -141,8 +140,6 @@ def _content_range(data: bytes) -> None:
         what="GET",
         status=206,
         headers={"Content-Range": _header(data[2:])},
-        content_length=None,
-        check_encoding=lambda: None,
     )
     stream = BlobStream(answer, start, end)
     assert stream.start == start
@@ -161,7 +158,7 @@ def _error_body(data: bytes) -> None:
     headers = {"WWW-Authenticate": _header(head)}
     reply = Reply("GET", Url.parse("https://reg.example/v2/"), status, headers, body, "")
     asker = Asker("nobody", anonymous=True, static=False, mirror=False, clean=str)
-    assert isinstance(refusal(reply, asker), EpochfsError)
+    assert isinstance(refusal(reply, asker, HERE.origin), EpochfsError)
     assert len(error_entries(data[1:])) <= 10
 
 

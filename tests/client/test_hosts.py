@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epochfs.client.hosts import ALL_CAPABILITIES, Capability, Host, RegistryHosts, find
+from epochfs.client.hosts import ALL_CAPABILITIES, Capability, HostConfig, RegistryHosts, find
 from epochfs.config import RegistryUrl, TransportOptions
 from epochfs.errors import UsageError
 
@@ -58,7 +58,7 @@ def test_the_first_directory_that_exists_is_the_registrys(
 
 
 def test_a_registry_without_a_directory_is_alone(tmp_path: Path) -> None:
-    alone = RegistryHosts(NAMESPACE, Host(URL))
+    alone = RegistryHosts(NAMESPACE, HostConfig(URL))
     assert find(tmp_path, RegistryUrl.parse(URL)) == alone
     assert find(None, RegistryUrl.parse(URL)) == alone
     assert find(tmp_path / "none", RegistryUrl.parse(URL)) == alone
@@ -87,11 +87,11 @@ def test_mirrors_are_kept_in_the_order_of_the_file(tmp_path: Path) -> None:
     )
     assert found == RegistryHosts(
         NAMESPACE,
-        Host("https://upstream.example"),
+        HostConfig("https://upstream.example"),
         (
-            Host("https://z.example", capabilities=PULL),
-            Host("https://a.example", headers=(("x-team", "one, two"),)),
-            Host("http://m.example:8080", "/cache/v2"),
+            HostConfig("https://z.example", capabilities=PULL),
+            HostConfig("https://a.example", headers=(("x-team", "one, two"),)),
+            HostConfig("http://m.example:8080", "/cache/v2"),
         ),
         elsewhere=True,
     )
@@ -100,28 +100,28 @@ def test_mirrors_are_kept_in_the_order_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        ("mirror.example", Host("https://mirror.example")),
-        ("Mirror.Example:5000", Host("https://mirror.example:5000")),
-        ("http://mirror.example", Host("http://mirror.example")),
-        ("https://mirror.example/", Host("https://mirror.example")),
-        ("https://mirror.example/v2", Host("https://mirror.example")),
-        ("https://mirror.example/v2/", Host("https://mirror.example")),
-        ("https://mirror.example/a//b/../c", Host("https://mirror.example", "/a/c/v2")),
-        ("https://mirror.example/v2/a", Host("https://mirror.example", "/v2/a/v2")),
-        ("https://[::1]:5000/x", Host("https://[::1]:5000", "/x/v2")),
-        ("https://docker.io", Host("https://registry-1.docker.io")),
+        ("mirror.example", HostConfig("https://mirror.example")),
+        ("Mirror.Example:5000", HostConfig("https://mirror.example:5000")),
+        ("http://mirror.example", HostConfig("http://mirror.example")),
+        ("https://mirror.example/", HostConfig("https://mirror.example")),
+        ("https://mirror.example/v2", HostConfig("https://mirror.example")),
+        ("https://mirror.example/v2/", HostConfig("https://mirror.example")),
+        ("https://mirror.example/a//b/../c", HostConfig("https://mirror.example", "/a/c/v2")),
+        ("https://mirror.example/v2/a", HostConfig("https://mirror.example", "/v2/a/v2")),
+        ("https://[::1]:5000/x", HostConfig("https://[::1]:5000", "/x/v2")),
+        ("https://docker.io", HostConfig("https://registry-1.docker.io")),
     ],
 )
-def test_a_host_is_a_url_or_less(tmp_path: Path, written: str, expected: Host) -> None:
+def test_a_host_is_a_url_or_less(tmp_path: Path, written: str, expected: HostConfig) -> None:
     assert hosts(tmp_path, f'[host."{written}"]').mirrors == (expected,)
     assert hosts(tmp_path, f'server = "{written}"').origin == expected
 
 
 def test_override_path_means_that_the_path_is_where_the_api_begins(tmp_path: Path) -> None:
     text = '[host."https://m.example/v2/project"]\noverride_path = true'
-    assert hosts(tmp_path, text).mirrors == (Host("https://m.example", "/v2/project"),)
+    assert hosts(tmp_path, text).mirrors == (HostConfig("https://m.example", "/v2/project"),)
     text = '[host."https://m.example"]\noverride_path = true'
-    assert hosts(tmp_path, text).mirrors == (Host("https://m.example", ""),)
+    assert hosts(tmp_path, text).mirrors == (HostConfig("https://m.example", ""),)
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_without_capabilities_a_mirror_may_do_all_and_push_alone_is_nothing(tmp_
 
 def test_what_stands_above_the_tables_is_about_the_registry_itself(tmp_path: Path) -> None:
     found = hosts(tmp_path, 'skip_verify = true\nheader = {x-a = "1"}\ncapabilities = ["pull"]')
-    assert found.origin == Host(URL, skip_verify=True, headers=(("x-a", "1"),))
+    assert found.origin == HostConfig(URL, skip_verify=True, headers=(("x-a", "1"),))
 
 
 def test_an_entry_for_the_registry_itself_is_no_mirror(tmp_path: Path) -> None:
     found = hosts(tmp_path, f'[host."{URL}"]\nskip_verify = true')
-    assert found == RegistryHosts(NAMESPACE, Host(URL, skip_verify=True))
+    assert found == RegistryHosts(NAMESPACE, HostConfig(URL, skip_verify=True))
 
 
 @pytest.mark.parametrize("address", ["https://r.example", "https://r.example:443", "R.Example"])
@@ -226,7 +226,7 @@ def test_another_server_than_the_urls_is_known_as_such(
 def test_docker_hub_is_one_registry_under_its_several_names(tmp_path: Path) -> None:
     text = 'server = "https://docker.io"\n[host."https://registry-1.docker.io"]'
     found = hosts(tmp_path, text, "https://docker.io", "docker.io")
-    assert found == RegistryHosts("docker.io", Host("https://registry-1.docker.io"))
+    assert found == RegistryHosts("docker.io", HostConfig("https://registry-1.docker.io"))
     assert found.origin.options(TransportOptions(), found.namespace).namespace == ""
 
 
@@ -236,7 +236,7 @@ def test_certificates_alone_are_found_as_docker_keeps_them(tmp_path: Path) -> No
     for name in ("b.crt", "a.crt", "client.cert", "client.key", "alone.cert", "readme"):
         (here / name).touch()
     (here / "directory.crt").mkdir()
-    assert find(tmp_path, RegistryUrl.parse(URL)).origin == Host(
+    assert find(tmp_path, RegistryUrl.parse(URL)).origin == HostConfig(
         URL,
         ca_certs=(here / "a.crt", here / "b.crt"),
         client_certs=((here / "alone.cert", None), (here / "client.cert", here / "client.key")),
@@ -257,7 +257,7 @@ def test_what_is_not_known_is_left_out_with_a_warning(tmp_path: Path) -> None:
         [host."m.example".header]
           Range = "bytes=0-0"
     """
-    assert hosts(tmp_path, text).mirrors == (Host("https://m.example"),)
+    assert hosts(tmp_path, text).mirrors == (HostConfig("https://m.example"),)
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def test_whatever_the_values_it_is_read_or_refused(
 
 
 def test_the_command_line_takes_precedence_over_the_file() -> None:
-    host = Host(URL, skip_verify=True, ca_certs=(Path("/file"),), connect_timeout=1.0)
+    host = HostConfig(URL, skip_verify=True, ca_certs=(Path("/file"),), connect_timeout=1.0)
     options = host.options(TransportOptions(tls_verify=True, ca_certs=(Path("/given"),)), NAMESPACE)
     assert options.tls_verify is True
     assert options.ca_certs == (Path("/given"), Path("/file"))
@@ -380,5 +380,6 @@ def test_the_command_line_takes_precedence_over_the_file() -> None:
 
 
 def test_a_host_of_another_name_is_told_the_namespace() -> None:
-    assert Host(URL).options(TransportOptions(), NAMESPACE).namespace == ""
-    assert Host("https://m.example").options(TransportOptions(), NAMESPACE).namespace == NAMESPACE
+    another = HostConfig("https://m.example")
+    assert HostConfig(URL).options(TransportOptions(), NAMESPACE).namespace == ""
+    assert another.options(TransportOptions(), NAMESPACE).namespace == NAMESPACE

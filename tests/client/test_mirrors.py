@@ -16,7 +16,7 @@ from support.builders import image, load, random_bytes
 from support.scripted import ScriptedServer, Seen, Step, at_most, reply
 from support.subjects import PASSWORD, USERNAME
 
-from epochfs.client import RegistryClient, mirror_health
+from epochfs.client import RegistryClient, mirrors
 from epochfs.client.hosts import find
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
@@ -481,7 +481,7 @@ def test_a_range_that_a_mirror_makes_shorter_is_no_failure(
 def test_a_mirror_that_is_back_is_asked_again_by_itself(
     client_of: Client, origin: EmbeddedRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror_health, "_FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(mirrors, "_FIRST_PAUSE", 0.2)
     mirror = Mirror()
     with mirror:
         client = client_of(origin, mirror.url)
@@ -563,7 +563,7 @@ def test_a_mirror_whose_root_alone_asks_for_a_login_is_not_in_trouble(
 class TestHealth:
     def test_the_pause_grows_with_each_failure_up_to_a_cap(self) -> None:
         pauses = []
-        one = mirror_health.Health()
+        one = mirrors.Health()
         for _ in range(20):
             one.failed("broken", 0.0)
             pauses.append(one._tried_at - time.monotonic())
@@ -573,17 +573,17 @@ class TestHealth:
         assert pauses[-1] == pytest.approx(300.0, abs=0.1)
 
     def test_the_pause_is_a_multiple_of_what_the_failure_took(self) -> None:
-        one = mirror_health.Health()
+        one = mirrors.Health()
         one.failed("silent", 15.0)
         assert one._tried_at - time.monotonic() == pytest.approx(60.0, abs=0.1)
 
     def test_what_fails_together_is_one_failure(self) -> None:
-        one = mirror_health.Health()
+        one = mirrors.Health()
         assert [one.failed("broken", 0.0) for _ in range(9)] == [True] + [False] * 8
         assert one._tried_at - time.monotonic() < 1.1
 
     def test_after_the_pause_one_caller_tries_for_all(self) -> None:
-        one = mirror_health.Health()
+        one = mirrors.Health()
         one.failed("broken", 0.0)
         assert not one.begin(5.0)
         one._tried_at = 0.0

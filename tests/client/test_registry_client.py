@@ -313,7 +313,7 @@ def test_pages_that_never_end_meet_the_time_limit(connect: Connect) -> None:
 
 
 def test_pages_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.client.listing_pages._MOST_PAGES", 3)
+    monkeypatch.setattr("epochfs.client.host._MOST_PAGES", 3)
 
     def script(seen: Seen) -> list[Step]:
         return listing("tags", ["a"], Link=f'<{seen.path}?last={len(server.seen)}>; rel="next"')
@@ -325,7 +325,7 @@ def test_pages_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_names_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.client.listing_pages._MOST_NAMES", 3)
+    monkeypatch.setattr("epochfs.client.host._MOST_NAMES", 3)
     _, client = connect(lambda _: listing("tags", ["a"] * 4))
     with pytest.raises(ProtocolViolation):
         client.list_tags("x")
@@ -335,8 +335,8 @@ def test_names_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_no_name_is_counted_too_and_not_even_parsed(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, item: object
 ) -> None:
-    monkeypatch.setattr("epochfs.client.listing_pages._MOST_NAMES", 3)
-    monkeypatch.setattr("epochfs.client.listing_pages.load_json", pytest.fail)
+    monkeypatch.setattr("epochfs.client.host._MOST_NAMES", 3)
+    monkeypatch.setattr("epochfs.client.host.load_json", pytest.fail)
     _, client = connect(lambda _: listing("tags", [item] * 5))
     with pytest.raises(ProtocolViolation, match="over 3 names"):
         client.list_tags("x")
@@ -345,7 +345,7 @@ def test_what_is_no_name_is_counted_too_and_not_even_parsed(
 def test_a_page_over_its_limit_is_a_violation(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.client.listing_pages.PAGE_LIMIT", 100)
+    monkeypatch.setattr("epochfs.client.host._PAGE_LIMIT", 100)
     _, client = connect(lambda _: listing("tags", ["a"] * 100))
     with pytest.raises(ProtocolViolation):
         client.list_tags("x")

@@ -1,18 +1,21 @@
 """HTTP as a registry client needs it: sessions, time limits, retry, redirects, error conversion.
 
-The only importer of requests and urllib3. From the bottom up: `urls` (where a server may send
-us), `watchdog` (time limits), `tls` (who is trusted), `faults` (foreign exceptions made ours),
-`connections` (what is changed in requests and urllib3), `retries`, `responses` and
-`streams` (bodies), `refusals` and `tokenserver` (what other answers mean), `request` (what is
-asked), `sender` (one request, to where redirects lead), `exchange` (all of it).
+The only importer of requests and urllib3. From the bottom up: `watchdog` (time limits), `request`
+(what is asked, and where a server may send us), `tls` (who is trusted), `faults` (foreign
+exceptions made ours), `connections` (what is changed in requests and urllib3), `responses` (read
+whole or streamed), `refusals` (what other answers mean), `exchange` (all of it).
 """
 
 from epochfs.client.transport.exchange import Transport
 from epochfs.client.transport.refusals import web_page
-from epochfs.client.transport.request import Request
-from epochfs.client.transport.responses import Answer, Reply, TransportStats
-from epochfs.client.transport.streams import BlobStream, Shortened, UploadBody
-from epochfs.client.transport.urls import Url, next_page
+from epochfs.client.transport.request import Request, UploadBody, Url, next_page
+from epochfs.client.transport.responses import (
+    Answer,
+    BlobStream,
+    Reply,
+    Shortened,
+    TransportStats,
+)
 from epochfs.client.transport.watchdog import Watch
 
 __all__ = [

@@ -10,6 +10,7 @@ Locks: `Adapter._lock` guards which TLS settings have pools; that of `TlsPolicy`
 from __future__ import annotations
 
 import http.client
+import io
 import logging
 import queue
 import socket
@@ -34,9 +35,7 @@ from urllib3.exceptions import (
 
 from epochfs.client.transport.faults import WrongHost, is_wrong_host
 from epochfs.client.transport.tls import TlsPolicy, names_of
-from epochfs.client.transport.urls import Url
 from epochfs.client.transport.watchdog import Watch
-from epochfs.config import Proxies
 
 # urllib3 logs whole URLs, and that of a redirected blob may hold a signature.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)
@@ -44,25 +43,15 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)
 _SEND_BYTES = 256 * 1024
 """How much of an upload is read and sent at a time."""
 
+_LINE_BYTES = 65536
+_HEAD_LINES = 250
+"""Limits of an answer's head; http.client refuses lines as long, and half as many headers."""
+
 _HOSTS = 16
 """How many hosts (registry, token server, blob storage) idle connections are kept for."""
 
 watch_in_use: ContextVar[Watch] = ContextVar("watch_in_use")
 """The watch of the operation that this thread is carrying out."""
-
-
-class _HeaderLines:
-    """The lines of an answer's head, and whether they broke off."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.broken_off = False
-        self.close = stream.close
-
-    def readline(self, limit: int = -1) -> bytes:
-        line = self._stream.readline(limit)
-        self.broken_off = self.broken_off or not line
-        return line
 
 
 class StrictResponse(http.client.HTTPResponse):
@@ -74,14 +63,17 @@ class StrictResponse(http.client.HTTPResponse):
 
     def begin(self) -> None:
         stream: Any = self.fp
-        lines: Any = _HeaderLines(stream)
-        self.fp = lines
+        lines, whole = _read_head(stream)
+        head: Any = io.BytesIO(b"".join(lines))
+        self.fp = head
         try:
             super().begin()
         finally:
-            if self.fp is lines:  # otherwise it has been closed
+            if self.fp is head:
                 self.fp = stream
-        if lines.broken_off:
+            else:  # the base class has closed it
+                stream.close()
+        if not whole:
             raise http.client.RemoteDisconnected("the headers break off")
 
     def read1_into(self, buffer: memoryview) -> int:
@@ -102,6 +94,27 @@ class StrictResponse(http.client.HTTPResponse):
         if not count or self.length == 0:
             self.close()
         return count
+
+
+def _read_head(stream: IO[bytes]) -> tuple[list[bytes], bool]:
+    """Return the lines of an answer's head, and whether they are all there.
+
+    Includes those of any "100 Continue" before. What is too long is left to be refused.
+    """
+    lines: list[bytes] = []
+    start = 0
+    while len(lines) < _HEAD_LINES:
+        line = stream.readline(_LINE_BYTES + 1)
+        if not line:
+            return lines, False
+        lines.append(line)
+        if len(line) > _LINE_BYTES:
+            break
+        if line in (b"\r\n", b"\n"):
+            if lines[start].split(None, 2)[1:2] != [b"100"]:
+                break
+            start = len(lines)
+    return lines, True
 
 
 class _WatchedConnection(HTTPConnection):
@@ -213,9 +226,8 @@ def _resolve(host: str, port: int, seconds: float) -> list[Any]:
 class Adapter(HTTPAdapter):
     """requests' adapter with watched connections, our TLS policy, and no cookies."""
 
-    def __init__(self, tls: TlsPolicy, pool_size: int, proxies: Proxies) -> None:
+    def __init__(self, tls: TlsPolicy, pool_size: int) -> None:
         self._tls = tls
-        self._proxies = proxies
         self._lock = threading.Lock()
         self._contexts: set[ssl.SSLContext] = set()
         super().__init__(pool_connections=_HOSTS, pool_maxsize=pool_size, max_retries=0)
@@ -230,10 +242,6 @@ class Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, blocksize=_SEND_BYTES, **kwargs)
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return manager
-
-    def proxy_for(self, url: Url) -> str:
-        """Return the proxy that a URL is reached by, or ""; raises UsageError for an unusable."""
-        return self._proxies.of(url.scheme, url.hostname, url.port)
 
     def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return host and TLS settings, which together choose the pool."""
@@ -266,23 +274,19 @@ class Adapter(HTTPAdapter):
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
         """Send a request; raises WrongHost if the certificate is for other hosts than this."""
         try:
-            return self._sent(request, *args, **kwargs)
+            try:
+                return super().send(request, *args, **kwargs)
+            except RequestsConnectionError as error:
+                if not any(isinstance(cause, ClosedPoolError) for cause in error.args):
+                    raise
+            # The pool's certificate was renewed just then, and nothing has been sent.
+            return super().send(request, *args, **kwargs)
         except SSLError as error:
             if not is_wrong_host(error):
                 raise
             directly = not kwargs.get("proxies")
-            raise WrongHost(
-                self._certified_hosts(request.url or "") if directly else None
-            ) from error
-
-    def _sent(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
-        try:
-            return super().send(request, *args, **kwargs)
-        except RequestsConnectionError as error:
-            if not any(isinstance(cause, ClosedPoolError) for cause in error.args):
-                raise
-            # Its certificate was renewed just then, and nothing has been sent.
-            return super().send(request, *args, **kwargs)
+            names = self._certified_hosts(request.url or "") if directly else None
+            raise WrongHost(names) from error
 
     def _certified_hosts(self, url: str) -> list[str] | None:
         """Return the hosts that a server's certificate is for, None if it does not say once more.

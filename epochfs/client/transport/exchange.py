@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from requests import PreparedRequest
+from requests.structures import CaseInsensitiveDict
+
+from epochfs import __version__
 from epochfs.client.auth import Authenticator, Bearer, CredentialStore, TokenRequest
-from epochfs.client.causes import Cause
-from epochfs.client.transport.connections import Adapter
-from epochfs.client.transport.faults import TRANSIENT_STATUSES, Broken, Unreached, converted
-from epochfs.client.transport.refusals import Asker, refusal
-from epochfs.client.transport.request import Request, described, is_of_a_registry
-from epochfs.client.transport.responses import Answer, Reply, TransportStats
-from epochfs.client.transport.retries import (
-    UNREACHED_DELAY,
-    UNREACHED_SECONDS,
-    backoff,
+from epochfs.client.transport.connections import Adapter, watch_in_use
+from epochfs.client.transport.faults import (
+    CONVERTED,
+    TRANSIENT_STATUSES,
+    Broken,
+    Unreached,
+    convert,
+)
+from epochfs.client.transport.refusals import (
+    Asker,
+    TokenServer,
+    redirected,
+    refusal,
     retry_after,
 )
-from epochfs.client.transport.sender import Sender
-from epochfs.client.transport.streams import BlobStream, may_refuse_range, without_range
+from epochfs.client.transport.request import Origin, Request, UploadBody, Url, described
+from epochfs.client.transport.responses import (
+    Answer,
+    BlobStream,
+    Reply,
+    TransportStats,
+    may_refuse_range,
+    without_range,
+)
 from epochfs.client.transport.tls import TlsPolicy
-from epochfs.client.transport.tokenserver import TokenServer
-from epochfs.client.transport.urls import Url, next_page
 from epochfs.client.transport.watchdog import Watch, Watchdog
 from epochfs.config import Credentials, TransportOptions
 from epochfs.errors import (
-    Denied,
     EpochfsError,
-    NotFound,
     ProtocolViolation,
     Unavailable,
     UsageError,
-    explained,
     printable_url,
     without_user_information,
 )
@@ -47,8 +57,18 @@ SMALL_BODY = 1024 * 1024
 """Limit in bytes of bodies whose content is not looked at, or is a token."""
 
 _FORM: Mapping[str, str] = {"Content-Type": "application/x-www-form-urlencoded"}
+_OWN_HEADERS = {"User-Agent": f"epochfs/{__version__}", "Accept-Encoding": "identity"}
+_MAX_REDIRECTS = 5
 _EXPIRED_STATUSES = frozenset({400, 403, 410})
 """How storage refuses a signed URL whose time is up."""
+
+_UNREACHED_SECONDS = 1.0
+"""For how long connecting is tried again. A server that restarts is back in a moment; for one that
+is not there, whoever waits should soon be told."""
+
+_UNREACHED_DELAY = 0.2
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 5.0
 
 _T = TypeVar("_T")
 
@@ -79,28 +99,26 @@ class Transport:
             self.base = Url.parse(base_url)
         except ProtocolViolation:
             raise UsageError(f"not a registry URL: '{printable_url(base_url)}'") from None
+        origin = self.base.origin
         self.stats = TransportStats() if stats is None else stats
+        self.timeout = options.timeout
+        self.root = options.root
         self._options = options
         self._mirror = mirror
         self._watchdog = Watchdog()
-        self._tls = TlsPolicy(options, self.base.hostname)
-        self._adapter = Adapter(self._tls, options.pool_size, options.proxies)
-        self._adapter.proxy_for(self.base)
-        self._sender = Sender(self.base, options, self._tls, self._adapter, self.stats)
+        self._tls = TlsPolicy(options, origin.hostname)
+        self._adapter = Adapter(self._tls, options.pool_size)
+        self._proxy = options.proxies.of(origin.scheme, origin.hostname, origin.port)
         store = CredentialStore(credentials, base_url)
-        self._authenticator = Authenticator(store, self.base.scheme)
+        self.authenticator = Authenticator(store, origin.scheme)
         self._headers = [f"{name}: {value}".encode() for name, value in options.headers]
         # Written without a lock: all that a race costs is one more refused request.
         self._refuses_range = False
 
-    @property
-    def timeout(self) -> float:
-        """Within how many seconds an operation ends."""
-        return self._options.timeout
-
     def url(self, path: str) -> Url:
         """Return the URL of a path of the registry's API, such as `/_catalog`."""
-        return self.in_namespace(self.base.at(f"{self._options.root}{path}"))
+        url = Url(self.base.origin, f"{self.root}{path}")
+        return self.in_namespace(url) if self._options.namespace else url
 
     def in_namespace(self, url: Url) -> Url:
         """Return a URL of this host's with the namespace it is to be told, if it lacks it."""
@@ -109,30 +127,31 @@ class Transport:
             return url
         return url.with_parameter("ns", namespace)
 
-    def next_page(self, reply: Reply) -> Url | None:
-        """Return where a listing goes on, here, or None; raises what `urls.next_page` does."""
-        here = self.base.at(reply.url.target)
-        url = next_page(reply.headers.get("Link", ""), here, self._options.root)
-        return None if url is None else self.in_namespace(url)
-
     def watch(self, seconds: float | None = None) -> Watch:
         """Start the time limit of an operation that takes several requests; by default ours."""
         return self._watchdog.watch(self.timeout if seconds is None else seconds)
 
-    def fetch(self, request: Request, limit: int = SMALL_BODY, watch: Watch | None = None) -> Reply:
+    def fetch(
+        self,
+        request: Request,
+        limit: int = SMALL_BODY,
+        watch: Watch | None = None,
+        seconds: float | None = None,
+    ) -> Reply:
         """Make a request and read the whole answer, of whatever status, 5xx and 429 excepted.
 
+        It ends with the `watch`, else within so many `seconds`, else within our own time limit.
         Raises TooLarge for a 2xx whose body is over `limit` bytes, Unavailable once another
         attempt would not help or there is no time for it, and DeadlineExceeded.
         """
-        if watch is None:
-            with self.watch() as watch:
-                return self.fetch(request, limit, watch)
-
-        def read(answer: Answer) -> Reply:
-            return answer.read_reply(limit, encoded=request.hashed)
-
-        return self._attempts(request, partial(self._authenticated, request, watch), read, watch)
+        during = watch or self._watchdog.watch(self.timeout if seconds is None else seconds)
+        send = partial(self._authenticated, request, during)
+        read = partial(Answer.read_reply, limit=limit, encoded=request.hashed)
+        try:
+            return self._attempts(request, send, read, during)
+        finally:
+            if watch is None:
+                during.release()
 
     def open(
         self,
@@ -145,9 +164,10 @@ class Transport:
         """Make a request for the bytes from `start` to `end` of a blob; return the open stream.
 
         The time limit, of `seconds` or else ours, holds until the headers are there, then anew for
-        each read. The stream is made by `kind`. Where Range is what the server refuses, all is
-        asked for, now and from then on.
-        Raises what `fetch` does, what `refusal` returns, and what BlobStream raises.
+        each read. The stream is made by `kind`. Where the server refuses Range, the whole blob is
+        requested, now and from then on.
+        Raises what a refusal means, Unavailable, DeadlineExceeded, and ProtocolViolation for an
+        answer that is not what was asked for.
         """
         watch = self.watch(seconds)
         try:
@@ -158,81 +178,49 @@ class Transport:
             raise
         return result
 
-    def account(self) -> str:
-        """Return in whose name requests are made, and where the credentials come from."""
-        return self._authenticator.describe()
-
-    def unused(self) -> str:
-        """Return what was given to log in with and has not been shown to anybody, or ""."""
-        return self._authenticator.unused()
-
-    def token_expiry(self) -> float | None:
-        """Return when the last of the tokens in use expires, as Unix time; None without one."""
-        return self._authenticator.token_expiry()
-
     def bearer_for(self, salt: bytes, repository: str) -> Bearer:
-        """Return who asks about a repository, with all that it is asked with and may open it.
+        """Return who asks about a repository, with everything that is sent to get access to it.
 
         Raises Denied and DeadlineExceeded where credentials cannot be had.
         """
         deadline = time.monotonic() + self.timeout
-        always_shown = (*self._tls.certificates, *self._headers)
-        return self._authenticator.bearer_for(salt, repository, deadline, always_shown)
+        certificates = self._tls.certificates if self._options.client_certs else ()
+        always_shown = (*certificates, *self._headers)
+        return self.authenticator.bearer_for(salt, repository, deadline, always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
-        """Return the error that an answer other than the one hoped for means.
-
-        What storage says, where the registry has redirected us to, is not the registry's word: it
-        neither denies nor disowns anything, and is Unavailable. Another registry's word is as good
-        as that of the one that sends us there, where it is NotFound as the specification has it.
-        """
-        here = reply.url.origin == self.base.origin
-        error = refusal(reply, self._asker(reply), here=here)
-        if here or isinstance(error, Unavailable):
-            return error
-        if is_of_a_registry(reply.url):
-            if isinstance(error, Denied):
-                return self._redirected(reply)
-            if type(error) is NotFound:
-                return error
-        return Unavailable(f"{error}; it is the storage at {reply.url.site} that refuses this")
-
-    def _redirected(self, reply: Reply) -> EpochfsError:
-        """Return the error for a registry elsewhere that asks for what it is not shown."""
-        sentence = Cause.REDIRECTED.told(registry=self.base.site, site=reply.url.site)
-        return explained(Unavailable(f"{reply.what}: {reply.status}: {sentence}"))
-
-    def _asker(self, reply: Reply) -> Asker:
-        known = self._authenticator
+        """Return the error that an answer other than the one hoped for means."""
+        known = self.authenticator
         clean = partial(self._cleaned, reply.authorization)
-        return Asker(known.describe(), known.anonymous, known.static, self._mirror, clean)
-
-    def _cleaned(self, authorization: str, text: str) -> str:
-        """Return a server's own words without what is secret in them."""
-        text = self._authenticator.redact(without_user_information(text), authorization)
-        for _, value in self._options.headers:
-            text = text.replace(value, "***") if value else text
-        return text
+        asker = Asker(known.describe(), known.anonymous, known.static, self._mirror, clean)
+        return refusal(reply, asker, self.base.origin)
 
     def close(self) -> None:
         """End every operation under way, with Unavailable, and close the connections."""
         self._watchdog.close()
         self._adapter.close()
 
+    def _cleaned(self, authorization: str, text: str) -> str:
+        """Return a server's own words without what is secret in them."""
+        text = self.authenticator.redact(without_user_information(text), authorization)
+        for _, value in self._options.headers:
+            text = text.replace(value, "***") if value else text
+        return text
+
     def _open(
         self, request: Request, start: int, end: int | None, kind: StreamKind, watch: Watch
     ) -> BlobStream:
         def stream(answer: Answer) -> BlobStream | Reply:
-            whole = answer.status in (200, 206)
-            return kind(answer, start, end) if whole else answer.read_error()
+            return kind(answer, start, end) if answer.status in (200, 206) else answer.read_error()
 
         def ask(request: Request) -> BlobStream | Reply:
             send = partial(self._authenticated, request, watch)
             return self._attempts(request, send, stream, watch)
 
-        whole = replace(request, headers=without_range(request.headers))
+        ranged = "Range" in request.headers
+        whole = replace(request, headers=without_range(request.headers)) if ranged else request
         found = ask(whole if self._refuses_range else request)
-        if request != whole and isinstance(found, Reply) and may_refuse_range(found, start):
+        if ranged and isinstance(found, Reply) and may_refuse_range(found, start):
             log.debug("%s: %d: asking for all, without Range", found.what, found.status)
             found = ask(whole)
             if isinstance(found, BlobStream) and (found.total is None or found.total > start):
@@ -256,29 +244,35 @@ class Transport:
         started = time.monotonic()
         attempt = 0
         while True:
-            delay = backoff(attempt)
-            error: EpochfsError
             again = request.repeatable and attempt < self._options.retries
+            error: EpochfsError
             try:
                 answer = send()
                 if answer.status not in TRANSIENT_STATUSES:
-                    return answer.consumed(consume)
-                delay = max(delay, retry_after(answer.headers.get("Retry-After", "")))
+                    try:
+                        return consume(answer)
+                    except BaseException:
+                        answer.close()
+                        raise
+                asked_for = retry_after(answer.headers.get("Retry-After", ""))
+                delay = max(_backoff(attempt), asked_for)
                 error = (meaning or self.refusal)(answer.read_error())
             except Unreached as failure:
-                error, delay = failure, UNREACHED_DELAY
-                in_time = time.monotonic() + delay < started + UNREACHED_SECONDS
+                error, delay = failure, _UNREACHED_DELAY
+                in_time = time.monotonic() + delay < started + _UNREACHED_SECONDS
                 again = self._options.retries > 0 and in_time
             except Broken as failure:
-                error = failure
+                error, delay = failure, _backoff(attempt)
             if not again or delay > watch.remaining():
                 given_up = Unavailable(str(error))
                 given_up.explained = error.explained
                 raise given_up from error
             log.debug("%s; trying again in %.1f s", error, delay)
             self.stats.count(retries=1)
-            with converted(described(request, request.url), watch):
+            try:
                 watch.sleep(delay)
+            except CONVERTED as ended:
+                raise convert(ended, described(request, request.url), watch) from ended
             attempt += 1
 
     def _authenticated(self, request: Request, watch: Watch) -> Answer:
@@ -287,26 +281,21 @@ class Transport:
         A 403 is answered once as well, if there are other credentials than were sent.
         """
         fetch_token, learn = partial(self._fetch_token, watch), partial(self._learn, watch)
+        scope, home, known = request.scope, self.base.origin, self.authenticator
         sent_at = time.monotonic()
-        shown = self._authenticator.header(request.scope, fetch_token, learn, watch.remaining())
+        shown = known.header(scope, fetch_token, learn, watch.deadline - sent_at)
         answer = self._answered(request, shown, watch)
-        if answer.status == 401 and answer.url.origin == self.base.origin:
+        if answer.status == 401 and answer.url.origin == home:
             challenge = answer.headers.get("WWW-Authenticate", "")
             answer.read_error()
-            before, shown = (
-                shown,
-                self._authenticator.renew(
-                    request.scope, challenge, shown, sent_at, fetch_token, watch.remaining()
-                ),
-            )
-            if shown == before:
+            refused, left = shown, watch.remaining()
+            shown = known.renew(scope, challenge, refused, sent_at, fetch_token, left)
+            if shown == refused:
                 return answer
             answer = self._answered(request, shown, watch)
-        if answer.status == 403 and answer.url.origin == self.base.origin and request.restart():
+        if answer.status == 403 and answer.url.origin == home and request.restart():
             answer.read_error()
-            another = self._authenticator.instead(
-                request.scope, shown, fetch_token, watch.remaining()
-            )
+            another = known.instead(scope, shown, fetch_token, watch.remaining())
             if another != shown:
                 answer = self._answered(request, another, watch)
         return answer
@@ -315,22 +304,75 @@ class Transport:
         """Send a request; where the registry redirects a read to a URL that has expired, do so once
         more: it signs a new one each time.
         """
-        answer = self._sender.follow(request, self.base.origin, authorization, watch)
-        elsewhere = answer.url.origin != self.base.origin
+        home = self.base.origin
+        answer = self._follow(request, home, authorization, watch)
+        elsewhere = answer.url.origin != home
         if elsewhere and answer.status in _EXPIRED_STATUSES and request.method in ("GET", "HEAD"):
             reply = answer.read_error()
             log.debug("%s: %d: asking the registry for another URL", reply.what, reply.status)
-            answer = self._sender.follow(request, self.base.origin, authorization, watch)
+            answer = self._follow(request, home, authorization, watch)
         return answer
+
+    def _follow(self, request: Request, home: Origin, authorization: str, watch: Watch) -> Answer:
+        """Send a request to where redirects lead; `authorization` is shown at `home` only."""
+        url = request.url
+        for _ in range(_MAX_REDIRECTS + 1):
+            if request.body is not None and not request.restart():
+                raise Unavailable(f"{described(request, url)}: the body cannot be sent again")
+            answer = self._send(request, url, authorization if url.origin == home else "", watch)
+            location = answer.location
+            if not location:
+                return answer
+            answer.read_error()
+            url = url.follow(location)
+            if request.confined and url.origin != home:
+                site = url.origin.site
+                raise ProtocolViolation(f"{answer.what}: redirects credentials to {site}")
+        raise ProtocolViolation(f"{described(request, request.url)}: over 5 redirects")
+
+    def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
+        """Send one request to one server and return its answer, whatever that is."""
+        origin, options = url.origin, self._options
+        headers = CaseInsensitiveDict({**_OWN_HEADERS, **request.headers})
+        if origin == self.base.origin:
+            headers.update(options.headers)
+            proxy = self._proxy
+        else:
+            proxy = options.proxies.of(origin.scheme, origin.hostname, origin.port)
+        if authorization:
+            headers["Authorization"] = authorization
+        body = request.body
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        if isinstance(body, UploadBody):
+            body.watch = watch
+        prepared = PreparedRequest()
+        prepared.method, prepared.headers = request.method, headers
+        prepared.url = f"{origin.site}{url.target}"
+        prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
+        proxies = {"all": proxy} if proxy else {}
+        timeout = (options.connect_timeout, self.timeout)
+        what = described(request, url, proxy)
+        self.stats.count(requests=1)
+        token = watch_in_use.set(watch)
+        try:
+            raw = self._adapter.send(prepared, stream=True, timeout=timeout, proxies=proxies).raw
+        except CONVERTED as error:
+            identified = self._tls.identifies(origin.hostname)
+            raise convert(error, what, watch, identified=identified) from error
+        finally:
+            watch_in_use.reset(token)
+        log.debug("%s: %d", what, raw.status)
+        return Answer(raw, what, request.method, url, authorization, watch, self.stats)
 
     def _learn(self, watch: Watch) -> str:
         """Return what the registry asks of everybody at its root (`auth.Learn`)."""
         request = Request("GET", self.url("/"))
-        send = partial(self._sender.follow, request, self.base.origin, "", watch)
+        send = partial(self._follow, request, self.base.origin, "", watch)
         reply = self._attempts(request, send, Answer.read_error, watch)
         challenge = reply.headers.get("WWW-Authenticate", "")
         if challenge and reply.url.origin != self.base.origin:
-            raise self._redirected(reply)
+            raise redirected(reply, self.base.origin)
         return challenge
 
     def _fetch_token(self, watch: Watch, wanted: TokenRequest) -> bytes:
@@ -341,11 +383,16 @@ class Transport:
             form = wanted.form.encode("ascii")
             request = Request("POST", url, headers=_FORM, body=form, confined=True)
         clean = partial(self._cleaned, wanted.authorization)
-        server = TokenServer(url, self.account(), clean)
-        send = partial(self._sender.follow, request, url.origin, wanted.authorization, watch)
+        server = TokenServer(url, self.authenticator.describe(), clean)
+        send = partial(self._follow, request, url.origin, wanted.authorization, watch)
         read = partial(Answer.read_reply, limit=SMALL_BODY)
         try:
             reply = self._attempts(request, send, read, watch, server.transient)
         except EpochfsError as error:
             raise server.failed(error) from error
         return server.token_in(reply, posted=bool(wanted.form))
+
+
+def _backoff(attempt: int) -> float:
+    """Return the seconds to wait after attempt 0, 1, …: exponential, with jitter, at most 5."""
+    return min(_FIRST_DELAY * 2.0 ** min(attempt, 10), _LONGEST_DELAY) * random.uniform(0.5, 1.0)

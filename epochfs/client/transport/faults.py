@@ -13,7 +13,6 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import requests
 from urllib3.exceptions import (
@@ -55,7 +54,7 @@ class WrongHost(Exception):
         self.names = names
 
 
-_CONVERTED = (
+CONVERTED = (
     WatchEnded,
     WrongHost,
     requests.RequestException,
@@ -64,6 +63,7 @@ _CONVERTED = (
     OSError,
     ValueError,
 )
+"""What must not leave the package."""
 
 _CERTIFICATE_CAUSES = {
     9: Cause.NOT_YET_VALID,
@@ -97,21 +97,11 @@ class Broken(Unavailable):
     """The connection broke before the answer was complete. Does not leave the package."""
 
 
-@contextmanager
-def converted(what: str, watch: Watch, *, identified: bool = False) -> Iterator[None]:
-    """Convert exceptions that must not leave; `what` is the request, as an error may show it.
+def convert(error: Exception, what: str, watch: Watch, *, identified: bool = False) -> EpochfsError:
+    """Return what one of `CONVERTED` means; `what` is the request, as an error may show it.
 
-    `identified` says that a client certificate is shown.
+    `identified` says that a client certificate was shown.
     """
-    try:
-        yield
-    except EpochfsError:
-        raise
-    except _CONVERTED as error:
-        raise _convert(error, what, watch, identified) from error
-
-
-def _convert(error: Exception, what: str, watch: Watch, identified: bool) -> EpochfsError:
     causes = list(_causes(error))
     if watch.aborted:
         return Unavailable(f"{what}: the connection was closed from this side")

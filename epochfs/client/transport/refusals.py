@@ -1,17 +1,21 @@
-"""The errors that refusals become, and who is to blame for each (`causes`)."""
+"""What refusals mean, the registry's and its token server's, and who is to blame (`causes`)."""
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from epochfs.client.auth import describe_schemes, parse_challenges
 from epochfs.client.causes import Cause
 from epochfs.client.transport.faults import TRANSIENT_STATUSES, error_entries
+from epochfs.client.transport.request import Origin, Url
 from epochfs.client.transport.responses import Reply
-from epochfs.client.transport.retries import retry_after
 from epochfs.errors import (
+    DeadlineExceeded,
     Denied,
     EpochfsError,
     NotFound,
@@ -52,6 +56,9 @@ _STATUSES: dict[int, tuple[type[EpochfsError], Cause]] = {
 }
 """RFC 6585, RFC 9110, and nginx's own."""
 
+_REASONS = ("error", "error_description", "details", "message")
+"""Where token servers say why: OAuth 2 (RFC 6749, section 5.2), the Distribution project's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asker:
@@ -68,16 +75,42 @@ class Asker:
     clean: Callable[[str], str]
 
 
-def refusal(reply: Reply, asker: Asker, *, here: bool = True) -> EpochfsError:
-    """Return the error for an answer that is not the one hoped for (design, section 6).
+def refusal(reply: Reply, asker: Asker, home: Origin) -> EpochfsError:
+    """Return the error for an answer that is not the one hoped for, of the registry at `home`.
 
-    A code that ends in _UNKNOWN means not found whatever the status is. `here` says that it is the
-    registry's, or of what stands in front of it, so that it can be told what to do about it.
+    What storage says, where the registry has redirected us to, is not the registry's word: it
+    neither denies nor disowns anything, and is Unavailable. Another registry's word is as good
+    as that of the one that sends us there, where it is NotFound as the specification has it.
     """
+    here = reply.url.origin == home
     shown = describe(reply, asker.clean)
     if here and (found := _blamed(reply, asker)):
         kind, sentence = found
         return explained(kind(f"{shown}: {sentence}"))
+    error = _by_status(reply, shown)
+    if here or isinstance(error, Unavailable):
+        return error
+    # Blobs are what registries redirect to storage; with anything else it is to a registry.
+    if reply.url.path.startswith("/v2/") and "/blobs/" not in reply.url.path:
+        if isinstance(error, Denied):
+            return redirected(reply, home)
+        if type(error) is NotFound:
+            return error
+    site = reply.url.origin.site
+    return Unavailable(f"{error}; it is the storage at {site} that refuses this")
+
+
+def redirected(reply: Reply, home: Origin) -> EpochfsError:
+    """Return the error for a registry elsewhere that asks for what it is not shown."""
+    sentence = Cause.REDIRECTED.told(registry=home.site, site=reply.url.origin.site)
+    return explained(Unavailable(f"{reply.what}: {reply.status}: {sentence}"))
+
+
+def _by_status(reply: Reply, shown: str) -> EpochfsError:
+    """Return the error that a status means, or an error code of the specification's.
+
+    A code that ends in _UNKNOWN means not found whatever the status is.
+    """
     codes = reply.codes
     if reply.status in (401, 403):
         return Denied(f"{shown}: access is refused")
@@ -177,3 +210,75 @@ def _cause_of_401(sent: str, offered: set[str], error: str, asker: Asker) -> Cau
         return Cause.ANONYMOUS_REFUSED
     rows = {"invalid_token": Cause.ISSUED_TOKEN_REFUSED, "insufficient_scope": Cause.RIGHTS_MISSING}
     return rows.get(error, Cause.TOKEN_NOT_ENOUGH)
+
+
+def retry_after(header: str) -> float:
+    """Return the seconds a Retry-After header asks for (RFC 9110, 10.2.3); 0 if it says nothing."""
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:18])
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError, TypeError):
+        return 0.0
+
+
+class TokenServer:
+    """One token server, as errors show it; `account` names whom a token is asked for."""
+
+    def __init__(self, url: Url, account: str, clean: Callable[[str], str]) -> None:
+        self._realm = printable_url(url)
+        self._origin = url.origin
+        self._account = account
+        self._clean = clean
+
+    def transient(self, reply: Reply) -> EpochfsError:
+        """Return the error for an answer that another attempt may improve on."""
+        if reply.status == 429:
+            return self._blamed(Unavailable, reply, Cause.TOKEN_SERVER_LIMITS)
+        return self._blamed(Unavailable, reply, Cause.TOKEN_SERVER_FAILS)
+
+    def failed(self, error: EpochfsError) -> EpochfsError:
+        """Return the error for a token server that gave no answer, or none that can be read."""
+        if error.explained:
+            return error
+        if isinstance(error, Unavailable | DeadlineExceeded):
+            sentence = Cause.TOKEN_SERVER_DOWN.told(realm=self._realm)
+            return explained(type(error)(f"{error}: {sentence}"))
+        sentence = Cause.TOKEN_SERVER_UNINTELLIGIBLE.told(realm=self._realm)
+        return explained(ProtocolViolation(f"{error}: {sentence}"))
+
+    def token_in(self, reply: Reply, *, posted: bool) -> bytes:
+        """Return the body of a 200; raises as `auth.Fetch` does."""
+        if reply.status in (401, 403) and reply.url.origin != self._origin:
+            raise self._blamed(ProtocolViolation, reply, Cause.TOKEN_SERVER_REDIRECTS)
+        if reply.status in (401, 403) or (posted and reply.status == 400):
+            # 400 is OAuth's own way of refusing credentials (RFC 6749, section 5.2).
+            raise self._blamed(Denied, reply, Cause.TOKEN_SERVER_REFUSES_LOGIN)
+        if reply.status in (404, 405):
+            raise self._blamed(Unsupported, reply, Cause.TOKEN_SERVER_UNINTELLIGIBLE)
+        if reply.status != 200:
+            raise self._blamed(ProtocolViolation, reply, Cause.TOKEN_SERVER_REFUSES_REQUEST)
+        return reply.body
+
+    def _blamed(self, kind: type[EpochfsError], reply: Reply, cause: Cause) -> EpochfsError:
+        sentence = cause.told(
+            realm=self._realm,
+            account=self._account,
+            later=later(reply),
+            site=reply.url.origin.site,
+            said=self._clean(_reason(reply.body)) or "it does not say why",
+        )
+        return explained(kind(f"{describe(reply, self._clean)}: {sentence}"))
+
+
+def _reason(body: bytes) -> str:
+    """Return why a token server refuses, if it says so in one of the usual fields."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    fields = document if isinstance(document, dict) else {}
+    return ": ".join(
+        text for name in _REASONS if isinstance(text := fields.get(name), str) and text
+    )

@@ -1,15 +1,217 @@
-"""A request as a value, and as an error may show it."""
+"""What is asked: URLs, requests, and the bodies of uploads.
+
+Every URL that a server names (redirects, `Link` headers, upload locations) is parsed here,
+strictly, and put together again from its parts, so that what was checked and what is connected to
+cannot differ.
+"""
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple, Self
+from urllib.parse import parse_qs, quote, unquote, urljoin
 
-from epochfs.client.transport.streams import UploadBody
-from epochfs.client.transport.urls import Url
-from epochfs.errors import printable, printable_url
+from epochfs.client.transport.watchdog import Watch
+from epochfs.errors import ProtocolViolation, UsageError, printable, printable_url
+
+_ABSOLUTE = re.compile(
+    r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._~-]+)(?::([0-9]{1,5}))?([/?].*)?\Z", re.IGNORECASE
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_URL_CHARACTERS = "/?:@!$&'()*+,;=-._~%[]"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_PARAMETER = r'\s*;\s*([^;,"=\s]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|[^;,"\s]*))?'
+_LINK = re.compile(rf"[\s,]*<([^<>]*)>((?:{_PARAMETER})*)\s*(?=,|\Z)")
+_LINK_PARAMETER = re.compile(_PARAMETER)
+
+_SITE = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//[^/?#]*", re.IGNORECASE)
+"""Scheme and authority of a URL (RFC 3986, section 3), well-formed or not."""
 
 _NO_HEADERS: Mapping[str, str] = {}
+
+
+class Origin(NamedTuple):
+    """What credentials are bound to (RFC 6454): scheme, host and port.
+
+    `hostname` has no brackets if IPv6; `site` is what the origin's URLs begin with.
+    """
+
+    scheme: str
+    hostname: str
+    port: int
+    site: str
+
+    @classmethod
+    def of(cls, scheme: str, host: str, port: int) -> Self:
+        """Return the origin of a `host`, which has brackets if IPv6."""
+        shown = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
+        return cls(scheme, host.strip("[]"), port, f"{scheme}://{host}{shown}")
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An absolute http(s) URL; `target` is its path and query, which may hold a signature."""
+
+    origin: Origin
+    target: str
+
+    @classmethod
+    def parse(cls, text: str) -> Url:
+        """Parse a URL a server named; raises ProtocolViolation for all but plain http(s)."""
+        match = None if _CONTROL.search(text) else _ABSOLUTE.match(text.partition("#")[0])
+        if match is None or int(match[3] or 0) > 65535:
+            shown = printable_url(text)
+            raise ProtocolViolation(f"the server names a URL that is refused: '{shown}'")
+        scheme, host = match[1].lower(), match[2].lower()
+        port = int(match[3]) if match[3] else _DEFAULT_PORTS[scheme]
+        target = match[4] or "/"
+        target = target if target.startswith("/") else f"/{target}"
+        origin = Origin.of(scheme, host, port)
+        return cls(origin, quote(_octets(target), safe=_URL_CHARACTERS))
+
+    @property
+    def path(self) -> str:
+        """The path without the query."""
+        return self.target.partition("?")[0]
+
+    def at(self, target: str) -> Url:
+        """Return the URL of another path and query on the same server."""
+        return Url(self.origin, target)
+
+    def with_parameter(self, name: str, value: str) -> Url:
+        """Return the URL with one more query parameter."""
+        joint = "&" if "?" in self.target else "?"
+        return self.at(f"{self.target}{joint}{name}={quote(value, safe='')}")
+
+    def has_parameter(self, name: str) -> bool:
+        """Whether there is a query parameter of that name."""
+        return name in parse_qs(self.target.partition("?")[2], keep_blank_values=True)
+
+    def follow(self, location: str) -> Url:
+        """Return where a Location header, relative or absolute, leads from here.
+
+        Raises ProtocolViolation for a step from https down to http and for any other scheme.
+        """
+        shown = printable_url(location)
+        if _CONTROL.search(location):  # `urljoin` would drop some of them silently
+            raise ProtocolViolation(f"a Location with control characters: '{shown}'")
+        try:
+            url = Url.parse(urljoin(str(self), location.strip()))
+        except ValueError:
+            raise ProtocolViolation(f"a malformed Location: '{shown}'") from None
+        if self.origin.scheme == "https" and url.origin.scheme == "http":
+            sites = f"{self.origin.site} redirects from https to http, at {url.origin.site}"
+            raise ProtocolViolation(sites)
+        return url
+
+    def __str__(self) -> str:
+        return f"{self.origin.site}{self.target}"
+
+
+def next_page(link: str, current: Url, root: str = "/v2") -> Url | None:
+    """Return the URL of a listing's next page, from its Link header (RFC 8288), or None.
+
+    It is on the server of `current`, whatever scheme and host the header has: behind a proxy that
+    ends TLS, or that has another name, registries name what only they can reach. Raises
+    ProtocolViolation for a header that cannot be read, as part of a listing must not pass for all
+    of it, and for a page that is not under the API's `root`.
+    """
+    position = 0
+    while link[position:].strip(" \t,"):
+        match = _LINK.match(link, position)
+        if match is None:
+            raise ProtocolViolation(f"{current.origin.site} sent a malformed Link header")
+        position = match.end()
+        if "next" in _relations(match[2]):
+            url = _brought_home(match[1].strip(), current)
+            inside = url.target.startswith(f"{root}/") and ".." not in unquote(url.path).split("/")
+            if url.origin != current.origin or not inside:
+                site = current.origin.site
+                raise ProtocolViolation(f"{site} names a next page outside its {root}/")
+            return url
+    return None
+
+
+def _brought_home(reference: str, current: Url) -> Url:
+    """Return where a URL, relative or absolute, leads from here, but for its scheme and host."""
+    site = _SITE.match(reference)
+    if site is None:
+        return current.follow(reference)
+    target = reference[site.end() :]
+    return current.follow(target if target.startswith("/") else f"/{target}")
+
+
+def _relations(parameters: str) -> list[str]:
+    """Return a link's relation types: those of its first `rel` (RFC 8288, section 3.3)."""
+    for name, value in _LINK_PARAMETER.findall(parameters):
+        if name.lower() == "rel":
+            return str(value).strip('"').lower().split()
+    return []
+
+
+def _octets(text: str) -> bytes:
+    """Return the bytes of a header's text, which http.client decodes as ISO 8859-1."""
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+class UploadBody:
+    """A blob on its way out, as the body of one request or, in parts, of several.
+
+    It counts as progress, for the time limit, when a piece of it is taken to be sent.
+    """
+
+    def __init__(self, body: BinaryIO | bytes, size: int) -> None:
+        """Take the next `size` bytes of `body`, which stays the caller's to close."""
+        self._body = io.BytesIO(body) if isinstance(body, bytes) else body
+        self.size = size
+        self.rewindable = self._body.seekable()
+        self._origin = self._body.tell() if self.rewindable else 0
+        self._position = 0
+        self._start, self._stop = 0, size
+        self.watch: Watch | None = None
+
+    def select(self, start: int, length: int) -> bool:
+        """Make the next request's body the bytes from `start`, `length` of them or all there are.
+
+        Returns False if the body stands elsewhere and cannot go there.
+        """
+        self._start, self._stop = start, min(start + length, self.size)
+        return self.restart()
+
+    def restart(self) -> bool:
+        """Go back to the start of the selected part; return False if the body cannot."""
+        if self._position != self._start and self.rewindable:
+            self._body.seek(self._origin + self._start)
+            self._position = self._start
+        return self._position == self._start
+
+    def __len__(self) -> int:
+        """How many bytes the next request's body has."""
+        return self._stop - self._start
+
+    def read(self, n: int = -1) -> bytes:
+        """Return up to `n` bytes of the part; raises UsageError if the body is too short."""
+        if self.watch is not None:
+            self.watch.renew()
+        left = self._stop - self._position
+        wanted = left if n < 0 else min(n, left)
+        if wanted == 0:
+            return b""
+        try:
+            data = self._body.read(wanted)
+        except OSError as error:
+            raise UsageError(f"the body to upload cannot be read: {error.strerror}") from error
+        if not data:
+            raise UsageError(f"the body to upload ends after {self._position} of {self.size} bytes")
+        self._position += len(data)
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +244,5 @@ def described(request: Request, url: Url, proxy: str = "") -> str:
     """
     way = f" (by the proxy {printable_url(proxy)})" if proxy else ""
     if url.origin == request.url.origin:
-        return f"{request.method} {url.site}{printable(url.path)}{way}"
-    return f"{request.method} {url.site} (redirected from {request.url.site}){way}"
-
-
-def is_of_a_registry(url: Url) -> bool:
-    """Whether a redirect has led to another registry: to storage those of blobs lead."""
-    return url.path.startswith("/v2/") and "/blobs/" not in url.path
+        return f"{request.method} {url.origin.site}{printable(url.path)}{way}"
+    return f"{request.method} {url.origin.site} (redirected from {request.url.origin.site}){way}"

@@ -1,29 +1,31 @@
-"""Responses: one whose body is still to be read, and one that was read whole."""
+"""Answers: read whole, or streamed as the bytes of a blob.
+
+Locks: `BlobStream._lock` guards its flags only; the watchdog's lock may be taken under it.
+"""
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Self
 
 from urllib3 import BaseHTTPResponse
 
 from epochfs.client.transport.connections import StrictResponse
-from epochfs.client.transport.faults import Broken, converted, error_entries
-from epochfs.client.transport.urls import Url
+from epochfs.client.transport.faults import CONVERTED, Broken, convert, error_entries
+from epochfs.client.transport.request import Url
 from epochfs.client.transport.watchdog import Watch
-from epochfs.errors import ProtocolViolation, TooLarge
+from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, Unavailable
 
-ERROR_BODY_LIMIT = 64 * 1024
-"""At most this many bytes of an error's body are read."""
-
+_ERROR_BODY_LIMIT = 64 * 1024
 _READ_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_OF_WRITES = frozenset({307, 308})
-
-
-_T = TypeVar("_T")
+_RANGE_REFUSALS = frozenset({400, 416, 501})
+_UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})\Z")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
 
 
 class TransportStats:
@@ -48,7 +50,8 @@ class Reply:
     """An answer read to its end. `what` names the request as an error may show it.
 
     `body` is cut off at 64 KiB unless the status is 2xx. `url` is where the answer came from,
-    after redirects; `authorization` what it was asked with, "" if nothing.
+    after redirects; `authorization` what it was asked with, "" if nothing. `content_length` is that
+    of a 2xx: of a HEAD's, the length that GET would have.
     """
 
     what: str
@@ -57,16 +60,12 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
     authorization: str = field(repr=False)
+    content_length: int | None = None
 
     @property
     def ok(self) -> bool:
         """Whether the status is 2xx."""
         return 200 <= self.status < 300
-
-    @property
-    def content_length(self) -> int | None:
-        """The length in bytes of the body, or of the one that HEAD is about (`content_length`)."""
-        return content_length(self.what, self.headers)
 
     @property
     def media_type(self) -> str:
@@ -80,7 +79,7 @@ class Reply:
 
     @property
     def encoded(self) -> bool:
-        """Whether the body is encoded, by what the headers say: we asked for none that is."""
+        """Whether the headers say that the body is encoded, which we never ask for."""
         return self.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
 
     def check_encoding(self) -> None:
@@ -106,25 +105,13 @@ class Answer:
         self.url = url
         self.authorization = authorization
         self.watch = watch
+        self.status: int = raw.status
+        # Looked up without regard to case; repeated ones are joined by commas.
+        self.headers: Mapping[str, str] = raw.headers
         self._raw = raw
         self._method = method
         self._stats = stats
         self._error: Reply | None = None
-
-    @property
-    def status(self) -> int:
-        """The status code."""
-        return self._raw.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers, looked up without regard to case; repeated ones joined by commas."""
-        return self._raw.headers
-
-    @property
-    def ok(self) -> bool:
-        """Whether the status is 2xx."""
-        return 200 <= self.status < 300
 
     @property
     def location(self) -> str:
@@ -133,21 +120,19 @@ class Answer:
         followed = _REDIRECTS if reads else _REDIRECTS_OF_WRITES
         return self.headers.get("Location", "") if self.status in followed else ""
 
-    @property
-    def content_length(self) -> int | None:
-        """The body's length in bytes as the headers have it (`content_length`)."""
-        return content_length(self.what, self.headers)
-
     def read(self, size: int) -> bytes:
         """Return 1 to `size` bytes as soon as some arrive, b"" at the end.
 
         Raises Broken if the connection ends before the body does.
         """
-        with converted(self.what, self.watch):
+        try:
             data = self._raw.read1(size, decode_content=False) or b""
             if not data:
                 self.watch.check()  # the end of the stream may be the watch's own doing
-        self._stats.count(bytes_received=len(data))
+        except CONVERTED as error:
+            raise convert(error, self.what, self.watch) from error
+        if data:
+            self._stats.count(bytes_received=len(data))
         return data
 
     def read_into(self, buffer: memoryview) -> int:
@@ -161,42 +146,36 @@ class Answer:
             data = self.read(len(buffer))
             buffer[: len(data)] = data
             return len(data)
-        with converted(self.what, self.watch):
+        try:
             count = response.read1_into(buffer)
             if response.isclosed():
                 self._raw.release_conn()
+        except CONVERTED as error:
+            raise convert(error, self.what, self.watch) from error
         self._stats.count(bytes_received=count)
         return count
 
-    def consumed(self, consume: Callable[[Answer], _T]) -> _T:
-        """Return what `consume` makes of the answer, which is closed if that fails."""
-        try:
-            return consume(self)
-        except BaseException:
-            self.close()
-            raise
-
     def read_reply(self, limit: int, *, encoded: bool = False) -> Reply:
-        """Read the body: of at most `limit` bytes, and perhaps `encoded`, if it is a success's."""
-        if not self.ok:
+        """Read the body, of at most `limit` bytes and not `encoded` unless so allowed, and end the
+        exchange; an error's as `read_error` does. Raises TooLarge and ProtocolViolation.
+        """
+        if not 200 <= self.status < 300:
             return self.read_error()
-        reply = self.read_whole(limit)
-        if not encoded:
-            reply.check_encoding()
-        return reply
-
-    def read_whole(self, limit: int) -> Reply:
-        """Read the body, of at most `limit` bytes; raises TooLarge beyond. Ends the exchange."""
         try:
-            length = self.content_length
+            length = content_length(self.what, self.headers)
             if length is not None and length > limit and self._method != "HEAD":
                 raise TooLarge(f"{self.what}: {length} bytes, over the limit of {limit}")
             body = self._read_up_to(limit + 1)
-            if len(body) > limit:
-                raise TooLarge(f"{self.what}: over the limit of {limit} bytes")
-            return self._reply(body)
         finally:
             self.close()
+        if len(body) > limit:
+            raise TooLarge(f"{self.what}: over the limit of {limit} bytes")
+        reply = Reply(
+            self.what, self.url, self.status, self.headers, body, self.authorization, length
+        )
+        if not encoded:
+            reply.check_encoding()
+        return reply
 
     def read_error(self) -> Reply:
         """Read the body as far as an error's is read; may be called again. Ends the exchange.
@@ -204,12 +183,16 @@ class Answer:
         A body that breaks off does not hide the status, which has been read already.
         """
         if self._error is None:
+            body = b""
             try:
-                self._error = self._reply(self._read_up_to(ERROR_BODY_LIMIT))
+                body = self._read_up_to(_ERROR_BODY_LIMIT)
             except Broken:
-                self._error = self._reply(b"")
+                pass
             finally:
                 self.close()
+            self._error = Reply(
+                self.what, self.url, self.status, self.headers, body, self.authorization
+            )
         return self._error
 
     def close(self) -> None:
@@ -223,9 +206,6 @@ class Answer:
             body += data
         return bytes(body)
 
-    def _reply(self, body: bytes) -> Reply:
-        return Reply(self.what, self.url, self.status, self.headers, body, self.authorization)
-
 
 def content_length(what: str, headers: Mapping[str, str]) -> int | None:
     """Return the Content-Length in bytes; None if there is none, and for a chunked body.
@@ -238,3 +218,154 @@ def content_length(what: str, headers: Mapping[str, str]) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise ProtocolViolation(f"{what}: the Content-Length is no length")
     return int(text)
+
+
+class Shortened(Unavailable):
+    """All has come of a range that the server made shorter than it was asked for."""
+
+
+class BlobStream:
+    """The bytes of a blob as they arrive, whatever Content-Encoding they are said to have.
+
+    Registries say so of layers that are compressed, and nobody has encoded those on the way. A
+    context manager; the caller closes it.
+
+    Read by one thread; `close` may be called by any other.
+    """
+
+    start: int
+    """Offset in the blob of the first byte to be read: what was asked for, or 0 if the server
+    sends all of it whatever was asked."""
+
+    total: int | None
+    """Size of the whole blob in bytes, where the server said."""
+
+    ranged: bool
+    """Whether the server has proved Range: 206 with the Content-Range that was asked for."""
+
+    def __init__(self, answer: Answer, start: int, end: int | None) -> None:
+        """Take over a 200 or 206 that answers a request for the bytes from `start` to `end`.
+
+        Raises ProtocolViolation for headers that contradict the request or each other.
+        """
+        self._answer = answer
+        self._lock = threading.Lock()
+        self._reading = False
+        self._closed = False
+        self._received = 0
+        self._expected: int | None
+        self._shortened = False
+        if "multipart/" in answer.headers.get("Content-Type", "").lower():
+            raise ProtocolViolation(f"{answer.what}: several parts, where one range was asked for")
+        length = content_length(answer.what, answer.headers)
+        self.ranged = answer.status == 206
+        if not self.ranged:
+            self.start, self.total, self._expected = 0, length, length
+            return
+        self.start = start
+        self.total, self._expected, self._shortened = _partial(answer, start, end)
+        if length is not None and length != self._expected:
+            raise ProtocolViolation(f"{answer.what}: Content-Length and Content-Range disagree")
+
+    def read(self, n: int) -> bytes:
+        """Return 1 to `n` bytes as `read_into` does; b"" only at the true end."""
+        buffer = bytearray(n)
+        return bytes(buffer[: self.read_into(memoryview(buffer))])
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as bytes have arrived, at least one; return 0 only at the true end.
+
+        Raises Unavailable if the stream breaks off, or ends where the server wanted it to, before
+        what was asked for: what came so far is right as far as it goes, and a new request can
+        resume behind it. Raises DeadlineExceeded if no byte comes within
+        the time limit, ProtocolViolation if more come than were announced.
+        """
+        with self._lock:
+            if self._closed:
+                raise Unavailable(f"{self._answer.what}: the stream is closed")
+            self._reading = True
+        try:
+            self._answer.watch.renew()
+            count = self._answer.read_into(buffer)
+            self._answer.watch.suspend()
+        except EpochfsError as error:
+            self.close()
+            if isinstance(error, Unavailable):
+                raise Unavailable(str(error)) from error
+            raise
+        finally:
+            with self._lock:
+                self._reading = False
+                closed = self._closed
+            if closed:
+                self._end()
+        return self._counted(count)
+
+    def close(self) -> None:
+        """End the stream; a read that is blocked in another thread raises Unavailable."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._reading:
+                self._answer.watch.abort()
+                return
+        self._end()
+
+    def _counted(self, count: int) -> int:
+        self._received += count
+        if self._expected is not None:
+            if self._received > self._expected:
+                raise ProtocolViolation(f"{self._answer.what}: more than the bytes announced")
+            if not count and self._received < self._expected:
+                received = f"{self._received} of {self._expected} bytes"
+                raise Unavailable(f"{self._answer.what}: the stream ended after {received}")
+            if not count and self._shortened:
+                raise Shortened(
+                    f"{self._answer.what}: the range ended after {self._received} bytes"
+                )
+        return count
+
+    def _end(self) -> None:
+        self._answer.close()
+        self._answer.watch.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, int, bool]:
+    """Return the blob's size and the range's, of a 206 (RFC 9110, section 14.4), and whether the
+    range ends before what was asked for, as it may.
+
+    One that ends with the blob, before `end`, is whole: whoever asked did not know the size.
+    """
+    match = _CONTENT_RANGE.match(answer.headers.get("Content-Range", "").strip())
+    if match is None:
+        raise ProtocolViolation(f"{answer.what}: 206 without a usable Content-Range")
+    first, last = int(match[1]), int(match[2])
+    total = None if match[3] == "*" else int(match[3])
+    stop = total if end is None or (total is not None and total < end) else end
+    if first != start or last < first or (stop is not None and last + 1 > stop):
+        raise ProtocolViolation(f"{answer.what}: 206 with another range than was asked for")
+    return total, last + 1 - first, stop is not None and last + 1 < stop
+
+
+def without_range(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a request for all of a blob."""
+    return {name: value for name, value in headers.items() if name != "Range"}
+
+
+def may_refuse_range(reply: Reply, start: int) -> bool:
+    """Whether a refusal of the bytes from `start` may be of Range itself.
+
+    There are servers that answer a Range which they do not know with 400, 416 or 501. A 416 that
+    gives the blob's size (RFC 9110, section 15.5.17) says no more than that it ends before.
+    """
+    size = _UNSATISFIED.match(reply.headers.get("Content-Range", "").strip())
+    if reply.status == 416 and size is not None:
+        return int(size[1]) > start
+    return reply.status in _RANGE_REFUSALS

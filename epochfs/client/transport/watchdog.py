@@ -16,7 +16,6 @@ import math
 import socket
 import threading
 import time
-from types import TracebackType
 from typing import Protocol, Self
 
 from epochfs.errors import Unavailable
@@ -96,12 +95,7 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def _shut_down(self) -> None:
@@ -139,7 +133,8 @@ class Watchdog:
                 thread = threading.Thread(target=self._run, name="epochfs-watchdog", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._wake_by(watch.deadline)
+            if watch.deadline < self._wakes_at:
+                self._wake_by(watch.deadline)
         return watch
 
     def close(self) -> None:
@@ -154,16 +149,16 @@ class Watchdog:
     def _set_deadline(self, watch: Watch, deadline: float) -> None:
         with self._lock:
             watch.deadline = deadline
-            self._wake_by(deadline)
+            if deadline < self._wakes_at:
+                self._wake_by(deadline)
 
     def _wake_by(self, deadline: float) -> None:
-        """Let the thread look again no later than at `deadline`. The caller holds the lock.
+        """Let the thread look again at `deadline`, which is earlier. The caller holds the lock.
 
         Deadlines mostly come in rising order, so the thread is hardly ever woken for one.
         """
-        if deadline < self._wakes_at:
-            self._wakes_at = deadline
-            self._changed.notify()
+        self._wakes_at = deadline
+        self._changed.notify()
 
     def _run(self) -> None:
         with self._lock:

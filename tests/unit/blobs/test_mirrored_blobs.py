@@ -15,7 +15,7 @@ from support.sources import FakeClient, FakeStream
 from epochfs.blobs.store import Blobs
 from epochfs.cache.blobs import BlobCache
 from epochfs.client import RegistryClient
-from epochfs.client.hosts import Host, RegistryHosts
+from epochfs.client.hosts import HostConfig, RegistryHosts
 from epochfs.config import BlobOptions, CacheOptions, RegistryUrl, TransportOptions
 from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import ContentMismatch
@@ -128,7 +128,7 @@ def origin() -> Iterator[EmbeddedRegistry]:
 def client_of(origin: EmbeddedRegistry, mirror: EmbeddedRegistry) -> RegistryClient:
     for blob in (LARGE, SMALL):
         mirror.put_blob(APP.name, blob)
-    hosts = RegistryHosts("registry", Host(origin.url), (Host(mirror.url),))
+    hosts = RegistryHosts("registry", HostConfig(origin.url), (HostConfig(mirror.url),))
     url = RegistryUrl.parse(origin.url).base
     return RegistryClient(url, options=TransportOptions(timeout=10), hosts=hosts)
 

@@ -169,7 +169,7 @@ def test_referrers_that_break_off_are_no_sign_of_a_registry_without_the_call(
 
 
 def test_referrers_are_counted(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epochfs.client.listing_pages._MOST_REFERRERS", 3)
+    monkeypatch.setattr("epochfs.client.host._MOST_REFERRERS", 3)
 
     def script(seen: Seen) -> list[Step]:
         return page(b"1", b"2", Link=f'<{TARGET}?page={len(server.seen)}>; rel="next"')

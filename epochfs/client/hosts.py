@@ -1,22 +1,58 @@
-"""The format of `hosts.toml`: the registry's own host at the top, a table for each mirror."""
+"""containerd's `hosts.toml`: which hosts a registry's content is had from, and how to reach them.
+
+The directory that `--hosts-dir` names holds one directory for each registry, called after the
+registry's **namespace**: its host, and its port if the URL has one. The first of these that exists
+is used, whatever is in it: `host_port_`, `host:port`, `_default`. In it, `hosts.toml` names mirrors
+and the registry's own address; without that file, `*.crt` are CAs, and `*.cert` with `*.key` the
+client's certificates, as in Docker's layout.
+
+The format and its rules are containerd's (docs/hosts.md there). Where this differs:
+
+- A file that cannot be read as it was meant is a UsageError, where containerd goes on without it.
+  What is merely unknown is left out, with a warning. A `proxy` is refused, for without it requests
+  would go where the file does not want them.
+- The file is read once, when the mount begins.
+- `http://` is plain http, also with a port and with `skip_verify` or `ca`, where containerd tries
+  https first.
+- `header` goes to its host, and not to the token server that this names.
+- An entry that names the registry's own address is no mirror: it says how to speak to the registry,
+  and what it does not say stands at the top of the file.
+- The registry itself is trusted with everything, whatever the file's `capabilities` are.
+- `docker.io`, `index.docker.io` and `registry-1.docker.io` are one registry, whose namespace is the
+  first and whose address the last.
+"""
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import logging
 import posixpath
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
-from epochfs.client.hosts.host import ALL_CAPABILITIES, API_ROOT, Capability, Host, RegistryHosts
-from epochfs.config import parse_seconds, server_of
+from epochfs.config import RegistryUrl, TransportOptions, parse_seconds, server_of
 from epochfs.errors import UsageError, printable, printable_url
 
 log = logging.getLogger(__name__)
 
+DEFAULT_DIRECTORY = Path("/etc/containerd/certs.d")
+"""Where containerd looks."""
+
+_FILE_LIMIT = 1024 * 1024
+
+API_ROOT = "/v2"
+
+DOCKER_HUB = "docker.io"
+"""The namespace of Docker Hub."""
+
+DOCKER_HUB_SERVER = "registry-1.docker.io"
+DOCKER_HUB_NAMES = frozenset({DOCKER_HUB, "index.docker.io", DOCKER_HUB_SERVER})
 
 _URL = re.compile(
     r"(?:(https?)://)?(\[[0-9a-f:.]+\]|[0-9a-z._~-]+)(?::(\d{1,5}))?(/[\w.~!$&'()*+,;=:@%/-]*)?\Z",
@@ -35,7 +71,144 @@ _DURATION = re.compile(rf"(?:{_DURATION_PART})+\Z")
 _T = TypeVar("_T")
 
 
-def parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> RegistryHosts:
+class Capability(enum.Enum):
+    """What a host is trusted with. There is `push` too, but nothing is ever pushed to a mirror.
+
+    `PULL`: content, which its digest verifies. `RESOLVE`: statements that nothing verifies, such as
+    which digest a tag has now.
+    """
+
+    PULL = "pull"
+    RESOLVE = "resolve"
+
+
+ALL_CAPABILITIES = frozenset(Capability)
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """A host and how to speak to it: `base` is its URL without path, `root` where its API begins.
+
+    `headers` may hold credentials, and are for this host only. `skip_verify` None: nothing is said.
+    """
+
+    base: str
+    root: str = API_ROOT
+    capabilities: frozenset[Capability] = ALL_CAPABILITIES
+    ca_certs: tuple[Path, ...] = ()
+    client_certs: tuple[tuple[Path, Path | None], ...] = ()
+    skip_verify: bool | None = None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    connect_timeout: float | None = None
+
+    @classmethod
+    def at(cls, base: str, root: str = API_ROOT) -> HostConfig:
+        """Return a host of which no more is said; Docker Hub's, whichever of its names is given."""
+        scheme, _, address = base.partition("://")
+        return cls(f"{scheme}://{DOCKER_HUB_SERVER}" if address in DOCKER_HUB_NAMES else base, root)
+
+    @property
+    def url(self) -> str:
+        """The host as it is shown: with the path in front of its API, if there is one."""
+        return f"{self.base}{self.root.removesuffix(API_ROOT)}"
+
+    def options(self, given: TransportOptions, namespace: str) -> TransportOptions:
+        """Return `given`, which takes precedence, completed by what is said of this host.
+
+        The `namespace` is to be told to a host of another name, which may serve many registries.
+        """
+        address = urlsplit(self.base).netloc
+        same = address == (DOCKER_HUB_SERVER if namespace == DOCKER_HUB else namespace)
+        verify = given.tls_verify
+        if verify is None and self.skip_verify is not None:
+            verify = not self.skip_verify
+        return replace(
+            given,
+            ca_certs=given.ca_certs + self.ca_certs,
+            client_certs=given.client_certs or self.client_certs,
+            tls_verify=verify,
+            connect_timeout=self.connect_timeout or given.connect_timeout,
+            root=self.root,
+            namespace="" if same else namespace,
+            headers=self.headers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryHosts:
+    """The hosts of one registry: `mirrors` in the order to try them, then `origin`, its own.
+
+    `elsewhere` says that the file has another server for it than the user's URL, or has plain http
+    for https: then what the user gave to log in with is not meant for it.
+    """
+
+    namespace: str
+    origin: HostConfig
+    mirrors: tuple[HostConfig, ...] = ()
+    elsewhere: bool = False
+
+
+def find(directory: Path | None, url: RegistryUrl) -> RegistryHosts:
+    """Return the hosts of the registry at `url`, as the `directory` has them, if one is given.
+
+    Raises UsageError for what cannot be read.
+    """
+    address = urlsplit(url.base).netloc
+    namespace = DOCKER_HUB if address in DOCKER_HUB_NAMES else address
+    plain = RegistryHosts(namespace, HostConfig.at(url.base))
+    if directory is None:
+        return plain
+    try:
+        for name in _directory_names(dict.fromkeys((address, namespace))):
+            if (directory / name).exists():
+                return _load(directory / name, plain)
+    except OSError as error:
+        raise UsageError(f"cannot read '{printable(error.filename)}': {error.strerror}") from None
+    return plain
+
+
+def _directory_names(names: Iterable[str]) -> list[str]:
+    """Return what a registry's directory may be called, the first choice first."""
+    found = []
+    for name in names:
+        host, colon, port = name.rpartition(":")
+        if colon and port.isdigit():
+            found.append(f"{host}_{port}_")
+        found.append(name)
+    return [*found, "_default"]
+
+
+def _load(directory: Path, plain: RegistryHosts) -> RegistryHosts:
+    file = directory / "hosts.toml"
+    raw = b""
+    if file.exists():
+        with file.open("rb") as opened:
+            raw = opened.read(_FILE_LIMIT + 1)
+    if not raw:
+        return replace(plain, origin=_with_certificates(plain.origin, directory))
+    if len(raw) > _FILE_LIMIT:
+        raise UsageError(f"'{printable(file)}' is over {_FILE_LIMIT} bytes")
+    try:
+        document = tomllib.loads(raw.decode())
+    except RecursionError:
+        raise UsageError(f"'{printable(file)}' is nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"'{printable(file)}' is not TOML: {printable(error)}") from None
+    return _parse(file, document, plain)
+
+
+def _with_certificates(origin: HostConfig, directory: Path) -> HostConfig:
+    """Return the registry's own host with the certificates of Docker's layout."""
+    files = sorted(file for file in directory.iterdir() if file.is_file())
+    pairs = [(file, file.with_suffix(".key")) for file in files if file.suffix == ".cert"]
+    return replace(
+        origin,
+        ca_certs=tuple(file for file in files if file.suffix == ".crt"),
+        client_certs=tuple((file, key if key in files else None) for file, key in pairs),
+    )
+
+
+def _parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> RegistryHosts:
     """Return the hosts of a registry, which are `plain` without the file; raises UsageError."""
     section = _Section(printable(file), file.parent, document)
     entries = section.take("host", _table, "tables") or {}
@@ -96,7 +269,7 @@ def _is_same_server(given: str, named: str) -> bool:
     return ours[1:] == theirs[1:] and (ours[0], theirs[0]) != ("https", "http")
 
 
-def _merged(top: Host, entry: Host) -> Host:
+def _merged(top: HostConfig, entry: HostConfig) -> HostConfig:
     """Return the registry's own host: what an entry says of it, and else the top of the file."""
     named = {name.lower() for name, _ in entry.headers}
     return replace(
@@ -109,7 +282,7 @@ def _merged(top: Host, entry: Host) -> Host:
     )
 
 
-def _described(section: _Section, host: Host) -> Host:
+def _described(section: _Section, host: HostConfig) -> HostConfig:
     """Return a host with all that a section says of it."""
     if "proxy" in section.table:
         raise UsageError(f"'{section.what}': proxy is not supported, and requests would go direct")
@@ -137,7 +310,7 @@ def _api_root(section: _Section) -> str | None:
     return None if overridden else API_ROOT
 
 
-def _address(what: str, text: str, root: str | None) -> Host:
+def _address(what: str, text: str, root: str | None) -> HostConfig:
     """Parse a host's URL: https if no scheme is given; a path stands in front of the API's."""
     match = _URL.match(text)
     if match is None or int(match[3] or 0) > 65535 or not _is_host(match[2]):
@@ -147,7 +320,7 @@ def _address(what: str, text: str, root: str | None) -> Host:
     if root is not None and not path.endswith(root):
         path += root
     port = f":{match[3]}" if match[3] else ""
-    return Host.at(f"{(match[1] or 'https').lower()}://{match[2].lower()}{port}", path)
+    return HostConfig.at(f"{(match[1] or 'https').lower()}://{match[2].lower()}{port}", path)
 
 
 def _is_host(text: str) -> bool:
