@@ -1,20 +1,32 @@
-"""The decoders of layers' compressions, all of bounded memory.
+"""The decoders of gzip and zstd, in bounded memory; a blob that was cut short is an error.
 
-gzip needs indexed_gzip, which can go on from any of the points in its index; rapidgzip can too, but
-took 1.7 GiB of memory for 4 MiB of compressed zeros. zstd needs zstandard: indexed_zstd finds only
-the beginnings of frames, and a layer is one frame, unless it is zstd:chunked (see `zstdchunked`).
+gzip needs indexed_gzip, which resumes from any point of its index; so does rapidgzip, but that took
+1.7 GiB of memory for 4 MiB of compressed zeros. zstd needs zstandard: indexed_zstd only finds where
+frames begin, and a layer is one frame unless it is zstd:chunked (see `toc`).
+
+These libraries return what is there and then the end, as if that were all. A missing rest must be
+noticed here, for the blob may match its digest: the layer may have been cut short before the push.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, cast
 
+from epochfs.blobs.buffers import page_aligned
 from epochfs.blobs.store import BlobHandle
-from epochfs.errors import EpochfsError, ProtocolViolation, Unsupported, fresh, printable
+from epochfs.errors import (
+    ContentMismatch,
+    EpochfsError,
+    ProtocolViolation,
+    Unsupported,
+    fresh,
+    printable,
+)
 from epochfs.layers.tar_stream import Source
 
 try:
@@ -29,29 +41,53 @@ except ModuleNotFoundError:
 Compression = Literal["none", "gzip", "zstd"]
 
 NEEDED = "install indexed_gzip and zstandard beside epochfs (the extra 'rootfs')"
-"""What to do where a decoder is missing. Not `pip install epochfs[...]`: it is on no index."""
+"""How to get a missing decoder. Not `pip install epochfs[...]`: it is on no index."""
 
-GZIP_MAGIC = b"\x1f\x8b"
+PIECE_BYTES = 1 << 20
+
+_GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 _MAX_WINDOW = 128 << 20
 _READ_BYTES = 256 << 10
 _MEMBER_BYTES = 32 << 10
 _GZIP = 16 + zlib.MAX_WBITS
+_POINTS = 4096
+_MIN_SPACING = 2 << 20
+_FREE_BYTES = 2 << 30
+_MAX_RATIO = 100
+
+_END = b"epochfs: the end"
+_END_FRAME = b"\x28\xb5\x2f\xfd\x20\x10\x81\x00\x00" + _END
+"""A frame of one raw block (RFC 8878, §3.1.1) that is read after the blob's own. The decoder does
+not tell whether a frame was complete; but only after a complete one does it decode this one."""
 
 _T = TypeVar("_T")
 
 
 def missing() -> list[str]:
-    """Return the packages that reading some layers would need, and that are not installed."""
+    """Return the packages that are not installed and that some layers need."""
     found = {"indexed_gzip": indexed_gzip, "zstandard": zstandard}
     return [name for name, module in found.items() if module is None]
+
+
+def size_limit(blob_size: int) -> int:
+    """Return the maximum decompressed size of a blob: 100 times its own, and at least 2 GiB."""
+    return max(_FREE_BYTES, _MAX_RATIO * blob_size)
+
+
+def gzip_spacing(blob_size: int) -> int:
+    """Return the distance in bytes between the points of a gzip index, each of which takes 32 KiB.
+
+    Bounds an index at 128 MiB; a usual layer's is a fiftieth of its decompressed size.
+    """
+    return max(_MIN_SPACING, size_limit(blob_size) // _POINTS)
 
 
 class BlobFile(io.RawIOBase):
     """A blob as the file that a decoder reads.
 
-    Not every decoder lets an exception pass through: `failure` keeps it.
+    `failure` keeps a read's error, as not every decoder lets it through.
     """
 
     def __init__(self, blob: BlobHandle) -> None:
@@ -87,9 +123,9 @@ File = BlobFile | io.BytesIO
 
 
 def compression_of(blob: BlobHandle) -> Compression:
-    """Tell by the first bytes, as containerd does: media types are often wrong."""
+    """Detect a blob's compression by its magic, as containerd does: media types are often wrong."""
     magic = read_range(blob, 0, 4)
-    if magic.startswith(GZIP_MAGIC):
+    if magic.startswith(_GZIP_MAGIC):
         return "gzip"
     if magic == _ZSTD_MAGIC or magic[1:] == _ZSTD_SKIPPABLE:
         return "zstd"
@@ -97,7 +133,7 @@ def compression_of(blob: BlobHandle) -> Compression:
 
 
 class GuardedDecoder:
-    """A decoder of another make, of which nothing but EpochfsErrors comes."""
+    """A library's decoder that raises nothing but EpochfsErrors."""
 
     def __init__(self, file: File, decoder: Any) -> None:  # noqa: ANN401 - untyped
         self._file = file
@@ -110,7 +146,7 @@ class GuardedDecoder:
         self._guarded(self._decoder.seek, offset)
 
     def export_index(self) -> bytes:
-        """Return the index of all that was read, of a gzip decoder."""
+        """Return a gzip decoder's index of all that it has read."""
         exported = io.BytesIO()
         self._decoder.export_index(fileobj=exported)
         return exported.getvalue()
@@ -130,7 +166,7 @@ class GuardedDecoder:
 
 
 def gzip_decoder(file: BlobFile, spacing: int, index: bytes = b"") -> GuardedDecoder:
-    """Decompress gzip. There is a point to go on from each `spacing` bytes, kept in `index`."""
+    """Decompress gzip. It resumes at points `spacing` bytes apart, which `index` has."""
     if indexed_gzip is None:
         raise Unsupported(f"a layer compressed with gzip cannot be read: {NEEDED}")
     decoder = indexed_gzip.IndexedGzipFile(
@@ -142,7 +178,7 @@ def gzip_decoder(file: BlobFile, spacing: int, index: bytes = b"") -> GuardedDec
 
 
 def zstd_decoder(file: File) -> GuardedDecoder:
-    """Decompress zstd from where the file is, frame after frame."""
+    """Decompress zstd from the file's position, frame after frame."""
     if zstandard is None:
         raise Unsupported(f"a layer compressed with zstd cannot be read: {NEEDED}")
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
@@ -153,9 +189,9 @@ def zstd_decoder(file: File) -> GuardedDecoder:
 
 
 class GzipMember:
-    """Decompresses one gzip member from where the file is; this needs no more than Python.
+    """Decompresses one gzip member from the file's position, with the standard library alone.
 
-    What is read of the file goes beyond the member: the last `unused` bytes are not its own.
+    It reads beyond the member: the last `unused` bytes that it read are not the member's.
     """
 
     def __init__(self, file: File) -> None:
@@ -186,8 +222,92 @@ class GzipMember:
         return 0
 
 
+class _WithEndFrame(BlobFile):
+    """A blob with `_END_FRAME` after it."""
+
+    def __init__(self, blob: BlobHandle) -> None:
+        super().__init__(blob)
+        self._rest = memoryview(_END_FRAME)
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has the buffer protocol
+        count = super().readinto(buffer)
+        if count:
+            return count
+        view = memoryview(buffer).cast("B")
+        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
+        view[: len(piece)] = piece
+        return len(piece)
+
+
+def zstd_content(blob: BlobHandle, limit: int) -> Iterator[memoryview]:
+    """Yield a whole blob decompressed, in pieces that are each valid until the next.
+
+    At its end raises ProtocolViolation if a frame is incomplete, and ContentMismatch if the blob is
+    not verified; also ContentMismatch as soon as more than `limit` bytes come out.
+    """
+    file = _WithEndFrame(blob)
+    decoder, buffer = zstd_decoder(file), page_aligned(PIECE_BYTES + len(_END))
+    kept = position = 0
+    while count := decoder.readinto(buffer[kept:]):
+        # The last bytes may be the end frame's, and are kept back.
+        stop = kept + count
+        ready = max(0, stop - len(_END))
+        position += ready
+        if position > limit:
+            raise ContentMismatch(f"a blob decompresses to more than {limit} bytes")
+        if ready:
+            yield buffer[:ready]
+        kept = stop - ready
+        buffer[:kept] = bytes(buffer[ready:stop])
+    if buffer[:kept] != _END:
+        raise ProtocolViolation("a blob ends within a zstd frame")
+    read_to_end(blob, file.tell())
+
+
+class WholeZstd:
+    """A whole blob decompressed, as the source of a tar stream."""
+
+    def __init__(self, blob: BlobHandle) -> None:
+        self._pieces = zstd_content(blob, sys.maxsize)  # the stream has a limit
+        self._rest = memoryview(b"")
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        self._rest = self._rest or next(self._pieces, memoryview(b""))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def check_gzip(blob: BlobHandle, size: int) -> None:
+    """Raise ProtocolViolation if a blob that decompressed to `size` bytes ends within a member.
+
+    A whole member ends with that number (RFC 1952, section 2.3.1). Only if the blob does not end
+    with it, it is decompressed once more, member by member.
+    """
+    if read_range(blob, max(0, blob.size - 4), 4) == (size % 2**32).to_bytes(4, "little"):
+        return
+    file, buffer = BlobFile(blob), memoryview(bytearray(PIECE_BYTES))
+    while read_range(blob, file.tell(), len(_GZIP_MAGIC)) == _GZIP_MAGIC:
+        member = GzipMember(file)
+        while member.readinto(buffer):
+            pass
+        if not member.is_whole:
+            raise ProtocolViolation("a layer ends within a gzip member")
+        file.seek(file.tell() - member.unused)
+
+
+def read_to_end(blob: BlobHandle, offset: int) -> None:
+    """Read on from an offset: only at its end is a blob verified, and an empty one when opened."""
+    view = memoryview(bytearray(PIECE_BYTES))
+    while count := blob.read_into(view, offset):
+        offset += count
+    if blob.size and not blob.verified:
+        raise ContentMismatch("a layer was read to its end without being verified")
+
+
 def read_up_to(decoder: Source, count: int) -> bytes:
-    """Return `count` decompressed bytes, fewer where the stream ends before."""
+    """Return `count` decompressed bytes, fewer at the end of the stream."""
     data = bytearray(count)
     view = memoryview(data)
     while view and (got := decoder.readinto(view)):

@@ -1,7 +1,7 @@
-"""A layer's entry for one path, parsed once and frozen; and the paths that are hostile.
+"""A layer's entry for one path, parsed once, and the cleaning of hostile paths.
 
-The values are named tuples, for there may be a million of each: those are made in a fifth of the
-time that a frozen dataclass takes.
+The values are named tuples, since there may be a million of each: they take a fifth of the time of
+a frozen dataclass to create.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from epochfs.errors import InvalidName, printable
 
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4095
-"""NAME_MAX, and PATH_MAX less its NUL: what is longer could not be opened."""
+"""NAME_MAX, and PATH_MAX without its NUL: nothing longer can be opened."""
 
 _MAX_TIME_NS = 2**63 - 1
 NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
@@ -23,9 +23,9 @@ NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 class Piece(NamedTuple):
     """`size` bytes of a file, from `start` in it.
 
-    In a tar stream they begin at `offset`. In a layer with a table of contents, `offset` is where
-    in the blob to begin to decompress, and `skip` how many decompressed bytes come before; `digest`
-    is then that of all `size` bytes. What no piece covers is zeros.
+    In a tar stream they begin at `offset`. In a layer with a table of contents, decompression
+    begins at `offset` in the blob, the first `skip` bytes that come out are skipped, and `digest`
+    is that of all `size` bytes. What no piece covers is zeros.
     """
 
     start: int
@@ -38,8 +38,8 @@ class Piece(NamedTuple):
 class Entry(NamedTuple):
     """One entry of a layer: `path` is clean (see `clean_path`), and `b""` is the root.
 
-    `mode` has the file type. `link` is where a symbolic link points, or the clean path that a hard
-    link (`is_hard_link`) is another name of; of the latter, nothing but the names counts.
+    `mode` has the file type. `link` is a symbolic link's target, or the clean path of which a hard
+    link (`is_hard_link`) is another name; a hard link's other fields are ignored.
     """
 
     path: bytes
@@ -68,14 +68,14 @@ def clean_path(raw: bytes) -> bytes:
             names.append(name)
     path = b"/".join(names)
     if len(path) > MAX_PATH_BYTES or any(len(name) > MAX_NAME_BYTES for name in names):
-        raise InvalidName(f"a path that is too long: '{printable(raw, 60)}'")
+        raise InvalidName(f"path too long: '{printable(raw, 60)}'")
     if b"\0" in path:
-        raise InvalidName(f"a path with a NUL: '{printable(raw, 60)}'")
+        raise InvalidName(f"path with a NUL: '{printable(raw, 60)}'")
     return path
 
 
 class PathCleaner:
-    """`clean_path`, quicker where many entries of one directory follow one another."""
+    """`clean_path`, faster for successive entries of one directory."""
 
     def __init__(self) -> None:
         self._raw = self._clean = b""
@@ -92,16 +92,16 @@ class PathCleaner:
 
 
 def split_path(path: bytes) -> tuple[bytes, bytes]:
-    """Return the parent and the name of a clean path; the root is the name `b""` in itself."""
+    """Split a clean path into parent and name; the root is the name `b""` in itself."""
     parent, _, name = path.rpartition(b"/")
     return parent, name
 
 
 def join_path(parent: bytes, name: bytes) -> bytes:
-    """Return the clean path of a name in a directory: what `split_path` takes apart."""
+    """Return the clean path of a name in a directory."""
     return parent + b"/" + name if parent else name
 
 
 def checked_time(time_ns: int) -> int:
-    """Return a time that fits into 64 bits, the nearest to the one given."""
+    """Clamp a time to what fits into 64 bits."""
     return max(-_MAX_TIME_NS, min(time_ns, _MAX_TIME_NS))

@@ -1,9 +1,10 @@
-"""The index of one layer: a small SQLite file, as a file system has it: names, inodes, pieces.
+"""The index of one layer: a SQLite file of names, inodes and pieces, like a file system's.
 
-It is written once, by one thread, and read only after that. It knows nothing of other layers: what
-it hides in those below it (layer.md, "Whiteouts") is recorded, and `merge` applies it.
+It is written once, by one thread (`index_writer`), and is read-only from then on. It knows nothing
+of other layers: what it hides in those below (layer.md, "Whiteouts") is recorded here, and applied
+when layers are merged.
 
-Locks: `LayerIndex._lock` serialises the use of its one connection. The local look-ups under it take
+Locks: `LayerIndex._lock` serializes the use of its one connection. The local look-ups under it take
 microseconds; none waits for the network.
 """
 
@@ -22,12 +23,12 @@ from epochfs.errors import CacheFailure
 from epochfs.layers.entry import Piece, join_path
 
 FORMAT = 4
-"""The version of this schema and of what is written into it."""
+"""The version of this schema and of its content."""
 
 _CACHE_KIB = 256
 
 IMPLICIT = 0
-"""The inode of a directory that a layer only implies, by an entry below it."""
+"""The inode of a directory that a layer has no entry for, only entries below it."""
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -49,15 +50,15 @@ CREATE TABLE piece (
     PRIMARY KEY (inode, start)
 ) WITHOUT ROWID;
 """
-"""`alias` has every name of an inode with several; `foreign_link` the hard links to lower layers;
-`hidden` the whiteouts, and with an empty name the opaque directories."""
+"""`alias` has all names of inodes with several, `foreign_link` the hard links to lower layers, and
+`hidden` the whiteouts and, with an empty name, the opaque directories."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inode:
-    """What a layer says of one file. `first` is the path it was first given.
+    """A file's attributes in a layer. `first` is its first path.
 
-    A `mode` of 0 says that it is a hard link to the path `link` in the layers below, no more.
+    A `mode` of 0 means a hard link to the path `link` in the layers below, and nothing else.
     """
 
     id: int
@@ -74,9 +75,9 @@ class Inode:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a layer makes of a path: `inode` is None where it has nothing there.
+    """What a layer has at a path: `inode` is None if nothing.
 
-    `hides_below`: whatever the layers below have there is hidden.
+    `hides_below`: it hides whatever the layers below have there.
     """
 
     inode: int | None
@@ -98,15 +99,15 @@ class LayerIndex:
         self.has_foreign_links = any(self._rows("SELECT 1 FROM foreign_link LIMIT 1"))
 
     def _resident_bytes(self) -> int:
-        """How many bytes of memory an index takes that is in no file."""
+        """Return how much memory the index takes; 0 for a file."""
         [(_, _, path)] = self._rows("PRAGMA database_list")
         [(pages,)], [(size,)] = self._rows("PRAGMA page_count"), self._rows("PRAGMA page_size")
         return 0 if path else int(pages * size)
 
     def see(self, path: bytes) -> Seen:
-        """Say what the layer has at a path, and whether it hides what is below.
+        """Look up a path, and whether the layer hides what is below it.
 
-        A directory on the way that is opaque, whited out or no directory hides all below it. It
+        An opaque directory, a whiteout, or anything but a directory on the way hides everything. It
         need not be in this layer: a whiteout behind a link is where that leads.
         """
         hides, parent = bool(path) and self._hides(b"", b""), b""
@@ -127,11 +128,11 @@ class LayerIndex:
         return Seen(inode, mode, hides) if is_found else Seen(None, hides_below=hides)
 
     def is_opaque(self, directory: bytes) -> bool:
-        """Whether the layer hides all that layers below have in a directory."""
+        """Whether the layer hides everything that layers below have in a directory."""
         return self._hides(directory, b"")
 
     def children(self, directory: bytes) -> list[tuple[bytes, int]]:
-        """The names in a directory, each with its mode."""
+        """Return the names in a directory, each with its mode."""
         rows = self._rows(
             "SELECT name, coalesce(mode, ?) FROM name LEFT JOIN inode ON id = inode "
             "WHERE parent = ? AND name != x''",
@@ -141,11 +142,11 @@ class LayerIndex:
         return [(name, mode) for name, mode in rows]
 
     def hidden(self, directory: bytes) -> set[bytes]:
-        """The names in a directory that are whited out in the layers below."""
+        """Return the names in a directory that are whited out in the layers below."""
         return {name for (name,) in self._rows("SELECT name FROM hidden WHERE parent=?", directory)}
 
     def inode(self, number: int) -> Inode:
-        """What there is to know of an inode."""
+        """Return the inode of a number."""
         for row in self._rows("SELECT * FROM inode WHERE id=?", number):
             number, mode, uid, gid, size, time_ns, rdev, link, text, first = row
             xattrs = {name: value.encode("latin-1") for name, value in json.loads(text).items()}
@@ -153,17 +154,17 @@ class LayerIndex:
         raise CacheFailure(f"the index of a layer has no inode {number}")
 
     def aliases(self, number: int) -> list[bytes]:
-        """The paths of an inode that was given several; else none."""
+        """Return the paths of an inode that has several; otherwise none."""
         rows = self._rows("SELECT parent, name FROM alias WHERE inode=?", number)
         return [join_path(parent, name) for parent, name in rows]
 
     def foreign_links(self, target: bytes) -> list[bytes]:
-        """The paths that are hard links to a path of the layers below."""
+        """Return the paths that are hard links to a path in the layers below."""
         rows = self._rows("SELECT path FROM foreign_link WHERE target=?", target)
         return [path for (path,) in rows]
 
     def pieces(self, number: int, start: int, stop: int) -> list[Piece]:
-        """The pieces of a file that overlap its range `[start, stop)`, in order."""
+        """Return the pieces of a file that overlap its range `[start, stop)`, in order."""
         query = (
             "SELECT start, size, offset, skip, digest FROM piece WHERE inode=? AND start < ? AND "
             "start >= (SELECT coalesce(max(start), 0) FROM piece WHERE inode=? AND start <= ?) "
@@ -172,7 +173,7 @@ class LayerIndex:
         return [Piece(*row) for row in self._rows(query, number, stop, number, start)]
 
     def gzip_points(self) -> bytes:
-        """The index of a gzip stream, as `decoders` exported it."""
+        """Return the index of a gzip stream, as its decoder exported it."""
         return b"".join(part for (part,) in self._rows("SELECT part FROM gzip_points"))
 
     def _look_up(self, parent: bytes, name: bytes) -> tuple[int | None, int]:
@@ -196,7 +197,7 @@ class LayerIndex:
 
 
 def open_index(path: str) -> LayerIndex:
-    """Open an index that is complete and does not change. Raises CacheFailure."""
+    """Open a complete index. Raises CacheFailure."""
     try:
         connection = sqlite3.connect(
             f"file:{quote(path)}?mode=ro&immutable=1", uri=True, check_same_thread=False

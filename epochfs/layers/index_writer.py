@@ -1,8 +1,8 @@
-"""Writes the index of a layer, entry by entry, with a bound on everything.
+"""The index writer: adds a layer's entries to a new index, in order, and bounds everything.
 
-What is in a layer is applied as extracting it in order would: a later entry of the same path takes
-the name, a hard link is one more name of whatever its target was at that moment, and an entry below
-a link goes where that leads.
+The result is what extracting the layer in order would leave: a later entry takes the name of an
+earlier one of the same path, a hard link is one more name of whatever its target was at that
+moment, and an entry below a link goes where the link leads.
 """
 
 from __future__ import annotations
@@ -14,41 +14,120 @@ import stat
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.layers.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
 from epochfs.layers.index import IMPLICIT, SCHEMA
-from epochfs.layers.indexrows import IndexRows, Sieve
-
-MAX_LINKS = 40
-"""Of so many links on the way to one path, Linux follows all."""
-
-MAX_STEPS = 20_000_000
-"""How many directories are passed through on the ways to all entries of a layer."""
 
 MAX_ENTRIES = 1_000_000
+"""Maximum number of entries of a layer."""
+
 MAX_BYTES = 256 << 20
-"""How many entries and bytes of names, links and attributes are taken of one layer."""
+"""Maximum size of all names, links and attributes of a layer."""
+
+MAX_LINKS = 40
+"""Maximum number of links that are followed on the way to a path, as in Linux."""
+
+MAX_STEPS = 20_000_000
+"""Maximum number of directories that are looked up on the way to all entries of a layer."""
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _RESERVED = b".wh..wh."
 _ASIDE = b"\0"
-"""What the directories of names begin with that are never shown: no path that is looked up does."""
+"""Prefix of the directories of names that are never shown: no path that is looked up has it."""
 
 _ROW_BYTES = 100
 _TYPE_BITS = 0o170000
 _CACHE_KIB = 16 << 10
 _KNOWN_DIRECTORIES = 10_000
+_BATCH = 2000
+_FILTER_BITS = 1 << 23
 _NO_XATTRS = "{}"
 
+_INODE = "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_NAME = "INSERT OR REPLACE INTO name VALUES (?, ?, ?)"
+_PIECE = "INSERT OR REPLACE INTO piece VALUES (?, ?, ?, ?, ?, ?)"
+_ALIAS = "INSERT OR IGNORE INTO alias VALUES (?, ?, ?)"
 _IMPLY = (
     "INSERT INTO name VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET inode = excluded.inode WHERE "
     f"(SELECT mode & {_TYPE_BITS} != {stat.S_IFDIR} FROM inode WHERE id = name.inode)"
 )
-"""Have a directory of a name, unless there is one."""
+"""Makes a name a directory unless it is one."""
+
+_Value = str | bytes | int
+
+
+class _Rows:
+    """The rows of an index, inserted many at a time, which takes a third of the time.
+
+    A name must be in the file to be looked up there: if it is still among `names`, all rows are
+    inserted first. Raises CacheFailure.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.inodes: list[tuple[_Value, ...]] = []
+        self.names: dict[tuple[bytes, bytes], int] = {}
+        self.pieces: list[tuple[_Value, ...]] = []
+        self.aliases: list[tuple[_Value, ...]] = []
+
+    def insert_if_many(self) -> None:
+        if len(self.names) + len(self.pieces) > _BATCH:
+            self.insert()
+
+    def insert(self) -> None:
+        names = [(*key, inode) for key, inode in self.names.items()]
+        self.names.clear()
+        for statement, rows in (
+            (_INODE, self.inodes),
+            (_NAME, names),
+            (_PIECE, self.pieces),
+            (_ALIAS, self.aliases),
+        ):
+            try:
+                self._connection.executemany(statement, rows)
+            except sqlite3.Error as error:
+                raise _write_failure(error) from error
+            rows.clear()
+
+    def run(self, statement: str, *values: _Value) -> sqlite3.Cursor:
+        """Execute a statement after inserting all rows."""
+        self.insert()
+        return self._execute(statement, values)
+
+    def run_of(self, parent: bytes, name: bytes, statement: str, *more: _Value) -> sqlite3.Cursor:
+        """Execute a statement about one name, whose first values are `parent` and `name`."""
+        if (parent, name) in self.names:
+            self.insert()
+        return self._execute(statement, (parent, name, *more))
+
+    def _execute(self, statement: str, values: tuple[_Value, ...]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise _write_failure(error) from error
+
+
+def _write_failure(error: sqlite3.Error) -> CacheFailure:
+    return CacheFailure(f"cannot write the index of a layer: {error}")
+
+
+class _PathFilter:
+    """A Bloom filter of paths, 1 MiB however many: it may claim a path it lacks, never deny one."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_FILTER_BITS // 8)
+
+    def add(self, path: bytes) -> None:
+        place = hash(path) % _FILTER_BITS
+        self._bits[place >> 3] |= 1 << (place & 7)
+
+    def __contains__(self, path: bytes) -> bool:
+        place = hash(path) % _FILTER_BITS
+        return bool(self._bits[place >> 3] & 1 << (place & 7))
 
 
 class IndexWriter:
-    """Writes one index to a new file at `path`, or `:memory:`.
+    """Writes one index to a new file at `path`, or in `:memory:`.
 
-    Raises CacheFailure, and TooLarge over a bound.
+    Raises CacheFailure, and TooLarge beyond a bound.
     """
 
     def __init__(self, path: str) -> None:
@@ -60,14 +139,14 @@ class IndexWriter:
                 f"{SCHEMA} BEGIN"
             )
         except sqlite3.Error as error:
-            raise CacheFailure(f"cannot write the index of a layer: {error}") from error
-        self._rows = IndexRows(self._connection)
+            raise _write_failure(error) from error
+        self._rows = _Rows(self._connection)
         self._inodes = IMPLICIT
         self._entries = 0
         self._bytes = 0
         self._directories: set[bytes] = set()
-        self._parents = Sieve()
-        self._links: Sieve | None = None
+        self._parents = _PathFilter()
+        self._links: _PathFilter | None = None
         self._stated_parent = self._parent = b""
         self._steps = 0
 
@@ -81,8 +160,8 @@ class IndexWriter:
             self._set_aside(entry)
             return
         hides = name.startswith(_WHITEOUT)
-        # Where a directory became a link, whiteouts of what was in it may come behind the link:
-        # they are for where it leads, and make nothing there.
+        # Where a directory became a link, whiteouts of what was in it may follow: they apply to
+        # where the link leads, and create nothing there.
         if entry.path == stated or not hides:
             self._imply(parent)
         if hides:
@@ -90,20 +169,20 @@ class IndexWriter:
         elif entry.is_hard_link:
             self._add_link(entry, parent, name)
         else:
-            self._add_inode(entry, parent, name)
-        self._rows.write_some()
+            self._give_name(parent, name, self._new_inode(entry), entry.mode)
+        self._rows.insert_if_many()
 
     def set_gzip_points(self, points: bytes) -> None:
         """Record the index of a gzip stream."""
         self._rows.run("INSERT INTO gzip_points (part) VALUES (?)", points)
 
     def set_meta(self, key: str, value: str | int) -> None:
-        """Record something about the layer as a whole."""
+        """Record a fact about the layer as a whole."""
         self._rows.run("INSERT INTO meta VALUES (?, ?)", key, value)
 
     def finish(self) -> sqlite3.Connection:
-        """Complete the index; return the connection to it, to be closed or read from."""
-        # A name that was given to something else meanwhile is no name of the inode any more.
+        """Complete the index; return its connection, to be closed or read from."""
+        # A name may have gone to another inode since.
         self._rows.run(
             "DELETE FROM alias WHERE inode IS NOT (SELECT inode FROM name "
             "WHERE name.parent = alias.parent AND name.name = alias.name)"
@@ -111,9 +190,13 @@ class IndexWriter:
         self._rows.run("COMMIT")
         return self._connection
 
-    def abandon(self) -> None:
-        """Close the file, which is then worth nothing."""
-        self._connection.close()
+    def __enter__(self) -> IndexWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close an index that was not completed."""
+        if kind is not None:
+            self._connection.close()
 
     def _count(self, entry: Entry) -> None:
         self._entries += 1
@@ -130,16 +213,15 @@ class IndexWriter:
             raise TooLarge(f"a layer whose index would be over {MAX_BYTES} bytes")
 
     def _hide(self, parent: bytes, name: bytes) -> None:
-        """Record a whiteout."""
         hidden = b"" if name == _OPAQUE else name.removeprefix(_WHITEOUT)
         if name == _OPAQUE or hidden not in (b"", b".", b".."):
             self._rows.run("INSERT OR IGNORE INTO hidden VALUES (?, ?)", parent, hidden)
 
     def _placed(self, entry: Entry) -> Entry:
-        """Return an entry as it is where the layer's own links lead."""
+        """Return an entry with its path, and a hard link's target, where the layer's links lead."""
         stated, name = split_path(entry.path)
         if stated != self._stated_parent:
-            # What is put into a directory seldom changes the way to it; so it holds for them all.
+            # What is put into a directory seldom changes the way to it, so it is kept.
             self._stated_parent, self._parent = stated, self._follow(stated)
         if self._parent != stated:
             entry = entry._replace(path=join_path(self._parent, name))
@@ -151,12 +233,12 @@ class IndexWriter:
         return entry
 
     def _may_lead_elsewhere(self, entry: Entry) -> bool:
-        """Return whether an entry that is put behind a link may be on the way that led there."""
+        """Whether an entry behind a link may change the way that led there."""
         is_link = entry.is_hard_link or stat.S_ISLNK(entry.mode)
         return is_link or (self._links is not None and entry.path in self._links)
 
     def _follow(self, directory: bytes) -> bytes:
-        """Return where a directory is, by the layer's own links, of which none leaves the root."""
+        """Return where a path leads by the layer's own links, none of which leaves the root."""
         if self._links is None:
             return directory
         found, links, names = b"", 0, directory.split(b"/")[::-1]
@@ -171,7 +253,7 @@ class IndexWriter:
                     continue
                 links += 1
                 if links > MAX_LINKS or len(target) > MAX_PATH_BYTES:
-                    raise ProtocolViolation("a layer with an entry below links that lead nowhere")
+                    raise ProtocolViolation("a layer with an entry below a dead link")
                 found = b"" if target.startswith(b"/") else found
                 names += target.split(b"/")[::-1]
         try:
@@ -180,10 +262,10 @@ class IndexWriter:
             raise ProtocolViolation(f"links in a layer lead to {error}") from None
 
     def _target(self, parent: bytes, name: bytes) -> bytes | None:
-        """Return where a link leads; None for what is no link."""
+        """Return a link's target; None if it is not a link."""
         self._steps += 1
         if self._steps > MAX_STEPS:
-            raise TooLarge(f"a layer with more than {MAX_STEPS} directories on the ways to entries")
+            raise TooLarge(f"a layer with over {MAX_STEPS} directories on the way to its entries")
         if self._links is None or join_path(parent, name) not in self._links:
             return None
         query = (
@@ -194,7 +276,7 @@ class IndexWriter:
         return None if row is None else bytes(row[0])
 
     def _imply(self, directory: bytes) -> None:
-        """Have a directory, and those it is in, where the layer has none of that name yet."""
+        """Make a path a directory, and its parents too, where they are none."""
         if directory in self._directories:
             return
         implied = directory
@@ -202,23 +284,23 @@ class IndexWriter:
             parent, name = split_path(implied)
             if not self._rows.run_of(parent, name, _IMPLY, IMPLICIT).rowcount:
                 break
-            # A long key takes about twice its length in SQLite's pages.
+            # A long key takes up about twice its length in SQLite's pages.
             self._count_bytes(_ROW_BYTES + 2 * len(implied))
-            self._is_directory(implied)
+            self._note_directory(implied)
             implied = parent
         else:
             self._rows.run("INSERT OR IGNORE INTO name VALUES (x'', x'', ?)", IMPLICIT)
-        self._is_directory(directory)
+        self._note_directory(directory)
 
-    def _is_directory(self, path: bytes) -> None:
-        """Take note of a directory. Only of those seen last is it known that they are there."""
+    def _note_directory(self, path: bytes) -> None:
+        """Remember that a path is a directory; of exact paths, only the latest are kept."""
         if len(self._directories) >= _KNOWN_DIRECTORIES:
             self._directories.clear()
         self._directories.add(path)
         self._parents.add(path)
 
     def _set_aside(self, entry: Entry) -> None:
-        """Have a file that AUFS keeps for itself there as a target of hard links, and no more."""
+        """Keep one of AUFS's own files only as a target of hard links."""
         if entry.is_hard_link:
             inode, mode, link, _ = self._linked(entry)
             if not mode:
@@ -228,7 +310,7 @@ class IndexWriter:
         else:
             inode = self._new_inode(entry._replace(path=b""))
         self._rows.names[_place(entry.path)] = inode
-        self._rows.write_some()
+        self._rows.insert_if_many()
 
     def _new_inode(self, entry: Entry) -> int:
         self._inodes += 1
@@ -246,13 +328,10 @@ class IndexWriter:
             self._rows.pieces.append((number, *piece))
         return number
 
-    def _add_inode(self, entry: Entry, parent: bytes, name: bytes) -> None:
-        self._give_name(parent, name, self._new_inode(entry), entry.mode & _TYPE_BITS)
-
     def _linked(self, entry: Entry) -> tuple[int, int, bytes, bytes]:
-        """Return the inode that a hard link is to, its mode and link, and the path it was given.
+        """Return a hard link's inode, its mode and link, and the path it was first given.
 
-        The mode is 0 where it is in a lower layer, at the path `link`.
+        The mode is 0 if the target is in a lower layer, at the path `link`.
         """
         query = (
             "SELECT inode, mode, link, first FROM name JOIN inode ON id = inode "
@@ -263,33 +342,34 @@ class IndexWriter:
 
     def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
         inode, mode, link, first = self._linked(entry)
-        if mode == 0:  # the target is in a lower layer, or a name of what is
-            self._add_inode(entry._replace(mode=0, link=link), parent, name)
+        if mode == 0:  # the target, or the target of that, is in a lower layer
+            inode = self._new_inode(entry._replace(mode=0, link=link))
+            self._give_name(parent, name, inode, 0)
             self._rows.run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
             return
-        self._give_name(parent, name, inode, mode & _TYPE_BITS)
-        if not first:  # it was set aside, and this is its first name that is shown
+        self._give_name(parent, name, inode, mode)
+        if not first:  # it was set aside, and this is the first name to be shown
             self._rows.run("UPDATE inode SET first=? WHERE id=?", entry.path, inode)
             return
         for path in (first, entry.path):
             self._rows.aliases.append((inode, *split_path(path)))
 
-    def _give_name(self, parent: bytes, name: bytes, inode: int, kind: int) -> None:
-        """Have a name be that of an inode of a type."""
+    def _give_name(self, parent: bytes, name: bytes, inode: int, mode: int) -> None:
+        """Make a name that of an inode."""
         path = join_path(parent, name)
-        if kind == stat.S_IFDIR:
-            self._is_directory(path)
+        if stat.S_ISDIR(mode):
+            self._note_directory(path)
         else:
             self._directories.discard(path)
             if path in self._parents:
                 self._remove_below(path)
-        if kind == stat.S_IFLNK:
-            self._links = self._links or Sieve()
+        if stat.S_ISLNK(mode):
+            self._links = self._links or _PathFilter()
             self._links.add(path)
         self._rows.names[parent, name] = inode
 
     def _remove_below(self, path: bytes) -> None:
-        """Have what was below a directory go with it; 0 is what follows / in ASCII."""
+        """Remove what was below a directory; 0 follows / in ASCII."""
         if self._rows.run("DELETE FROM name WHERE parent = ?", path).rowcount:
             below = (path + b"/", path + b"0")
             self._rows.run("DELETE FROM name WHERE parent > ? AND parent < ?", *below)
@@ -297,11 +377,11 @@ class IndexWriter:
 
 
 def _is_reserved(path: bytes) -> bool:
-    """Whether something on a path is AUFS's own, such as `.wh..wh.plnk`."""
+    """Whether a path has one of AUFS's own names in it, such as `.wh..wh.plnk`."""
     return path.startswith(_RESERVED) or b"/" + _RESERVED in path
 
 
 def _place(path: bytes) -> tuple[bytes, bytes]:
-    """Return the parent and the name that a path has in the index."""
+    """Return a path's parent and name in the index."""
     parent, name = split_path(path)
     return (_ASIDE + parent, name) if _is_reserved(path) else (parent, name)

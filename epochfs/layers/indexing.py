@@ -1,36 +1,54 @@
-"""Stores the indexes of layers in the cache: written once, then shared by all mounts.
+"""Makes the index of each layer once, and stores it in the cache for all mounts.
 
 ::
 
     <cache>/v1/layers/<algorithm>/<encoded>.<voucher>.<format>    the index of a layer
 
-An index is vouched for by the layer's digest, and one made from a table of contents also by the
-annotations in one manifest. Another manifest's annotations make another index of the same blob
-(`build.voucher`).
+An index is made from the layer's table of contents if it has one, otherwise from its tar stream. A
+table is believed only if an annotation, and so the manifest's digest, vouches for it; each chunk is
+then verified by itself. Otherwise the whole blob is read, and its index is not complete until the
+blob has matched its digest. Either way, everything in an index has been verified.
 
-An index is written under a name of its own, synced, and only then given its name, so that an
-index that is there is complete. It is locked (flock) while it is written; of two mounts that write
-the same one, the first to finish keeps it, and the other uses that. When all of them take more than
-a tenth of the maximum cache size, the least recently used go. If the disk takes none, an index is
-kept in memory.
+An index is written under a temporary name, synced, and only then renamed, so that an index under
+its own name is complete. Its file is locked (flock) while it is written; if two mounts write the
+same index, the first to finish keeps it, and the other uses that one. When the indexes take over a
+tenth of the maximum cache size, the least recently used are removed. If the disk takes none, an
+index is kept in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable
+from contextlib import closing
+from typing import Protocol
 
+from epochfs.blobs.store import BlobHandle
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.directory import LAYERS, READ_FLAGS, is_ours
 from epochfs.cache.quota import cached_files, remove_unused, shrink
-from epochfs.errors import CacheFailure
-from epochfs.layers.build import voucher
+from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge, Vanished
+from epochfs.layers import toc
+from epochfs.layers.decoders import (
+    BlobFile,
+    WholeZstd,
+    check_gzip,
+    compression_of,
+    gzip_decoder,
+    gzip_spacing,
+    read_to_end,
+    size_limit,
+)
 from epochfs.layers.index import FORMAT, LayerIndex, open_index
 from epochfs.layers.index_writer import IndexWriter
+from epochfs.layers.tar import walk
+from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.manifests import Descriptor
 
 log = logging.getLogger(__name__)
@@ -41,6 +59,66 @@ Write = Callable[[IndexWriter], None]
 _SHARE = 10
 _ATTEMPTS = 3
 _NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class OpenBlob(Protocol):
+    """Opens a layer's blob; `precise` as in `BlobStore.open`."""
+
+    def __call__(self, *, precise: bool = False) -> BlobHandle: ...
+
+
+def write_index(
+    layer: Descriptor, open_blob: OpenBlob, closed: threading.Event, writer: IndexWriter
+) -> None:
+    """Write the index of a layer. Raises Vanished once `closed` is set."""
+    if not toc.has_toc(layer) or not _write_toc(layer, open_blob, writer):
+        with closing(open_blob()) as blob:
+            _write_tar(blob, closed, writer)
+
+
+def _write_toc(layer: Descriptor, open_blob: OpenBlob, writer: IndexWriter) -> bool:
+    """Index a layer by its table of contents; return False if it has none that can be used."""
+    with closing(open_blob(precise=True)) as blob:
+        for compression, read in toc.READERS.items():
+            try:
+                entries = read(layer, blob)
+            except (InvalidName, ProtocolViolation, TooLarge) as error:
+                digest = layer.digest
+                log.warning("layer %s is read whole; bad table of contents: %s", digest, error)
+                continue
+            if entries is not None:
+                for entry in entries:
+                    writer.add(entry)
+                writer.set_meta("compression", compression)
+                return True
+    return False
+
+
+def _write_tar(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:
+    """Read all of a blob, and index its tar stream."""
+    compression, file, hasher = compression_of(blob), BlobFile(blob), hashlib.sha256()
+
+    def observe(view: memoryview) -> None:
+        if closed.is_set():
+            raise Vanished("the mount is ending")
+        if compression == "zstd":
+            hasher.update(view)
+
+    gzip = gzip_decoder(file, gzip_spacing(blob.size)) if compression == "gzip" else None
+    source = WholeZstd(blob) if compression == "zstd" else gzip or file
+    stream = TarStream(source, size_limit(blob.size), observe)
+    for entry in walk(stream):
+        writer.add(entry)
+    size = stream.drain()
+    writer.set_meta("compression", compression)
+    if compression == "zstd":
+        writer.set_meta("tar_size", size)
+        writer.set_meta("tar_digest", f"sha256:{hasher.hexdigest()}")
+    else:
+        read_to_end(blob, file.tell())
+    if gzip is not None:
+        check_gzip(blob, size)
+        writer.set_gzip_points(gzip.export_index())
 
 
 class IndexFiles:
@@ -55,7 +133,7 @@ class IndexFiles:
             try:
                 return self._found_or_made(layer, write)
             except FileNotFoundError as error:
-                log.debug("another process cleared the indexes of layers away: %s", error)
+                log.debug("another process removed the indexes of layers: %s", error)
             except (OSError, CacheFailure) as error:
                 self._cache.directory.report(error)
                 if not self._cache.quota.evict_some():
@@ -63,41 +141,33 @@ class IndexFiles:
         return _in_memory(write)
 
     def _found_or_made(self, layer: Descriptor, write: Write) -> LayerIndex:
-        name = f"{layer.digest.encoded}.{voucher(layer)}.{FORMAT}"
+        name = f"{layer.digest.encoded}.{toc.voucher(layer)}.{FORMAT}"
         with self._cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
             found = _open(directory, name)
             if found is None:
-                share = self._cache.quota.size_limit // _SHARE
+                limit = self._cache.quota.size_limit // _SHARE
                 files = cached_files(directory)
-                shrink(share, files, lambda file: remove_unused(directory, file.name))
+                shrink(limit, files, lambda file: remove_unused(directory, file.name))
                 found = _make(directory, name, write)
         return found
 
 
 def _in_memory(write: Write) -> LayerIndex:
-    writer = IndexWriter(":memory:")
-    try:
+    with IndexWriter(":memory:") as writer:
         write(writer)
         return LayerIndex(writer.finish())
-    except BaseException:
-        writer.abandon()
-        raise
 
 
 def _make(directory: int, name: str, write: Write) -> LayerIndex:
-    """Write an index, sync it, and give it its name, unless another process has done so."""
+    """Write an index, sync it, and rename it to `name`, unless another process was faster."""
     draft = f"{name}.{secrets.token_hex(8)}"
     fd = os.open(draft, _NEW_FLAGS, 0o600, dir_fd=directory)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         path = f"/proc/self/fd/{directory}/{draft}"
-        writer = IndexWriter(path)
-        try:
+        with IndexWriter(path) as writer:
             write(writer)
             writer.finish().close()
-        except BaseException:
-            writer.abandon()
-            raise
         os.fsync(fd)
         made, others = open_index(path), _open(directory, name)
         if others is not None:
@@ -115,7 +185,7 @@ def _make(directory: int, name: str, write: Write) -> LayerIndex:
 
 
 def _open(directory: int, name: str) -> LayerIndex | None:
-    """Open a complete index; None where there is none that we wrote."""
+    """Open a complete index; return None if there is none that we wrote."""
     try:
         fd = os.open(name, READ_FLAGS, dir_fd=directory)
     except FileNotFoundError:
@@ -123,12 +193,12 @@ def _open(directory: int, name: str) -> LayerIndex | None:
     try:
         if not is_ours(os.fstat(fd)):
             return None
-        with contextlib.suppress(OSError):  # a disk that cannot be written to
+        with contextlib.suppress(OSError):  # a read-only disk
             os.utime(fd)
         return open_index(f"/proc/self/fd/{fd}")
     except CacheFailure as error:
         if os.fstat(fd).st_nlink:
-            log.warning("the index of a layer is damaged and made anew: %s", error)
-        return None  # SQLite opens no file whose name was taken away meanwhile
+            log.warning("the index of a layer is damaged and will be rebuilt: %s", error)
+        return None  # SQLite opens no file that was unlinked meanwhile
     finally:
         os.close(fd)

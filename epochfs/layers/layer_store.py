@@ -1,35 +1,155 @@
-"""The layers of images: each one's index (`indexfiles`), and a way to its bytes."""
+"""The layers of images: their indexes, kept open in memory, and their files.
+
+Locks: `LoadingCache._lock` guards what is kept and, in `PooledFlight`, what is being made; nothing
+is made under it.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
+from typing import Generic, TypeVar
 
+from cachetools import LRUCache, TTLCache
+
+from epochfs.blobs.buffers import clear
 from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache
-from epochfs.layers.archive import open_archive
-from epochfs.layers.build import WITH_TOC, build, voucher
-from epochfs.layers.chunks import ChunkCache, ChunkPieces, LayerFile, Pieces, TarPieces
+from epochfs.client.single_flight import PooledFlight
+from epochfs.errors import (
+    ContentMismatch,
+    EpochfsError,
+    ProtocolViolation,
+    TooLarge,
+    Vanished,
+    fresh,
+)
+from epochfs.layers import toc
+from epochfs.layers.archive import Archive, open_archive
+from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.index import Inode, LayerIndex
-from epochfs.layers.indexing import IndexFiles
-from epochfs.layers.shelf import Shelf
+from epochfs.layers.indexing import IndexFiles, write_index
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
 
 _MAX_INDEXES = 512
 _MAX_ARCHIVES = 8
 _RESIDENT_BYTES = 256 << 10
-"""An index in memory takes the place of one more for so many of its bytes: 128 MiB in all."""
+"""An index in memory counts as one more for each of these: 128 MiB in all."""
+
+_WORKERS = 4
+_MAX_FAILED = 1024
+_FAILED_SECONDS = 60.0
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 _Key = tuple[Digest, int, str]
-"""An index in memory: of what blob, of how many bytes, and what vouches for it."""
+"""The identity of an index: its blob, the blob's size, and what vouches for it."""
+
+
+class LoadingCache(Generic[K, V]):
+    """Makes values in threads of its own, each once for all who wait, and keeps those last used.
+
+    Keeps a total `weight` of up to `limit`, each value weighing 1 by default; an evicted one lives
+    on while it is in use. A layer that makes no sense never will: that is remembered for a minute.
+    """
+
+    def __init__(self, name: str, limit: int, weight: Callable[[V], int] | None = None) -> None:
+        self._lock = threading.Lock()
+        self._kept: LRUCache[K, V] = LRUCache(limit, weight)
+        self._failed: TTLCache[K, EpochfsError] = TTLCache(_MAX_FAILED, _FAILED_SECONDS)
+        self._flights = PooledFlight[K, V](
+            self._lock,
+            self._kept.__setitem__,
+            lambda _: "a layer is not read yet; reading continues",
+            name=name,
+            workers=_WORKERS,
+            ended=Vanished("the mount is ending"),
+        )
+
+    def begin(self, key: K, make: Callable[[], V]) -> None:
+        """Begin to make a value unless it is here or being made. Raises a remembered failure."""
+        self._flights.begin(key, partial(self._look, key), partial(self._make, key, make))
+
+    def get(self, key: K, make: Callable[[], V], deadline: float) -> V:
+        """Return a value. Raises DeadlineExceeded if it is not made by then (monotonic)."""
+        look, work = partial(self._look, key), partial(self._make, key, make)
+        return self._flights.do(key, look, work, deadline)
+
+    def drop(self, key: K) -> None:
+        """Forget a value; the next who asks makes it anew."""
+        with self._lock:
+            self._kept.pop(key, None)
+
+    def close(self) -> None:
+        """Begin nothing any more; waiters get an error."""
+        self._flights.close()
+
+    def _look(self, key: K) -> V | None:
+        found = self._kept.get(key)
+        if found is None and key in self._failed:
+            raise fresh(self._failed[key])
+        return found
+
+    def _make(self, key: K, make: Callable[[], V]) -> V:
+        try:
+            return make()
+        except ContentMismatch:
+            raise
+        except (TooLarge, ProtocolViolation) as error:
+            with self._lock:
+                self._failed[key] = error
+            raise
+
+
+class LayerFile:
+    """One open file of `size` bytes: its pieces, and zeros between them.
+
+    `on_failure` is called when this archive cannot read the pieces and never will.
+    """
+
+    def __init__(
+        self, index: LayerIndex, inode: Inode, archive: Archive, on_failure: Callable[[], None]
+    ) -> None:
+        self._index = index
+        self._number = inode.id
+        self._size = inode.size
+        self._archive = archive
+        self._on_failure = on_failure
+
+    @property
+    def verified(self) -> bool:
+        """Whether what is read from now on has been checked against a digest."""
+        return self._archive.verified
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
+        count = max(0, min(len(view), self._size - offset))
+        stop, position = offset + count, offset
+        for piece in self._index.pieces(self._number, offset, stop):
+            start, end = max(piece.start, offset), min(piece.start + piece.size, stop)
+            if start < end:
+                clear(view[position - offset : start - offset])
+                try:
+                    part = view[start - offset : end - offset]
+                    self._archive.read_piece(piece, start - piece.start, part)
+                except (ProtocolViolation, Vanished):
+                    self._on_failure()
+                    raise
+                position = end
+        clear(view[position - offset : count])
+        return count
+
+    def close(self) -> None:
+        """Nothing to close: the archive is shared."""
 
 
 class Layers:
     """The layers of images. Any thread may call anything.
 
-    The caller has a manifest of the repository that names the layer, which is the proof that the
+    The caller has a manifest of the repository that names the layer, which proves that the
     repository may see it.
     """
 
@@ -37,13 +157,14 @@ class Layers:
         self._blobs = blobs
         self._cache = cache
         self._files = IndexFiles(cache)
-        self._ending = threading.Event()
-        self._indexes: Shelf[_Key, LayerIndex] = Shelf("layer", _MAX_INDEXES, _weight)
-        self._opened: Shelf[tuple[Repository, _Key], Pieces] = Shelf("archive", _MAX_ARCHIVES)
+        self._closed = threading.Event()
+        self._indexes: LoadingCache[_Key, LayerIndex] = LoadingCache("layer", _MAX_INDEXES, _weight)
+        self._archives: LoadingCache[tuple[Repository, _Key], Archive]
+        self._archives = LoadingCache("archive", _MAX_ARCHIVES)
         self._chunks = ChunkCache()
 
     def begin(self, repository: Repository, layers: Iterable[Descriptor]) -> None:
-        """Begin to read the indexes of layers that will all be asked for."""
+        """Begin to read the indexes of layers that will all be needed."""
         for layer in layers:
             self._indexes.begin(_key(layer), partial(self._make_index, repository, layer))
 
@@ -57,24 +178,25 @@ class Layers:
     ) -> LayerFile:
         """Open a file of a layer."""
         index = self.index(repository, layer, deadline)
-        make = partial(self._open_pieces, repository, layer, index)
+        make = partial(self._open_archive, repository, layer, index)
         key = (repository, _key(layer))
-        pieces = self._opened.get(key, make, deadline)
-        return LayerFile(index, file.id, file.size, pieces, partial(self._opened.drop, key))
+        archive = self._archives.get(key, make, deadline)
+        return LayerFile(index, file, archive, partial(self._archives.drop, key))
 
     def close(self) -> None:
-        """Give up what is being read; who waits for it gets an error."""
-        self._ending.set()
+        """Stop reading layers; waiters get an error."""
+        self._closed.set()
         self._indexes.close()
-        self._opened.close()
+        self._archives.close()
 
-    def _open_pieces(self, repository: Repository, layer: Descriptor, index: LayerIndex) -> Pieces:
+    def _open_archive(
+        self, repository: Repository, layer: Descriptor, index: LayerIndex
+    ) -> Archive:
         compression = str(index.meta["compression"])
-        if compression in WITH_TOC:
+        if compression in toc.READERS:
             open_blob = partial(self._open_blob, repository, layer, precise=True)
-            return ChunkPieces(layer.digest, compression, open_blob, self._chunks)
-        blob = self._open_blob(repository, layer)
-        return TarPieces(open_archive(index, blob, self._cache))
+            return ChunkedArchive(layer.digest, compression, open_blob, self._chunks)
+        return open_archive(index, self._open_blob(repository, layer), self._cache)
 
     def _open_blob(
         self, repository: Repository, layer: Descriptor, *, precise: bool = False
@@ -83,13 +205,13 @@ class Layers:
 
     def _make_index(self, repository: Repository, layer: Descriptor) -> LayerIndex:
         open_blob = partial(self._open_blob, repository, layer)
-        return self._files.get(layer, lambda writer: build(layer, open_blob, writer, self._ending))
+        return self._files.get(layer, partial(write_index, layer, open_blob, self._closed))
 
 
 def _key(layer: Descriptor) -> _Key:
-    return layer.digest, layer.size, voucher(layer)
+    return layer.digest, layer.size, toc.voucher(layer)
 
 
 def _weight(index: LayerIndex) -> int:
-    """How many of the indexes that are kept open one in memory stands for."""
+    """How many indexes on disk an index counts as: more if it is in memory."""
     return min(_MAX_INDEXES, 1 + index.resident_bytes // _RESIDENT_BYTES)

@@ -1,6 +1,10 @@
-"""The entries of a layer's tar stream, in order (OCI Image specification, layer.md).
+"""The tar reader: the entries of a layer's tar stream (OCI Image specification, layer.md).
 
-The stream is hostile: it is read forwards only, and all that is taken into memory is bounded.
+The stream is hostile: it is read forwards only, and all that is held in memory is bounded.
+
+The data map of a sparse file (GNU tar's manual, "Storing Sparse Files") comes in five formats: in
+the header block and the blocks behind it; in an extended header, as a record per number or all in
+one record; and as text before the data, of which GNU tar knows one version.
 """
 
 from __future__ import annotations
@@ -10,15 +14,25 @@ import math
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from epochfs.errors import InvalidName, ProtocolViolation, TooLarge, printable
-from epochfs.layers import tarheaders, tarsparse
+from epochfs.layers import tar_stream
 from epochfs.layers.entry import NO_XATTRS, Entry, PathCleaner, Piece, checked_time
-from epochfs.layers.tar_stream import BLOCK, MAX_HEADER_BYTES, ForwardStream
-from epochfs.layers.tarheaders import Header, Records, decimal, number
+from epochfs.layers.tar_stream import (
+    BLOCK,
+    MAX_HEADER_BYTES,
+    Header,
+    Records,
+    TarStream,
+    decimal,
+    number,
+    parse_header,
+    parse_records,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,53 +40,63 @@ _MAX_OWNER = 2**32 - 1
 _MAX_SIZE = 2**63 - 1
 _MAX_XATTR_NAME = 255
 _MAX_XATTR_BYTES = 64 << 10
-_XATTR = b"SCHILY.xattr."
 _MAX_GLOBAL_HEADERS = 100
+_XATTR = b"SCHILY.xattr."
 
 _PLAIN_TIME = re.compile(rb"([0-9]{1,10})\.([0-9]{1,9})\Z")
 _MAX_SECONDS = 1e11
-"""No 64-bit time in nanoseconds has so many; an exact one such as 1e999999 would take minutes to
-make."""
+"""More than any 64-bit time in nanoseconds: an exact 1e999999 would take minutes to compute."""
 
 _TYPES = {
-    tarheaders.REGULAR: stat.S_IFREG,
-    tarheaders.OLD_REGULAR: stat.S_IFREG,
-    tarheaders.CONTIGUOUS: stat.S_IFREG,
-    tarheaders.SPARSE: stat.S_IFREG,
-    tarheaders.HARD_LINK: stat.S_IFREG,
-    tarheaders.LINK: stat.S_IFLNK,
-    tarheaders.CHARACTER_DEVICE: stat.S_IFCHR,
-    tarheaders.BLOCK_DEVICE: stat.S_IFBLK,
-    tarheaders.DIRECTORY: stat.S_IFDIR,
-    tarheaders.FIFO: stat.S_IFIFO,
+    tar_stream.REGULAR: stat.S_IFREG,
+    tar_stream.OLD_REGULAR: stat.S_IFREG,
+    tar_stream.CONTIGUOUS: stat.S_IFREG,
+    tar_stream.SPARSE: stat.S_IFREG,
+    tar_stream.HARD_LINK: stat.S_IFREG,
+    tar_stream.LINK: stat.S_IFLNK,
+    tar_stream.CHARACTER_DEVICE: stat.S_IFCHR,
+    tar_stream.BLOCK_DEVICE: stat.S_IFBLK,
+    tar_stream.DIRECTORY: stat.S_IFDIR,
+    tar_stream.FIFO: stat.S_IFIFO,
 }
 _WITH_DATA = (
-    *(tarheaders.REGULAR, tarheaders.OLD_REGULAR, tarheaders.CONTIGUOUS, tarheaders.SPARSE),
+    *(tar_stream.REGULAR, tar_stream.OLD_REGULAR, tar_stream.CONTIGUOUS, tar_stream.SPARSE),
 )
 _EXTENSIONS = (
-    *(tarheaders.EXTENDED, tarheaders.SOLARIS_EXTENDED, tarheaders.GLOBAL),
-    *(tarheaders.LONG_NAME, tarheaders.LONG_LINK),
+    *(tar_stream.EXTENDED, tar_stream.SOLARIS_EXTENDED, tar_stream.GLOBAL),
+    *(tar_stream.LONG_NAME, tar_stream.LONG_LINK),
 )
-_DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 _NO_RECORDS: Mapping[bytes, bytes] = {}
+
+_MAP_IN_HEADER = struct.Struct("12s12s" * 4 + "c12s")
+_MAP_OFFSET = 386
+_MAP_BLOCK = struct.Struct("12s12s" * 21 + "c7x")
+_MAP = b"GNU.sparse.map"
+_MAP_NUMBERS = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+_MAP_VERSION = (b"GNU.sparse.major", b"GNU.sparse.minor")
+_REAL_SIZES = (b"GNU.sparse.realsize", b"GNU.sparse.size")
+_NO_NUMBER = re.compile(rb"[^0-9]")
+
+_Spans = list[tuple[int, int]]
+"""A sparse file's data map: the (offset, size) in the file of each stored span, in order."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What the headers before an entry's own say of it."""
+class _Extensions:
+    """What the headers before an entry's own header add to it."""
 
     records: Records = field(default_factory=list)
     long_name: bytes = b""
     long_link: bytes = b""
 
 
-_NOTHING = _Said()
+_NONE = _Extensions()
 
 
-def walk(stream: ForwardStream) -> Iterator[Entry]:
-    """Yield the entries. Raises ProtocolViolation for what is no tar stream.
+def walk(stream: TarStream) -> Iterator[Entry]:
+    """Yield the entries; none of an empty stream. Raises ProtocolViolation if it is no tar stream.
 
-    What could not be a path is left out, with one log line. A stream of nothing has no entries.
+    Entries whose path is invalid are left out, with one log line for all of them.
     """
     return _Walker(stream).entries()
 
@@ -80,56 +104,61 @@ def walk(stream: ForwardStream) -> Iterator[Entry]:
 class _Walker:
     """One walk through a stream."""
 
-    def __init__(self, stream: ForwardStream) -> None:
+    def __init__(self, stream: TarStream) -> None:
         self._stream = stream
         self._globals: dict[bytes, bytes] = {}
         self._clean = PathCleaner()
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the entries."""
-        stream, said = self._stream, _NOTHING
-        refused: list[InvalidName] = []
-        while header := tarheaders.parse(block := stream.block()):
+        stream, extensions = self._stream, _NONE
+        refused: InvalidName | None = None
+        while header := parse_header(block := stream.block()):
             if header.kind in _EXTENSIONS:
-                said = self._extended(header, said)
+                extensions = self._extended(header, extensions)
                 continue
             records = _NO_RECORDS
-            if said is not _NOTHING or self._globals:
-                records = self._records(said)
-                header = _completed(header, said, records)
-            if header.kind == tarheaders.OLD_REGULAR and header.name.endswith(b"/"):
-                header = header._replace(kind=tarheaders.DIRECTORY)
-            size, pieces, end = self._data(header, block, said, records)
+            if extensions is not _NONE or self._globals:
+                # An empty value takes back a global one.
+                merged = {**self._globals, **dict(extensions.records)}
+                records = {key: value for key, value in merged.items() if value}
+                header = _with_long_names(header, extensions, records)
+            if header.kind == tar_stream.OLD_REGULAR and header.name.endswith(b"/"):
+                header = header._replace(kind=tar_stream.DIRECTORY)
+            size, pieces, end = self._data(header, block, extensions, records)
             try:
                 entry = self._entry(header, records, size, pieces)
                 if entry is not None:
                     yield entry
             except InvalidName as error:
-                refused = [*refused[:1], error]
+                refused = refused or error
             stream.skip_to(end)
             stream.next_entry()
-            said = _NOTHING
+            extensions = _NONE
         if 0 < stream.position < BLOCK:
             raise ProtocolViolation("not a tar stream: it is shorter than a header")
-        if said is not _NOTHING:
-            raise ProtocolViolation("not a tar stream: it ends behind an extended header")
+        if extensions is not _NONE:
+            raise ProtocolViolation("not a tar stream: it ends after an extended header")
         if block and stream.block().strip(b"\0"):
-            raise ProtocolViolation("not a tar stream: one block of zeros, and more behind it")
-        if refused:
-            log.warning("left out of a layer what could not be a path: %s", refused[0])
+            raise ProtocolViolation("not a tar stream: one block of zeros, then more data")
+        if refused is not None:
+            log.warning("left entries with invalid paths out of a layer, such as: %s", refused)
 
-    def _extended(self, header: Header, said: _Said) -> _Said:
-        """Read a header that says more of the entry that follows; return all that is said."""
+    def _extended(self, header: Header, extensions: _Extensions) -> _Extensions:
+        """Read a header that extends the next entry's; return all its extensions so far."""
         body = self._body(number(header.size))
-        if header.kind == tarheaders.GLOBAL:
-            self._globals.update(tarheaders.records(body))
-            _check_global(self._globals)
-            return said
-        if header.kind == tarheaders.LONG_NAME:
-            return replace(said, long_name=tarheaders.text(body))
-        if header.kind == tarheaders.LONG_LINK:
-            return replace(said, long_link=tarheaders.text(body))
-        return replace(said, records=tarheaders.records(body))
+        if header.kind == tar_stream.GLOBAL:
+            self._globals.update(parse_records(body))
+            size = sum(len(key) + len(value) for key, value in self._globals.items())
+            # They count for each entry.
+            if len(self._globals) > _MAX_GLOBAL_HEADERS or size > MAX_HEADER_BYTES:
+                count = len(self._globals)
+                raise TooLarge(f"a layer with {count} global headers, of {size} bytes")
+            return extensions
+        if header.kind == tar_stream.LONG_NAME:
+            return replace(extensions, long_name=tar_stream.text(body))
+        if header.kind == tar_stream.LONG_LINK:
+            return replace(extensions, long_link=tar_stream.text(body))
+        return replace(extensions, records=parse_records(body))
 
     def _body(self, size: int) -> bytes:
         if size < 0:
@@ -139,33 +168,27 @@ class _Walker:
             raise ProtocolViolation("a tar stream that ends within a header")
         return body[:size]
 
-    def _records(self, said: _Said) -> Mapping[bytes, bytes]:
-        """Return what extended headers say; an empty value takes back a global one."""
-        if not said.records and not self._globals:
-            return _NO_RECORDS
-        merged = {**self._globals, **dict(said.records)}
-        return {key: value for key, value in merged.items() if value}
-
     def _data(
-        self, header: Header, block: bytes, said: _Said, records: Mapping[bytes, bytes]
+        self, header: Header, block: bytes, extensions: _Extensions, records: Mapping[bytes, bytes]
     ) -> tuple[int, tuple[Piece, ...], int]:
-        """Return the size of a file, its pieces, and where what comes after it begins."""
+        """Return a file's size, its pieces, and the position behind it."""
         stream = self._stream
         if header.kind in _TYPES and header.kind not in _WITH_DATA:
             return 0, (), stream.position
         stored = decimal(records[b"size"]) if b"size" in records else number(header.size)
         spans, size = None, stored
-        if header.kind == tarheaders.SPARSE:
-            spans, size = tarsparse.in_header(block, stream)
+        if header.kind == tar_stream.SPARSE:
+            spans, size = _spans_in_header(block, stream)
         start = stream.position
         if spans is None and records:
-            spans = tarsparse.in_records(records, said.records, stream)
-            size = stored if spans is None else tarsparse.real_size(records, stored)
+            spans = _spans_in_records(records, extensions.records, stream)
+            sizes = [records[key] for key in _REAL_SIZES if key in records]
+            size = decimal(sizes[0]) if spans is not None and sizes else stored
         if not (0 <= stored <= _MAX_SIZE and 0 <= size <= _MAX_SIZE):
             raise ProtocolViolation(f"not the size of a file: {min(stored, size)}")
         end = start + _padded(stored)
         if spans is not None:
-            return size, tarsparse.pieces(spans, size, stream.position, start + stored), end
+            return size, _sparse_pieces(spans, size, stream.position, start + stored), end
         return size, (Piece(0, size, start),) if size else (), end
 
     def _entry(
@@ -175,22 +198,24 @@ class _Walker:
         size: int,
         pieces: tuple[Piece, ...],
     ) -> Entry | None:
-        """Return an entry, None for one that is no file; raises InvalidName."""
+        """Return an entry; None if it is not a file. Raises InvalidName."""
         kind = _TYPES.get(header.kind)
         if kind is None:
             return None
         path = self._clean(header.name)
         if not path and kind != stat.S_IFDIR:
-            raise InvalidName("a root that is no directory")
-        if header.kind == tarheaders.HARD_LINK:
+            raise InvalidName("the root is not a directory")
+        if header.kind == tar_stream.HARD_LINK:
             return Entry(path, kind, link=self._clean(header.link), is_hard_link=True)
         uid, gid = number(header.uid), number(header.gid)
-        time_ns, xattrs = number(header.mtime) * 10**9, NO_XATTRS
+        time_ns, xattrs, rdev = number(header.mtime) * 10**9, NO_XATTRS, 0
         if records:
             uid = _owner(records[b"uid"]) if b"uid" in records else uid
             gid = _owner(records[b"gid"]) if b"gid" in records else gid
             time_ns = _time_ns(records[b"mtime"]) if b"mtime" in records else time_ns
             xattrs = _xattrs(records)
+        if kind in (stat.S_IFCHR, stat.S_IFBLK):
+            rdev = os.makedev(number(header.major) & 0xFFF, number(header.minor) & 0xFFFFF)
         return Entry(
             path,
             kind | number(header.mode) & 0o7777,
@@ -198,7 +223,7 @@ class _Walker:
             min(max(gid, 0), _MAX_OWNER),
             size,
             checked_time(time_ns),
-            _device(header) if kind in _DEVICES else 0,
+            rdev,
             header.link if kind == stat.S_IFLNK else b"",
             xattrs=xattrs,
             pieces=pieces,
@@ -206,30 +231,21 @@ class _Walker:
 
 
 def _padded(size: int) -> int:
-    """Return how many bytes so many take, in whole blocks."""
+    """Round a size up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
-def _check_global(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse more headers of the whole layer than anybody writes: they count for each entry."""
-    size = sum(len(key) + len(value) for key, value in headers.items())
-    if len(headers) > _MAX_GLOBAL_HEADERS or size > MAX_HEADER_BYTES:
-        raise TooLarge(f"a layer with {len(headers)} global headers, of {size} bytes")
-
-
-def _completed(header: Header, said: _Said, records: Mapping[bytes, bytes]) -> Header:
-    """Return a header with the names that do not fit into it."""
+def _with_long_names(
+    header: Header, extensions: _Extensions, records: Mapping[bytes, bytes]
+) -> Header:
+    """Return a header with the names that did not fit into it."""
     path = records.get(b"GNU.sparse.name") or records.get(b"path") or header.name
     link = records.get(b"linkpath") or header.link
-    return header._replace(name=said.long_name or path, link=said.long_link or link)
-
-
-def _device(header: Header) -> int:
-    return os.makedev(number(header.major) & 0xFFF, number(header.minor) & 0xFFFFF)
+    return header._replace(name=extensions.long_name or path, link=extensions.long_link or link)
 
 
 def _time_ns(value: bytes) -> int:
-    """Return a time in seconds as one in nanoseconds: exactly, as a float could not be."""
+    """Convert seconds to nanoseconds, exactly, which a float could not do."""
     if plain := _PLAIN_TIME.match(value):
         return int(plain[1]) * 10**9 + int(plain[2].ljust(9, b"0"))
     try:
@@ -237,7 +253,7 @@ def _time_ns(value: bytes) -> int:
     except ValueError:
         return 0
     if not math.isfinite(seconds):
-        raise ProtocolViolation(f"a time in a tar stream that is none: {printable(value, 40)}")
+        raise ProtocolViolation(f"not a time in a tar stream: {printable(value, 40)}")
     if abs(seconds) >= _MAX_SECONDS:
         return int(math.copysign(_MAX_SIZE, seconds))
     return int(Decimal(value.decode("ascii")) * 10**9)
@@ -248,17 +264,84 @@ def _owner(value: bytes) -> int:
 
 
 def _xattrs(records: Mapping[bytes, bytes]) -> dict[str, bytes]:
-    found = {}
-    for key, value in records.items():
-        if key.startswith(_XATTR):
-            name = os.fsdecode(key[len(_XATTR) :])
-            if is_xattr(name, value):
-                found[name] = value
-    return found
+    found = {
+        os.fsdecode(key[len(_XATTR) :]): value
+        for key, value in records.items()
+        if key.startswith(_XATTR)
+    }
+    return {name: value for name, value in found.items() if is_xattr(name, value)}
 
 
 def is_xattr(name: str, value: bytes) -> bool:
-    """Whether Linux could have such an extended attribute (xattr(7))."""
+    """Whether Linux allows such an extended attribute (xattr(7))."""
     encoded = name.encode("utf-8", "surrogateescape")
     is_name = 0 < len(encoded) <= _MAX_XATTR_NAME and b"\0" not in encoded
     return is_name and len(value) <= _MAX_XATTR_BYTES
+
+
+def _spans_in_header(block: bytes, stream: TarStream) -> tuple[_Spans, int]:
+    """Return the spans and the size of a file of GNU's own sparse type."""
+    *numbers, more, size = _MAP_IN_HEADER.unpack_from(block, _MAP_OFFSET)
+    while more != b"\0":
+        block = stream.block()
+        if len(block) < BLOCK:
+            raise ProtocolViolation("a tar stream that ends within a header")
+        *further, more = _MAP_BLOCK.unpack(block)
+        numbers += further
+    # Unused fields have no digits.
+    return _pairs([number(field) for field in numbers if field[0]]), number(size)
+
+
+def _spans_in_records(
+    records: Mapping[bytes, bytes], in_order: Records, stream: TarStream
+) -> _Spans | None:
+    """Return the spans that an extended header has or points to; None for an ordinary file.
+
+    `records` has the last of each key, `in_order` all of them.
+    """
+    if _MAP in records:
+        return _pairs([decimal(digits) for digits in records[_MAP].split(b",") if digits])
+    if any(key == _MAP_NUMBERS[0] for key, _ in in_order):
+        return _pairs([decimal(value) for key, value in in_order if key in _MAP_NUMBERS])
+    if tuple(records.get(key) for key in _MAP_VERSION) == (b"1", b"0"):
+        return _spans_in_data(stream)
+    return None
+
+
+def _spans_in_data(stream: TarStream) -> _Spans:
+    """Read a map that is text: a line for the number of spans, then a line per number."""
+    lines, wanted = [b""], 1
+    while len(lines) <= wanted:
+        block = stream.block()
+        if len(block) < BLOCK:
+            raise ProtocolViolation("a tar stream that ends within a sparse file's map")
+        first, *rest = block.split(b"\n")
+        lines[-1] += first
+        lines += rest
+        if len(lines) > 1:
+            wanted = 1 + 2 * _map_number(lines[0])
+    return _pairs([_map_number(line) for line in lines[1:wanted]])
+
+
+def _map_number(digits: bytes) -> int:
+    if not digits or _NO_NUMBER.search(digits):
+        raise ProtocolViolation("not a number in a sparse file's map")
+    return decimal(digits)
+
+
+def _pairs(numbers: list[int]) -> _Spans:
+    if len(numbers) % 2:
+        raise ProtocolViolation("a sparse file's map with an odd number of numbers")
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _sparse_pieces(spans: _Spans, size: int, offset: int, stop: int) -> tuple[Piece, ...]:
+    """Return the pieces of a sparse file of `size` bytes, stored from `offset` to `stop`."""
+    found, end = [], 0
+    for start, length in spans:
+        if length < 0 or start < end or start + length > size or offset + length > stop:
+            raise ProtocolViolation("a sparse file with an impossible map")
+        if length:
+            found.append(Piece(start, length, offset))
+        offset, end = offset + length, start + length
+    return tuple(found)

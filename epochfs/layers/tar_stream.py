@@ -1,32 +1,61 @@
-"""A tar stream as it is read: forwards only, in large pieces, and with a bound on it."""
+"""A tar stream, read forwards in large pieces, and its headers parsed: ustar, pax and GNU.
+
+Sources: pax(1); tar(5) of libarchive. Where writers deviate from these, a header means what Go's
+archive/tar takes it to mean, since that is what container runtimes read layers with.
+"""
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from collections.abc import Callable
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
-from epochfs.errors import ProtocolViolation, TooLarge
+from epochfs.errors import ProtocolViolation, TooLarge, printable
 
 BLOCK = 512
 
 MAX_HEADER_BYTES = 1 << 20
-"""The longest headers of one entry together: names, attributes of at most 64 KiB each, and where a
-sparse file has its data."""
+"""Maximum size of all headers of one entry: names, attributes of up to 64 KiB, sparse map."""
+
+REGULAR, OLD_REGULAR, CONTIGUOUS = b"0", b"\0", b"7"
+HARD_LINK, LINK, DIRECTORY = b"1", b"2", b"5"
+CHARACTER_DEVICE, BLOCK_DEVICE, FIFO = b"3", b"4", b"6"
+SPARSE, LONG_NAME, LONG_LINK = b"S", b"L", b"K"
+EXTENDED, SOLARIS_EXTENDED, GLOBAL = b"x", b"X", b"g"
 
 _BUFFER_BYTES = 1 << 20
+_FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
+_CHECKSUM = slice(148, 156)
+_SPACES = sum(b" " * 8)
+_ADLER = 65521
+_GNU_MAGIC = b"ustar  \0"
+_GNU_TIME = slice(0, 12)
+_CACHED_NUMBERS = 4096
+
+_RECORD = re.compile(rb"([0-9]{1,8}) ")
+_LONG_NUMBER = re.compile(rb"[0-9]{20,}")
+_MAX_SQUARES = 2_000_000
+"""Maximum sum of the squared lengths of the long numbers in one extended header. No writer comes
+near it; some parsers take that many steps over them (CVE-2024-6232)."""
+
+Records = list[tuple[bytes, bytes]]
+"""The records of an extended header, in order."""
 
 
 class Source(Protocol):
-    """Gives the bytes of a tar stream one after the other."""
+    """Where the bytes of a tar stream come from, in order."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         """Fill some of `buffer`; return how much, and 0 at the end."""
 
 
-class ForwardStream:
-    """Reads a source to its end, which is TooLarge beyond `limit` bytes.
+class TarStream:
+    """Reads a source to its end; raises TooLarge beyond `limit` bytes.
 
-    `observe` is given every byte. `position` is that of the byte that comes next.
+    `observe` is given every byte. `position` is that of the next byte.
     """
 
     def __init__(self, source: Source, limit: int, observe: Callable[[memoryview], None]) -> None:
@@ -37,16 +66,16 @@ class ForwardStream:
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._start = self._stop = 0
         self._read = 0
-        self._taken = 0
+        self._header_bytes = 0
 
     def block(self) -> bytes:
-        """Return the next block, all of it unless the stream ends before."""
+        """Return the next block of a header, cut short only at the end of the stream."""
         return self.take(BLOCK)
 
     def take(self, count: int) -> bytes:
         """Return `count` bytes of a header, fewer at the end of the stream."""
-        self._taken += count
-        if self._taken > MAX_HEADER_BYTES:
+        self._header_bytes += count
+        if self._header_bytes > MAX_HEADER_BYTES:
             raise TooLarge(f"a tar header of more than {MAX_HEADER_BYTES} bytes")
         stop = self._start + count
         if stop > self._stop:
@@ -57,13 +86,12 @@ class ForwardStream:
         return found
 
     def next_entry(self) -> None:
-        """Begin to count the bytes of headers anew."""
-        self._taken = 0
+        """Begin a new count of header bytes."""
+        self._header_bytes = 0
 
     def skip_to(self, position: int) -> None:
-        """Pass over what is before a position. Raises ProtocolViolation if the end is.
-
-        So it does for a position that was passed, which is where a header leads that lies.
+        """Skip to a position. Raises ProtocolViolation if it is behind us, as a header that lies
+        may have it, or beyond the end of the stream.
         """
         left = position - self.position
         if left < 0:
@@ -76,13 +104,13 @@ class ForwardStream:
         self.position = position
 
     def drain(self) -> int:
-        """Read on to the end; return how many bytes there were."""
+        """Read on to the end; return the length of the whole stream."""
         while self._fill():
             pass
         return self._read
 
     def _take_over(self, count: int) -> bytes:
-        """Return bytes of which some are not in the buffer yet."""
+        """Return bytes that are not all in the buffer yet."""
         pieces = []
         while count:
             piece = bytes(self._buffer[self._start : min(self._stop, self._start + count)])
@@ -95,7 +123,7 @@ class ForwardStream:
         return b"".join(pieces)
 
     def _fill(self) -> int:
-        """Have what comes next in the buffer, in place of what is there; return how much."""
+        """Replace the buffer's content with what comes next; return its length."""
         count = self._source.readinto(self._buffer) or 0
         self._start, self._stop = 0, count
         self._read += count
@@ -103,3 +131,121 @@ class ForwardStream:
             raise TooLarge(f"a layer that decompresses to more than {self._limit} bytes")
         self._observe(self._buffer[:count])
         return count
+
+
+class Header(NamedTuple):
+    """A header block, its numbers not yet parsed (see `number`)."""
+
+    name: bytes
+    mode: bytes
+    uid: bytes
+    gid: bytes
+    size: bytes
+    mtime: bytes
+    kind: bytes
+    link: bytes
+    major: bytes
+    minor: bytes
+
+
+def parse_header(block: bytes) -> Header | None:
+    """Parse a block; return None at the end of the archive, which is zeros or nothing.
+
+    Raises ProtocolViolation if it is damaged or cut short.
+    """
+    if not block or (not block[0] and not block.strip(b"\0")):
+        return None
+    if len(block) < BLOCK:
+        raise ProtocolViolation("not a tar stream: it ends within a header")
+    if not _has_checksum(block):
+        raise ProtocolViolation("not a tar stream: bad header checksum")
+    name, mode, uid, gid, size, mtime, _, kind, link, magic, major, minor, prefix = _FIELDS.unpack(
+        block
+    )
+    name = text(name)
+    if prefix[0] and _has_prefix(magic, prefix):
+        name = text(prefix) + b"/" + name
+    return Header(name, mode, uid, gid, size, mtime, kind, text(link), major, minor)
+
+
+def _has_checksum(block: bytes) -> bool:
+    """Whether a block's checksum is right: the sum of its bytes, with spaces for the checksum.
+
+    Adler-32 is fast, and its lower half is the sum of all bytes plus 1, modulo a prime.
+    """
+    field = block[_CHECKSUM]
+    stated = _number(field) + sum(field) - _SPACES
+    if (zlib.adler32(block) & 0xFFFF) == (stated + 1) % _ADLER:
+        return True
+    # Some old writers summed signed bytes.
+    return sum(block) - _excess(block) == stated - _excess(field)
+
+
+def _excess(field: bytes) -> int:
+    """How much smaller the sum is if the bytes are signed."""
+    return sum(256 for byte in field if byte > 127)
+
+
+def _has_prefix(magic: bytes, prefix: bytes) -> bool:
+    """Whether a header's name begins in its prefix field.
+
+    GNU tar has times there. But Go before 1.8 wrote names there, under GNU's magic.
+    """
+    if magic != _GNU_MAGIC:
+        return True
+    try:
+        number(prefix[_GNU_TIME])
+    except ProtocolViolation:
+        return True
+    return False
+
+
+def text(field: bytes) -> bytes:
+    """Return a text field up to its NUL."""
+    return field.partition(b"\0")[0]
+
+
+def _number(field: bytes) -> int:
+    """Parse a numeric field: octal digits or, if the first bit is set, two's complement."""
+    if field[0] & 0x80:
+        bits = 8 * len(field) - 1
+        value = int.from_bytes(field, "big") & (1 << bits) - 1
+        return value - (1 << bits) if value >> bits - 1 else value
+    digits = text(field).strip()
+    try:
+        return int(digits or b"0", 8)
+    except ValueError:
+        raise ProtocolViolation(f"not a tar stream: not a number: {printable(digits)}") from None
+
+
+number = lru_cache(maxsize=_CACHED_NUMBERS)(_number)
+"""The same, cached: many headers have equal fields."""
+
+
+def decimal(digits: bytes) -> int:
+    """Parse a number in a record of an extended header."""
+    try:
+        return int(digits)
+    except ValueError:
+        raise ProtocolViolation(
+            f"not a number in a tar stream's extended header: {printable(digits, 40)}"
+        ) from None
+
+
+def parse_records(body: bytes) -> Records:
+    """Parse an extended header (pax, "pax Extended Header"): each is `LENGTH KEY=VALUE\\n`."""
+    if sum(len(digits) ** 2 for digits in _LONG_NUMBER.findall(body)) > _MAX_SQUARES:
+        raise ProtocolViolation("a tar header with numbers that are too long")
+    found: Records = []
+    position = 0
+    while record := _RECORD.match(body, position):
+        end = position + int(record[1])
+        # The key has at least one character, and the last one is a newline.
+        equals = body.find(b"=", record.end() + 1, end - 1)
+        if equals < 0 or body[end - 1 : end] != b"\n":
+            break
+        found.append((body[record.end() : equals], body[equals + 1 : end - 1]))
+        position = end
+    if body[position:].strip(b"\0"):
+        raise ProtocolViolation("a malformed extended header in a tar stream")
+    return found

@@ -1,31 +1,67 @@
-"""The table of contents of a layer: the JSON that eStargz and zstd:chunked have in common.
+"""eStargz and zstd:chunked: layers whose files are compressed one by one, with a table of contents.
 
-Source: stargz-snapshotter, docs/estargz.md, "TOC"; containers/storage, pkg/chunked. It is hostile
-until parsed here, though a digest vouches for its bytes.
+Sources: stargz-snapshotter, docs/estargz.md; containers/storage, pkg/chunked. Both formats have the
+same JSON. An eStargz table is the tar stream of one gzip member, near the end of the blob; a footer
+of fixed length says where it begins. A zstd:chunked table is a frame within a skippable frame, and
+annotations say where. The JSON is hostile until it is parsed here, though a digest vouches for it.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Any
 
-from epochfs.errors import InvalidName, ProtocolViolation, TooLarge
+from epochfs.blobs.store import BlobHandle
+from epochfs.errors import ContentMismatch, ProtocolViolation, TooLarge
+from epochfs.layers.decoders import GzipMember, read_range, read_up_to, zstd_decoder
 from epochfs.layers.entry import Entry, Piece, checked_time, clean_path
-from epochfs.layers.tar import is_xattr
-from epochfs.oci.manifests import load_json
+from epochfs.layers.tar import is_xattr, walk
+from epochfs.layers.tar_stream import TarStream
+from epochfs.oci.manifests import Descriptor, load_json
 from epochfs.oci.names import Digest
+
+ESTARGZ, ZSTD_CHUNKED = "estargz", "zstd:chunked"
 
 MAX_BYTES = 8 << 20
 MAX_ROWS = 100_000
-"""The longest table that is taken into memory; a layer with a longer one is read whole."""
+"""Maximum size of a table that is parsed; a layer with a larger one is read whole."""
 
 MAX_CHUNK_BYTES = 64 << 20
-"""The longest chunk: it is verified in memory before any of it is shown."""
+"""Maximum size of a chunk, which is verified in memory before any of it is shown."""
+
+_ESTARGZ_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+"""The annotation with the digest of an eStargz table, not compressed."""
+
+_CHUNKED_DIGESTS = (
+    "io.github.containers.zstd-chunked.manifest-checksum",
+    "io.containers.zstd-chunked.manifest-checksum",
+)
+"""The annotation with the digest of a compressed zstd:chunked table: today's name, and the one that
+skopeo 1.9 writes."""
+
+_CHUNKED_POSITIONS = (
+    "io.github.containers.zstd-chunked.manifest-position",
+    "io.containers.zstd-chunked.manifest-position",
+)
+"""The annotation with that table's offset, length, decompressed length, and version."""
+
+_VOUCHER_DIGITS = 32
+
+_TOC_FILE = b"stargz.index.json"
+_OWN_FILES = frozenset({_TOC_FILE.decode(), ".prefetch.landmark", ".no.prefetch.landmark"})
+_FOOTER_BYTES = 51
+_FOOTER = re.compile(rb"\x1f\x8b.{8}\x1a\0SG\x16\0([0-9a-f]{16})STARGZ", re.DOTALL)
+_TAR_OVERHEAD = 64 << 10
+_POSITION = re.compile(r"(\d{1,18}):(\d{1,18}):(\d{1,18}):1\Z")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_NUMBER = 2**63 - 1
@@ -40,53 +76,121 @@ _TYPES = {
     "fifo": stat.S_IFIFO,
 }
 
-Row = Mapping[str, Any]
+_Row = Mapping[str, Any]
 
 
-def parse(raw: bytes, own_files: frozenset[str]) -> list[Entry]:
-    """Parse a table; leave out `own_files`, which are the format's and not the image's.
+def voucher(layer: Descriptor) -> str:
+    """Return what tells a layer's index from other indexes of the same blob.
 
-    Raises ProtocolViolation where anything is not as it should be, and TooLarge.
+    The annotations in one manifest vouch for a table of contents, and another manifest need not
+    believe it: the index is kept under them. Without any, the blob's digest is enough.
     """
+    names = (_ESTARGZ_DIGEST, *_CHUNKED_DIGESTS, *_CHUNKED_POSITIONS)
+    found = [(name, layer.annotations[name]) for name in names if name in layer.annotations]
+    if not found:
+        return "tar"
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:_VOUCHER_DIGITS]
+
+
+def has_toc(layer: Descriptor) -> bool:
+    """Whether an annotation vouches for a table of contents."""
+    return any(name in layer.annotations for name in (_ESTARGZ_DIGEST, *_CHUNKED_DIGESTS))
+
+
+def read_estargz(layer: Descriptor, blob: BlobHandle) -> list[Entry] | None:
+    """Return the entries of an eStargz layer; None if nothing vouches for a table.
+
+    Raises ProtocolViolation, InvalidName or TooLarge for a table that cannot be used.
+    """
+    annotation = layer.annotations.get(_ESTARGZ_DIGEST)
+    if annotation is None:
+        return None
+    digest, table = Digest.parse(annotation), _estargz_table(blob)
+    if not digest.matches(table):
+        raise ContentMismatch("it does not match the digest in its annotation")
+    return _parse(table, _OWN_FILES)
+
+
+def read_zstd_chunked(layer: Descriptor, blob: BlobHandle) -> list[Entry] | None:
+    """Return the entries of a zstd:chunked layer; otherwise like `read_estargz`."""
+    annotation = _first(layer, _CHUNKED_DIGESTS)
+    if annotation is None:
+        return None
+    position = _POSITION.match(_first(layer, _CHUNKED_POSITIONS) or "")
+    if position is None:
+        raise ProtocolViolation("no annotation says where it is")
+    offset, packed_size, size = (int(number) for number in position.groups())
+    if max(packed_size, size) > MAX_BYTES:
+        raise TooLarge(f"it has {size} bytes, compressed {packed_size}")
+    digest, packed = Digest.parse(annotation), read_range(blob, offset, packed_size)
+    if not digest.matches(packed):
+        raise ContentMismatch("it does not match the digest in its annotation")
+    return _parse(read_up_to(zstd_decoder(BytesIO(packed)), size), frozenset())
+
+
+READERS = {ESTARGZ: read_estargz, ZSTD_CHUNKED: read_zstd_chunked}
+"""The formats, as they are recorded for a layer's compression."""
+
+
+def _first(layer: Descriptor, names: tuple[str, ...]) -> str | None:
+    return next((layer.annotations[name] for name in names if name in layer.annotations), None)
+
+
+def _estargz_table(blob: BlobHandle) -> bytes:
+    end = blob.size - _FOOTER_BYTES
+    footer = _FOOTER.match(read_range(blob, max(end, 0), _FOOTER_BYTES))
+    start = int(footer[1], 16) if footer is not None else end
+    if not 0 <= start < end:
+        raise ProtocolViolation("there is no eStargz footer")
+    if end - start > MAX_BYTES:
+        raise TooLarge(f"it takes {end - start} bytes")
+    packed = BytesIO(read_range(blob, start, end - start))
+    stream = read_up_to(GzipMember(packed), MAX_BYTES + _TAR_OVERHEAD)
+    file = next(walk(TarStream(BytesIO(stream), len(stream), lambda _: None)), None)
+    if file is None or file.path != _TOC_FILE:
+        raise ProtocolViolation(f"there is no {_TOC_FILE.decode()}")
+    if file.size > MAX_BYTES:
+        raise TooLarge(f"it has {file.size} bytes")
+    return b"".join(stream[piece.offset :][: piece.size] for piece in file.pieces)
+
+
+def _parse(raw: bytes, own_files: frozenset[str]) -> list[Entry]:
+    """Parse a table without `own_files`, which are the format's and not the image's."""
     if raw.count(b"{") + raw.count(b"[") > MAX_ROWS:
-        # Objects take a hundred times the memory of the text `{}`, and so they are counted in that.
+        # Counted in the text, for each `{}` would take a hundred times its memory as an object.
         raise TooLarge(f"it has more than {MAX_ROWS} rows")
     document = load_json(raw)
     rows = document.get("entries") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ProtocolViolation("a table of contents without entries")
-    entries = []
-    for group in _groups(rows):
-        if group[0].get("name") not in own_files:
-            try:
-                entries.append(_entry(group))
-            except (InvalidName, UnicodeEncodeError) as error:
-                raise ProtocolViolation(f"a table of contents: {error}") from None
-    return entries
+        raise ProtocolViolation("it has no entries")
+    try:
+        return [
+            _entry(group) for group in _groups(rows) if _text(group[0], "name") not in own_files
+        ]
+    except UnicodeEncodeError as error:
+        raise ProtocolViolation(str(error)) from None
 
 
-def _groups(rows: list[Row]) -> Iterator[list[Row]]:
+def _groups(rows: list[_Row]) -> Iterator[list[_Row]]:
     """Yield each entry with the chunks that follow it."""
-    group: list[Row] = []
+    group: list[_Row] = []
     for row in rows:
-        if row.get("type") == "chunk":
-            group.append(row)
-            continue
-        if group:
+        if group and row.get("type") != "chunk":
             yield group
-        group = [row]
+            group = []
+        group.append(row)
     if group:
         yield group
 
 
-def _entry(group: list[Row]) -> Entry:
+def _entry(group: list[_Row]) -> Entry:
     row = group[0]
     kind = _TYPES.get(_text(row, "type"))
     if kind is None:
-        raise ProtocolViolation("an entry of an unknown type in a table of contents")
+        raise ProtocolViolation("an entry has an unknown type")
     path = clean_path(_text(row, "name").encode())
     if not path and kind != stat.S_IFDIR:
-        raise ProtocolViolation("a root that is no directory in a table of contents")
+        raise ProtocolViolation("the root is not a directory")
     link = _text(row, "linkName").encode()
     if row["type"] == "hardlink":
         return Entry(path, kind, link=clean_path(link), is_hard_link=True)
@@ -106,50 +210,50 @@ def _entry(group: list[Row]) -> Entry:
     )
 
 
-def _pieces(group: list[Row], size: int) -> Iterator[Piece]:
-    """Yield the chunks of a file, which cover it from its beginning to its end."""
+def _pieces(group: list[_Row], size: int) -> Iterator[Piece]:
+    """Yield the chunks of a file, which must cover all of it."""
     position = 0
     for row in group if size else ():
         if _number(row, "chunkOffset") != position:
-            raise ProtocolViolation("chunks of a file that do not follow one another")
+            raise ProtocolViolation("the chunks of a file are not in order")
         length = _number(row, "chunkSize") or size - position
         if not 0 < length <= size - position:
-            raise ProtocolViolation("chunks of a file that are longer than it")
+            raise ProtocolViolation("a chunk exceeds its file")
         if _text(row, "chunkType") != "zeros":
             if length > MAX_CHUNK_BYTES:
-                raise ProtocolViolation(f"a chunk of {length} bytes")
+                raise ProtocolViolation(f"a chunk has {length} bytes")
             digest = _text(row, "chunkDigest")
             if not digest and length == size:
                 digest = _text(row, "digest")
-            # One that is absent or malformed could not be verified.
+            # A chunk without a digest could not be verified.
             digest = str(Digest.parse(digest))
             skip = _number(row, "innerOffset", MAX_CHUNK_BYTES)
             yield Piece(position, length, _number(row, "offset"), skip, digest)
         position += length
     if position != size:
-        raise ProtocolViolation("chunks of a file that do not cover it")
+        raise ProtocolViolation("the chunks of a file do not cover it")
 
 
-def _text(row: Row, key: str) -> str:
+def _text(row: _Row, key: str) -> str:
     value = row.get(key)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ProtocolViolation(f"'{key}' of a table of contents is not text")
+        raise ProtocolViolation(f"'{key}' is not text")
     return value
 
 
-def _number(row: Row, key: str, limit: int = _MAX_NUMBER) -> int:
+def _number(row: _Row, key: str, limit: int = _MAX_NUMBER) -> int:
     value = row.get(key)
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
-        raise ProtocolViolation(f"'{key}' of a table of contents is no such number")
+        raise ProtocolViolation(f"'{key}' is not a number up to {limit}")
     return value
 
 
 def _time_ns(text: str) -> int:
-    """Parse a time (RFC 3339, to nanoseconds); the epoch where there is none."""
+    """Parse a time (RFC 3339, to nanoseconds); an empty one is the epoch."""
     if not text:
         return 0
     seconds, dot, rest = text.partition(".")
@@ -157,7 +261,7 @@ def _time_ns(text: str) -> int:
     try:
         elapsed = datetime.fromisoformat(seconds + rest[len(digits) :]) - _EPOCH
     except (ValueError, TypeError):
-        raise ProtocolViolation("a time in a table of contents is none") from None
+        raise ProtocolViolation("it has an invalid time") from None
     fraction = int(digits[:9].ljust(9, "0")) if dot else 0
     return checked_time((elapsed.days * 86400 + elapsed.seconds) * 10**9 + fraction)
 
@@ -166,9 +270,9 @@ def _xattrs(value: object) -> dict[str, bytes]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ProtocolViolation("'xattrs' of a table of contents is not a JSON object")
+        raise ProtocolViolation("'xattrs' is not a JSON object")
     try:
         found = {name: base64.b64decode(text, validate=True) for name, text in value.items()}
     except (binascii.Error, ValueError, TypeError):
-        raise ProtocolViolation("'xattrs' of a table of contents are not in base64") from None
+        raise ProtocolViolation("'xattrs' is not in base64") from None
     return {name: raw for name, raw in found.items() if is_xattr(name, raw)}

@@ -15,10 +15,9 @@ import stat
 from dataclasses import dataclass
 
 from epochfs.errors import NotFound, printable
-from epochfs.layers.chunks import LayerFile
 from epochfs.layers.entry import join_path
 from epochfs.layers.index import IMPLICIT, Inode, LayerIndex
-from epochfs.layers.layer_store import Layers
+from epochfs.layers.layer_store import LayerFile, Layers
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Repository
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import ContentMismatch, DeadlineExceeded
-from epochfs.layers.whole import content
+from epochfs.layers.decoders import zstd_content
 
 _RECENT_BYTES = 4 << 20
 _MAX_DECODERS = 8
@@ -128,7 +128,7 @@ class StreamedFrame:
         if self._blob is None:
             self._decoders.admit(self, deadline)
             self._blob = self._open_blob()
-            self._content = content(self._blob, self._limit)
+            self._content = zstd_content(self._blob, self._limit)
         try:
             piece = next(self._content, None)
         except BaseException:

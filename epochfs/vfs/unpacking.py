@@ -41,7 +41,7 @@ from epochfs.errors import (
     Vanished,
     fresh,
 )
-from epochfs.layers.whole import PIECE_BYTES, content
+from epochfs.layers.decoders import PIECE_BYTES, zstd_content
 from epochfs.oci.names import Digest, Repository
 from epochfs.vfs.streaming import Decoders, StreamedFrame
 
@@ -270,12 +270,12 @@ class FrameHandle:
 def _unpack(blob: BlobHandle, fd: int, limit: int, grown: Callable[[int], None]) -> int:
     """Decompress a blob to the file `fd`, and return the length of what came out.
 
-    `grown` is told how far it has come. Raises as `content`, and what `grown` raises.
+    `grown` is told how far it has come. Raises as `zstd_content`, and what `grown` raises.
     """
     position = 0
     with cache_errors("making a file to decompress to"):
         os.ftruncate(fd, limit)
-    for piece in content(blob, limit):
+    for piece in zstd_content(blob, limit):
         _write(fd, piece, position)
         position += len(piece)
         grown(position)

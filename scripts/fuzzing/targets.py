@@ -29,7 +29,7 @@ from epochfs.errors import (
 )
 from epochfs.layers.entry import clean_path
 from epochfs.layers.tar import walk
-from epochfs.layers.tar_stream import ForwardStream
+from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.kinds import SparseMap, StoredFile, parse_config
 from epochfs.oci.manifests import MAX_SIZE, Index, load_json, parse
 from epochfs.oci.names import MAX_REPOSITORY_BYTES, MAX_SEGMENT_BYTES, Digest, Repository, Tag
@@ -98,7 +98,7 @@ def _ascends(holes: SparseMap) -> bool:
 
 
 def _tar(data: bytes) -> None:
-    for entry in walk(ForwardStream(io.BytesIO(data), 1 << 40, lambda _: None)):
+    for entry in walk(TarStream(io.BytesIO(data), 1 << 40, lambda _: None)):
         assert clean_path(entry.path) == entry.path
         end = 0
         for piece in entry.pieces:

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.layers import (
@@ -37,8 +38,8 @@ show = pytest.fixture(showing)
 def test_a_layer_that_decompresses_without_end_is_too_large(
     make: Make, show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("epochfs.layers.archive._FREE_BYTES", 4 * MIB)
-    monkeypatch.setattr("epochfs.layers.archive._MAX_RATIO", 2)
+    monkeypatch.setattr("epochfs.layers.decoders._FREE_BYTES", 4 * MIB)
+    monkeypatch.setattr("epochfs.layers.decoders._MAX_RATIO", 2)
     root = show(make(File("zeros", bytes(5 * MIB))))
     assert errno_of(root, "zeros") == errno.EFBIG
     moved = root.moved()
@@ -248,7 +249,7 @@ def test_headers_of_the_whole_layer_do_not_add_up_without_end(show: Show) -> Non
     assert errno_of(show(layer(200, 10)), "0") == errno.EFBIG
 
 
-@pytest.mark.expects_log("could not be a path|is read whole")
+@pytest.mark.expects_log("invalid paths|is read whole")
 @every_format
 def test_a_hard_link_does_not_take_the_place_of_the_root(make: Make, show: Show) -> None:
     root = show(make(File("a", b"1"), File("./", type=HARD_LINK, link="a")))
@@ -275,7 +276,39 @@ def test_a_table_that_nothing_vouches_for_is_not_believed(make: Make, show: Show
         assert root.read("a") == b"from the tar stream"
 
 
-@pytest.mark.expects_log("is read whole: its table of contents: it has more than")
+ODD_ROWS = {
+    "a name that is no text": {"name": []},
+    "a name that is no UTF-8": {"name": "\ud800"},
+    "a name that is too long": {"name": "n" * 300},
+    "a hard link to a name that is too long": {"type": "hardlink", "linkName": "n" * 300},
+    "a chunk without a digest": {"size": 1, "offset": 1},
+    "an attribute that is no UTF-8": {"xattrs": {"user.\ud800": ""}},
+}
+
+
+@pytest.mark.expects_log("is read whole; bad table")
+@pytest.mark.parametrize("odd", ODD_ROWS.values(), ids=ODD_ROWS)
+def test_a_layer_whose_table_has_an_odd_row_is_read_whole(odd: dict[str, Any], show: Show) -> None:
+    class Odd(File):
+        def row(self) -> dict[str, Any]:
+            return {**super().row(), **odd}
+
+    root = show(estargz(Odd("b"), File("a", b"from the tar stream")))
+    assert root.read("a") == b"from the tar stream"
+
+
+@pytest.mark.expects_log("is read whole; bad table of contents: not a sha256")
+@pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
+def test_a_layer_whose_tables_digest_is_none_is_read_whole(make: Make, show: Show) -> None:
+    layer = make(File("a", b"from the tar stream"))
+    odd = {
+        name: value if "position" in name else "md5:0" for name, value in layer.annotations.items()
+    }
+    root = show(replace(layer, annotations=odd))
+    assert root.read("a") == b"from the tar stream"
+
+
+@pytest.mark.expects_log("is read whole; bad table of contents: it has more than")
 @pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
 def test_a_table_of_too_many_rows_is_not_parsed(
     make: Make, show: Show, monkeypatch: pytest.MonkeyPatch

@@ -119,18 +119,17 @@ def test_an_index_is_what_extracting_in_order_would_leave(
 ) -> None:
     model = Model()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epochfs.layers.indexrows._BATCH", batch)
+        patch.setattr("epochfs.layers.index_writer._BATCH", batch)
         patch.setattr("epochfs.layers.index_writer._KNOWN_DIRECTORIES", known)
-        patch.setattr("epochfs.layers.indexrows._FILTER_BITS", 8 * bits)
+        patch.setattr("epochfs.layers.index_writer._FILTER_BITS", 8 * bits)
         writer = IndexWriter(":memory:")
         try:
             for entry in stated:
                 model.add(entry)
         except ProtocolViolation:
-            with pytest.raises(ProtocolViolation):
+            with pytest.raises(ProtocolViolation), writer:
                 for entry in stated:
                     writer.add(entry)
-            writer.abandon()
             return
         for entry in stated:
             writer.add(entry)

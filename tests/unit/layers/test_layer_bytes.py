@@ -27,7 +27,7 @@ from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
 from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Vanished
-from epochfs.layers.chunks import ChunkCache, ChunkPieces
+from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.entry import Piece
 from epochfs.layers.layer_store import Layers
 from epochfs.oci.manifests import Descriptor
@@ -48,7 +48,7 @@ def test_a_chunk_of_other_bytes_than_the_table_says_is_an_error(make: Make, show
     blob[blob.index(data[20_000:20_100])] ^= 1
     root = show(replace(layer, blob=bytes(blob)))
     assert root.view.stat(root / "a").size == 50_000
-    with pytest.raises(OSError, match="does not have the digest") as raised:
+    with pytest.raises(OSError, match="does not match the digest") as raised:
         root.read("a")
     assert raised.value.errno == errno.EIO
 
@@ -175,10 +175,10 @@ def test_a_copy_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_chunk_that_is_shorter_than_the_table_says_is_an_error() -> None:
     blob = Stored(gzip.compress(b"short"))
-    pieces = ChunkPieces(Digest.of(blob.data), "estargz", lambda: blob, ChunkCache())
+    archive = ChunkedArchive(Digest.of(blob.data), "estargz", lambda: blob, ChunkCache())
     piece = Piece(0, 1000, 0, 0, str(Digest.of(b"short")))
     with pytest.raises(ContentMismatch):
-        pieces.read_piece(piece, 0, memoryview(bytearray(1000)))
+        archive.read_piece(piece, 0, memoryview(bytearray(1000)))
 
 
 def test_a_chunk_is_made_once_for_all_who_want_it_and_few_at_once() -> None:

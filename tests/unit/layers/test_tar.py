@@ -20,8 +20,7 @@ from support.builders import random_bytes
 from epochfs.errors import ProtocolViolation, TooLarge
 from epochfs.layers.entry import Entry
 from epochfs.layers.tar import walk
-from epochfs.layers.tar_stream import ForwardStream
-from epochfs.layers.tarheaders import number
+from epochfs.layers.tar_stream import TarStream, number
 
 END = bytes(1024)
 LONG = "/".join(["long" * 20] * 4)
@@ -34,7 +33,7 @@ def entries(stream: bytes, piece: int = 1 << 30) -> list[Entry]:
         def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
             return super().readinto(buffer[:piece])
 
-    return list(walk(ForwardStream(Source(stream), 1 << 40, lambda _: None)))
+    return list(walk(TarStream(Source(stream), 1 << 40, lambda _: None)))
 
 
 def content(entry: Entry, stream: bytes) -> bytes:
