@@ -26,8 +26,8 @@ from support.views import Opener
 from epochfs.client import hosts
 from epochfs.demo.registry import EmbeddedRegistry
 
-# The same examples in every run, and none fails because the machine is busy: pytest's own time limit
-# ends what hangs. `--hypothesis-profile=default` looks for new examples.
+# The same examples in every run, and none fails because the machine is busy: pytest's own time
+# limit ends what hangs. `--hypothesis-profile=default` looks for new examples.
 settings.register_profile(
     "epochfs",
     deadline=None,
