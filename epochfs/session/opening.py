@@ -36,10 +36,10 @@ from epochfs.session import probe
 from epochfs.session.settings import FileSystemPlan
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.composed import Composer
-from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
-from epochfs.vfs.tree import Tree
+from epochfs.vfs.node import Context
+from epochfs.vfs.tree import root
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _assemble(
         observer.status_json,
         plan.blobs.timeout,
     )
-    return Session(FileSystem(Tree(plan.url.prefix), context), observer.status)
+    return Session(FileSystem(root(plan.url.prefix), context), observer.status)
 
 
 def _settle(plan: FileSystemPlan, listings: Listings, warn: Callable[[str], None]) -> None:

@@ -25,10 +25,9 @@ from epochfs.metadata.parallel import in_turn
 from epochfs.oci.closure import Fetched, Step, Walk
 from epochfs.oci.manifests import Document
 from epochfs.oci.names import Digest, Reference, Repository, Tag
-from epochfs.vfs.manifest_nodes import MANIFEST_FILE
+from epochfs.vfs.manifest_directory import MANIFEST_FILE, REFERRERS
 from epochfs.vfs.reader import Files
-from epochfs.vfs.repository_nodes import CONTROL, RESERVED, STATUS_FILE, shown_segment
-from epochfs.vfs.views import REFERRERS
+from epochfs.vfs.tree import CONTROL, RESERVED, STATUS_FILE, shown_segment
 
 TICK_SECONDS = 0.2
 """At least so often `find` and `fetch` yield."""

@@ -1,9 +1,9 @@
 """The filesystem without FUSE: lookup, getattr, readlink, open, read, release; opendir, readdir.
 
 `operations` puts this behind the kernel; tests call it directly. Every method takes absolute paths
-and raises nothing but `EpochfsError`s. It only reads: there is no method that could write.
+and raises only `EpochfsError`s. It only reads: there is no method that could write.
 
-Locks: `FileSystem._lock` guards the tables of open files and open directories, and `_to_rest`; no
+Locks: `FileSystem._lock` guards the tables of open files and open directories, and `_resting`; no
 I/O happens under it.
 """
 
@@ -12,27 +12,33 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import overload
 
 from epochfs.blobs.buffers import give_back
 from epochfs.blobs.store import Timers
-from epochfs.errors import EpochfsError, NotFound, Vanished, fresh
+from epochfs.errors import EpochfsError, InvalidName, NameTooLong, NotFound, Vanished, fresh
+from epochfs.oci.names import NAME_MAX
 from epochfs.vfs.composed import Readable
-from epochfs.vfs.context import Context
-from epochfs.vfs.node import Attr, Entries, Xattrs, inode
-from epochfs.vfs.tree import Tree
+from epochfs.vfs.node import Attr, Context, Entries, Node, Xattrs, inode
 
 XATTR_PREFIX = "user."
 
 _REST_SECONDS = 5.0
-"""How long after no file was open the memory that reading took is given back."""
+"""How long after the last file was closed the memory that reading took is given back."""
+
+_MOST_BYTES = 4
+"""The most bytes that a character takes."""
+
+_MAX_DIRECTORIES = 1024
+"""How many directories' nodes are kept: the next question is mostly about one of the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """An open file: its `handle`, to be released once, and the rest as `Opened` has it."""
+    """An open file: its `handle`, to be released once; the rest as in `Opened`."""
 
     handle: int
     keep_cache: bool = False
@@ -50,13 +56,13 @@ class DirectoryEntry:
 
 
 class Listing(Sequence[DirectoryEntry]):
-    """What a directory lists, as it was at one moment: 12 bytes a name, where the name is kept.
+    """What a directory listed at one moment: 12 bytes a name, besides the name.
 
-    `error` is why it is not all there is, or None. Iterating ends with raising it.
+    `error` is why the listing is incomplete, or None; iterating ends by raising it.
     """
 
     def __init__(self, path: str, entries: Entries, identities: Mapping[str, str]) -> None:
-        """`path` is the directory's; `identities` those of the names that have one (`Attr`)."""
+        """`path` is the directory's; `identities` are of the names that have one (see `Attr`)."""
         self._below = path.rstrip("/")
         self._identities = identities
         self._names: list[str] = []
@@ -89,39 +95,76 @@ class Listing(Sequence[DirectoryEntry]):
         return DirectoryEntry(name, self._modes[index], inode(identity))
 
 
+class Paths:
+    """Finds the nodes of paths below a root. Pure."""
+
+    def __init__(self, root: Node) -> None:
+        self._root = root
+        self._directory = lru_cache(_MAX_DIRECTORIES)(self._walk)
+
+    def node(self, path: str) -> Node:
+        """Return the node an absolute, normal path means.
+
+        Raises NotFound where there can be none, NameTooLong for a name that none can have.
+        """
+        if path == "/":
+            return self._root
+        directory, _, name = path.rpartition("/")
+        return _below(self._directory(directory), (name,))
+
+    def _walk(self, path: str) -> Node:
+        """Return the node of a path without a slash at its end, "" being the root's."""
+        return _below(self._root, path.split("/")[1:])
+
+
+def _below(node: Node, names: Iterable[str]) -> Node:
+    for name in names:
+        if len(name) * _MOST_BYTES > NAME_MAX:
+            length = len(name.encode("utf-8", "surrogateescape"))
+            if length > NAME_MAX:
+                raise NameTooLong(f"a name of {length} bytes")
+        if not node.foreign and not name.isprintable():
+            raise NotFound("a name with control characters")
+        try:
+            node = node.child(name)
+        except InvalidName as error:
+            raise NotFound(str(error)) from None
+    return node
+
+
 class FileSystem:
     """One mounted registry. Any thread may call anything."""
 
-    def __init__(self, tree: Tree, context: Context) -> None:
-        self._tree = tree
+    def __init__(self, root: Node, context: Context) -> None:
+        self._node = Paths(root).node
         self._context = context
         self._lock = threading.Lock()
         self._files: dict[int, Readable] = {}
         self._directories: dict[int, Listing] = {}
         self._timers = Timers()
-        self._to_rest = False
+        self._resting = False
         self._handles = itertools.count(1)
 
     def getattr(self, path: str) -> Attr:
         """Return the attributes of a node; raises NotFound."""
-        return self._tree.node(path).attr(self._context)
+        return self._node(path).attr(self._context)
 
     def listdir(self, path: str) -> Listing:
-        """Return what is listed in a directory, without `.` and `..`.
+        """Return what a directory lists, without `.` and `..`.
 
-        Raises where nothing could be listed; else the listing tells what is missing.
+        Raises if nothing could be listed; an incomplete listing has the error in it.
         """
-        listing = Listing(path, *self._tree.node(path).listed(self._context))
+        listing = Listing(path, *self._node(path).listed(self._context))
         if listing.error is not None and not listing:
             raise listing.error
         return listing
 
     def opendir(self) -> int:
-        """Return the handle of an open directory, to be released once; asks nothing."""
+        """Return the handle of an open directory, to be released once; nothing is asked for yet."""
         return next(self._handles)
 
     def readdir(self, path: str, handle: int, *, anew: bool) -> Listing:
-        """Return what an open directory lists: the same until it is read `anew` (rewinddir(3))."""
+        """Return what an open directory lists: unchanged until read `anew` (rewinddir(3))."""
         listing = None if anew else self._directories.get(handle)
         if listing is None:
             listing = self.listdir(path)
@@ -136,11 +179,11 @@ class FileSystem:
 
     def readlink(self, path: str) -> str:
         """Return the target of a link."""
-        return self._tree.node(path).target(self._context)
+        return self._node(path).target(self._context)
 
     def open(self, path: str) -> OpenFile:
         """Open a file; the handle is to be released once."""
-        opened = self._tree.node(path).open(self._context)
+        opened = self._node(path).open(self._context)
         with self._lock:
             handle = next(self._handles)
             self._files[handle] = opened.file
@@ -162,38 +205,39 @@ class FileSystem:
         """Close an open file."""
         with self._lock:
             file = self._files.pop(handle, None)
-            to_rest = not self._files and not self._to_rest
-            self._to_rest = self._to_rest or to_rest
+            rests = not self._files and not self._resting
+            self._resting = self._resting or rests
         if file is not None:
             file.close()
-        if to_rest:
+        if rests:
             self._timers.call(_REST_SECONDS, self._rest)
 
     def _rest(self) -> None:
-        """Give memory back, unless files have been opened since."""
+        """Give memory back, unless a file was opened since."""
         with self._lock:
-            self._to_rest = False
-            at_rest = not self._files
-        if at_rest:
+            self._resting = False
+            in_use = bool(self._files)
+        if not in_use:
             give_back()
 
     def xattrs(self, path: str) -> Xattrs:
-        """Return the extended attributes of a node that are listed."""
-        return self._tree.node(path).xattrs(self._context)
+        """Return the listed extended attributes of a node."""
+        return self._node(path).xattrs(self._context)
 
     def xattr(self, path: str, name: str) -> str | bytes:
-        """Return one extended attribute; raises NotFound where it is not set, without I/O if
-        the name is of another namespace (the kernel and `ls` ask for security ones all the time).
+        """Return one extended attribute; raises NotFound where it is not set.
+
+        Names of other namespaces cost no I/O: the kernel and `ls` keep asking for security ones.
         """
-        node = self._tree.node(path)
+        node = self._node(path)
         if not name.startswith(XATTR_PREFIX) and not node.foreign:
             raise NotFound(f"no attribute {name}")
         return node.xattr(name, self._context)
 
     def drop_listings(self) -> None:
-        """Forget what the registry said of its names: they are asked for when they are next used.
+        """Forget what the registry said of its names, so that their next use asks it again.
 
-        What the kernel keeps of them is gone within seconds (`ListingOptions.kernel_ttl`).
+        The kernel forgets them within seconds (`ListingOptions.kernel_ttl`).
         """
         self._context.listings.clear()
 

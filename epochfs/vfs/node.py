@@ -1,32 +1,70 @@
-"""A node of the tree: the questions that it answers, and its description by stat(2)."""
+"""Nodes of the tree: the questions that each answers, and what many kinds of them share.
+
+A node answers which node a name below it means (`child`, pure), what it is (`attr`), what a
+directory lists (`entries`), where a link points (`target`), and what is in a file (`open`). All but
+the first may ask the `Context`. What a path means never depends on the registry; whether it exists
+does.
+"""
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar
 
+from epochfs.blobs.store import BlobStore
 from epochfs.errors import NotFound
+from epochfs.layers.layer_store import Layers
+from epochfs.metadata.listings import Listings
+from epochfs.oci.manifests import Document, Manifest
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.composed import Readable
-from epochfs.vfs.context import Context
+from epochfs.vfs.composed import Composed, Composer, Readable
+from epochfs.vfs.kernel_memory import Generated, KernelMemory
 
 CONSTANT_TIME_NS = 1_000_000_000
 """1970-01-01T00:00:01Z, the time of what has none: never now, and never 0, which tools mistrust."""
+
+REMEMBERED = 4
+"""How many manifests a view keeps its results for: a walk stays with one at a time, and each holds
+its document in memory."""
 
 DIRECTORY = stat.S_IFDIR | 0o555
 FILE = stat.S_IFREG | 0o444
 LINK = stat.S_IFLNK | 0o777
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What the nodes of a mount answer from, and what the kernel remembers of their answers.
+
+    `timeout` bounds how long one operation waits for layers, in seconds. `status` returns the
+    present content of `status.json`.
+    """
+
+    listings: Listings
+    blobs: BlobStore
+    layers: Layers
+    composer: Composer
+    kernel: KernelMemory
+    status: Callable[[], bytes]
+    timeout: float
+
+    def close(self) -> None:
+        """End all downloads and background work; waiting readers get an error."""
+        self.listings.close()
+        self.layers.close()
+        self.composer.close()
+        self.blobs.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Attr:
-    """What stat(2) says of a node: `size` bytes, epoch nanoseconds.
+    """What stat(2) says of a node: `size` in bytes, time in epoch nanoseconds.
 
-    Where there is no `uid` or `gid`, the mount's owner is. Two nodes of one `identity` are one
-    file with two names; without one, the node's path is its identity.
+    Without a `uid` or `gid`, the mount's owner is shown. Two nodes of one `identity` are one file
+    with two names; without one, the node's path is its identity.
     """
 
     mode: int
@@ -89,14 +127,14 @@ def inode(path: str) -> int:
 class Node:
     """One place in the tree. The base is a file or link: nothing below it, nothing listed.
 
-    `foreign` is what another file system's word is shown of: names below it may be of any bytes,
-    and its extended attributes of any namespace.
+    `foreign` places show another file system: names below them may be of any bytes, and extended
+    attributes of any namespace.
     """
 
     foreign: ClassVar[bool] = False
 
     def child(self, name: str) -> Node:
-        """Return the node that `name` means below this one; raises NotFound where none can be."""
+        """Return the node that a name below this one means; raises NotFound or InvalidName."""
         raise NotFound(f"no {name} here")
 
     def attr(self, context: Context) -> Attr:
@@ -104,9 +142,9 @@ class Node:
         raise NotImplementedError
 
     def entries(self, context: Context) -> Entries:
-        """Yield what is listed in this directory; then raise what kept the rest from being known.
+        """Yield what this directory lists; then raise why that is not all, if it is not.
 
-        Whoever lists the directory is given those entries, and the error behind the last of them.
+        Whoever lists the directory is given those entries, and the error after the last of them.
         """
         raise NotImplementedError
 
@@ -119,7 +157,7 @@ class Node:
         raise NotImplementedError
 
     def open(self, context: Context) -> Opened:
-        """Open this file; raises NotFound where the node is none, Denied where it only shows."""
+        """Open this file; raises NotFound if it is none, Denied if it can only be looked at."""
         raise NotFound("no file here")
 
     def xattrs(self, context: Context) -> Xattrs:
@@ -134,7 +172,23 @@ class Node:
             raise NotFound(f"no attribute {name}") from None
 
 
-@dataclass(frozen=True, slots=True)
+class GeneratedFile(Node):
+    """A regular file whose bytes are written here. Its own key: two of one path are equal."""
+
+    def generated(self, context: Context) -> Generated:
+        """Return the file as it is now; raises NotFound where there is none."""
+        raise NotImplementedError
+
+    def attr(self, context: Context) -> Attr:
+        found = context.kernel.tell(self, self.generated(context))
+        return Attr(FILE, len(found.data), found.time_ns)
+
+    def open(self, context: Context) -> Opened:
+        file = context.kernel.open(self, lambda: self.generated(context))
+        return Opened(file, direct_io=file.direct_io)
+
+
+@dataclass(frozen=True)
 class RepositoryDirectory(Node):
     """A directory that every repository has."""
 
@@ -142,6 +196,68 @@ class RepositoryDirectory(Node):
 
     def attr(self, context: Context) -> Attr:
         context.listings.check(self.repository)
+        return Attr(DIRECTORY)
+
+
+@dataclass(frozen=True)
+class ManifestNode(Node):
+    """A node that belongs to one manifest."""
+
+    repository: Repository
+    digest: Digest
+
+    def document(self, context: Context) -> Document:
+        """Return the manifest the node belongs to."""
+        return context.listings.manifest(self.repository, self.digest)
+
+    def image(self, context: Context) -> Manifest:
+        """Return the view of the manifest; raises NotFound for an index."""
+        view = self.document(context).view
+        if not isinstance(view, Manifest):
+            raise NotFound(f"{self.digest} is an index")
+        return view
+
+
+class ManifestLink(ManifestNode):
+    """A link whose target the manifest tells."""
+
+    def attr(self, context: Context) -> Attr:
+        return Attr(LINK, len(self.target(context).encode()))
+
+
+@dataclass(frozen=True)
+class ComposedFile(ManifestNode):
+    """A node that may be a regular file composed of blobs; `path` is below its view."""
+
+    path: str
+
+    def composed(self, context: Context) -> Composed:
+        """Return what the file is composed of; raises NotFound where the node is no such file."""
+        raise NotImplementedError
+
+    def open(self, context: Context) -> Opened:
+        composed = self.composed(context)
+        spoiled = any(context.blobs.was_spoiled(blob.digest) for blob in composed.blobs)
+        return Opened(context.composer.open(self.repository, composed), direct_io=spoiled)
+
+
+class ManifestView(ManifestNode):
+    """A directory that shows the content of a manifest in one more way."""
+
+    def exists(self, context: Context) -> bool:
+        """Whether the manifest has such a view."""
+        raise NotImplementedError
+
+    def is_listed(self, context: Context) -> bool:
+        """Whether the manifest's directory lists the view; it opens by name whenever it exists.
+
+        Answers from the manifest alone: a listing of the directory asks every view.
+        """
+        return self.exists(context)
+
+    def attr(self, context: Context) -> Attr:
+        if not self.exists(context):
+            raise NotFound(f"no such view of {self.digest}")
         return Attr(DIRECTORY)
 
 

@@ -1,7 +1,7 @@
-"""The tree as a program sees it that only reads: in this process, or through a mount.
+"""Reads the tree, in this process or through a mount: what works on `Files` works on both.
 
-What works on `Files` works on both. Paths are absolute within the tree. Every method raises nothing
-but `EpochfsError`s, and any thread may call anything.
+Paths are absolute within the tree. Every method raises only `EpochfsError`s, and any thread may
+call anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable, printable
 from epochfs.vfs.filesystem import FileSystem
-from epochfs.vfs.repository_nodes import CACHED_XATTR
+from epochfs.vfs.tree import CACHED_XATTR
 
 _PIECE = 1 << 20
 
@@ -23,7 +23,7 @@ class Files(Protocol):
     """A tree to read."""
 
     def names(self, path: str) -> Iterator[str]:
-        """Yield what is listed in a directory; then raise what kept the rest from being listed."""
+        """Yield what a directory lists; then raise why that is not all, if it is not."""
 
     def target(self, path: str) -> str:
         """Return the target of a link."""
@@ -32,17 +32,17 @@ class Files(Protocol):
         """Return the size of a file in bytes."""
 
     def cached_percent(self, path: str) -> int:
-        """Return how much of a blob the cache has; 100 only when it is verified and kept."""
+        """Return how much of a blob is cached; 100 only once it is verified and kept."""
 
     def pieces(self, path: str) -> Generator[memoryview, None, None]:
         """Yield a file's bytes from its start; each piece is valid until the next.
 
-        To be closed by who does not read to the end.
+        Close the generator if you do not read to the end.
         """
 
 
 class DirectFiles:
-    """The tree of a FileSystem of this process."""
+    """The tree of a `FileSystem` in this process."""
 
     def __init__(self, filesystem: FileSystem) -> None:
         self._filesystem = filesystem
@@ -71,7 +71,7 @@ class DirectFiles:
 
 
 class MountedFiles:
-    """The tree that some process has mounted on `root`, with its credentials and its cache."""
+    """The tree that another process has mounted on `root`, with its credentials and cache."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
@@ -111,7 +111,7 @@ def _read(fd: int, buffer: memoryview, path: str) -> int:
 
 @contextlib.contextmanager
 def _mount_errors(path: str) -> Iterator[None]:
-    """Turn a mount's errno back into what it stands for, as far as it tells."""
+    """Turn a mount's errno back into the error it stands for, as far as that can be told."""
     try:
         yield
     except FileNotFoundError:

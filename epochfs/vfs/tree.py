@@ -1,4 +1,4 @@
-"""Paths to nodes and back: where the tree begins, and how a path is walked. Pure.
+"""The tree: what is shown where, and under which names.
 
 ::
 
@@ -6,67 +6,257 @@
     /<repo>/manifests/<digest>/manifest.json
     /<repo>/manifests/<digest>/config           -> ../../blobs/<digest>
     /<repo>/manifests/<digest>/layers/<NN>      -> ../../../blobs/<digest>
-    /<repo>/manifests/<digest>/<view>/          see `views`
+    /<repo>/manifests/<digest>/<view>/          see `manifest_directory`
     /<repo>/blobs/<digest>
     /<repo>/layout/                             see `views.layout`
     /.epochfs/status.json
 
 What is named by a digest is immutable: a regular file (or a directory) with exactly one path. What
-can change is a link. The kinds of nodes, and the naming rules, are in
-`repository_nodes`.
+can change is a link. Which names are reserved, and how a repository segment of such a name is
+shown, is decided here.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from epochfs.errors import NameTooLong, NotFound
-from epochfs.oci.names import NAME_MAX, Repository
-from epochfs.vfs.node import Node
-from epochfs.vfs.repository_nodes import CONTROL, ControlDirectory, Namespace
+from epochfs.blobs.store import BlobHandle
+from epochfs.errors import EpochfsError, NeverThere, NotFound
+from epochfs.oci.manifests import Descriptor
+from epochfs.oci.names import Catalog, Digest, Repository, Tag
+from epochfs.vfs.manifest_directory import ManifestDirectory
+from epochfs.vfs.node import (
+    DIRECTORY,
+    FILE,
+    LINK,
+    Attr,
+    Context,
+    Entries,
+    InMemory,
+    Node,
+    Opened,
+    RepositoryDirectory,
+    Xattrs,
+    content_xattrs,
+)
+from epochfs.vfs.views.layout import LayoutDirectory
 
-_MOST_BYTES = 4
-"""How many bytes a character takes at most."""
+CONTROL = ".epochfs"
+STATUS_FILE = "status.json"
 
-_MAX_DIRECTORIES = 1024
-"""Of how many directories the nodes are kept: what is next asked for is mostly in the same ones."""
-
-
-class Tree:
-    """The tree of one registry, or of the repositories below `prefix` in it."""
-
-    def __init__(self, prefix: Repository | None = None) -> None:
-        self._root = Namespace(prefix.segments if prefix is not None else ())
-        self._directory = lru_cache(_MAX_DIRECTORIES)(self._walk)
-
-    def node(self, path: str) -> Node:
-        """Return the node an absolute, normal path means.
-
-        Raises NotFound where there can be none, NameTooLong for a name that none can have.
-        """
-        if path == "/":
-            return self._root
-        directory, _, name = path.rpartition("/")
-        return self._child(self._directory(directory), name)
-
-    def _walk(self, path: str) -> Node:
-        """Return the node of a path without a slash at its end, "" being the root's."""
-        node: Node = self._root
-        for name in path.split("/")[1:]:
-            node = self._child(node, name)
-        return node
-
-    def _child(self, node: Node, name: str) -> Node:
-        if len(name) * _MOST_BYTES > NAME_MAX:
-            _check_length(name)
-        if node is self._root and name == CONTROL:
-            return ControlDirectory()
-        if not node.foreign and not name.isprintable():
-            raise NotFound("a name with control characters")
-        return node.child(name)
+CACHED_XATTR = "user.epochfs.cached"
+"""How much of a blob is cached, in percent. It is not listed: tools that save attributes would see
+every blob change."""
 
 
-def _check_length(name: str) -> None:
-    length = len(name.encode("utf-8", "surrogateescape"))
-    if length > NAME_MAX:
-        raise NameTooLong(f"a name of {length} bytes")
+def root(prefix: Repository | None = None) -> Namespace:
+    """Return the root of a registry's tree, or of the repositories below `prefix` in it."""
+    return Namespace(prefix.segments if prefix is not None else (), is_root=True)
+
+
+def shown_segment(segment: str) -> str:
+    """Return how a repository segment appears in the tree: reserved words get one `_` in front."""
+    return f"_{segment}" if segment in RESERVED or segment.startswith("_") else segment
+
+
+def parsed_segment(name: str) -> str:
+    """Return the repository segment a name in the tree stands for; raises NotFound for none."""
+    segment = name.removeprefix("_")
+    is_escaped = segment != name
+    if is_escaped != (segment in RESERVED or segment.startswith("_")):
+        raise NotFound(f"no repository segment is shown as {name}")
+    return segment
+
+
+@dataclass(frozen=True)
+class Namespace(Node):
+    """A repository, a parent of repositories, or both; the registry where there are no segments."""
+
+    segments: tuple[str, ...] = ()
+    is_root: bool = field(default=False, compare=False)
+
+    @property
+    def repository(self) -> Repository:
+        """The repository of that name, if it is one."""
+        return Repository("/".join(self.segments))
+
+    def child(self, name: str) -> Node:
+        if name in RESERVED:
+            if self.segments and name in _REPOSITORY:
+                return _REPOSITORY[name](self.repository)
+            if self.is_root and name == CONTROL:
+                return ControlDirectory()
+            raise NotFound(f"no {name} here")
+        segments = (*self.segments, parsed_segment(name) if name.startswith("_") else name)
+        Repository.parse("/".join(segments))
+        return Namespace(segments)
+
+    def attr(self, context: Context) -> Attr:
+        if self.segments:
+            context.listings.check(self.repository, or_parent=True)
+        return Attr(DIRECTORY)
+
+    def entries(self, context: Context) -> Entries:
+        missing: EpochfsError | None = None
+        found = False
+        if self.segments:
+            try:
+                found = context.listings.holds_tags(self.repository)
+            except EpochfsError as error:
+                missing = error
+        if found:
+            yield from ((name, stat.S_IFDIR) for name in _REPOSITORY)
+        catalog: Catalog | None
+        try:
+            catalog = context.listings.catalog()
+        except EpochfsError as error:
+            catalog, missing = context.listings.known_catalog(), missing or error
+        children = catalog.children(self.segments) if catalog is not None else []
+        for segment in children:
+            yield shown_segment(segment), stat.S_IFDIR
+        if missing is not None:
+            raise missing
+        if self.segments and not found and not children:
+            raise NotFound(f"no repository {self.repository}")
+
+
+class TagsDirectory(RepositoryDirectory):
+    """`<repo>/tags`: a link for each tag."""
+
+    def child(self, name: str) -> Node:
+        return TagLink(self.repository, Tag.parse(name))
+
+    def entries(self, context: Context) -> Entries:
+        tags = context.listings.tags(self.repository)
+        context.listings.expect_resolves(self.repository)
+        return ((tag.name, stat.S_IFLNK) for tag in tags)
+
+
+class ManifestsDirectory(RepositoryDirectory):
+    """`<repo>/manifests`: lists the manifests reachable from tags, opens any the registry has."""
+
+    def child(self, name: str) -> Node:
+        return ManifestDirectory(self.repository, Digest.parse(name))
+
+    def entries(self, context: Context) -> Entries:
+        reachable = context.listings.reachable(self.repository)
+        yield from ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
+        reachable.complete()
+
+
+class BlobsDirectory(RepositoryDirectory):
+    """`<repo>/blobs`: lists the blobs reachable from tags, opens any the registry has."""
+
+    def child(self, name: str) -> Node:
+        return BlobFile(self.repository, Digest.parse(name))
+
+    def entries(self, context: Context) -> Entries:
+        reachable = context.listings.reachable(self.repository)
+        yield from ((str(digest), stat.S_IFREG) for digest in sorted(reachable.blobs))
+        reachable.complete()
+
+
+@dataclass(frozen=True)
+class TagLink(Node):
+    """`<repo>/tags/<tag>`: a link to the manifest the tag names now."""
+
+    repository: Repository
+    tag: Tag
+
+    def attr(self, context: Context) -> Attr:
+        resolved = context.listings.resolve(self.repository, self.tag)
+        return Attr(LINK, len(f"../manifests/{resolved.digest}"), resolved.since_ns)
+
+    def target(self, context: Context) -> str:
+        return f"../manifests/{context.listings.resolve(self.repository, self.tag).digest}"
+
+
+@dataclass(frozen=True)
+class BlobFile(Node):
+    """`<repo>/blobs/<digest>`: the blob."""
+
+    repository: Repository
+    digest: Digest
+
+    def descriptor(self, context: Context) -> Descriptor:
+        """Return what is known of the blob. That it is known proves that it may be read."""
+        return context.listings.descriptor(self.repository, self.digest)
+
+    def attr(self, context: Context) -> Attr:
+        return Attr(FILE, self.descriptor(context).size)
+
+    def xattrs(self, context: Context) -> Xattrs:
+        known = self.descriptor(context)
+        return content_xattrs(self.digest, known.media_type, known.artifact_type)
+
+    def xattr(self, name: str, context: Context) -> str | bytes:
+        if name == CACHED_XATTR:
+            size = self.descriptor(context).size
+            return str(context.blobs.cached_percent(self.digest, size))
+        return Node.xattr(self, name, context)
+
+    def open(self, context: Context) -> Opened:
+        size = context.listings.descriptor(self.repository, self.digest).size
+        blob = context.blobs.open(self.repository, self.digest, size)
+        if context.blobs.was_spoiled(self.digest):
+            return Opened(blob, direct_io=True)
+        verified = blob.verified
+        backing = blob.fileno() if verified else None
+        keep_cache = context.kernel.keeps_pages(self, verified=verified)
+        named = context.listings.names_blob(self.repository, self.digest)
+        return Opened(_NamedBlob(blob) if named else blob, keep_cache, backing=backing)
+
+
+class _NamedBlob:
+    """An open blob that a manifest names, which is no proof that the registry ever had it."""
+
+    def __init__(self, blob: BlobHandle) -> None:
+        self._blob = blob
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        try:
+            return self._blob.read_into(view, offset)
+        except NeverThere as error:
+            raise NotFound(str(error)) from error
+
+    def close(self) -> None:
+        self._blob.close()
+
+
+class ControlDirectory(Node):
+    """`/.epochfs`: not listed in the root; opens by name."""
+
+    def child(self, name: str) -> Node:
+        if name == STATUS_FILE:
+            return StatusFile()
+        raise NotFound(f"no {name} in {CONTROL}")
+
+    def attr(self, context: Context) -> Attr:
+        return Attr(DIRECTORY)
+
+    def entries(self, context: Context) -> Entries:
+        return [(STATUS_FILE, stat.S_IFREG)]
+
+
+class StatusFile(Node):
+    """`/.epochfs/status.json`: the present state; as in /proc, its size is 0."""
+
+    def attr(self, context: Context) -> Attr:
+        return Attr(FILE)
+
+    def open(self, context: Context) -> Opened:
+        return Opened(InMemory(context.status()), direct_io=True)
+
+
+_REPOSITORY: Mapping[str, type[RepositoryDirectory]] = {
+    "blobs": BlobsDirectory,
+    "layout": LayoutDirectory,
+    "manifests": ManifestsDirectory,
+    "tags": TagsDirectory,
+}
+"""The directories that every repository has."""
+
+RESERVED = frozenset({*_REPOSITORY, CONTROL})
+"""Names in the tree that are not repository segments."""

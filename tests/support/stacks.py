@@ -18,10 +18,10 @@ from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Repository
 from epochfs.vfs.composed import Composer
-from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
-from epochfs.vfs.tree import Tree
+from epochfs.vfs.node import Context
+from epochfs.vfs.tree import root
 
 
 def stack_status() -> bytes:
@@ -75,7 +75,7 @@ def stack(
         layers = Layers(blobs, cache)
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
-        tree = Tree(Repository.parse(prefix) if prefix else None)
+        tree = root(Repository.parse(prefix) if prefix else None)
         context = Context(listings, blobs, layers, composer, kernel, stack_status, timeout)
         yield Stack(client, listings, blobs, FileSystem(tree, context))
 

@@ -159,7 +159,7 @@ def test_what_is_foreign_is_touched_at_home(module: Module) -> None:
 
 
 def test_the_file_system_and_fuse_know_no_kind_of_node() -> None:
-    kinds = {"vfs.generated", "vfs.manifest_nodes", "vfs.repository_nodes", "vfs.views"}
+    kinds = {"vfs.manifest_directory", "vfs.tree", "vfs.views"}
     knowing = {
         module.name
         for module in MODULES

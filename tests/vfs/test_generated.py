@@ -22,10 +22,8 @@ from epochfs.client import RegistryClient
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import Vanished
 from epochfs.oci.names import Tag
-from epochfs.vfs.context import Context
-from epochfs.vfs.generated import GeneratedFile
 from epochfs.vfs.kernel_memory import Generated, GeneratedHandle, KernelMemory
-from epochfs.vfs.node import Attr
+from epochfs.vfs.node import Attr, Context, GeneratedFile
 
 ONE, OTHER, LONGER, SHORTER = b"one", b"two", b"three", b"4"
 

@@ -20,7 +20,7 @@ from support.views import MountView, Opener, Seen, VfsView, names, read, walk
 from epochfs.client import RegistryClient
 from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.oci.names import Digest, Tag
-from epochfs.vfs.repository_nodes import CACHED_XATTR
+from epochfs.vfs.tree import CACHED_XATTR
 
 APP = image(random_bytes(200_000, 1), b"small")
 BOTH = index(image(b"one"), image(b"other"))

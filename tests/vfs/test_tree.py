@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from epochfs.errors import NameTooLong, NotFound
 from epochfs.oci.names import Digest, Repository, Tag
-from epochfs.vfs.manifest_nodes import (
+from epochfs.vfs.filesystem import Paths
+from epochfs.vfs.manifest_directory import (
     ConfigLink,
     LayerLink,
     LayersDirectory,
@@ -18,7 +19,7 @@ from epochfs.vfs.manifest_nodes import (
     ManifestFile,
 )
 from epochfs.vfs.node import Node, inode
-from epochfs.vfs.repository_nodes import (
+from epochfs.vfs.tree import (
     RESERVED,
     BlobFile,
     BlobsDirectory,
@@ -29,9 +30,9 @@ from epochfs.vfs.repository_nodes import (
     TagLink,
     TagsDirectory,
     parsed_segment,
+    root,
     shown_segment,
 )
-from epochfs.vfs.tree import Tree
 from epochfs.vfs.views.files import FilesDirectory, TitledNode
 from epochfs.vfs.views.layout import (
     ContentLink,
@@ -41,12 +42,17 @@ from epochfs.vfs.views.layout import (
     LayoutDirectory,
     LayoutFile,
 )
-from epochfs.vfs.views.platforms import PlatformLink, PlatformsDirectory, UnknownDirectory
-from epochfs.vfs.views.referrers import ReferrerLink, ReferrersDirectory
+from epochfs.vfs.views.related import (
+    PlatformLink,
+    PlatformsDirectory,
+    ReferrerLink,
+    ReferrersDirectory,
+    UnknownDirectory,
+)
 from epochfs.vfs.views.skopeo import HeldLink, SkopeoDirectory, TopLink, VersionFile
 from epochfs.vfs.views.snapshots import SparseDirectory, SparseNode
 
-TREE = Tree()
+TREE = Paths(root())
 APP = Repository("library/nginx")
 DIGEST = Digest.of(b"content")
 HEX = DIGEST.encoded
@@ -361,7 +367,7 @@ def test_a_name_that_nothing_can_have_is_too_long(place: str, name: str) -> None
 
 
 def test_a_prefix_becomes_the_root() -> None:
-    tree = Tree(Repository("a/tags"))
+    tree = Paths(root(Repository("a/tags")))
     assert tree.node("/") == Namespace(("a", "tags"))
     assert tree.node("/b/tags/x") == TagLink(Repository("a/tags/b"), Tag("x"))
     assert tree.node("/tags/x") == TagLink(Repository("a/tags"), Tag("x"))
@@ -387,7 +393,7 @@ def test_a_directory_is_walked_to_once_however_many_of_its_names_are_asked_for(
     parsed: list[str] = []
     parse = Repository.parse
     monkeypatch.setattr(Repository, "parse", lambda text: (parsed.append(text), parse(text))[1])
-    tree = Tree()
+    tree = Paths(root())
     tags = [tree.node(f"/library/nginx/tags/{number}") for number in range(20)]
     assert tags == [TagLink(APP, Tag(str(number))) for number in range(20)]
     assert parsed == ["library", "library/nginx"]

@@ -22,16 +22,25 @@ from epochfs.oci import kinds
 from epochfs.oci.manifests import TITLE, Descriptor, Document, Manifest
 from epochfs.oci.names import labels
 from epochfs.vfs.composed import Composed, Joined
-from epochfs.vfs.context import Context
-from epochfs.vfs.node import DIRECTORY, FILE, LINK, Attr, Entries, Node
-from epochfs.vfs.views.view import REMEMBERED, ComposedFile, ManifestView
+from epochfs.vfs.node import (
+    DIRECTORY,
+    FILE,
+    LINK,
+    REMEMBERED,
+    Attr,
+    ComposedFile,
+    Context,
+    Entries,
+    ManifestView,
+    Node,
+)
 
 SPARSE = "sparse"
 
 _Shown = Descriptor | kinds.SplitDisk
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TitledFiles:
     """The files of a manifest by their paths, and what each directory that these are in lists."""
 
@@ -100,8 +109,6 @@ def _titled(document: Document) -> Iterator[Descriptor]:
 class FilesDirectory(ManifestView):
     """`files`: what a manifest's layers are titled."""
 
-    __slots__ = ()
-
     def child(self, name: str) -> Node:
         return TitledNode(self.repository, self.digest, name)
 
@@ -114,8 +121,6 @@ class FilesDirectory(ManifestView):
 
 class TitledNode(ComposedFile):
     """`files/<title>`: a link to a layer's blob, a joined disk, or a directory that titles make."""
-
-    __slots__ = ()
 
     def child(self, name: str) -> Node:
         return TitledNode(self.repository, self.digest, f"{self.path}/{name}")

@@ -6,8 +6,8 @@
     layout/index.json                 a descriptor for each tag, sorted
     layout/blobs/<algorithm>/<encoded> -> a blob, or the manifest.json of a manifest
 
-Source: OCI Image specification 1.1, image-layout.md and annotations.md. All but the two documents,
-whose bytes are nowhere else, are links.
+Source: OCI Image specification 1.1, image-layout.md and annotations.md. Everything is a link but
+the two documents, whose bytes are nowhere else.
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ import json
 import stat
 from dataclasses import dataclass
 
-from epochfs.errors import InvalidName, NotFound
+from epochfs.errors import NotFound
 from epochfs.oci.manifests import OCI_INDEX, REF_NAME
 from epochfs.oci.names import ALGORITHMS, Digest, Repository
-from epochfs.vfs.context import Context
-from epochfs.vfs.generated import GeneratedFile
 from epochfs.vfs.kernel_memory import Generated
-from epochfs.vfs.node import CONSTANT_TIME_NS, LINK, Attr, Entries, Node, RepositoryDirectory
+from epochfs.vfs.node import (
+    CONSTANT_TIME_NS,
+    LINK,
+    Attr,
+    Context,
+    Entries,
+    GeneratedFile,
+    Node,
+    RepositoryDirectory,
+)
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -31,8 +38,6 @@ VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 class LayoutDirectory(RepositoryDirectory):
     """`layout`: the layout's own directory."""
-
-    __slots__ = ()
 
     def child(self, name: str) -> Node:
         if name == LAYOUT_FILE:
@@ -49,7 +54,7 @@ class LayoutDirectory(RepositoryDirectory):
         return [("blobs", stat.S_IFDIR), (INDEX_FILE, stat.S_IFREG), (LAYOUT_FILE, stat.S_IFREG)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayoutFile(GeneratedFile):
     """`layout/oci-layout`: the version of the format."""
 
@@ -60,36 +65,33 @@ class LayoutFile(GeneratedFile):
         return Generated(VERSION, CONSTANT_TIME_NS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IndexFile(GeneratedFile):
     """`layout/index.json`: the tags as an image index, the same bytes for the same tags.
 
-    Its time is the moment this cache first saw these bytes: it moves with every change of the tags,
-    when one is deleted and when two swap their digests too.
+    Its time is when this cache first saw these bytes: it moves with every change of the tags, even
+    if one is deleted or two swap their digests.
     """
 
     repository: Repository
 
     def generated(self, context: Context) -> Generated:
-        manifests = []
-        for tag, _, descriptor in context.listings.tagged(self.repository):
-            manifests.append(
-                {
-                    "mediaType": descriptor.media_type,
-                    "digest": str(descriptor.digest),
-                    "size": descriptor.size,
-                    "annotations": {REF_NAME: tag.name},
-                }
-            )
+        manifests = [
+            {
+                "mediaType": descriptor.media_type,
+                "digest": str(descriptor.digest),
+                "size": descriptor.size,
+                "annotations": {REF_NAME: tag.name},
+            }
+            for tag, _, descriptor in context.listings.tagged(self.repository)
+        ]
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
         data = json.dumps(index, separators=(",", ":")).encode() + b"\n"
         return Generated(data, context.listings.layout_since(self.repository, data))
 
 
 class LayoutBlobsDirectory(RepositoryDirectory):
-    """`layout/blobs`: a directory for each algorithm of digests; sha256 always."""
-
-    __slots__ = ()
+    """`layout/blobs`: a directory for each digest algorithm; always one for sha256."""
 
     def child(self, name: str) -> Node:
         if name not in ALGORITHMS:
@@ -104,18 +106,14 @@ class LayoutBlobsDirectory(RepositoryDirectory):
         reachable.complete()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayoutAlgorithmDirectory(RepositoryDirectory):
-    """`layout/blobs/<algorithm>`: all content that the tags lead to, manifests too."""
+    """`layout/blobs/<algorithm>`: all content reachable from tags, manifests included."""
 
     algorithm: str
 
     def child(self, name: str) -> Node:
-        try:
-            digest = Digest.parse(f"{self.algorithm}:{name}")
-        except InvalidName as error:
-            raise NotFound(str(error)) from None
-        return ContentLink(self.repository, digest)
+        return ContentLink(self.repository, Digest.parse(f"{self.algorithm}:{name}"))
 
     def entries(self, context: Context) -> Entries:
         reachable = context.listings.reachable(self.repository)
@@ -125,7 +123,7 @@ class LayoutAlgorithmDirectory(RepositoryDirectory):
         reachable.complete()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ContentLink(Node):
     """`layout/blobs/<algorithm>/<encoded>`: a link to where the content has its path."""
 
@@ -136,14 +134,12 @@ class ContentLink(Node):
         return Attr(LINK, len(self.target(context)))
 
     def target(self, context: Context) -> str:
+        to_blob = f"../../../blobs/{self.digest}"
         if context.listings.names_blob(self.repository, self.digest):
-            return self._to_blob()
+            return to_blob
         try:
             context.listings.manifest(self.repository, self.digest)
         except NotFound:
             context.listings.descriptor(self.repository, self.digest)
-            return self._to_blob()
+            return to_blob
         return f"../../../manifests/{self.digest}/manifest.json"
-
-    def _to_blob(self) -> str:
-        return f"../../../blobs/{self.digest}"

@@ -7,15 +7,14 @@
     dir/<encoded>.manifest.json     -> the manifest.json of a manifest that the index leads to
     dir/<encoded>                   -> a blob, of this manifest or of one that the index leads to
 
-It is there for what skopeo cannot restore from `layout/`: its `oci:` transport looks a tag up
-among OCI's media types alone, so it finds no image that `docker push` made, and nothing without a
-tag, such as a signature. Those have their `dir/` listed, so that a backup of the tree restores
-them; that of any other manifest opens by name, since to list it would make every walk a third
-longer.
+It is for what skopeo cannot restore from `layout/`: its `oci:` transport looks for tags among OCI's
+media types only, so it finds no image that `docker push` made, and nothing without a tag, such as a
+signature. Those have their `dir/` listed, so that a backup of the tree restores them. For any other
+manifest it opens by name only, since listing it would make every walk a third longer.
 
-Where something in it cannot be had, that is an error and not a shorter listing. An index in an
-index is held like any manifest, but skopeo pushes such an index only once the registry has what it
-names (`--multi-arch index-only`). Foreign layers are left out, as skopeo leaves them out.
+If part of the content is unavailable, that is an error and not a shorter listing. An index within
+an index is treated like any manifest, but skopeo pushes such an index only once the registry has
+what it names (`--multi-arch index-only`). Foreign layers are left out, as skopeo does.
 """
 
 from __future__ import annotations
@@ -25,12 +24,18 @@ from dataclasses import dataclass
 
 from epochfs.errors import InvalidName, NotFound
 from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
-from epochfs.oci.names import ALGORITHMS, Digest, Repository
-from epochfs.vfs.context import Context
-from epochfs.vfs.generated import GeneratedFile
+from epochfs.oci.names import ALGORITHMS, Digest
 from epochfs.vfs.kernel_memory import Generated
-from epochfs.vfs.node import CONSTANT_TIME_NS, Entries, Node
-from epochfs.vfs.views.view import ManifestLink, ManifestView
+from epochfs.vfs.node import (
+    CONSTANT_TIME_NS,
+    Context,
+    Entries,
+    GeneratedFile,
+    ManifestLink,
+    ManifestNode,
+    ManifestView,
+    Node,
+)
 
 VERSION_FILE = "version"
 VERSION = b"Directory Transport Version: 1.1\n"
@@ -39,9 +44,7 @@ MANIFEST_SUFFIX = f".{TOP_FILE}"
 
 
 class SkopeoDirectory(ManifestView):
-    """`dir`: what `skopeo copy --all dir:` needs of a manifest."""
-
-    __slots__ = ()
+    """`dir`: all that `skopeo copy --all dir:` needs to push a manifest."""
 
     def child(self, name: str) -> Node:
         if name == VERSION_FILE:
@@ -76,31 +79,25 @@ class SkopeoDirectory(ManifestView):
         held.complete()
 
 
-@dataclass(frozen=True, slots=True)
-class VersionFile(GeneratedFile):
+class VersionFile(ManifestNode, GeneratedFile):
     """`dir/version`: the version of the format."""
 
-    repository: Repository
-    digest: Digest
-
     def generated(self, context: Context) -> Generated:
-        context.listings.manifest(self.repository, self.digest)
+        self.document(context)
         return Generated(VERSION, CONSTANT_TIME_NS)
 
 
 class TopLink(ManifestLink):
     """`dir/manifest.json`: a link to the manifest's own bytes."""
 
-    __slots__ = ()
-
     def target(self, context: Context) -> str:
         self.document(context)
         return f"../{TOP_FILE}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HeldLink(ManifestLink):
-    """`dir/<encoded>`: a link to what the manifest leads to; to a manifest with the suffix."""
+    """`dir/<encoded>`: a link to a blob the manifest leads to; with the suffix, to a manifest."""
 
     held: Digest
     is_manifest: bool
@@ -117,7 +114,7 @@ class HeldLink(ManifestLink):
 
 
 def _parse(encoded: str) -> Digest:
-    """Return the digest that a name has without its algorithm: the length tells which that is."""
+    """Return the digest of its encoded part: the length tells the algorithm."""
     for algorithm in ALGORITHMS:
         try:
             return Digest.parse(f"{algorithm}:{encoded}")

@@ -32,7 +32,7 @@ from epochfs.layers.entry import Piece
 from epochfs.layers.layer_store import Layers
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.merge import Image
+from epochfs.vfs.views.rootfs import Image
 
 pytest.importorskip("indexed_gzip")
 

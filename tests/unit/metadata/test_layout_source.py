@@ -33,10 +33,10 @@ from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME
 from epochfs.oci.names import Digest, Repository
 from epochfs.vfs.composed import Composer
-from epochfs.vfs.context import Context
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
-from epochfs.vfs.tree import Tree
+from epochfs.vfs.node import Context
+from epochfs.vfs.tree import root
 
 APP = image(random_bytes(9_000_000, 1), b"small")
 LAYER = Digest.of(APP.blobs[1])
@@ -71,7 +71,7 @@ def served(
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
         context = Context(listings, blobs, layers, composer, kernel, stack_status, timeout)
-        yield FileSystem(Tree(), context)
+        yield FileSystem(root(), context)
 
 
 @contextlib.contextmanager

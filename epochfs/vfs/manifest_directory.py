@@ -1,31 +1,55 @@
-"""The nodes of one manifest: its directory, its bytes, and links to what it names."""
+"""The directory of a manifest: its bytes, links to what it names, and the views of it.
+
+A view shows the content once more, as people want it. One rule holds in all of them: a link where
+the bytes already have a path, a regular file only where they do not. A new view is a module in
+`views`, and a row in `VIEWS`.
+"""
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from epochfs.errors import NotFound
 from epochfs.oci.kinds import kind_of
 from epochfs.oci.manifests import CREATED, Document, Manifest
-from epochfs.vfs.context import Context
 from epochfs.vfs.node import (
     CONSTANT_TIME_NS,
     DIRECTORY,
     FILE,
     Attr,
+    Context,
     Entries,
     InMemory,
+    ManifestLink,
+    ManifestNode,
+    ManifestView,
     Node,
     Opened,
     Xattrs,
     content_xattrs,
 )
-from epochfs.vfs.views import REFERRERS, VIEWS
-from epochfs.vfs.views.view import ManifestLink, ManifestNode
+from epochfs.vfs.views.files import SPARSE, FilesDirectory
+from epochfs.vfs.views.related import PlatformsDirectory, ReferrersDirectory
+from epochfs.vfs.views.rootfs import RootfsNode
+from epochfs.vfs.views.skopeo import SkopeoDirectory
+from epochfs.vfs.views.snapshots import SparseDirectory
 
 MANIFEST_FILE = "manifest.json"
+
+REFERRERS = "referrers"
+"""The one view that does not depend on what the manifest says: every manifest has it."""
+
+VIEWS: Mapping[str, type[ManifestView]] = {
+    "dir": SkopeoDirectory,
+    "files": FilesDirectory,
+    "platforms": PlatformsDirectory,
+    REFERRERS: ReferrersDirectory,
+    "rootfs": RootfsNode,
+    SPARSE: SparseDirectory,
+}
 
 _MAX_TIME_NS = 2**63 - 1
 _MAX_XATTR_NAME = 255
@@ -33,9 +57,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Described(ManifestNode):
-    """A node that has what the manifest says of itself as extended attributes."""
-
-    __slots__ = ()
+    """A node whose extended attributes are what the manifest says of itself."""
 
     def xattrs(self, context: Context) -> Xattrs:
         document = self.document(context)
@@ -53,18 +75,10 @@ class _Described(ManifestNode):
 class ManifestDirectory(_Described):
     """`<repo>/manifests/<digest>`: the manifest, links to what it names, and views of it."""
 
-    __slots__ = ()
-
     def child(self, name: str) -> Node:
-        if name == MANIFEST_FILE:
-            return ManifestFile(self.repository, self.digest)
-        if name == "config":
-            return ConfigLink(self.repository, self.digest)
-        if name == "layers":
-            return LayersDirectory(self.repository, self.digest)
-        if name in VIEWS:
-            return VIEWS[name](self.repository, self.digest)
-        raise NotFound(f"no {name} in a manifest")
+        if name not in _CHILDREN:
+            raise NotFound(f"no {name} in a manifest")
+        return _CHILDREN[name](self.repository, self.digest)
 
     def attr(self, context: Context) -> Attr:
         return Attr(DIRECTORY, time_ns=_created(self.document(context)))
@@ -87,8 +101,6 @@ class ManifestDirectory(_Described):
 class ManifestFile(_Described):
     """`<repo>/manifests/<digest>/manifest.json`: the exact bytes."""
 
-    __slots__ = ()
-
     def attr(self, context: Context) -> Attr:
         document = self.document(context)
         return Attr(FILE, document.size, _created(document))
@@ -100,8 +112,6 @@ class ManifestFile(_Described):
 class ConfigLink(ManifestLink):
     """`<repo>/manifests/<digest>/config`: a link to the config blob."""
 
-    __slots__ = ()
-
     def target(self, context: Context) -> str:
         config = self.image(context).config
         if config is None:
@@ -111,8 +121,6 @@ class ConfigLink(ManifestLink):
 
 class LayersDirectory(ManifestNode):
     """`<repo>/manifests/<digest>/layers`: links to the layers, numbered from 00."""
-
-    __slots__ = ()
 
     def child(self, name: str) -> Node:
         if not (name.isascii() and name.isdecimal() and 2 <= len(name) <= 9):
@@ -128,7 +136,7 @@ class LayersDirectory(ManifestNode):
         return ((_layer_name(index, count), stat.S_IFLNK) for index in range(count))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerLink(ManifestLink):
     """`<repo>/manifests/<digest>/layers/<NN>`: a link to a layer's blob."""
 
@@ -142,12 +150,20 @@ class LayerLink(ManifestLink):
         return f"../../../blobs/{layers[index].digest}"
 
 
+_CHILDREN: Mapping[str, type[ManifestNode]] = {
+    MANIFEST_FILE: ManifestFile,
+    "config": ConfigLink,
+    "layers": LayersDirectory,
+    **VIEWS,
+}
+
+
 def _layer_name(index: int, count: int) -> str:
     return str(index).zfill(max(2, len(str(count - 1))))
 
 
 def _artifact_type(document: Document) -> str:
-    """Return the artifact type; of a referrer without one it is the config's media type, as in a
+    """Return the artifact type; for a referrer without one, its config's media type, as in a
     listing of referrers (OCI Distribution specification 1.1, "Listing Referrers").
     """
     view = document.view
@@ -157,7 +173,7 @@ def _artifact_type(document: Document) -> str:
 
 
 def _created(document: Document) -> int:
-    """Return when an image was made, where it says so in a way that can be a time (RFC 3339)."""
+    """Return when an image was made, if it says so with a valid time (RFC 3339)."""
     view = document.readable_view
     text = view.annotations.get(CREATED, "") if view is not None else ""
     try:

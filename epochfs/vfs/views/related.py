@@ -1,8 +1,14 @@
-"""`platforms/`: the manifests of an index by their platforms.
+"""`platforms/` and `referrers/`: links to the manifests that are related to one.
 
-Source: OCI Image specification 1.1, image-index.md. Attestations, which BuildKit puts into an index
-as manifests of the platform `unknown/unknown`, and whatever has no platform that could be a name,
-are found by digest under `unknown/`.
+`platforms/` has the manifests of an index by their platforms (OCI Image specification 1.1,
+image-index.md). Attestations, which BuildKit puts into an index as manifests of the platform
+`unknown/unknown`, and whatever has no platform that could be a name, are found by digest under
+`unknown/`.
+
+`referrers/` has the manifests that refer to this one, such as signatures and SBOMs (OCI
+Distribution specification 1.1, "Listing Referrers"). They change, and the manifest does not tell
+them: reading the directory asks the registry. What a referrer is, its own directory tells, as
+`user.oci.artifactType`.
 """
 
 from __future__ import annotations
@@ -15,20 +21,26 @@ from functools import lru_cache
 from epochfs.errors import NotFound
 from epochfs.oci.manifests import Descriptor, Document, Index
 from epochfs.oci.names import Digest, labels
-from epochfs.vfs.context import Context
-from epochfs.vfs.node import DIRECTORY, Attr, Entries, Node
-from epochfs.vfs.views.view import REMEMBERED, ManifestLink, ManifestNode, ManifestView
+from epochfs.vfs.node import (
+    DIRECTORY,
+    REMEMBERED,
+    Attr,
+    Context,
+    Entries,
+    ManifestLink,
+    ManifestNode,
+    ManifestView,
+    Node,
+)
 
 UNKNOWN = "unknown"
-"""The directory of what has no platform; no platform is shown as that, for each has a `-`."""
+"""The directory of what has no platform; no platform is shown so, for each has a `-`."""
 
 _ATTESTATION = "vnd.docker.reference.type"
 
 
 class PlatformsDirectory(ManifestView):
     """`platforms`: a link for each platform of an index, and a directory of what has none."""
-
-    __slots__ = ()
 
     def child(self, name: str) -> Node:
         if name == UNKNOWN:
@@ -48,8 +60,6 @@ class PlatformsDirectory(ManifestView):
 class UnknownDirectory(ManifestNode):
     """`platforms/unknown`: links to the manifests without a platform, by digest."""
 
-    __slots__ = ()
-
     def child(self, name: str) -> Node:
         return PlatformLink(self.repository, self.digest, f"{UNKNOWN}/{name}")
 
@@ -65,7 +75,7 @@ class UnknownDirectory(ManifestNode):
                 yield name, stat.S_IFLNK
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlatformLink(ManifestLink):
     """A link to one manifest of an index; `path` is below `platforms`."""
 
@@ -100,3 +110,31 @@ def _platform(child: Descriptor) -> str:
     name = "-".join(word for word in words if word)
     is_known = all(word not in ("", UNKNOWN) for word in words[:2])
     return name if is_known and "/" not in name else ""
+
+
+class ReferrersDirectory(ManifestView):
+    """`referrers`: a link for each manifest that refers to this one."""
+
+    def child(self, name: str) -> Node:
+        return ReferrerLink(self.repository, self.digest, name)
+
+    def exists(self, context: Context) -> bool:
+        self.document(context)
+        return True
+
+    def entries(self, context: Context) -> Entries:
+        found = context.listings.referrers(self.repository, self.digest)
+        return ((str(digest), stat.S_IFLNK) for digest in found)
+
+
+@dataclass(frozen=True)
+class ReferrerLink(ManifestLink):
+    """`referrers/<digest>`: a link to a manifest that refers to this one."""
+
+    name: str
+
+    def target(self, context: Context) -> str:
+        found = map(str, context.listings.referrers(self.repository, self.digest))
+        if self.name not in found:
+            raise NotFound(f"{self.name} does not refer to {self.digest}")
+        return f"../../{self.name}"
