@@ -1,6 +1,6 @@
-"""Options, parsed once into frozen values. Reads no environment: `cli` does, and passes it here.
+"""Option values, parsed once and frozen. Sizes are in bytes, times in seconds.
 
-Sizes are bytes, times are seconds.
+The environment is read by `cli` alone, which passes on what it says.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from epochfs.errors import InvalidName, UsageError, printable, printable_url
 from epochfs.oci.names import Repository
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-"""Epoch's own default server."""
+"""Where Epoch itself listens by default."""
 
 MAX_READ = 1 << 20
-"""Bytes the kernel is to ask for in one READ, and to read ahead, where it lets us say so."""
+"""The read size and read-ahead requested of the kernel, in bytes."""
 
 LAYOUT_SCHEME = "oci:"
-"""What an OCI image layout is written with, as skopeo writes it."""
+"""The prefix of an OCI image layout, as skopeo writes it."""
 
 _NUMBER = r"(\d{1,18}(?:\.\d{1,18})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
@@ -33,7 +33,7 @@ _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(text: str) -> int:
-    """Parse `10G`, `512M`, `4096`: bytes, in powers of 1024; raises UsageError."""
+    """Parse `10G`, `512M`, `4096` into bytes, in powers of 1024; raises UsageError."""
     match = _SIZE.match(text.strip())
     if match is None:
         raise UsageError(f"not a size: '{printable(text)}' (write it like 512M or 10G)")
@@ -50,7 +50,7 @@ def parse_seconds(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RegistryUrl:
-    """Where a registry is: `base` without a trailing slash, and an optional repository prefix."""
+    """A registry: its `base` URL without a trailing slash, and an optional repository prefix."""
 
     base: str
     prefix: Repository | None = None
@@ -59,7 +59,7 @@ class RegistryUrl:
     def parse(cls, text: str) -> RegistryUrl:
         """Parse `http(s)://host[:port][/prefix]` or `host[:port][/prefix]`; raises UsageError.
 
-        Without a scheme it is https, and http on loopback. Empty text is Epoch's default.
+        Without a scheme it is https, or http on loopback. Empty text is DEFAULT_URL.
         """
         text = text.strip() or DEFAULT_URL
         if "@" in unicodedata.normalize("NFKC", text):
@@ -80,8 +80,8 @@ class RegistryUrl:
             prefix = Repository.parse(name) if name else None
         except InvalidName as error:
             raise UsageError(str(error)) from None
-        shown_host = f"[{host}]" if ":" in host else host
-        return cls(f"{parts.scheme}://{shown_host}{f':{port}' if port else ''}", prefix)
+        base = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+        return cls(f"{base}:{port}" if port else base, prefix)
 
     def __str__(self) -> str:
         return f"{self.base}/{self.prefix}" if self.prefix else self.base
@@ -89,17 +89,14 @@ class RegistryUrl:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen; port 0 is any free one."""
+    """An address to listen on; port 0 is any free one."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Parse `PORT`, `HOST:PORT` or `[IPV6]:PORT`; without a host it is loopback.
-
-        Raises UsageError.
-        """
+        """Parse `PORT` (on loopback), `HOST:PORT` or `[IPV6]:PORT`; raises UsageError."""
         host, _, port = text.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
         if not (_PORT.fullmatch(port) and int(port) < 65536):
@@ -112,16 +109,15 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class LayoutPath:
-    """Where an OCI image layout is, in place of a registry: written `oci:DIRECTORY`."""
+    """An OCI image layout in place of a registry, `oci:DIRECTORY`; it is always shown whole."""
 
     directory: Path
 
     prefix = None
-    """A layout is shown whole."""
 
     @property
     def base(self) -> str:
-        """What it is remembered as: always the same text, that any file can hold."""
+        """The text that identifies it in files: always the same, and valid Unicode."""
         return f"{LAYOUT_SCHEME}{self.directory}".encode(errors="backslashreplace").decode()
 
     def __str__(self) -> str:
@@ -140,11 +136,11 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies to reach hosts by, as HTTP_PROXY, HTTPS_PROXY and NO_PROXY give them.
+    """The proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
-    `http` and `https` are for URLs of these schemes, and may hold credentials; "" is for none.
-    `exempt` are hosts that are reached without: `*`, a domain and all below it, an address, a
-    network, each perhaps with a port. This machine always is.
+    `http` and `https` are for URLs of these schemes, and may hold credentials; "" for none. Hosts
+    that are `exempt` are reached directly, as this machine always is: `*`, a domain and all below
+    it, an address or a network, optionally with a port.
     """
 
     http: str = field(default="", repr=False)
@@ -152,9 +148,9 @@ class Proxies:
     exempt: tuple[str, ...] = ()
 
     def of(self, scheme: str, host: str, port: int) -> str:
-        """Return the URL of the proxy to reach a host by, or ""; IPv6 is without brackets.
+        """Return the URL of the proxy for a host (IPv6 without brackets), or "" for none.
 
-        Raises UsageError for one that cannot be used.
+        Raises UsageError for a proxy that cannot be used.
         """
         proxy = self.https if scheme == "https" else self.http
         if not proxy or is_loopback(host) or any(_exempts(one, host, port) for one in self.exempt):
@@ -174,7 +170,7 @@ class Proxies:
 
 
 def _exempts(entry: str, host: str, port: int) -> bool:
-    """Whether an entry of NO_PROXY is for a host."""
+    """Whether an entry of NO_PROXY matches a host."""
     if entry == "*":
         return True
     try:
@@ -196,11 +192,10 @@ def _exempts(entry: str, host: str, port: int) -> bool:
 class TransportOptions:
     """How to speak to one host of a registry.
 
-    `tls_verify` None means: unless the host is loopback. A client certificate is a file, and that
-    of its key if it is not the same; it is shown to this host only. `root` is where the API begins.
-    `namespace`, if any, is told to the host with each request, as it may serve several registries.
-    `headers` are sent to the host and nowhere else; they may hold credentials. `proxies` are for
-    all hosts that it sends us to as well.
+    `tls_verify` None: unless the host is loopback. `client_certs` are pairs of a certificate's file
+    and its key's, None if that is the same; only this host sees them. `root` is the API's path.
+    `namespace` is sent with each request to a host that may serve several registries. `headers` go
+    to this host only, and may hold credentials. `proxies` also apply where it redirects us to.
     """
 
     timeout: float = 60.0
@@ -220,13 +215,11 @@ class TransportOptions:
 class Credentials:
     """What the user gave to authenticate with; never logged, never shown by `repr`.
 
-    `token` is sent as it is in `Authorization: Bearer`; `token_file` is read for each use. Where
-    neither these nor user name and password are given, `auth_files` are searched in turn: files
-    as docker and podman keep them, read again when they change. Keys in them may be scoped to a
-    path: what is asked of the registry as a whole is asked as one who may read `prefix`.
-
-    `password_file`, where the password is from, is read again when that is refused. A `token` may
-    be for the registry at the base URL `token_for` alone.
+    A `token` is sent as it is in `Authorization: Bearer`, to the registry at the base URL
+    `token_for` alone if that is set; a `token_file` is read for each use. A `password` that is
+    refused is read again from its `password_file`. Without any of these, `auth_files` are searched:
+    docker's and podman's, read again when they change. Keys in them may be scoped to a path; for
+    the registry as a whole, the keys of the repository `prefix` count.
     """
 
     username: str = field(default="", repr=False)
@@ -239,12 +232,12 @@ class Credentials:
     prefix: str = ""
 
     def for_other_hosts(self) -> Credentials:
-        """Return what may be shown to a mirror: nothing that was given for the registry itself."""
+        """Return what mirrors may see: nothing that was given for the registry itself."""
         return Credentials(auth_files=self.auth_files, prefix=self.prefix)
 
     @property
     def is_token(self) -> bool:
-        """Whether a token was given, in place of all else."""
+        """Whether a token was given, which excludes all else."""
         return bool(self.token) or self.token_file is not None
 
     def is_token_for(self, base: str) -> bool:
@@ -253,23 +246,23 @@ class Credentials:
 
     @property
     def given(self) -> str:
-        """What there is but files of other tools, for people: no secret, "" for nothing."""
+        """What was given explicitly, for people: no secret, "" for nothing."""
         if self.username or self.password:
             return f"the login of {printable(self.username)}"
         return "the token" if self.token or self.token_file else ""
 
 
 def server_of(base: str) -> tuple[str, str | None, int]:
-    """Return scheme, host and port of a URL, whether it names the default port or not."""
+    """Return scheme, host and port of a URL, with the default port if it names none."""
     parts = urlsplit(base)
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 @dataclass(frozen=True, slots=True)
 class ListingOptions:
-    """How long and how much of the registry's names and manifests is remembered, and listed.
+    """How long listings and manifests are kept, and how much of them.
 
-    `timeout` is for all that one operation asks together; each request has the transport's.
+    `timeout` limits all requests of one operation together, the transport's each of them.
     """
 
     timeout: float = 60.0
@@ -285,8 +278,8 @@ class ListingOptions:
     def kernel_ttl(self) -> float:
         """How long the kernel may keep an entry: a tenth of the TTL, at most 5 seconds.
 
-        What the kernel keeps is as old as the listing it came from plus this, so a listing is
-        refreshed that much earlier (`listing_ttl`) and the two together stay within the TTL.
+        That adds to the age of the listing an entry came from, so a listing is refreshed that much
+        earlier (`listing_ttl`), and the two together stay within the TTL.
         """
         return min(self.metadata_ttl / 10, 5.0)
 
@@ -298,7 +291,7 @@ class ListingOptions:
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
-    """Where blobs are kept, and how many bytes of them at most."""
+    """Where blobs are cached, and how many bytes of them at most."""
 
     directory: Path
     size_limit: int = 10 * 1024**3
@@ -306,7 +299,7 @@ class CacheOptions:
 
 @dataclass(frozen=True, slots=True)
 class BlobOptions:
-    """How blobs are read through: `verify_first` hashes all before serving the first byte."""
+    """How blobs are read; `verify_first` hashes all of a blob before its first byte is served."""
 
     timeout: float = 60.0
     verify_first: bool = False

@@ -1,8 +1,7 @@
-"""Numbers that a status shows, described where they are defined.
+"""The numbers of the status file and of the metrics, described where they are defined.
 
-A dataclass says of each of its numbers what it is (`counter`, `gauge`); `readings` finds them all
-in a tree of such values. So the status file, which shows the tree, and the metrics, which are the
-readings, cannot differ.
+A dataclass marks each of its numbers as a `counter` or `gauge`; `readings` finds them in a tree of
+such values. The status file shows the tree and the metrics are its readings, so they cannot differ.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Kind = Literal["counter", "gauge"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One number: `name` is the path to it in the tree, joined by underscores."""
+    """One number; `name` is its path in the tree, joined by underscores."""
 
     name: str
     kind: Kind
@@ -26,12 +25,12 @@ class Reading:
 
 
 def counter(about: str) -> Mapping[str, str]:
-    """Return the metadata of a field whose number only grows."""
+    """Return the metadata of a dataclass field whose number only grows."""
     return {"kind": "counter", "about": about}
 
 
 def gauge(about: str) -> Mapping[str, str]:
-    """Return the metadata of a field whose number goes up and down; None while there is none."""
+    """Return the metadata of a field whose number goes up and down, or is None."""
     return {"kind": "gauge", "about": about}
 
 

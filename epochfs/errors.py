@@ -1,30 +1,7 @@
 """Every error epochfs raises on purpose.
 
-::
-
-    EpochfsError
-    ├── UsageError              an option or argument is wrong; nothing was tried
-    ├── InvalidName             text that is no repository, tag, digest or path of the tree
-    │   └── NameTooLong         a name that is longer than any in the tree can be
-    ├── NotFound                the registry does not know it (404, *_UNKNOWN)
-    │   └── UnconfirmedNotFound a 404 without an error of the specification: perhaps not its word
-    ├── Denied                  401 after authenticating, or 403
-    │   └── CredentialsUnavailable  ours cannot be had: a file, a helper; the registry was not asked
-    ├── Unsupported             the registry does not offer the endpoint (405, 501, UNSUPPORTED)
-    ├── Unavailable             refused, reset, unresolvable, or 5xx after the retries
-    │   └── TlsFailure          no trust between the registry and us; the message names the cure
-    ├── DeadlineExceeded        the operation's time limit passed
-    ├── ProtocolViolation       an answer the specification does not allow
-    │   └── ContentMismatch     bytes that do not have the promised digest or size
-    ├── TooLarge                a document over the size limit
-    ├── Vanished                an object disappeared under an open handle
-    │   └── NeverThere          not one byte of it came: it may never have been there
-    ├── ReadOnly                a write to the mount
-    ├── CacheFailure            the local cache cannot be read or written
-    └── MountFailure            the mount point, FUSE, or the daemon failed
-
-This module knows nothing of errno: `operations` holds the one table from here to there.
-A message is one line, says what failed and on what, and never holds a credential.
+A message is one line, says what failed and on what, and never holds a credential. `fuse.errnos` has
+the one table from here to errno.
 """
 
 from __future__ import annotations
@@ -49,7 +26,7 @@ class EpochfsError(Exception):
 
 
 class UsageError(EpochfsError):
-    """An option or argument is wrong."""
+    """An option or argument is wrong; nothing was tried."""
 
 
 class InvalidName(EpochfsError, ValueError):
@@ -57,41 +34,41 @@ class InvalidName(EpochfsError, ValueError):
 
 
 class NameTooLong(InvalidName):
-    """A name that is longer than any in the tree can be (`names.NAME_MAX`)."""
+    """A name longer than any in the tree can be (`names.NAME_MAX`)."""
 
 
 class NotFound(EpochfsError):
-    """The registry does not know the object."""
+    """The registry does not know the object (404, *_UNKNOWN)."""
 
 
 class UnconfirmedNotFound(NotFound):
     """A 404 that carries no error code of the specification.
 
-    An ingress or a proxy gives such for whatever it cannot route, so it is no proof that something
-    is gone that the registry had (OCI Distribution specification 1.1, "Error Codes").
+    An ingress or a proxy sends one for whatever it cannot route, so it does not prove that the
+    registry lost something (OCI Distribution specification 1.1, "Error Codes").
     """
 
 
 class Denied(EpochfsError):
-    """The registry refuses access with the present credentials."""
+    """The registry refuses access: 403, or 401 to the present credentials."""
 
 
 class CredentialsUnavailable(Denied):
-    """The credentials to ask with cannot be had, which is no answer of the registry's."""
+    """A file or helper does not yield the credentials; the registry was not asked."""
 
     explained = True
 
 
 class Unsupported(EpochfsError):
-    """The registry does not offer this endpoint."""
+    """The registry does not offer this endpoint (405, 501, UNSUPPORTED)."""
 
 
 class Unavailable(EpochfsError):
-    """The registry cannot be reached, or keeps failing."""
+    """The registry cannot be reached, or keeps failing: refused, reset, unresolvable, or 5xx."""
 
 
 class TlsFailure(Unavailable):
-    """The registry's certificate, or ours, is not accepted."""
+    """The registry's certificate, or ours, is not accepted; the message names the cure."""
 
     explained = True
 
@@ -109,7 +86,7 @@ class ContentMismatch(ProtocolViolation):
 
 
 class TooLarge(EpochfsError):
-    """A document is larger than the configured limit."""
+    """A document is larger than its limit."""
 
 
 class Vanished(EpochfsError):
@@ -117,11 +94,11 @@ class Vanished(EpochfsError):
 
 
 class NeverThere(Vanished):
-    """A blob that the registry does not know, and of which no byte ever came."""
+    """The registry does not know a blob, and sent no byte of it: it may never have been there."""
 
 
 class ReadOnly(EpochfsError):
-    """The mount cannot be written to."""
+    """A write to the mount, which is read-only."""
 
 
 class CacheFailure(EpochfsError):
@@ -129,11 +106,11 @@ class CacheFailure(EpochfsError):
 
 
 class MountFailure(EpochfsError):
-    """The mount could not be made, answered or removed."""
+    """The mount point, FUSE or the daemon failed."""
 
 
 def fresh(error: EpochfsError) -> EpochfsError:
-    """Return a copy to raise: one exception raised in many threads would mix their tracebacks."""
+    """Return a copy to raise, as one exception raised in many threads mixes their tracebacks."""
     copy = type(error)(*error.args)
     copy.explained = error.explained
     copy.__cause__ = error
@@ -141,7 +118,7 @@ def fresh(error: EpochfsError) -> EpochfsError:
 
 
 def explained(error: _E) -> _E:
-    """Return an error whose message says all there is to say."""
+    """Mark an error as `explained`, and return it."""
     error.explained = True
     return error
 
@@ -153,10 +130,10 @@ def printable(text: object, limit: int = 200) -> str:
 
 
 def printable_url(url: object) -> str:
-    """Return a URL, well-formed or not, as a safe fragment without what may be secret in it.
+    """Return a URL, well-formed or not, as a safe log fragment without the secrets in it.
 
-    That is its user information, its query and its fragment (RFC 3986, section 3). A password may
-    hold what ends the one and begins the others, so where a sign of it comes late, all goes.
+    Left out are its user information, query and fragment (RFC 3986, section 3). A password may hold
+    the `?` or `#` that begins these, so where an @ comes after one, all but the scheme is left out.
     """
     text = unicodedata.normalize("NFKC", str(url))  # some other characters become an @ in parsers
     shown = re.split("[?#]", text, maxsplit=1)[0]
@@ -170,5 +147,5 @@ def printable_url(url: object) -> str:
 
 
 def without_user_information(text: str) -> str:
-    """Return a server's own words without the user information of the URLs in them."""
+    """Return text from a server without the user information of the URLs in it."""
     return _USER_INFORMATION.sub("***@", text)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from epochfs.client.auth import Login, parse_challenges, parse_token
-from epochfs.client.auth.login_files import AuthFile, Helper, Unusable
+from epochfs.client.auth.login_files import AuthFile, Helper
 from epochfs.client.hosts import find
 from epochfs.client.transport import BlobStream, Url, next_page
 from epochfs.client.transport.faults import error_entries
@@ -20,6 +20,7 @@ from epochfs.client.transport.responses import Reply, content_length
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
 from epochfs.demo.samples import encode
 from epochfs.errors import (
+    CredentialsUnavailable,
     Denied,
     EpochfsError,
     InvalidName,
@@ -196,7 +197,7 @@ def _hosts_file(data: bytes) -> None:
 def _auth_file(data: bytes) -> None:
     file = AuthFile.parse(Path("auth.json"), data)
     for one in file.find(["reg.example", "docker.io"], "team/app"):
-        assert isinstance(one, Login | Helper | Unusable)
+        assert isinstance(one, Login | Helper | CredentialsUnavailable)
 
 
 _DESCRIPTOR = {"mediaType": "a/b", "digest": str(Digest.of(b"x")), "size": 1}

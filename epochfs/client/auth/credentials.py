@@ -26,7 +26,6 @@ from epochfs.client.auth.login_files import (
     MAX_FILE_BYTES,
     AuthFile,
     Login,
-    Unusable,
     malformed,
     read_password,
     read_token,
@@ -127,8 +126,8 @@ class LoginFiles(Provider):
             for found in file.find(self._names, repository or self._prefix):
                 if isinstance(found, Login):
                     return found
-                if isinstance(found, Unusable):
-                    failures.insert(0, CredentialsUnavailable(found.why))
+                if isinstance(found, CredentialsUnavailable):
+                    failures.insert(0, found)
                     continue
                 try:
                     login = self._helpers.login(found, deadline)

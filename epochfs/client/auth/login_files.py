@@ -1,19 +1,21 @@
-"""The files in which docker and podman keep credentials: `config.json` and `auth.json`.
+"""Logins, and the files they are kept in: docker's, podman's, and those of one secret.
 
-Sources: containers-auth.json(5) for `auths` and its keys; Docker's documentation of
-"docker login" for `credsStore` and `credHelpers`. In one file these count, the first of them that
-has an answer: the helper of `credHelpers` for the registry, in place of the file's own entries;
-the entry of `auths` with the longest key; the helper of `credsStore`, which keeps everything.
+Sources: containers-auth.json(5) for `auths` and its keys; Docker's documentation of "docker login"
+for `credsStore` and `credHelpers`. Within one file the first of these that has an answer wins: the
+helper that `credHelpers` names for the registry, in place of the file's own entries; the entry of
+`auths` with the longest key; the helper of `credsStore`, which keeps everything.
 
-`docker login` with a helper gives it the secret and leaves an empty entry in `auths` (docker/cli,
+With a helper, `docker login` gives it the secret and leaves an empty entry in `auths` (docker/cli,
 `nativeStore.Store`), which `docker logout` removes. So an empty entry says that there is a login:
 where no helper has it, docker goes on anonymously, and we do not.
+
+Passwords are bytes in an encoding that nobody has agreed on (RFC 7617, section 2.1): what is not
+UTF-8 is kept as surrogate escapes, and sent as it was.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +25,10 @@ from pathlib import Path
 from epochfs.errors import CredentialsUnavailable, printable
 
 MAX_FILE_BYTES = 1024 * 1024
-
 MAX_PASSWORD_BYTES = 64 * 1024
 
 UNDECODED = "surrogateescape"
-"""How bytes that are not UTF-8 are kept in text."""
+"""How to encode and decode text that may hold bytes that are not UTF-8."""
 
 HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
 """What a token must look like to be sent in a header."""
@@ -37,12 +38,12 @@ _API = re.compile(r"https?://[^/]*(?:/(?:v[12]/?)?)?\Z", re.IGNORECASE)
 _HUB = "docker.io"
 _HUB_NAMES = frozenset({_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 _HUB_SERVER = "https://index.docker.io/v1/"
-"""What Docker Hub is called in `auths`, and by helpers, since its first version."""
+"""What `auths` and helpers have called Docker Hub since its first version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Credentials, and in `source` where they come from, as it may be shown.
+    """Credentials; `source` says where they come from, for people.
 
     An `identity_token` stands for user name and password at a token server, and nowhere else. A
     `token` is sent to the registry as it is.
@@ -67,7 +68,7 @@ class Login:
         return {self.password, self.identity_token, self.token, pair} - {""}
 
     def __str__(self) -> str:
-        """Return who this is, and from where."""
+        """Return whose credentials these are, and where they come from."""
         if self.token:
             return self.source
         return f"as {printable(self.username) or 'the owner of a token'}, {self.source}"
@@ -75,10 +76,10 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Helper:
-    """A program to ask: `docker-credential-<name>`, about `server`; `source` is the file's path.
+    """A program to ask, `docker-credential-<name>`, about `server`; `source` is the file's path.
 
-    `dedicated` says that the user named it for this registry, or has logged in by it, so that it
-    must know; others are named for all registries there are.
+    It is `dedicated` if the user named it for this registry, or logged in with it, so that it must
+    know; others are named for all registries.
     """
 
     name: str
@@ -88,15 +89,8 @@ class Helper:
 
 
 @dataclass(frozen=True, slots=True)
-class Unusable:
-    """An entry that says there is a login, and has none: why, should nothing else have it."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class AuthFile:
-    """What one file holds; the keys of `entries` and `helpers` as `normal_key` writes them."""
+    """The content of one file; the keys of `entries` and `helpers` are normalized."""
 
     path: Path
     entries: Mapping[str, object]
@@ -105,10 +99,7 @@ class AuthFile:
 
     @classmethod
     def parse(cls, path: Path, raw: bytes) -> AuthFile:
-        """Parse a file's content.
-
-        Raises CredentialsUnavailable, without a word of it, if it is malformed.
-        """
+        """Parse a file's content; raises CredentialsUnavailable, without quoting any of it."""
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError):
@@ -124,8 +115,9 @@ class AuthFile:
 
     def find(
         self, registries: Sequence[str], repository: str
-    ) -> Iterator[Login | Helper | Unusable]:
-        """Yield what may have the credentials for a repository, best first.
+    ) -> Iterator[Login | Helper | CredentialsUnavailable]:
+        """Yield what may have the credentials for a repository, best first; last the error to raise
+        if nothing else has them, where an entry says that there is a login.
 
         `registries` are the registry's names, `host[:port]`; an empty `repository` stands for
         the registry as a whole. Raises CredentialsUnavailable for a malformed entry.
@@ -143,7 +135,11 @@ class AuthFile:
             dedicated = named is not None or (bool(entries) and login is None)
             yield self._helper(named or names[0], helper, dedicated=dedicated)
         if entries and login is None:
-            yield Unusable(self._why_unusable(entries[0], helper))
+            shown = printable(entries[0])
+            what = f"the entry of {shown} is empty"
+            if helper:
+                what = f"docker-credential-{printable(helper)} has none for the entry of {shown}"
+            yield malformed(self.path, f"{what}: log in once more, or log out")
 
     def _helper(self, registry: str, name: object, *, dedicated: bool) -> Helper:
         if not isinstance(name, str):
@@ -151,17 +147,8 @@ class AuthFile:
         server = _HUB_SERVER if registry == _HUB else registry
         return Helper(name, server, printable(self.path), dedicated)
 
-    def _why_unusable(self, key: str, helper: object) -> str:
-        if helper:
-            what = (
-                f"docker-credential-{printable(helper)} has none for the entry of {printable(key)}"
-            )
-        else:
-            what = f"the entry of {printable(key)} is empty"
-        return str(malformed(self.path, f"{what}: log in once more, or log out"))
-
     def _login(self, key: str) -> Login | None:
-        """Return the credentials of an entry; None if there are none, as with a helper."""
+        """Return the credentials of an entry; None if it has none, as with a helper."""
         entry = self.entries[key]
         if entry is None:
             return None
@@ -180,9 +167,9 @@ class AuthFile:
 
 
 def normal_key(key: str) -> str:
-    """Return a key as it is compared: `host[:port]` or `host[:port]/path`.
+    """Return a key as `host[:port]` or `host[:port]/path`, with one name for Docker Hub.
 
-    A URL stands for its host: Docker once wrote those of its API. Docker Hub has one name.
+    A URL stands for its host: Docker once wrote those of its API.
     """
     text = _SCHEME.sub("", key, count=1)
     host, _, path = text.partition("/")
@@ -202,10 +189,10 @@ def _keys(registries: Sequence[str], repository: str) -> Iterator[str]:
 
 
 def _section(path: Path, document: Mapping[str, object], name: str) -> dict[str, object]:
-    """Return a part of a file, by normal keys; of two that are the same, the one that is no URL.
+    """Return a section of a file, by normal keys; of two that are the same, the one that is no URL.
 
-    The URL of an API comes before others: docker keeps more of a login to its Hub under such as
-    `https://index.docker.io/v1/access-token`.
+    The URL of an API wins over others: docker keeps more about a login to its Hub under URLs such
+    as `https://index.docker.io/v1/access-token`.
     """
     section = document.get(name) or {}
     if not isinstance(section, dict):
@@ -215,7 +202,7 @@ def _section(path: Path, document: Mapping[str, object], name: str) -> dict[str,
 
 
 def _text(entry: Mapping[str, object], name: str) -> str:
-    """Return a field's text, "" without one; raises ValueError if it is none or not Unicode."""
+    """Return a field's text, "" if it is absent; raises ValueError unless it is Unicode text."""
     value = entry.get(name) or ""
     if not isinstance(value, str):
         raise ValueError
@@ -224,15 +211,11 @@ def _text(entry: Mapping[str, object], name: str) -> str:
 
 
 def _decoded(pair: str) -> tuple[str, str]:
-    """Return user name and password; raises ValueError if they are not encoded as they should be.
+    """Return user name and password from base64; raises ValueError if they are malformed.
 
-    Docker once padded the password with NULs; base64(1) and others break lines. What is not UTF-8
-    is kept to be sent as it was.
+    Docker once padded the password with NULs; base64(1) and others break lines.
     """
-    try:
-        raw = base64.b64decode("".join(pair.split()), validate=True)
-    except binascii.Error:
-        raise ValueError from None
+    raw = base64.b64decode("".join(pair.split()), validate=True)
     username, colon, password = raw.decode("utf-8", UNDECODED).partition(":")
     if not colon:
         raise ValueError
@@ -250,6 +233,20 @@ def read_password(file: Path) -> str:
     Raises CredentialsUnavailable, without the text, for a file that cannot be read or is empty.
     """
     shown = f"password file '{printable(file)}'"
+    text = _read(file, shown).decode("utf-8", UNDECODED)
+    return _not_empty(text.removesuffix("\n").removesuffix("\r"), shown)
+
+
+def read_token(file: Path) -> str:
+    """Return a file's text without the space around it; raises as `read_password`."""
+    shown = f"token file {printable(file)}"
+    try:
+        return _not_empty(_read(file, shown).decode("ascii").strip(), shown)
+    except UnicodeError:
+        raise CredentialsUnavailable(f"cannot read the {shown}: it is not ASCII text") from None
+
+
+def _read(file: Path, shown: str) -> bytes:
     try:
         with file.open("rb") as opened:
             raw = opened.read(MAX_PASSWORD_BYTES + 1)
@@ -257,21 +254,10 @@ def read_password(file: Path) -> str:
         raise CredentialsUnavailable(f"cannot read the {shown}: {error.strerror}") from None
     if len(raw) > MAX_PASSWORD_BYTES:
         raise CredentialsUnavailable(f"the {shown} is over {MAX_PASSWORD_BYTES} bytes")
-    password = raw.decode("utf-8", UNDECODED).removesuffix("\n").removesuffix("\r")
-    if not password:
-        raise CredentialsUnavailable(f"the {shown} is empty")
-    return password
+    return raw
 
 
-def read_token(file: Path) -> str:
-    """Return a file's text without the space around it; raises as `read_password`."""
-    shown = f"token file {printable(file)}"
-    try:
-        token = file.read_text("ascii").strip()
-    except OSError as error:
-        raise CredentialsUnavailable(f"cannot read the {shown}: {error.strerror}") from None
-    except UnicodeError:
-        raise CredentialsUnavailable(f"cannot read the {shown}: it is not ASCII text") from None
-    if not token:
+def _not_empty(secret: str, shown: str) -> str:
+    if not secret:
         raise CredentialsUnavailable(f"the {shown} is empty")
-    return token
+    return secret
