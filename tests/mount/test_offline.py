@@ -31,8 +31,8 @@ from epochfs.config import (
     RegistryUrl,
     TransportOptions,
 )
+from epochfs.demo.http_server import OciError
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.demo.registry.messages import OciError
 from epochfs.oci.names import Digest
 from epochfs.session import opening
 from epochfs.session.settings import Connection, FileSystemPlan

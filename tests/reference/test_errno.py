@@ -251,7 +251,7 @@ def test_hostile_names_are_left_out_and_their_neighbours_listed(
             answer = super().respond(request)
             if not request.path.endswith("/tags/list"):
                 return answer
-            from epochfs.demo.registry.messages import json_response
+            from epochfs.demo.http_server import json_response
 
             return json_response({"name": "library/app", "tags": [*hostile, "latest"]})
 

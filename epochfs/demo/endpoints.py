@@ -1,19 +1,21 @@
-"""Manifests, and the listings made of them.
+"""The registry's endpoints: manifests and the listings made of them, blobs and their uploads.
 
-Source: specification, "Pulling manifests", "Pushing manifests", "Content discovery"; `_catalog` is
-Docker's, which the specification only reserves.
+A HEAD is answered as the GET would be; the server leaves its body out. Patterns match greedily, so
+a repository name may have any number of segments, `blobs` and `tags` among them.
+
+Source: specification, "Pulling manifests", "Pulling blobs", "Pushing manifests", "Pushing blobs",
+"Content discovery"; `_catalog` is Docker's, which the specification only reserves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from epochfs.demo.registry.behaviour import Behaviour
-from epochfs.demo.registry.messages import OciError, Request, Response, Route, json_response
-from epochfs.demo.registry.parsing import parse_digest, parse_reference
-from epochfs.demo.registry.storage import Storage
+from epochfs.demo.http_server import OciError, Request, Response, json_response
+from epochfs.demo.storage import Behaviour, Storage
 from epochfs.errors import InvalidName, ProtocolViolation
 from epochfs.oci.manifests import (
     OCI_INDEX,
@@ -26,16 +28,41 @@ from epochfs.oci.manifests import (
 )
 from epochfs.oci.names import Digest, Tag
 
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z", re.ASCII)
+_CHUNK = re.compile(r"(\d+)-\d+\Z", re.ASCII)
 
-class ManifestEndpoints:
-    """Manifests by tag and digest, referrers, tags, and the catalog."""
+Endpoint = Callable[[Request, str, str], Response]
+"""Answers a request on a repository name and a reference; each is "" where the path has none."""
 
+
+class Route:
+    """A pattern of paths, with two groups (name, reference), and the endpoint of each method."""
+
+    def __init__(self, pattern: str, **endpoints: Endpoint | None) -> None:
+        self.pattern = re.compile(pattern, re.DOTALL)
+        self.endpoints = {method: found for method, found in endpoints.items() if found}
+
+
+class _Endpoints:
     def __init__(self, behaviour: Behaviour, storage: Storage) -> None:
         self._behaviour = behaviour
         self._storage = storage
 
+    def _digest(self, text: str) -> Digest:
+        """Parse a digest; raises OciError 400 for nonsense, or an algorithm not offered."""
+        try:
+            digest = Digest.parse(text)
+        except InvalidName as error:
+            raise OciError(400, "DIGEST_INVALID", str(error)) from None
+        if digest.algorithm == "sha512" and not self._behaviour.sha512:
+            raise OciError(400, "DIGEST_INVALID", "only sha256 is known here")
+        return digest
+
+
+class ManifestEndpoints(_Endpoints):
+    """Manifests by tag and digest, referrers, tags, and the catalog."""
+
     def routes(self) -> Iterator[Route]:
-        """Yield what the behaviour offers."""
         yield Route(r"/v2/?()()", GET=self._ping)
         if self._behaviour.catalog:
             yield Route(r"/v2/_catalog()()", GET=self._list_repositories)
@@ -79,7 +106,7 @@ class ManifestEndpoints:
         return page, {"Link": f'<{quote(request.path)}?{query}>; rel="next"'}
 
     def _list_referrers(self, request: Request, name: str, reference: str) -> Response:
-        subject = parse_digest(reference, sha512=self._behaviour.sha512)
+        subject = self._digest(reference)
         wanted = request.query.get("artifactType", "")
         descriptors = [
             descriptor
@@ -171,10 +198,12 @@ class ManifestEndpoints:
         return self._storage.blob(name, blob.digest) is not None
 
     def _reference(self, text: str) -> str | Digest:
-        return parse_reference(text, sha512=self._behaviour.sha512)
+        """Return a digest for text with a colon, and the text itself, a tag, for all other."""
+        is_digest = ":" in text if self._behaviour.sha512 else text.startswith("sha256:")
+        return self._digest(text) if is_digest else text
 
     def _known_reference(self, text: str) -> str | Digest | None:
-        """Return what text refers to; None for nonsense where nothing is checked."""
+        """Return what text refers to; None for nonsense if nothing is checked."""
         try:
             return self._reference(text)
         except OciError:
@@ -218,3 +247,150 @@ def _referrer(document: Document) -> dict[str, Any]:
     if view.annotations:
         descriptor["annotations"] = dict(view.annotations)
     return descriptor
+
+
+class BlobEndpoints(_Endpoints):
+    """The endpoints below `/v2/<name>/blobs/`."""
+
+    def routes(self) -> Iterator[Route]:
+        if self._behaviour.uploads:
+            yield Route(r"/v2/(.+)/blobs/uploads/()", POST=self._begin_upload)
+            yield Route(
+                r"/v2/(.+)/blobs/uploads/([^/]+)",
+                GET=self._get_upload if self._behaviour.strict_uploads else None,
+                PATCH=self._append_upload,
+                PUT=self._finish_upload,
+                DELETE=self._cancel_upload if self._behaviour.strict_uploads else None,
+            )
+        yield Route(
+            r"/v2/(.+)/blobs/([^/]+)",
+            GET=self._get_blob,
+            PUT=self._put_blob if self._behaviour.single_put else None,
+            DELETE=self._delete_blob if self._behaviour.blob_deletes else None,
+        )
+
+    def _get_blob(self, request: Request, name: str, reference: str) -> Response:
+        digest, data = self._blob(name, reference)
+        headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": str(digest)}
+        if not self._behaviour.ranges:
+            return Response(200, headers, data)
+        headers["Accept-Ranges"] = "bytes"
+        asked = request.headers.get("range", "") if request.method == "GET" else ""
+        selected = _selected(asked, len(data))
+        if selected is None:
+            return Response(200, headers, data)
+        start, stop = selected
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        return Response(206, headers, memoryview(data)[start:stop])
+
+    def _blob(self, name: str, reference: str) -> tuple[Digest, bytes]:
+        """Return a blob and its digest; raises OciError for one that is not there."""
+        try:
+            digest = self._digest(reference)
+            data = self._storage.blob(name, digest)
+        except OciError:
+            if self._behaviour.validates:
+                raise
+            data = None
+        if data is None:
+            raise OciError(404, "BLOB_UNKNOWN", "no such blob")
+        return digest, data
+
+    def _put_blob(self, request: Request, name: str, reference: str) -> Response:
+        return self._store(name, reference, request.body)
+
+    def _delete_blob(self, _request: Request, name: str, reference: str) -> Response:
+        if not self._storage.delete_blob(name, self._digest(reference)):
+            raise OciError(404, "BLOB_UNKNOWN", "no such blob")
+        return Response(202)
+
+    def _begin_upload(self, request: Request, name: str, _reference: str) -> Response:
+        query = request.query
+        if "digest" in query:
+            return self._store(name, query["digest"], request.body)
+        if "mount" in query and "from" in query and not self._behaviour.global_blobs:
+            digest = self._digest(query["mount"])
+            if self._storage.mount_blob(name, query["from"], digest):
+                return _stored(name, digest)
+        return _upload_status(202, name, self._storage.begin_upload(), 0)
+
+    def _get_upload(self, _request: Request, name: str, upload: str) -> Response:
+        size = self._storage.upload_size(upload)
+        if size is None:
+            raise self._refusal(upload)
+        return _upload_status(204, name, upload, size)
+
+    def _append_upload(self, request: Request, name: str, upload: str) -> Response:
+        size = self._storage.append_upload(upload, request.body, self._offset(request))
+        if size is None:
+            raise self._refusal(upload)
+        return _upload_status(202, name, upload, size)
+
+    def _finish_upload(self, request: Request, name: str, upload: str) -> Response:
+        if "digest" not in request.query:
+            if not self._behaviour.strict_uploads:
+                self._storage.end_upload(upload)
+            raise OciError(400, "DIGEST_INVALID", "the digest is missing")
+        received = self._storage.end_upload(upload, self._offset(request))
+        if received is None:
+            raise self._refusal(upload)
+        return self._store(name, request.query["digest"], received + request.body)
+
+    def _offset(self, request: Request) -> int | None:
+        """Return where the chunk of a request begins, in bytes; None if unknown or unchecked."""
+        if not self._behaviour.strict_uploads:
+            return None
+        match = _CHUNK.match(request.headers.get("content-range", ""))
+        return int(match[1]) if match else None
+
+    def _refusal(self, upload: str) -> OciError:
+        """Return why an upload refused something (specification, "Pushing a blob in chunks")."""
+        if self._storage.upload_size(upload) is None:
+            return OciError(404, "BLOB_UPLOAD_UNKNOWN", "no such upload")
+        return OciError(416, "BLOB_UPLOAD_INVALID", "the chunk is out of order")
+
+    def _cancel_upload(self, _request: Request, _name: str, upload: str) -> Response:
+        if self._storage.end_upload(upload) is None:
+            raise self._refusal(upload)
+        return Response(204)
+
+    def _store(self, name: str, digest_text: str, data: bytes) -> Response:
+        digest = self._digest(digest_text)
+        if not digest.matches(data):
+            raise OciError(400, "DIGEST_INVALID", "the blob does not have this digest")
+        self._storage.put_blob(name, digest, data)
+        return _stored(name, digest)
+
+
+def _stored(name: str, digest: Digest) -> Response:
+    location = f"/v2/{quote(name)}/blobs/{digest}"
+    return Response(201, {"Location": location, "Docker-Content-Digest": str(digest)})
+
+
+def _upload_status(status: int, name: str, upload: str, size: int) -> Response:
+    location = f"/v2/{quote(name)}/blobs/uploads/{upload}"
+    received = f"0-{max(size - 1, 0)}"
+    headers = {"Location": location, "Docker-Upload-UUID": upload, "Range": received}
+    return Response(status, headers)
+
+
+def _selected(header: str, size: int) -> tuple[int, int] | None:
+    """Return the `[start, stop)` that a Range header selects of `size` bytes.
+
+    None stands for the whole: a server may ignore what is no single range (RFC 9110, 14.2). Raises
+    OciError 416 for a range with no byte in it.
+    """
+    match = _RANGE.match(header)
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < start:
+            return None
+    if start >= stop:
+        whole = f"bytes */{size}"
+        raise OciError(416, "BLOB_UNKNOWN", "no byte in this range", Content_Range=whole)
+    return start, stop

@@ -6,18 +6,18 @@ connections; nothing is sent or received under it.
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import ssl
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote
-
-from epochfs.demo.registry.messages import OciError, Request, Response
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,77 @@ MAX_BODY = 2**30
 
 _MAX_LINE = 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: `path` is percent-decoded and without its query; header names are lower case."""
+
+    method: str
+    path: str
+    parameters: tuple[tuple[str, str], ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The parameters of the query; of one that is given twice, the last."""
+        return dict(self.parameters)
+
+    def every(self, parameter: str) -> list[str]:
+        """Return all values that the query has for a parameter, in its order."""
+        return [value for name, value in self.parameters if name == parameter]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer.
+
+    A body of bytes is sent with its Content-Length (unless `headers` names another one) and the
+    connection stays open. A body that is any other iterable is sent piece by piece under `headers`
+    alone, and then the connection is closed; if it raises ConnectionResetError, it is reset.
+    To a HEAD request the body is counted but not sent.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | memoryview | Iterable[bytes] = b""
+
+    def having(self, **headers: str) -> Response:
+        """Return a copy with these headers set; `_` in a name stands for `-`."""
+        changes = {name.replace("_", "-"): value for name, value in headers.items()}
+        return replace(self, headers={**self.without(*changes).headers, **changes})
+
+    def without(self, *names: str) -> Response:
+        """Return a copy that lacks the named headers, whatever their case."""
+        dropped = {name.lower() for name in names}
+        kept = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+        return replace(self, headers=kept)
+
+
+def text_response(status: int, text: str = "") -> Response:
+    """Return an answer as a web server makes it, without an error of the specification."""
+    return Response(status, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())
+
+
+def json_response(document: object, media_type: str = "application/json") -> Response:
+    """Return a 200 whose body is `document` in JSON."""
+    return Response(200, {"Content-Type": media_type}, json.dumps(document).encode())
+
+
+class OciError(Exception):
+    """A request that is answered by an error body (specification, "Error codes")."""
+
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+    def response(self) -> Response:
+        """Return the error as the answer it stands for."""
+        document: dict[str, Any] = {"errors": [{"code": self.code, "message": str(self)}]}
+        return replace(json_response(document), status=self.status).having(**self.headers)
 
 
 class Server(ThreadingHTTPServer):

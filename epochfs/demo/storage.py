@@ -1,7 +1,7 @@
-"""The registry's content, in memory.
+"""How an embedded registry behaves, as switches, and its content, in memory.
 
-One lock guards all of it. It is held for dictionary work only, never while bytes are hashed, sent
-or received. What is returned is immutable or a copy.
+One lock guards all of the content. It is held for dictionary work only, never while bytes are
+hashed, sent or received. What is returned is immutable or a copy.
 """
 
 from __future__ import annotations
@@ -10,9 +10,112 @@ import threading
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Literal
 
 from epochfs.oci.manifests import Document
 from epochfs.oci.names import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How a registry behaves where registries differ; the defaults are the specification's."""
+
+    ranges: bool = True
+    """`Range` is honoured with 206 for blobs; otherwise every GET returns the whole blob."""
+
+    paging: bool = True
+    """`n`, `last` and `Link` work in listings; otherwise every listing is complete."""
+
+    page_size: int = 1000
+    """Maximum names per page, and the number without `n`. Only with `paging`."""
+
+    catalog: bool = True
+    """`/v2/_catalog` exists."""
+
+    referrers: bool = True
+    """`/v2/<name>/referrers/<digest>` exists."""
+
+    deletes: bool = True
+    """Manifests and tags can be deleted."""
+
+    blob_deletes: bool = True
+    """Blobs can be deleted."""
+
+    uploads: bool = True
+    """The specification's upload sessions (POST, PATCH, PUT) exist."""
+
+    single_put: bool = False
+    """`PUT /v2/<name>/blobs/<digest>` stores a blob in one request: Epoch's own way."""
+
+    global_blobs: bool = False
+    """A blob pushed to one repository can be pulled from every other."""
+
+    strict_uploads: bool = True
+    """A chunk out of order is answered 416, and an upload can be queried and cancelled; otherwise
+    whatever arrives is appended."""
+
+    validates: bool = True
+    """Names, media types and the references of a pushed manifest are checked."""
+
+    sparse: Literal["", "indexes", "all"] = "indexes"
+    """Which manifests may name what was not pushed: none, an index its manifests, or all. Only with
+    `validates`; without it, all may."""
+
+    tag_parameters: bool = True
+    """A manifest that is pushed by its digest gets the tags of `?tag=` (specification 1.1+dev)."""
+
+    sha512: bool = True
+    """sha512 digests are understood, as well as sha256; otherwise such a digest names a tag, and no
+    blob."""
+
+    bucket: bool = False
+    """Tags are keys in a bucket, `<repository>/<tag>.json`: a repository exists while it has tags,
+    an unknown one has none, and deleting what does not exist succeeds."""
+
+    plain_errors: bool = False
+    """Other paths are answered as by a web server, without an error code: 404 to a GET, 405 to all
+    else."""
+
+    auth: Literal["", "basic", "bearer"] = ""
+    """How clients must authenticate; empty: not at all."""
+
+    anonymous_reads: bool = False
+    """With `auth`, every GET and HEAD but `/v2/` itself is open to all."""
+
+    scopes: bool = True
+    """A challenge names the scope to ask for."""
+
+    empty_token: bool = False
+    """The token server returns the password to whoever gives it, and "" to those who give none."""
+
+
+SPECIFICATION = Behaviour()
+"""A registry that offers all of the specification, without authentication."""
+
+EPOCH = Behaviour(
+    ranges=False,
+    paging=False,
+    referrers=False,
+    blob_deletes=False,
+    single_put=True,
+    global_blobs=True,
+    strict_uploads=False,
+    validates=False,
+    tag_parameters=False,
+    sha512=False,
+    bucket=True,
+    plain_errors=True,
+    auth="bearer",
+    anonymous_reads=True,
+    scopes=False,
+    empty_token=True,
+)
+"""Epoch, as its sources of 24 April 2026 (commit fcafc2d, `server/` and `registry/`) have it.
+
+Everyone may read, but `/v2/` itself asks for a token, and so does every write: the registry token,
+which is the password here, sent as it is or fetched for any user name; without a password nobody
+can write. Nothing is checked but that a manifest is JSON and, pushed under `sha256:`, has that
+digest. One without `mediaType` is served as an image manifest, whatever it was pushed as."""
 
 
 @dataclass
@@ -25,14 +128,13 @@ class _Repository:
 class Storage:
     """Repositories, blobs and unfinished uploads.
 
-    With `global_blobs` a blob of one repository is every repository's; without, each repository
-    has only what was pushed or mounted into it. With `bucket` a repository is there while it has
-    tags, and they come as a bucket lists their keys, `<tag>.json`.
+    Without `global_blobs` a repository has only what was pushed or mounted into it; with `bucket`
+    its tags come as a bucket lists their keys, `<tag>.json`.
     """
 
-    def __init__(self, *, global_blobs: bool, bucket: bool = False) -> None:
-        self._global_blobs = global_blobs
-        self._bucket = bucket
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._global_blobs = behaviour.global_blobs
+        self._bucket = behaviour.bucket
         self._lock = threading.Lock()
         self._repositories: defaultdict[str, _Repository] = defaultdict(_Repository)
         self._blobs: dict[Digest, bytes] = {}
