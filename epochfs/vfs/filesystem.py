@@ -12,10 +12,9 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import overload
 
 from epochfs.blobs.buffers import give_back
 from epochfs.blobs.store import Timers
@@ -55,7 +54,7 @@ class DirectoryEntry:
     inode: int
 
 
-class Listing(Sequence[DirectoryEntry]):
+class Listing:
     """What a directory listed at one moment: 12 bytes a name, besides the name.
 
     `error` is why the listing is incomplete, or None; iterating ends by raising it.
@@ -83,13 +82,7 @@ class Listing(Sequence[DirectoryEntry]):
         if self.error is not None:
             raise fresh(self.error)
 
-    @overload
-    def __getitem__(self, index: int) -> DirectoryEntry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[DirectoryEntry]: ...
-    def __getitem__(self, index: int | slice) -> DirectoryEntry | Sequence[DirectoryEntry]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
+    def __getitem__(self, index: int) -> DirectoryEntry:
         name = self._names[index]
         identity = self._identities.get(name, f"{self._below}/{name}")
         return DirectoryEntry(name, self._modes[index], inode(identity))
@@ -240,7 +233,3 @@ class FileSystem:
         The kernel forgets them within seconds (`ListingOptions.kernel_ttl`).
         """
         self._context.listings.clear()
-
-    def close(self) -> None:
-        """End all downloads and background work; waiting readers get an error."""
-        self._context.close()

@@ -1,13 +1,11 @@
-"""The kernel's memory of one mount's regular files, and how these stay as it has them.
+"""Keeps generated files as the kernel remembers them, and knows which files' pages it may keep.
 
-The kernel remembers a file's size for some time, and who copies a file believes it. A tag that
-moves between `stat` and `open` must not leave a reader with the old size and the new bytes; so for
-as long as the kernel may remember, a generated file opens as the bytes whose size it was last told.
+The kernel remembers a file's size for some time, and programs that copy a file rely on it. A tag
+that moves between `stat` and `open` must not leave a reader with the old size and the new bytes; so
+for as long as the kernel may remember, a generated file opens as the bytes whose size it was last
+told. Files are told apart by any hashable key.
 
-Files are told apart by any key that is hashable.
-
-Locks: `KernelMemory._lock` guards its tables, and the fields of what is held; no I/O happens under
-it.
+Locks: `KernelMemory._lock` guards its tables and the fields of `_Held`; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ from epochfs.errors import Vanished
 
 _MAX_TOLD_BYTES = 32 * 1024 * 1024
 _SLACK_SECONDS = 0.5
-"""How long an answer may be on its way to the kernel, whose time begins when it is there."""
+"""How long an answer may take to the kernel, whose time begins when it arrives."""
 
 _MAX_VERIFIED = 100_000
-"""Of how many files it is remembered that they were verified when they were last opened."""
+"""How many files are remembered as verified when they were last opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A document that is written here: its bytes, and the time of the newest thing in it."""
+    """A generated file: its bytes, and the time of the newest thing in it."""
 
     data: bytes
     time_ns: int
@@ -40,9 +38,9 @@ class Generated:
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """The bytes that open handles share the pages of: `file`, first opened so at `since`.
+    """The bytes whose pages open handles share: `file`, first opened so at `since`.
 
-    `changed` once the kernel was told of another size.
+    `changed` once the kernel was told another size.
     """
 
     file: Generated
@@ -53,10 +51,10 @@ class _Held:
 
 
 class KernelMemory:
-    """What the kernel was told of a mount's files. Any thread may call anything."""
+    """What the kernel was told about a mount's files. Any thread may call anything."""
 
     def __init__(self, ttl: float) -> None:
-        """`ttl` is for how many seconds the kernel remembers a size."""
+        """`ttl` is how long the kernel remembers a size, in seconds."""
         self._seconds = ttl + _SLACK_SECONDS
         self._lock = threading.Lock()
         self._told: TTLCache[Hashable, Generated] = TTLCache(
@@ -66,7 +64,7 @@ class KernelMemory:
         self._verified: LRUCache[Hashable, None] = LRUCache(_MAX_VERIFIED)
 
     def tell(self, key: Hashable, found: Generated) -> Generated:
-        """Return what the kernel is to be told a generated file is, and note that it is told."""
+        """Return what to tell the kernel that a generated file is, and note that it was told."""
         with self._lock:
             held = self._held.get(key)
             if held is not None and time.monotonic() < held.until:
@@ -79,7 +77,7 @@ class KernelMemory:
         return found
 
     def open(self, key: Hashable, present: Callable[[], Generated]) -> GeneratedHandle:
-        """Open the bytes that the kernel expects of a generated file, or else the present ones."""
+        """Open the bytes that the kernel expects of a generated file, else the present ones."""
         with self._lock:
             told = self._told.get(key)
             held = None if told is None else self._hold(key, told)
@@ -88,9 +86,9 @@ class KernelMemory:
         return GeneratedHandle(told.data, held, partial(self._let_go, key, held))
 
     def keeps_pages(self, key: Hashable, *, verified: bool) -> bool:
-        """Whether the kernel's pages of a file that is opened now are all of verified bytes.
+        """Whether all pages that the kernel has of a file being opened hold verified bytes.
 
-        They are if it was verified at the last open too, which had it drop those from before.
+        They do if it was verified at its last open too, which made the kernel drop older ones.
         """
         with self._lock:
             keeps = verified and key in self._verified
@@ -101,10 +99,10 @@ class KernelMemory:
             return keeps
 
     def _hold(self, key: Hashable, told: Generated) -> _Held | None:
-        """Have a file stay for a while as it was told; None if it cannot. The lock is held.
+        """Keep a file for a while as it was told; None if that cannot be. The lock is held.
 
-        It stays for half of the time that it may, and may be opened so for the other half: then all
-        who did have time to read it, and whoever keeps it open keeps it from nobody for long.
+        It can be opened so for half of the time that the kernel remembers, and stays for the other
+        half: so every reader has time to read it, and none keeps the new version away for long.
         """
         now, half = time.monotonic(), self._seconds / 2
         held = self._held.setdefault(key, _Held(told, now))
@@ -121,25 +119,37 @@ class KernelMemory:
                 self._held.pop(key, None)
 
 
-class GeneratedHandle:
-    """An open generated file. Its pages may be kept and mapped unless it is `direct_io`."""
+class InMemory:
+    """An open file whose content is in memory."""
 
-    def __init__(
-        self, data: bytes, held: _Held | None = None, on_close: Callable[[], None] = lambda: None
-    ) -> None:
-        self.direct_io = held is None
+    def __init__(self, data: bytes) -> None:
         self._data = data
-        self._held = held
-        self._on_close = on_close
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Read exactly `min(len(view), size - offset)` bytes; return that, or raise Vanished."""
-        if self._held is not None and self._held.changed:
-            raise Vanished("the file has changed since it was opened: open it anew")
+        """Read exactly `min(len(view), size - offset)` bytes; return that."""
         piece = self._data[offset : offset + len(view)]
         view[: len(piece)] = piece
         return len(piece)
 
     def close(self) -> None:
-        """Give it back; once."""
+        """Close it; call it once."""
+
+
+class GeneratedHandle(InMemory):
+    """An open generated file. Its pages may be kept and mapped unless it is `direct_io`."""
+
+    def __init__(
+        self, data: bytes, held: _Held | None = None, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(data)
+        self.direct_io = held is None
+        self._held = held
+        self._on_close = on_close
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        if self._held is not None and self._held.changed:
+            raise Vanished("the file has changed since it was opened: open it anew")
+        return super().read_into(view, offset)
+
+    def close(self) -> None:
         self._on_close()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from epochfs.errors import NotFound
 from epochfs.oci.kinds import kind_of
 from epochfs.oci.manifests import CREATED, Document, Manifest
+from epochfs.vfs.kernel_memory import InMemory
 from epochfs.vfs.node import (
     CONSTANT_TIME_NS,
     DIRECTORY,
@@ -22,7 +23,6 @@ from epochfs.vfs.node import (
     Attr,
     Context,
     Entries,
-    InMemory,
     ManifestLink,
     ManifestNode,
     ManifestView,
@@ -31,11 +31,11 @@ from epochfs.vfs.node import (
     Xattrs,
     content_xattrs,
 )
-from epochfs.vfs.views.files import SPARSE, FilesDirectory
+from epochfs.vfs.views.files import SPARSE, FilesNode
 from epochfs.vfs.views.related import PlatformsDirectory, ReferrersDirectory
 from epochfs.vfs.views.rootfs import RootfsNode
 from epochfs.vfs.views.skopeo import SkopeoDirectory
-from epochfs.vfs.views.snapshots import SparseDirectory
+from epochfs.vfs.views.snapshots import SparseNode
 
 MANIFEST_FILE = "manifest.json"
 
@@ -44,11 +44,11 @@ REFERRERS = "referrers"
 
 VIEWS: Mapping[str, type[ManifestView]] = {
     "dir": SkopeoDirectory,
-    "files": FilesDirectory,
+    "files": FilesNode,
     "platforms": PlatformsDirectory,
     REFERRERS: ReferrersDirectory,
     "rootfs": RootfsNode,
-    SPARSE: SparseDirectory,
+    SPARSE: SparseNode,
 }
 
 _MAX_TIME_NS = 2**63 - 1
@@ -177,11 +177,8 @@ def _created(document: Document) -> int:
     view = document.readable_view
     text = view.annotations.get(CREATED, "") if view is not None else ""
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        elapsed = datetime.fromisoformat(text) - _EPOCH
+    except (ValueError, TypeError):  # no time, or one without a time zone
         return CONSTANT_TIME_NS
-    if moment.tzinfo is None:
-        return CONSTANT_TIME_NS
-    elapsed = moment - _EPOCH
-    time_ns = (elapsed.days * 86400 + elapsed.seconds) * 10**9 + elapsed.microseconds * 1000
+    time_ns = elapsed // timedelta(microseconds=1) * 1000
     return time_ns if 0 < time_ns <= _MAX_TIME_NS else CONSTANT_TIME_NS

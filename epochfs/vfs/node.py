@@ -20,7 +20,7 @@ from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import Document, Manifest
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.composed import Composed, Composer, Readable
+from epochfs.vfs.composed import Composer, Readable
 from epochfs.vfs.kernel_memory import Generated, KernelMemory
 
 CONSTANT_TIME_NS = 1_000_000_000
@@ -50,13 +50,6 @@ class Context:
     kernel: KernelMemory
     status: Callable[[], bytes]
     timeout: float
-
-    def close(self) -> None:
-        """End all downloads and background work; waiting readers get an error."""
-        self.listings.close()
-        self.layers.close()
-        self.composer.close()
-        self.blobs.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +88,6 @@ class Opened:
     keep_cache: bool = False
     direct_io: bool = False
     backing: int | None = None
-
-
-class InMemory:
-    """An open file whose content is in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read_into(self, view: memoryview, offset: int) -> int:
-        piece = self._data[offset : offset + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        pass
 
 
 def inode(path: str) -> int:
@@ -223,22 +201,6 @@ class ManifestLink(ManifestNode):
 
     def attr(self, context: Context) -> Attr:
         return Attr(LINK, len(self.target(context).encode()))
-
-
-@dataclass(frozen=True)
-class ComposedFile(ManifestNode):
-    """A node that may be a regular file composed of blobs; `path` is below its view."""
-
-    path: str
-
-    def composed(self, context: Context) -> Composed:
-        """Return what the file is composed of; raises NotFound where the node is no such file."""
-        raise NotImplementedError
-
-    def open(self, context: Context) -> Opened:
-        composed = self.composed(context)
-        spoiled = any(context.blobs.was_spoiled(blob.digest) for blob in composed.blobs)
-        return Opened(context.composer.open(self.repository, composed), direct_io=spoiled)
 
 
 class ManifestView(ManifestNode):

@@ -26,6 +26,7 @@ from epochfs.blobs.store import BlobHandle
 from epochfs.errors import EpochfsError, NeverThere, NotFound
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Catalog, Digest, Repository, Tag
+from epochfs.vfs.kernel_memory import InMemory
 from epochfs.vfs.manifest_directory import ManifestDirectory
 from epochfs.vfs.node import (
     DIRECTORY,
@@ -34,7 +35,6 @@ from epochfs.vfs.node import (
     Attr,
     Context,
     Entries,
-    InMemory,
     Node,
     Opened,
     RepositoryDirectory,

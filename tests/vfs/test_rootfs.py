@@ -349,7 +349,7 @@ def test_after_a_remount_a_layer_moves_nothing(make: Make, show: Show) -> None:
     first = show(layer)
     assert first.read("a") == random_bytes(5 * MIB)
     assert first.moved() > 5 * MIB
-    first.layers.filesystem.close()
+    first.layers.blobs.close()
     again = show(layer)
     assert (again.read("b"), again.read("a")) == (b"second", random_bytes(5 * MIB))
     assert again.moved() < 10_000  # the catalog, the manifest
@@ -373,7 +373,7 @@ def test_a_damaged_index_is_made_anew(show: Show, tmp_path: Path) -> None:
     layer = gzipped(File("a", b"right"))
     first = show(layer)
     assert first.read("a") == b"right"
-    first.layers.filesystem.close()
+    first.layers.blobs.close()
     (kept,) = (tmp_path / "cache/v1/layers/sha256").iterdir()
     kept.write_bytes(b"not an index")
     assert show(layer).read("a") == b"right"

@@ -33,7 +33,7 @@ from epochfs.vfs.tree import (
     root,
     shown_segment,
 )
-from epochfs.vfs.views.files import FilesDirectory, TitledNode
+from epochfs.vfs.views.files import FilesNode
 from epochfs.vfs.views.layout import (
     ContentLink,
     IndexFile,
@@ -50,7 +50,7 @@ from epochfs.vfs.views.related import (
     UnknownDirectory,
 )
 from epochfs.vfs.views.skopeo import HeldLink, SkopeoDirectory, TopLink, VersionFile
-from epochfs.vfs.views.snapshots import SparseDirectory, SparseNode
+from epochfs.vfs.views.snapshots import SparseNode
 
 TREE = Paths(root())
 APP = Repository("library/nginx")
@@ -118,8 +118,8 @@ nodes = st.one_of(
     st.builds(PlatformLink, repositories, digests, segments.filter(lambda name: name != "unknown")),
     st.builds(UnknownDirectory, repositories, digests),
     st.builds(PlatformLink, repositories, digests, segments.map("unknown/{}".format)),
-    st.builds(FilesDirectory, repositories, digests),
-    st.builds(TitledNode, repositories, digests, titles),
+    st.builds(FilesNode, repositories, digests),
+    st.builds(FilesNode, repositories, digests, titles),
     st.builds(LayoutDirectory, repositories),
     st.builds(LayoutFile, repositories),
     st.builds(IndexFile, repositories),
@@ -128,7 +128,7 @@ nodes = st.one_of(
     st.builds(ContentLink, repositories, digests),
     st.builds(ReferrersDirectory, repositories, digests),
     st.builds(ReferrerLink, repositories, digests, segments),
-    st.builds(SparseDirectory, repositories, digests),
+    st.builds(SparseNode, repositories, digests),
     st.builds(SparseNode, repositories, digests, titles),
     st.builds(SkopeoDirectory, repositories, digests),
     st.builds(VersionFile, repositories, digests),
@@ -179,9 +179,13 @@ def path_of(node: Node) -> str:
             return f"{repository}/manifests/{node.digest}/platforms/unknown"
         case PlatformLink():
             return f"{repository}/manifests/{node.digest}/platforms/{node.path}"
-        case FilesDirectory():
+        case SparseNode(path=""):
+            return f"{repository}/manifests/{node.digest}/sparse"
+        case SparseNode():
+            return f"{repository}/manifests/{node.digest}/sparse/{node.path}"
+        case FilesNode(path=""):
             return f"{repository}/manifests/{node.digest}/files"
-        case TitledNode():
+        case FilesNode():
             return f"{repository}/manifests/{node.digest}/files/{node.path}"
         case LayoutDirectory():
             return f"{repository}/layout"
@@ -199,10 +203,6 @@ def path_of(node: Node) -> str:
             return f"{repository}/manifests/{node.digest}/referrers"
         case ReferrerLink():
             return f"{repository}/manifests/{node.digest}/referrers/{node.name}"
-        case SparseDirectory():
-            return f"{repository}/manifests/{node.digest}/sparse"
-        case SparseNode():
-            return f"{repository}/manifests/{node.digest}/sparse/{node.path}"
         case SkopeoDirectory():
             return f"{repository}/manifests/{node.digest}/dir"
         case VersionFile():

@@ -1,13 +1,13 @@
-"""`files/`: the layers of an artifact under their titles, and what is put together from layers.
+"""`files/`: the layers of an artifact under their titles, and files composed of layers.
 
-A title (`org.opencontainers.image.title`) is the registry's word: one that is no harmless path is
-shown by its digest, and of several that want the same path all but the first have it appended.
+A title (`org.opencontainers.image.title`) is the registry's word: a layer whose title is no
+harmless path is shown by its digest; if several want one path, all but the first have it appended.
 
-The parts of a split disk are there, each as a link, and the disk itself as a file. The files of a
-snapshot lead on into `sparse/`, which is not listed: only the snapshot's config, a blob, can tell
-how a file is stored, and so whether it is a link or a file of its own and how large that is.
-Walking the tree must not fetch blobs, and so must not ask; whoever follows the link does. All
-layers that a snapshot of the second version has of one title are one file, in chunks.
+The parts of a split disk are links, and the disk itself is a file. The files of a snapshot lead on
+into `sparse/`, which is not listed: only the snapshot's config, a blob, tells how a file is stored,
+and so whether it is a link or a file of its own, and how large. Walking the tree must not fetch
+blobs; following the link does. In a snapshot of the second version, all layers of one title are one
+file, in chunks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Self
 
 from epochfs.errors import NotFound
 from epochfs.oci import kinds
@@ -28,21 +29,20 @@ from epochfs.vfs.node import (
     LINK,
     REMEMBERED,
     Attr,
-    ComposedFile,
     Context,
     Entries,
     ManifestView,
-    Node,
+    Opened,
 )
 
 SPARSE = "sparse"
 
-_Shown = Descriptor | kinds.SplitDisk
+_Shown = Descriptor | Joined
 
 
 @dataclass(frozen=True)
 class TitledFiles:
-    """The files of a manifest by their paths, and what each directory that these are in lists."""
+    """The files of a manifest by their paths, and what each directory above them lists."""
 
     files: dict[str, _Shown] = field(default_factory=dict)
     directories: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -54,31 +54,24 @@ class TitledFiles:
         return self.files[path]
 
     def listed(self, path: str) -> dict[str, int]:
-        """Return what a directory lists, "" being that of all files; raises NotFound."""
+        """Return what a directory lists, "" being `files` itself; raises NotFound."""
         if path not in self.directories:
             raise NotFound(f"no directory {path}")
         return self.directories[path]
 
     def add(self, path: str, shown: _Shown) -> bool:
-        """Show something at a path, unless something else is in the way; return whether it is."""
+        """Show something at a path unless something else is in the way; return whether it is."""
         if path in self.files or path in self.directories:
             return self.files.get(path) == shown
-        parents = list(_parents(path))
+        parents = [path[:end] for end, letter in enumerate(path) if letter == "/"]
         if any(parent in self.files for parent in parents):
             return False
         self.files[path] = shown
         kind = stat.S_IFLNK if isinstance(shown, Descriptor) else stat.S_IFREG
-        for parent in parents:
+        for parent in ("", *parents)[::-1]:
             self.directories.setdefault(parent, {})[path.removeprefix(f"{parent}/")] = kind
             path, kind = parent, stat.S_IFDIR
         return True
-
-
-def _parents(path: str) -> Iterator[str]:
-    """Yield the directories above a path, the nearest first and last "", the one of all files."""
-    while path:
-        path = path.rpartition("/")[0]
-        yield path
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -87,7 +80,7 @@ def files_of(document: Document) -> TitledFiles:
     found = TitledFiles()
     for disk in kinds.split_disks(document):
         for path in labels(disk.name, disk.parts[0].digest):
-            if found.add(path, disk):
+            if found.add(path, Joined(disk.parts)):
                 break
     for layer in _titled(document):
         for path in labels(layer.annotations[TITLE], layer.digest):
@@ -106,30 +99,27 @@ def _titled(document: Document) -> Iterator[Descriptor]:
                 seen.add(layer.annotations[TITLE])
 
 
-class FilesDirectory(ManifestView):
-    """`files`: what a manifest's layers are titled."""
+@dataclass(frozen=True)
+class FilesNode(ManifestView):
+    """`files`, and what is below it at `path`: a link to a layer's blob, a joined disk, or a
+    directory that titles make.
+    """
 
-    def child(self, name: str) -> Node:
-        return TitledNode(self.repository, self.digest, name)
+    path: str = ""
+
+    def child(self, name: str) -> Self:
+        path = f"{self.path}/{name}" if self.path else name
+        return type(self)(self.repository, self.digest, path)
 
     def exists(self, context: Context) -> bool:
         return bool(files_of(self.document(context)).files)
 
-    def entries(self, context: Context) -> Entries:
-        return files_of(self.document(context)).listed("").items()
-
-
-class TitledNode(ComposedFile):
-    """`files/<title>`: a link to a layer's blob, a joined disk, or a directory that titles make."""
-
-    def child(self, name: str) -> Node:
-        return TitledNode(self.repository, self.digest, f"{self.path}/{name}")
-
     def attr(self, context: Context) -> Attr:
-        found = files_of(self.document(context))
-        if self.path in found.directories:
+        if not self.path:
+            return super().attr(context)
+        if self.path in files_of(self.document(context)).directories:
             return Attr(DIRECTORY)
-        shown = found.find(self.path)
+        shown = self.shown(context)
         if isinstance(shown, Descriptor):
             return Attr(LINK, len(self.target(context).encode()))
         return Attr(FILE, shown.size)
@@ -137,18 +127,26 @@ class TitledNode(ComposedFile):
     def entries(self, context: Context) -> Entries:
         return files_of(self.document(context)).listed(self.path).items()
 
+    def shown(self, context: Context) -> Descriptor | Composed:
+        """Return the layer that this is a link to, or what the file is composed of."""
+        return files_of(self.document(context)).find(self.path)
+
     def target(self, context: Context) -> str:
-        document = self.document(context)
-        shown = files_of(document).find(self.path)
+        shown = self.shown(context)
         if not isinstance(shown, Descriptor):
             raise NotFound(f"{self.path} is no link")
         up = "../" * (1 + self.path.count("/"))
-        if kinds.is_snapshot(document):
-            return f"{up}{SPARSE}/{self.path}"
-        return f"{up}../../blobs/{shown.digest}"
+        return f"{up}{self.below_manifest(shown, context)}"
 
-    def composed(self, context: Context) -> Composed:
-        shown = files_of(self.document(context)).find(self.path)
-        if isinstance(shown, Descriptor):
+    def below_manifest(self, layer: Descriptor, context: Context) -> str:
+        """Return the path of what shows a layer, relative to the manifest's directory."""
+        if kinds.is_snapshot(self.document(context)):
+            return f"{SPARSE}/{self.path}"
+        return f"../../blobs/{layer.digest}"
+
+    def open(self, context: Context) -> Opened:
+        composed = self.shown(context)
+        if isinstance(composed, Descriptor):
             raise NotFound(f"{self.path} is a link")
-        return Joined(shown.parts)
+        spoiled = any(context.blobs.was_spoiled(blob.digest) for blob in composed.blobs)
+        return Opened(context.composer.open(self.repository, composed), direct_io=spoiled)

@@ -1,8 +1,8 @@
-"""`sparse/`: the files of a snapshot as the virtual machine had them, holes and all. Not listed.
+"""`sparse/`: the files of a snapshot as the virtual machine had them, holes included. Not listed.
 
-Every question here needs the snapshot's config, which is a blob; so nothing that a walk of the tree
-comes by asks one. Where layers and config do not fit one another, that is an error of that file
-alone: no other bytes are shown under its name.
+Every question here needs the snapshot's config, which is a blob; so a walk of the tree must ask
+none. If layers and config contradict one another, that is an error of that file alone: no other
+bytes are shown under its name.
 """
 
 from __future__ import annotations
@@ -20,19 +20,8 @@ from epochfs.oci.kinds import (
 )
 from epochfs.oci.manifests import Descriptor, Document, Manifest, checked_size
 from epochfs.vfs.composed import Composed, Frames, Joined, Sparse
-from epochfs.vfs.node import (
-    DIRECTORY,
-    FILE,
-    LINK,
-    Attr,
-    ComposedFile,
-    Context,
-    Entries,
-    ManifestNode,
-    ManifestView,
-    Node,
-)
-from epochfs.vfs.views.files import files_of
+from epochfs.vfs.node import Context, Entries
+from epochfs.vfs.views.files import FilesNode
 
 _CONFIG_TYPE = "application/vnd.cocoonstack.snapshot.config.v1+json"
 
@@ -50,59 +39,26 @@ _KNOWN_TYPES = frozenset(
 )
 
 
-class SparseDirectory(ManifestView):
-    """`sparse`: opens by name, and `files/` leads here."""
-
-    def child(self, name: str) -> Node:
-        return SparseNode(self.repository, self.digest, name)
+class SparseNode(FilesNode):
+    """`sparse`, and what is below it: links to the blobs that files are, or composed files."""
 
     def exists(self, context: Context) -> bool:
-        document = self.document(context)
-        return is_snapshot(document) and bool(files_of(document).files)
+        return is_snapshot(self.document(context)) and super().exists(context)
 
     def is_listed(self, context: Context) -> bool:
         return False
 
     def entries(self, context: Context) -> Entries:
-        return _entries(self, "", context)
+        for name, kind in super().entries(context):
+            if kind != stat.S_IFDIR:
+                try:
+                    kind = stat.S_IFMT(self.child(name).attr(context).mode)
+                except ProtocolViolation:
+                    kind = stat.S_IFREG  # a guess, for stat(2) of it is the error
+            yield name, kind
 
-
-class SparseNode(ComposedFile):
-    """`sparse/<title>`: a link to the blob that the file is, or a file put together."""
-
-    def child(self, name: str) -> Node:
-        return SparseNode(self.repository, self.digest, f"{self.path}/{name}")
-
-    def attr(self, context: Context) -> Attr:
-        if self.path in files_of(self.document(context)).directories:
-            return Attr(DIRECTORY)
-        found = self._stored(context)
-        if isinstance(found, Descriptor):
-            return Attr(LINK, len(self._target(found)))
-        return Attr(FILE, found.size)
-
-    def entries(self, context: Context) -> Entries:
-        return _entries(self, self.path, context)
-
-    def target(self, context: Context) -> str:
-        found = self._stored(context)
-        if not isinstance(found, Descriptor):
-            raise NotFound(f"{self.path} is no link")
-        return self._target(found)
-
-    def composed(self, context: Context) -> Composed:
-        found = self._stored(context)
-        if isinstance(found, Descriptor):
-            raise NotFound(f"{self.path} is a link")
-        return found
-
-    def _target(self, layer: Descriptor) -> str:
-        up = "../" * (3 + self.path.count("/"))
-        return f"{up}blobs/{layer.digest}"
-
-    def _stored(self, context: Context) -> Descriptor | Composed:
-        document, config = self.document(context), self.image(context).config
-        layer = files_of(document).find(self.path)
+    def shown(self, context: Context) -> Descriptor | Composed:
+        layer, config = super().shown(context), self.image(context).config
         if not isinstance(layer, Descriptor):
             raise NotFound(f"no file {self.path}")
         if config is None:
@@ -110,32 +66,18 @@ class SparseNode(ComposedFile):
         if config.size > MAX_CONFIG_BYTES:
             raise TooLarge(f"a snapshot's config is {config.size} bytes, over {MAX_CONFIG_BYTES}")
         parsed = context.listings.snapshot_config(self.repository, config.digest)
-        return _content_of(document, layer, parsed)
+        return _content_of(self.document(context), layer, parsed)
 
-
-def _entries(node: ManifestNode, path: str, context: Context) -> Entries:
-    """List a directory of titles, with the types that these have here."""
-    for name, kind in files_of(node.document(context)).listed(path).items():
-        if kind != stat.S_IFDIR:
-            below = SparseNode(node.repository, node.digest, f"{path}/{name}".lstrip("/"))
-            kind = _kind(below, context)
-        yield name, kind
-
-
-def _kind(node: SparseNode, context: Context) -> int:
-    """Return the type of a file; of one that does not fit, a guess, for stat(2) is the error."""
-    try:
-        return stat.S_IFMT(node.attr(context).mode)
-    except ProtocolViolation:
-        return stat.S_IFREG
+    def below_manifest(self, layer: Descriptor, context: Context) -> str:
+        return f"../../blobs/{layer.digest}"
 
 
 def _content_of(
     document: Document, layer: Descriptor, config: SnapshotConfig
 ) -> Descriptor | Composed:
-    """Return what a file is made of, or the layer that it is; `layer` is the first of its title.
+    """Return what a file is composed of, or the layer it is; `layer` is the first of its title.
 
-    Raises ProtocolViolation where layers and config do not fit one another.
+    Raises ProtocolViolation if layers and config contradict one another.
     """
     entry = config.file(title_of(layer))
     if not may_be_chunked(document):
@@ -145,7 +87,7 @@ def _content_of(
             raise ProtocolViolation(
                 f"a sparse map does not fit a file of {entry.holes.stated} bytes"
             )
-        return _made((layer,), entry, packed=False)
+        return _composed((layer,), entry, packed=False)
     assert isinstance(document.view, Manifest)
     if document.view.config is None or document.view.config.media_type != _CONFIG_TYPE:
         raise ProtocolViolation("a snapshot whose config is of an unknown type")
@@ -155,7 +97,7 @@ def _content_of(
         raise ProtocolViolation("a file of which only some chunks are compressed")
     if (entry.chunks or packed) and not entry.size:
         raise ProtocolViolation("a file in chunks, or compressed, of which no size is told")
-    return _made(pieces, entry, packed=packed)
+    return _composed(pieces, entry, packed=packed)
 
 
 def _layers(view: Manifest, title: str) -> dict[str, Descriptor]:
@@ -184,7 +126,7 @@ def _pieces(layers: dict[str, Descriptor], entry: StoredFile) -> tuple[Descripto
         raise ProtocolViolation(f"no layer of the file is its chunk {printable(error)}") from None
 
 
-def _made(
+def _composed(
     pieces: tuple[Descriptor, ...], entry: StoredFile, *, packed: bool
 ) -> Descriptor | Composed:
     length = entry.size if packed else checked_size(sum(piece.size for piece in pieces))
@@ -196,8 +138,8 @@ def _made(
         )
     if entry.holes is None and len(pieces) == 1 and not packed:
         return pieces[0]
-    made = Frames(length, pieces) if packed else Joined(pieces)
-    return made if entry.holes is None else Sparse(entry.holes, made)
+    stored = Frames(length, pieces) if packed else Joined(pieces)
+    return stored if entry.holes is None else Sparse(entry.holes, stored)
 
 
 def _is_packed(layer: Descriptor) -> bool:

@@ -74,7 +74,7 @@ def test_where_only_the_index_was_kept_no_wrong_bytes_are_shown(
     layer = make(File("before", random_bytes(9 * MIB, 2)), File("a", data))
     first = show(layer)
     assert first.read("a") == data
-    first.layers.filesystem.close()
+    first.layers.blobs.close()
     shutil.rmtree(tmp_path / "cache/v1/blobs")
     root = show(layer)
     with monkeypatch.context() as lying:
