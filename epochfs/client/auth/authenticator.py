@@ -1,13 +1,13 @@
 """The Authorization value of each request to one registry.
 
-What the registry asks of everybody is learned at its root, `/v2/`, as docker and skopeo do: where
-anonymous reading stands beside private repositories, whoever has a login would otherwise never be
-asked for it, and would take what everybody may see for all there is.
+The registry's root, `/v2/`, says what is asked of everybody, as docker and skopeo learn it. Where a
+registry has public repositories beside private ones, a user with a login would otherwise never be
+asked for it, and would take what the public may see for all there is.
 
 Locks: `Authenticator._lock` guards the caches, what was learned and, in `SingleFlight`, what is
-being fetched or learned; it is held for look-ups only. Tokens of one kind are fetched, and the root
-is asked, by one thread at a time, in turn: an answer is for all, but a failure, or too little time,
-is for the one who met it. The lock of a `tokens.Chain` is taken while none of ours is held.
+being fetched or learned; it is held for look-ups only. One thread at a time fetches tokens of one
+kind, or asks the root: an answer is for all, but a failure, or too little time, is for the thread
+that met it. The lock of a `tokens.Chain` is taken while none of ours is held.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from epochfs.client.single_flight import SingleFlight
 from epochfs.errors import CredentialsUnavailable, Denied
 
 _REMEMBERED = 4096
-"""How many scopes, and how many tokens, are remembered."""
+"""Most scopes, and most tokens, that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ _NOBODY = Bearer("", "")
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """One request for an Authorization value, with all it needs; `deadline` is monotonic.
+    """A request for an Authorization value; `deadline` is monotonic.
 
-    `repository` is what the scope is about, "" for the registry as a whole.
+    `repository` is the one that `scope` names, "" for the registry as a whole.
     """
 
     scope: str
@@ -85,9 +85,10 @@ class _Turn:
 class Authenticator:
     """Finds the Authorization value for requests to one registry; safe under threads.
 
-    What a challenge said is remembered per `scope`, a name the caller gives to a kind of access:
+    A challenge is remembered per `scope`, the caller's name for a kind of access:
     `library/nginx:pull`, or "" and `registry:catalog` for the registry as a whole. So only the
-    first request of a kind is ever answered with 401, and with a login at hand not even that.
+    first request of a kind is ever answered with 401, and with a login not even that one.
+    `static` says that a token was given, which is sent as it is.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Authenticator:
         refresh_tokens: RefreshTokens = OF_THIS_PROCESS,
     ) -> None:
         self._store = store
+        self.static = store.static
         self._has_providers = bool(store.providers)
         self._refresh_tokens = refresh_tokens
         self._registry_scheme = registry_scheme
@@ -120,11 +122,10 @@ class Authenticator:
     def header(self, scope: str, fetch: Fetch, learn: Learn, patience: float) -> str:
         """Return the Authorization value for a first attempt, or "" to send none.
 
-        A login at hand is shown from the first request on, if the registry asks for one at its
-        root. Without one, a token is fetched only to replace one that is about to expire, or that
-        was issued to other credentials. `patience` is how many seconds there are to get it. Raises
-        what `renew` and `learn` do, and CredentialsUnavailable where the login at hand is no answer
-        to what the registry asks.
+        A login is shown from the first request on, if the registry asks for one at its root.
+        Without one, a token is fetched only to replace one that is about to expire, or that was
+        issued to other credentials. `patience` is the time limit in seconds. Raises Denied,
+        CredentialsUnavailable and ProtocolViolation as `renew` does, and what `learn` raises.
         """
         with self._lock:
             key, asked = self._keys.get(scope), self._asked_of_all
@@ -141,10 +142,10 @@ class Authenticator:
     def instead(self, scope: str, forbidden: str, fetch: Fetch, patience: float) -> str:
         """Return the Authorization value to try in place of one that was answered with 403.
 
-        It is the same where there is no other. Amazon ECR answers so when a login has expired, so
-        a helper is asked once more (`credential_helpers`); for the rest as `header`.
+        It is the same where there is no other. Amazon ECR answers an expired login with 403, so a
+        helper is asked once more (`credential_helpers`). Raises the errors of `renew`.
         """
-        if not forbidden or self._store.static:
+        if not forbidden or self.static:
             return forbidden
         turn = _Turn.begin(scope, fetch, patience)
         login = self._store.login(turn.repository, turn.deadline)
@@ -169,14 +170,14 @@ class Authenticator:
         """Return the Authorization value that answers a 401, or "" if there is none to offer.
 
         `challenge` is the WWW-Authenticate header, `refused` the value that was sent with the
-        request. A token is used only if it was asked for after `sent_at` (monotonic seconds).
-        Raises Denied if the token server refuses the credentials, CredentialsUnavailable if they
-        cannot be had, ProtocolViolation for a token server that must not see them and for an
-        answer that holds no token.
+        request. A token is used only if it was requested after `sent_at` (monotonic seconds).
+        Raises Denied if the token server refuses the credentials, CredentialsUnavailable if there
+        are none that the registry takes, ProtocolViolation for a token server that must not see
+        them and for an answer without a token.
         """
         turn = _Turn.begin(scope, fetch, patience)
         asked = answerable(challenge)
-        if asked.scheme not in ("bearer", "basic") and not self._store.static:
+        if asked.scheme not in ("bearer", "basic") and not self.static:
             return ""
         login = self._store.login(turn.repository, turn.deadline)
         if login is not None and login.token:
@@ -185,7 +186,7 @@ class Authenticator:
             with self._lock:
                 self._asked_of_all = asked
             return self._basic(login, turn, refused)
-        # Quay and pulp name no scope: then what the request needs is to be asked for.
+        # Quay and pulp name no scope: then ask for the one that the request needs.
         key = self._key(asked, asked.parameters.get("scope") or token_scope(scope))
         with self._lock:
             self._keys[scope] = key
@@ -196,14 +197,14 @@ class Authenticator:
     def bearer_for(
         self, salt: bytes, repository: str, deadline: float, besides: Sequence[bytes] = ()
     ) -> Bearer:
-        """Return who reads a repository now, with what is shown `besides` counted in.
+        """Return who reads a repository now, as told by the login and what is shown `besides`.
 
-        May run a helper, and raises what `CredentialStore.login` does.
+        May run a helper; raises CredentialsUnavailable and DeadlineExceeded.
         """
         if not self._has_providers and not besides:
             return _NOBODY
         login = None
-        # Where a helper for all registries fails, what is read is what anybody may read.
+        # Where a helper for all registries fails, only what is public is read.
         with suppress(StoreFailed):
             login = self._store.login(repository, deadline)
         if login is None and not besides:
@@ -214,9 +215,9 @@ class Authenticator:
         return Bearer(str(login or ""), _slow_hash(salt, shown))
 
     def redact(self, text: str, authorization: str) -> str:
-        """Return server text without the credentials, should the server have sent them back.
+        """Return text from a server without the credentials, should it have sent them back.
 
-        `authorization` is the value that was sent with the request the text answers.
+        `authorization` was sent with the request that the text answers.
         """
         secrets = self._store.secrets() | {authorization.partition(" ")[2]} - {""}
         for secret in sorted(secrets, key=len, reverse=True):
@@ -228,17 +229,12 @@ class Authenticator:
         """Whether no credentials have been shown to anybody."""
         return self._store.describe() == ANONYMOUS
 
-    @property
-    def static(self) -> bool:
-        """Whether a token was given, which is sent as it is."""
-        return self._store.static
-
     def describe(self) -> str:
         """Return in whose name requests are made, and where the credentials come from."""
         return self._store.describe()
 
     def unused(self) -> str:
-        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        """Return the given credentials that have not been shown to anybody, or ""."""
         return self._store.unused()
 
     def token_expiry(self) -> float | None:
@@ -250,38 +246,37 @@ class Authenticator:
     def _value(
         self, login: Login | None, asked: Challenge | None, key: TokenKey | None, turn: _Turn
     ) -> str:
-        """Return the Authorization value for a login, given what is asked of everybody, and `key`:
-        what was asked of this kind of access in particular.
+        """Return the Authorization value for a login, given what is asked of everybody, and by
+        `key` what is asked of this kind of access.
         """
         if asked is not None and asked.scheme == "basic":
             return self._basic(login, turn, "")
         if key is None:
             if login is None or asked is None or not asked.scheme:
                 return ""
-            # Some registries name a scope at the root too, of which they mean nothing.
+            # Some registries name a scope at the root too, and do not mean it.
             wanted = token_scope(turn.scope) or asked.parameters.get("scope", "")
             key = self._key(asked, wanted)
         return self._bearer(replace(key, login=login), 0.0, turn)
 
     def _login(self, learn: Learn, turn: _Turn) -> Login | None:
-        """Return the login at hand.
+        """Return the login, if there is one.
 
-        Where it cannot be had, a registry that is down is reported first: that is what an outage
-        is, and a helper may need the same network. A helper for all registries that fails does not
-        matter to one that asks nobody for a login; what another shows to everybody may be less.
+        Where it is unavailable, a registry that is down is reported first, as that is the outage,
+        and a helper may need the same network. A failing helper for all registries does not matter
+        to a registry that asks nobody for a login; others may show the public less.
         """
         try:
             return self._store.login(turn.repository, turn.deadline)
         except CredentialsUnavailable as error:
-            if self._store.static:
+            if self.static or self._learned(learn, turn).scheme:
                 raise
-            asked = self._learned(learn, turn)
-            if asked.scheme or not isinstance(error, StoreFailed):
+            if not isinstance(error, StoreFailed):
                 raise
             return None
 
     def _learned(self, learn: Learn, turn: _Turn) -> Challenge:
-        """Return what the registry asks of everybody; the first who needs to know finds it out."""
+        """Return what the registry asks of everybody; the first thread to need it finds it out."""
         return self._learning.do(
             None, lambda: self._asked_of_all, lambda: answerable(learn()), turn.deadline
         )
@@ -290,14 +285,14 @@ class Authenticator:
         self._asked_of_all = asked
 
     def _key(self, asked: Challenge, scope: str) -> TokenKey:
-        """Return what a token is to be asked for; raises where no login of ours is an answer."""
+        """Return the key of the token to request; raises where the registry offers no Bearer."""
         if asked.scheme != "bearer":
             raise CredentialsUnavailable(Cause.NO_COMMON_SCHEME.told(offered=asked.scheme))
         realm = checked_realm(asked.parameters.get("realm", ""), self._registry_scheme)
         return TokenKey(realm, asked.parameters.get("service", ""), scope, None)
 
     def _basic(self, login: Login | None, turn: _Turn, refused: str) -> str:
-        """Return the Authorization value for Basic, another one than was refused if there is."""
+        """Return the Authorization value for Basic, other than the one `refused` if possible."""
         if login is not None and login.basic() == refused:
             login = self._store.after_refusal(login, turn.repository, turn.deadline) or login
         if login is None:
@@ -309,9 +304,9 @@ class Authenticator:
         return value
 
     def _bearer(self, key: TokenKey, asked_since: float, turn: _Turn) -> str:
-        """Return the Authorization value for a token asked for no earlier than `asked_since`.
+        """Return the Authorization value for a token requested no earlier than `asked_since`.
 
-        Where the token server refuses the credentials, those there are then are tried.
+        If the token server refuses the credentials, they are looked up again and retried once.
         """
         try:
             token = self._token(key, asked_since, turn)
@@ -334,8 +329,8 @@ class Authenticator:
     def _asked(self, key: TokenKey, turn: _Turn) -> Token:
         """Get a token.
 
-        Without credentials some servers give no token at all, yet the registry may answer anonymous
-        requests; that is remembered, so that not every request asks again.
+        Without credentials some servers issue no token at all, yet the registry may answer
+        anonymous requests; that is remembered, so that not every request asks again.
         """
         if key.login is not None:
             self._store.used(key.login)
@@ -350,7 +345,7 @@ class Authenticator:
             return Token("", now, now + SHORTEST_LIFE)
 
     def _refreshed(self, key: TokenKey, login: Login, turn: _Turn) -> Token:
-        """Get a token for an identity token, or for what that has become."""
+        """Get a token for an identity token, or for the one that replaced it."""
         original = login.identity_token
         with self._refresh_tokens.held(key.realm, original, turn.deadline) as chain:
             self._store.keep_secret(chain.token)

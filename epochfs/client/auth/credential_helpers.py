@@ -1,19 +1,18 @@
-"""Credential helpers: programs that keep credentials, and say them when asked.
+"""Credential helpers: programs that keep credentials, such as `docker-credential-pass`.
 
-The protocol is that of Docker's credential helpers: `docker-credential-<name> get` reads a server's
-name from its stdin and writes a JSON object with `Username` and `Secret` to its stdout; a user name
-of `<token>` says that the secret is an identity token. Helpers run without a shell, a terminal or
-anything of ours but the environment, in a session of their own, and within a time limit.
+The protocol is Docker's: `docker-credential-<name> get` reads a server's name from its stdin and
+writes a JSON object with `Username` and `Secret` to its stdout; the user name `<token>` says that
+the secret is an identity token. Helpers run without a shell or a terminal, with nothing of ours but
+the environment, in a session of their own, and within a time limit.
 
-What a helper said is kept until it is refused; then it is asked anew, but if it says the same
-again, or nothing, or fails, not before half a minute has passed. That the caller had no time to
-wait for it is no failure of the helper's. A 403 may be a refusal or none (Amazon ECR answers an
-expired login with it): the helper is asked at most once in half a minute because of such, and what
-it said stays unless it says something else.
+An answer is kept until the login is refused; then the helper is asked again, but if it gives the
+same answer, none, or fails, not before half a minute has passed. A caller without time to wait is
+no failure of the helper's. A 403 may mean a refusal or not (Amazon ECR answers an expired login
+with it): the helper is asked again at most once in half a minute because of a 403, and its answer
+stays unless the new one differs.
 
-Locks: `Helpers._lock` guards what is kept and, in `SingleFlight`, which helpers run; none runs
-under it. One helper is asked by one thread at a time, in turn; others wait for it no longer than
-they have time.
+Locks: `Helpers._lock` guards the answers and, in `SingleFlight`, which helpers run; none runs under
+it. One thread at a time asks a helper; others wait no longer than until their deadline.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from epochfs.client.single_flight import SingleFlight
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, printable
 
 TIME_LIMIT = 10.0
-"""Seconds that a helper may take. It may ask a server of its own."""
+"""Seconds that a helper may take; it may ask a server of its own."""
 
 PAUSE = 30.0
-"""Seconds before a helper that was no help is asked again."""
+"""Seconds before a helper that did not help is asked again."""
 
 _MOST_BYTES = 64 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -53,11 +52,11 @@ log = logging.getLogger(__name__)
 
 
 class _Failure(Exception):
-    """What went wrong with a helper, without a word of what it said."""
+    """What went wrong with a helper, without quoting it."""
 
 
 class StoreFailed(CredentialsUnavailable):
-    """A helper fails that is named for all registries: it may have a login for this one or not."""
+    """A helper for all registries failed: it may have a login for this one or not."""
 
 
 class _TooLate(_Failure):
@@ -66,7 +65,7 @@ class _TooLate(_Failure):
 
 @dataclass(slots=True)
 class _Kept:
-    """What a helper said last: a login, that there is none, or nothing of use (`failure`)."""
+    """A helper's last answer: a login, none, or a `failure`."""
 
     login: Login | None
     failure: str
@@ -76,7 +75,7 @@ class _Kept:
 
 
 class Helpers:
-    """Asks helpers, and keeps their answers; safe under threads."""
+    """Asks helpers and keeps their answers; safe under threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -89,10 +88,10 @@ class Helpers:
         )
 
     def login(self, helper: Helper, deadline: float) -> Login | None:
-        """Return the credentials that a helper has, or None; raises DeadlineExceeded.
+        """Return the login that a helper has, or None; `deadline` is monotonic.
 
-        `deadline` is on the monotonic clock. Raises CredentialsUnavailable for a helper that fails,
-        StoreFailed if it is not dedicated to this registry.
+        Raises DeadlineExceeded, and for a helper that fails CredentialsUnavailable if it is
+        dedicated, else StoreFailed.
         """
         look, work = partial(self._good, helper), partial(self._ask, helper, deadline)
         kept = self._asking.do(helper, look, work, deadline)
@@ -101,7 +100,7 @@ class Helpers:
         return kept.login
 
     def refuse(self, login: Login) -> None:
-        """Take note that a login was not accepted: its helper may have another by now."""
+        """Ask the helper of a refused login again next time, unless it just was."""
         now = time.monotonic()
         with self._lock:
             for kept in self._kept.values():
@@ -109,10 +108,9 @@ class Helpers:
                     kept.good_until = now
 
     def doubt(self, login: Login, deadline: float) -> None:
-        """Ask the helper that said a login whether it says another by now.
+        """Ask the helper that gave a login for another, at most once in half a minute.
 
-        That is done once in half a minute. Threads that doubt the same login wait for the one that
-        asks, as long as they have time.
+        Threads that doubt the same login wait for the one that asks, until their deadline.
         """
         with self._lock:
             doubted = [helper for helper, kept in self._kept.items() if kept.login == login]
@@ -123,7 +121,7 @@ class Helpers:
                 self._asking.do(helper, look, work, deadline)
 
     def _undoubted(self, helper: Helper, login: Login) -> _Kept | None:
-        """Return what a helper said last, unless that is a login to be doubted now."""
+        """Return a helper's last answer, unless that is a login to be doubted now."""
         kept = self._kept[helper]
         is_doubted = kept.login == login and kept.doubtable_at <= time.monotonic()
         return None if is_doubted else kept
@@ -137,12 +135,12 @@ class Helpers:
             if answer.login not in (None, kept.login):
                 changed = answer
         finally:
-            # Not before, so that whoever doubts it meanwhile waits.
+            # Only now, so that threads that doubt it meanwhile wait.
             changed.doubtable_at = doubtable_at
         return changed
 
     def _good(self, helper: Helper) -> _Kept | None:
-        """Return what a helper said last, unless it is to be asked again."""
+        """Return a helper's last answer, unless it is to be asked again."""
         kept = self._kept.get(helper)
         return kept if kept is not None and time.monotonic() < kept.good_until else None
 
@@ -171,7 +169,7 @@ def _program(helper: Helper) -> str:
 
 
 def _path(helper: Helper) -> str:
-    """Return where a helper's program is."""
+    """Return the path of a helper's program."""
     if not _NAME.match(helper.name):
         raise _Failure(Cause.HELPER_MISNAMED.told())
     path = shutil.which(f"docker-credential-{helper.name}")
@@ -181,7 +179,7 @@ def _path(helper: Helper) -> str:
 
 
 def _run(path: str, server: str, seconds: float) -> bytes | None:
-    """Return what a helper says about a server; None if it says that it knows nothing of it."""
+    """Return a helper's answer about a server; None if it says that it has no credentials."""
     deadline = time.monotonic() + seconds
     try:
         process = subprocess.Popen(
@@ -198,10 +196,10 @@ def _run(path: str, server: str, seconds: float) -> bytes | None:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(server.encode())
-        said = _read(process, deadline, seconds)
+        said = _read(process, deadline)
         code = process.wait(max(deadline - time.monotonic(), 0.1))
-    except subprocess.TimeoutExpired:
-        raise _too_late(seconds) from None
+    except (subprocess.TimeoutExpired, TimeoutError):
+        raise _TooLate(Cause.HELPER_SLOW.told(seconds=f"{seconds:.1f}")) from None
     finally:
         _end(process)
     if code == 0:
@@ -211,8 +209,8 @@ def _run(path: str, server: str, seconds: float) -> bytes | None:
     raise _Failure(Cause.HELPER_FAILED.told(code=code, path=path))
 
 
-def _read(process: subprocess.Popen[bytes], deadline: float, seconds: float) -> bytes:
-    """Return all that a process writes to its stdout until it closes it."""
+def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """Return what a process writes to its stdout until it closes it; raises TimeoutError."""
     assert process.stdout is not None
     pipe = process.stdout.fileno()
     poll = select.poll()
@@ -221,7 +219,7 @@ def _read(process: subprocess.Popen[bytes], deadline: float, seconds: float) -> 
     while len(said) <= _MOST_BYTES:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise _too_late(seconds)
+            raise TimeoutError
         data = os.read(pipe, _MOST_BYTES)
         if not data:
             return bytes(said)
@@ -229,12 +227,8 @@ def _read(process: subprocess.Popen[bytes], deadline: float, seconds: float) -> 
     raise _Failure(Cause.HELPER_VERBOSE.told())
 
 
-def _too_late(seconds: float) -> _TooLate:
-    return _TooLate(Cause.HELPER_SLOW.told(seconds=f"{seconds:.1f}"))
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave nothing of a helper behind, nor of what it started if it has not ended itself."""
+    """Close the pipe, and kill a helper that still runs together with what it started."""
     assert process.stdout is not None
     process.stdout.close()
     if process.poll() is None:
@@ -244,13 +238,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _login(helper: Helper, said: bytes | None) -> Login | None:
-    """Return the credentials in a helper's answer; None if it has none."""
+    """Return the login in a helper's answer, or None."""
     if said is None:
         return None
     try:
         answer = json.loads(said)
         username, secret = answer["Username"], answer["Secret"]
-        # A lone surrogate is a ValueError too.
+        # A lone surrogate raises ValueError too.
         username.encode(), secret.encode()
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         raise _Failure(Cause.HELPER_UNINTELLIGIBLE.told()) from None

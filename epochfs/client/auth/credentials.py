@@ -34,11 +34,11 @@ from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, printable
 
 ANONYMOUS = "anonymous"
-"""What `describe` says where no credentials were used."""
+"""What `describe` says while no credentials were used."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REMEMBERED = 100
-"""How many of the secrets that were handed out are remembered, to be redacted."""
+"""Most secrets handed out that are remembered, to be redacted."""
 
 
 class Provider:
@@ -211,7 +211,7 @@ class CredentialStore:
             self._secrets.update(dict.fromkeys(secrets))
 
     def used(self, login: Login) -> None:
-        """Take note that a login is shown to the registry or its token server."""
+        """Record that a login is shown to the registry or its token server."""
         with self._lock:
             self._last = login
 
@@ -230,12 +230,12 @@ class CredentialStore:
         return None if login == shown else login
 
     def secrets(self) -> set[str]:
-        """Return the secrets handed out of late, and those that were given."""
+        """Return the secrets that were given, and those handed out recently."""
         with self._lock:
             return {*self._secrets, self._given.password, self._given.token.strip()} - {""}
 
     def unused(self) -> str:
-        """Return what was given to log in with and has not been shown to anybody, or ""."""
+        """Return the given credentials that have not been shown to anybody, or ""."""
         with self._lock:
             shown = self._last is not None
         return "" if shown or self.static else self._given.given

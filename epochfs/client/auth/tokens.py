@@ -1,15 +1,15 @@
-"""What a registry asks for, and the tokens that its token server gives.
+"""Challenges of a registry, and the tokens that its token server issues.
 
 Sources: RFC 9110, section 11, for challenges; the Distribution project's token authentication
 specification (GET), and its OAuth 2 one (POST); RFC 6749, section 6, for refresh tokens.
 
 Keycloak, Entra and others answer each use of a refresh token with a new one and revoke the old. The
-new one is used from then on by all of this process, and is written nowhere: the files it comes from
-are docker's and podman's own. So a login that such a server gave is good for one process at a time.
+whole process uses the new one from then on, and writes it nowhere: the file the first one came from
+belongs to docker or podman. So a login with such a server works for one process at a time.
 
 Locks: `RefreshTokens._lock` guards the table, and nothing is called under it. The lock of a `Chain`
-is held while its token is on its way, for no two requests may show the same one; others wait for
-it no longer than they have time.
+is held while its token is sent, as no two requests may show the same one; others wait for it no
+longer than until their deadline.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _TOKEN68 = re.compile(r"\s*[A-Za-z0-9._~+/-]+=*\s*(?=,|\Z)")
 CLIENT_ID = "epochfs"
 
 SHORTEST_LIFE = 60.0
-"""A token lives this many seconds where the server names fewer or none (token specification)."""
+"""A token's life in seconds where the server names less or none (token specification)."""
 
 _LONGEST_LIFE = 86400.0
-"""A token is used for no longer than this, in seconds, whatever the server says."""
+"""The longest a token is used, in seconds, whatever the server says."""
 
 _EXPIRY_MARGIN = 10.0
-"""A token is replaced this many seconds before it expires, so that it lasts out its request."""
+"""How many seconds before it expires a token is replaced, so that it outlasts its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ class Challenge:
 def parse_challenges(header: str) -> list[Challenge]:
     """Parse a WWW-Authenticate header of any number of challenges (RFC 9110, section 11.6.1).
 
-    Unquoted values may hold any character but space, comma and quote, as registries do send
-    them. What follows the first malformed part is left out.
+    Unquoted values may hold any character but space, comma and quote, as registries do send such.
+    The first malformed part and what follows it are ignored.
     """
     challenges = []
     position = 0
@@ -84,15 +84,13 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 def describe_schemes(header: str) -> str:
     """Return the schemes that a WWW-Authenticate header offers, for people; "" for none."""
-    names = dict.fromkeys(one.scheme.capitalize() for one in parse_challenges(header))
-    return " and ".join(names)
+    return " and ".join(dict.fromkeys(one.scheme.capitalize() for one in parse_challenges(header)))
 
 
 def answerable(header: str) -> Challenge:
-    """Return the challenge to answer of those in a WWW-Authenticate header.
+    """Return the challenge to answer in a WWW-Authenticate header: Bearer, or else Basic.
 
-    Bearer comes before Basic. The scheme is "" where nothing is asked, and names all that are
-    offered where none can be answered.
+    The scheme is "" where nothing is asked, and names all that are offered where none is supported.
     """
     known = {challenge.scheme: challenge for challenge in parse_challenges(header)}
     return known.get("bearer") or known.get("basic") or Challenge(describe_schemes(header), {})
@@ -100,30 +98,27 @@ def answerable(header: str) -> Challenge:
 
 def checked_realm(realm: str, registry_scheme: str) -> str:
     """Return the token server's URL if credentials may go there; else raise ProtocolViolation."""
-    if why := _doubt(realm, registry_scheme):
-        raise explained(ProtocolViolation(Cause.TOKEN_SERVER_DOUBTFUL.told(why=why)))
-    return realm
-
-
-def _doubt(realm: str, registry_scheme: str) -> str:
-    """Return why no credentials may go to a token server, or ""."""
-    shown = printable_url(realm)
     try:
         parts = urlsplit(realm)
         host = parts.hostname
     except ValueError:
         host = None
     if host is None or parts.scheme not in ("http", "https"):
-        return f"'{shown}' is no http(s) URL"
-    if parts.username is not None or parts.password is not None:
-        return f"'{shown}' has some in its URL"
-    if registry_scheme == "https" and parts.scheme != "https":
-        return f"'{shown}' is on http, and the registry on https"
-    return f"'{shown}' is link-local" if _is_link_local(host) else ""
+        doubt = "is no http(s) URL"
+    elif parts.username is not None or parts.password is not None:
+        doubt = "has some in its URL"
+    elif registry_scheme == "https" and parts.scheme != "https":
+        doubt = "is on http, and the registry on https"
+    elif _is_link_local(host):
+        doubt = "is link-local"
+    else:
+        return realm
+    why = f"'{printable_url(realm)}' {doubt}"
+    raise explained(ProtocolViolation(Cause.TOKEN_SERVER_DOUBTFUL.told(why=why)))
 
 
 def _is_link_local(host: str) -> bool:
-    """Whether a host is the literal address of a link-local one, in any spelling of IPv4."""
+    """Whether a host is a literal link-local address, in any spelling of IPv4."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -137,9 +132,9 @@ def _is_link_local(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What the token server answers with a token: a GET, or the POST of a form if there is one.
+    """A request for a token: a GET, or the POST of a form if there is one.
 
-    `authorization` may be empty. The form may hold secrets, as may the header.
+    `authorization` may be empty. It and the form may hold secrets.
     """
 
     url: str
@@ -148,11 +143,11 @@ class TokenRequest:
 
 
 Fetch = Callable[[TokenRequest], bytes]
-"""Sends a token request and returns the body of its 200; raises Denied for 401 and 403, and
+"""Sends a token request and returns the body of its 200; raises Denied for 401 and 403,
 Unsupported for 404 and 405."""
 
 Learn = Callable[[], str]
-"""Asks the registry's root without credentials, and returns the WWW-Authenticate of the answer,
+"""Requests the registry's root without credentials, and returns the WWW-Authenticate of the answer,
 whatever its status, or ""."""
 
 _ACTIONS = {"pull": "pull", "push": "pull,push", "delete": "delete"}
@@ -160,7 +155,7 @@ _ACTIONS = {"pull": "pull", "push": "pull,push", "delete": "delete"}
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """What a token was issued for, in the words of the challenge, and to whom: None for nobody."""
+    """What a token was issued for, as the challenge has it, and to whom; None for nobody."""
 
     realm: str
     service: str
@@ -170,9 +165,9 @@ class TokenKey:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and its times on the monotonic clock. An empty value means: send none.
+    """A token and its times on the monotonic clock; if `value` is "", none is to be sent.
 
-    `refresh_token`, if there is one, replaces that which the token was asked for with.
+    `refresh_token`, if any, replaces the one that was shown to get it.
     """
 
     value: str = field(repr=False)
@@ -181,14 +176,14 @@ class Token:
     refresh_token: str = field(default="", repr=False)
 
     def usable(self, asked_since: float) -> bool:
-        """Whether it was asked for no earlier than that, and is not about to expire."""
+        """Whether it was requested no earlier than that, and is not about to expire."""
         return self.asked_at >= asked_since and time.monotonic() < self.expires_at - _EXPIRY_MARGIN
 
 
 def token_scope(scope: str) -> str:
-    """Return the scope of a token for a kind of access, "" for the registry's root.
+    """Return a token's scope for a kind of access, "" for the registry's root.
 
-    In the words of the Distribution project's "Token Scope Documentation".
+    Source: the Distribution project's "Token Scope Documentation".
     """
     name, _, action = scope.rpartition(":")
     if action == "catalog":
@@ -203,33 +198,32 @@ def ask(key: TokenKey, fetch: Fetch) -> Token:
     of OAuth 2 alone takes, and is posted to the others.
     """
     asked_at = time.monotonic()
+    login = key.login
     try:
-        if key.login is not None and key.login.identity_token:
-            raw = fetch(_post(key, key.login))
+        if login is not None and login.identity_token:
+            raw = fetch(_post(key, login))
         else:
-            raw = _ask_by_get(key, fetch)
+            try:
+                raw = fetch(_get(key))
+            except Unsupported:
+                if login is None or not login.password:
+                    raise
+                raw = fetch(_post(key, login))
     except Unsupported as error:
         raise explained(ProtocolViolation(str(error))) from None
     try:
         value, lifetime = parse_token(raw)
-        return Token(value, asked_at, asked_at + lifetime, parse_refresh_token(raw))
     except ProtocolViolation as error:
-        realm = printable_url(key.realm)
-        sentence = Cause.TOKEN_SERVER_UNINTELLIGIBLE.told(realm=realm)
+        sentence = Cause.TOKEN_SERVER_UNINTELLIGIBLE.told(realm=printable_url(key.realm))
         raise explained(ProtocolViolation(f"{error}: {sentence}")) from None
-
-
-def _ask_by_get(key: TokenKey, fetch: Fetch) -> bytes:
-    try:
-        return fetch(_get(key))
-    except Unsupported:
-        if key.login is None or not key.login.password:
-            raise
-        return fetch(_post(key, key.login))
+    refresh_token = _answer(raw).get("refresh_token")
+    if not (isinstance(refresh_token, str) and HEADER_SAFE.match(refresh_token)):
+        refresh_token = ""
+    return Token(value, asked_at, asked_at + lifetime, refresh_token)
 
 
 def _get(key: TokenKey) -> TokenRequest:
-    """Return the request by GET; a challenge's several scopes become several parameters."""
+    """Return the GET; several scopes of a challenge become several parameters."""
     login = key.login
     query = [("service", key.service)] if key.service else []
     query += [("scope", scope) for scope in key.scope.split()]
@@ -244,27 +238,23 @@ def _get(key: TokenKey) -> TokenRequest:
 
 
 def _post(key: TokenKey, login: Login) -> TokenRequest:
-    """Return the request by POST, where several scopes stay together."""
+    """Return the POST, where several scopes stay together."""
     form = {"service": key.service, "scope": key.scope, "client_id": CLIENT_ID}
     if login.identity_token:
         form |= {"grant_type": "refresh_token", "refresh_token": login.identity_token}
     else:
-        form |= {
-            "grant_type": "password",
-            "username": login.username,
-            "password": login.password,
-        }
+        form |= {"grant_type": "password", "username": login.username, "password": login.password}
     url = urlsplit(key.realm)._replace(fragment="").geturl()
-    filled = {name: form[name] for name in form if form[name]}
+    filled = {name: value for name, value in form.items() if value}
     return TokenRequest(url, form=urlencode(filled, errors=UNDECODED))
 
 
 def parse_token(raw: bytes) -> tuple[str, float]:
-    """Return the token in a token server's answer ("" means: send none) and its life in seconds.
+    """Return the token in a token server's answer ("" to send none) and its life in seconds.
 
-    Raises ProtocolViolation for an answer that is no JSON object with a usable token.
+    Raises ProtocolViolation unless the answer is a JSON object with a usable token.
     """
-    answer = _parsed(raw)
+    answer = _answer(raw)
     value = answer.get("token") or answer.get("access_token")
     if value is None and "token" in answer:
         value = answer["token"]
@@ -273,17 +263,11 @@ def parse_token(raw: bytes) -> tuple[str, float]:
     lifetime = answer.get("expires_in")
     if isinstance(lifetime, bool) or not isinstance(lifetime, int | float):
         lifetime = SHORTEST_LIFE
-    # In this order, as NaN is not greater than anything.
+    # In this order, as NaN is greater than nothing.
     return value, min(max(SHORTEST_LIFE, lifetime), _LONGEST_LIFE)
 
 
-def parse_refresh_token(raw: bytes) -> str:
-    """Return the refresh token in a token server's answer, or ""; raises as `parse_token`."""
-    value = _parsed(raw).get("refresh_token")
-    return value if isinstance(value, str) and HEADER_SAFE.match(value) else ""
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
+def _answer(raw: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError):
@@ -295,14 +279,14 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Chain:
-    """What a refresh token has become: `token` is the one to show now."""
+    """A refresh token and its successors; `token` is the one to show now."""
 
     token: str = field(repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class RefreshTokens:
-    """What refresh tokens have become, by the token server that replaced them."""
+    """The chains of refresh tokens, by token server and first token."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -310,10 +294,9 @@ class RefreshTokens:
 
     @contextmanager
     def held(self, realm: str, token: str, deadline: float) -> Iterator[Chain]:
-        """Give what a token of a file has become, to one thread at a time.
+        """Lend the chain that begins with a token to one thread at a time, which sets its `token`.
 
-        Whoever has it sets its `token` to what replaces it. `deadline` is on the monotonic clock;
-        raises DeadlineExceeded.
+        Raises DeadlineExceeded at `deadline` (monotonic).
         """
         with self._lock:
             chain = self._chains.setdefault((realm, token), Chain(token))
