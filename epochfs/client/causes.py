@@ -1,8 +1,8 @@
 """Who is to blame: the one table from what went wrong to the sentence that says so.
 
-A sentence names the thing that fails and what to do about it. It stands behind the request that
-failed, in the log, in `doctor` and in the error of a mount alike: whoever raises the error has the
-facts, and fills them in. An error that was made from a row is `explained`: nothing is to be added.
+A sentence names what fails and what to do about it. The error of a request or a mount, the log and
+`doctor` all show it; whoever raises the error fills in the facts. An error made from a row is
+`explained`: nothing needs to be added.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _GIVE_AUTHORITY = f"give the certificate of its authority with --ca-cert, {_SKIP
 
 
 class Cause(enum.Enum):
-    """A cause, and its sentence; what stands in braces is to be filled in."""
+    """A cause, and its sentence, with facts to fill in in braces."""
 
     # Who asks
     NO_LOGIN = f"no credentials were sent: {_LOG_IN}"
@@ -155,5 +155,5 @@ class Cause(enum.Enum):
     NO_REGISTRY = "check the URL"
 
     def told(self, **facts: object) -> str:
-        """Return the sentence, with facts that anybody may have worded."""
+        """Return the sentence, with facts that a server or user may have worded."""
         return self.value.format(**{name: printable(fact, 300) for name, fact in facts.items()})

@@ -1,7 +1,7 @@
 """One host that serves a registry's content: the registry itself, or a mirror of it.
 
-One method per endpoint that reads, each of which ends within `seconds`; `RegistryClient` documents
-what they return and raise ("§" is a section of the OCI Distribution Specification 1.1).
+One method per endpoint that reads; each ends within `seconds`, if it is given. `RegistryClient`
+documents what they return and raise ("§" is a section of the OCI Distribution Specification 1.1).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ log = logging.getLogger(__name__)
 
 _UNTYPED = "application/octet-stream"
 _BLANK = b"\xef\xbb\xbf \t\r\n"
-"""What may stand before a JSON document: a byte order mark too, though it is not allowed."""
+"""What may precede a JSON document: even a byte order mark, though it is not allowed."""
 
 _PAGE_NAMES = 1000
-"""How many names to ask for at a time: the most that registries commonly allow."""
+"""Names to ask for at a time: the most that registries commonly allow."""
 
 _PAGE_LIMIT = 32 * 1024 * 1024
 """Limit of one page of a listing, in bytes."""
@@ -65,7 +65,7 @@ _MOST_REFERRERS = 100_000
 
 
 class Host:
-    """A host, by its transport; safe under threads.
+    """A host, over its transport; thread-safe.
 
     The one that `decides`, the registry itself, is asked again by GET where it refuses HEAD. Other
     hosts are not asked twice, unless what they refuse is HEAD itself.
@@ -76,7 +76,7 @@ class Host:
         self._decides = decides
 
     def ping(self, seconds: float) -> Reply:
-        """Check that the host answers, and us (§Determining Support); return what it says."""
+        """Check that the host answers, and admits us; return its answer."""
         transport = self.transport
         with transport.watch(seconds) as watch:
             reply = transport.fetch(Request("GET", transport.url("/")), watch=watch)
@@ -99,19 +99,21 @@ class Host:
 
     def tags(self, repository: Repository) -> list[str]:
         """Return a repository's tags (§Listing Tags)."""
-        return self._names(repository_path(repository) + "/tags/list", pull(repository), "tags")
+        path = f"{repository_path(repository)}/tags/list"
+        return self._names(path, f"{repository.name}:pull", "tags")
 
     def referrers(self, repository: Repository, digest: Digest) -> list[Descriptor]:
         """Return what refers to a manifest (§Listing Referrers).
 
         Raises Unsupported, from the error itself, where the call is refused or answered by
         something else: registries without it say so in many ways. Raises ProtocolViolation for
-        pages that never end, are too large or malformed, as some of the referrers must not pass
-        for all.
+        pages that never end, are too large or malformed: some of the referrers must not pass for
+        all.
         """
         listing = self.transport.url(f"{repository_path(repository)}/referrers/{digest}")
         found: list[Descriptor] = []
-        pages = self._pages(listing, pull(repository), listing, refused=_without_referrers)
+        scope = f"{repository.name}:pull"
+        pages = self._pages(listing, scope, listing, refused=_without_referrers)
         for number, reply in enumerate(pages):
             if number == 0 and not _is_of_an_index(reply):
                 raise _without_referrers(ProtocolViolation(f"{reply.what}: the answer is no index"))
@@ -133,7 +135,7 @@ class Host:
         if announced is None and not isinstance(reference, Digest):
             reply.check_encoding()
             if not reply.body.lstrip(_BLANK).startswith(b"{"):
-                # Nothing vouches for it, and a login page must not become what the tag leads to.
+                # No digest vouches for it, and a login page must not pass for the manifest.
                 raise ProtocolViolation(f"{reply.what}: the answer is no manifest")
         for digest in (reference, announced):
             if isinstance(digest, Digest) and not digest_matches(digest, reply.body):
@@ -202,9 +204,9 @@ class Host:
     def _head(self, get: Request, seconds: float) -> tuple[Reply | None, float]:
         """Return the answer to a HEAD of what `get` asks for, and the seconds left.
 
-        None stands for a refusal that is not to be believed: GET has to say, whose body has the
-        reason. There are registries that refuse HEAD, in any words, for what GET gives, and
-        redirects to URLs that are signed for GET alone.
+        None stands for a refusal that is not to be believed: GET decides, whose body has the
+        reason. Some registries refuse HEAD, in any words, for what GET gives, and redirect to URLs
+        that are signed for GET alone.
         """
         started = time.monotonic()
         reply = self.transport.fetch(replace(get, method="HEAD"), seconds=seconds)
@@ -221,7 +223,7 @@ class Host:
         self, seconds: float, repository: Repository, digest: Digest
     ) -> int | None:
         """Return a blob's size in bytes as a GET of its first byte tells it, if it does."""
-        # Of an empty blob no range can be asked for (416), and all of it costs nothing.
+        # An empty blob has no range (416), and all of it costs nothing.
         end = None if digest.matches(b"") else 1
         # Not `open_blob`: what a mirror's does about its pace is for content.
         request = self._blob_request(repository, digest, 0, end)
@@ -230,7 +232,8 @@ class Host:
 
     def _manifest_request(self, repository: Repository, reference: Reference) -> Request:
         url = self.transport.url(manifest_path(repository, reference))
-        return Request("GET", url, pull(repository), {"Accept": ACCEPT}, hashed=True)
+        scope = f"{repository.name}:pull"
+        return Request("GET", url, scope, {"Accept": ACCEPT}, hashed=True)
 
     def _blob_request(
         self, repository: Repository, digest: Digest, start: int = 0, end: int | None = None
@@ -239,11 +242,11 @@ class Host:
         if start > 0 or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         url = self.transport.url(blob_path(repository, digest))
-        return Request("GET", url, pull(repository), headers, hashed=True)
+        return Request("GET", url, f"{repository.name}:pull", headers, hashed=True)
 
     def _names(self, path: str, scope: str, key: str) -> list[str]:
         """Return the names under `key` in all pages of the listing at `path`, as the server sent
-        them, within one time limit. What is no text is left out, with one warning.
+        them, within one time limit. Anything but strings is left out, with one warning.
 
         Raises ProtocolViolation for pages that never end, are too large or are no listing.
         """
@@ -276,9 +279,9 @@ class Host:
         first: Url,
         refused: Callable[[EpochfsError], EpochfsError] = lambda error: error,
     ) -> Iterator[Reply]:
-        """Yield the pages of a listing, which begins at `first`, or where that is refused as it is.
+        """Yield the pages of a listing from `first` on, or, if that is refused, from `listing` on.
 
-        `refused` makes what is raised of the error that a refusal of the whole listing means.
+        `refused` turns the refusal of the whole listing into the error to raise.
         """
         transport = self.transport
         with transport.watch() as watch:
@@ -291,12 +294,12 @@ class Host:
                 seen.add(url)
                 reply = self._page(Request("GET", url, scope), watch)
                 if reply.status == 400 and url == first != listing:
-                    url = listing  # it allows fewer names in a page: let it choose
+                    url = listing  # it allows fewer names per page: let it choose
                     continue
                 if not reply.ok:
                     refusal = transport.refusal(reply)
                     if begun and isinstance(refusal, NotFound | Unsupported):
-                        # Nobody may take the listing for one that does not exist.
+                        # The listing must not pass for one that does not exist.
                         raise ProtocolViolation(f"{refusal}: a listing names this as its next page")
                     raise refusal if begun else refused(refusal)
                 begun = True
@@ -306,12 +309,13 @@ class Host:
                 url = None if url is None else transport.in_namespace(url)
 
     def _page(self, request: Request, watch: Watch) -> Reply:
+        """Fetch a page, of bounded size and number of names."""
         try:
             reply = self.transport.fetch(request, _PAGE_LIMIT, watch)
         except TooLarge as error:
             raise ProtocolViolation(str(error)) from error
-        # All but the first name in a list stand behind a comma. Counted before they are parsed, as
-        # an empty list of three bytes becomes sixty in memory.
+        # All but the first name follow a comma. Counted before parsing, as three bytes of an empty
+        # list become sixty in memory.
         if reply.ok and reply.body.count(b",") > _MOST_NAMES:
             raise ProtocolViolation(f"{reply.what}: over {_MOST_NAMES} names")
         return reply
@@ -330,11 +334,6 @@ def manifest_path(repository: Repository, reference: Reference) -> str:
 def blob_path(repository: Repository, digest: Digest) -> str:
     """Return the path of a blob."""
     return f"/{quote(repository.name)}/blobs/{digest}"
-
-
-def pull(repository: Repository) -> str:
-    """Return the scope of reading a repository."""
-    return f"{repository.name}:pull"
 
 
 def announced_digest(reply: Reply) -> Digest | None:
@@ -367,20 +366,20 @@ def _announced(reply: Reply, reference: Reference) -> Descriptor | None:
 
 
 def _media_type(reply: Reply) -> str:
-    """Return the media type, or that of any bytes where there is none to be used."""
+    """Return the media type, or that of arbitrary bytes where there is no usable one."""
     media_type = reply.media_type
     return media_type if MEDIA_TYPE.match(media_type) else _UNTYPED
 
 
 def _without_referrers(error: EpochfsError) -> Unsupported:
-    """Return what the refusal of a call means that a registry need not have."""
+    """Return the error for the refusal of a call that registries need not offer."""
     unsupported = Unsupported(f"{error}: the registry has no referrers")
     unsupported.__cause__ = error
     return unsupported
 
 
 def _is_of_an_index(reply: Reply) -> bool:
-    """Whether an answer is meant for an index, by its type or its JSON, be it malformed."""
+    """Whether an answer is meant to be an index, by its type or its JSON, even if malformed."""
     if reply.media_type.lower() == OCI_INDEX:
         return True
     try:

@@ -1,25 +1,26 @@
-"""containerd's `hosts.toml`: which hosts a registry's content is had from, and how to reach them.
+"""The hosts of a registry, as containerd's `hosts.toml` has them: its mirrors, and how to reach
+each.
 
-The directory that `--hosts-dir` names holds one directory for each registry, called after the
-registry's **namespace**: its host, and its port if the URL has one. The first of these that exists
+The directory that `--hosts-dir` names holds one directory for each registry, named after the
+registry's **namespace**: its host, with its port if the URL has one. The first of these that exists
 is used, whatever is in it: `host_port_`, `host:port`, `_default`. In it, `hosts.toml` names mirrors
-and the registry's own address; without that file, `*.crt` are CAs, and `*.cert` with `*.key` the
-client's certificates, as in Docker's layout.
+and the registry's own address; without that file, `*.crt` are CAs, and `*.cert` with `*.key` client
+certificates, as in Docker's layout.
 
-The format and its rules are containerd's (docs/hosts.md there). Where this differs:
+The format and its rules are containerd's (docs/hosts.md there), except:
 
-- A file that cannot be read as it was meant is a UsageError, where containerd goes on without it.
-  What is merely unknown is left out, with a warning. A `proxy` is refused, for without it requests
-  would go where the file does not want them.
+- A file that cannot be read as intended is a UsageError, where containerd goes on without it.
+  Unknown keys are ignored, with a warning. A `proxy` is refused: without it, requests would go
+  where the file does not want them.
 - The file is read once, when the mount begins.
 - `http://` is plain http, also with a port and with `skip_verify` or `ca`, where containerd tries
   https first.
-- `header` goes to its host, and not to the token server that this names.
-- An entry that names the registry's own address is no mirror: it says how to speak to the registry,
-  and what it does not say stands at the top of the file.
+- `header` goes to its host, not to the token server which that host names.
+- An entry with the registry's own address is not a mirror: it says how to speak to the registry.
+  What it leaves out is taken from the top of the file.
 - The registry itself is trusted with everything, whatever the file's `capabilities` are.
-- `docker.io`, `index.docker.io` and `registry-1.docker.io` are one registry, whose namespace is the
-  first and whose address the last.
+- `docker.io`, `index.docker.io` and `registry-1.docker.io` are one registry: its namespace is the
+  first, its address the last.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import logging
 import posixpath
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -63,7 +64,7 @@ _FIELD_VALUE = re.compile(r"[ -~\t]*\Z")
 _OUR_HEADERS = frozenset(
     {"accept-encoding", "connection", "content-length", "host", "range", "transfer-encoding"}
 )
-"""Headers that frame a message or say what is asked for: no file changes them."""
+"""Headers that frame a message or say what is asked for, which no file may set."""
 
 _DURATION_PART = r"\d+(?:\.\d+)?(?:ms|h|m|s)"
 _DURATION = re.compile(rf"(?:{_DURATION_PART})+\Z")
@@ -72,9 +73,9 @@ _T = TypeVar("_T")
 
 
 class Capability(enum.Enum):
-    """What a host is trusted with. There is `push` too, but nothing is ever pushed to a mirror.
+    """What a host is trusted with; nothing is ever pushed to a mirror, so `push` means nothing.
 
-    `PULL`: content, which its digest verifies. `RESOLVE`: statements that nothing verifies, such as
+    `PULL`: content, verified by its digest. `RESOLVE`: statements that nothing verifies, such as
     which digest a tag has now.
     """
 
@@ -89,7 +90,7 @@ ALL_CAPABILITIES = frozenset(Capability)
 class HostConfig:
     """A host and how to speak to it: `base` is its URL without path, `root` where its API begins.
 
-    `headers` may hold credentials, and are for this host only. `skip_verify` None: nothing is said.
+    `headers` may hold credentials, and are for this host only. `skip_verify` None: not stated.
     """
 
     base: str
@@ -103,19 +104,19 @@ class HostConfig:
 
     @classmethod
     def at(cls, base: str, root: str = API_ROOT) -> HostConfig:
-        """Return a host of which no more is said; Docker Hub's, whichever of its names is given."""
+        """Return a host with defaults only; Docker Hub's, whichever of its names is given."""
         scheme, _, address = base.partition("://")
         return cls(f"{scheme}://{DOCKER_HUB_SERVER}" if address in DOCKER_HUB_NAMES else base, root)
 
     @property
     def url(self) -> str:
-        """The host as it is shown: with the path in front of its API, if there is one."""
+        """The host as it is shown: with the path in front of its API, if any."""
         return f"{self.base}{self.root.removesuffix(API_ROOT)}"
 
     def options(self, given: TransportOptions, namespace: str) -> TransportOptions:
-        """Return `given`, which takes precedence, completed by what is said of this host.
+        """Return `given`, which takes precedence, completed with what is known of this host.
 
-        The `namespace` is to be told to a host of another name, which may serve many registries.
+        A host of another name, which may serve many registries, is told the `namespace`.
         """
         address = urlsplit(self.base).netloc
         same = address == (DOCKER_HUB_SERVER if namespace == DOCKER_HUB else namespace)
@@ -138,8 +139,8 @@ class HostConfig:
 class RegistryHosts:
     """The hosts of one registry: `mirrors` in the order to try them, then `origin`, its own.
 
-    `elsewhere` says that the file has another server for it than the user's URL, or has plain http
-    for https: then what the user gave to log in with is not meant for it.
+    `elsewhere` says that the file names another server than the user's URL, or plain http for
+    https: then the login that the user gave is not meant for it.
     """
 
     namespace: str
@@ -149,7 +150,7 @@ class RegistryHosts:
 
 
 def find(directory: Path | None, url: RegistryUrl) -> RegistryHosts:
-    """Return the hosts of the registry at `url`, as the `directory` has them, if one is given.
+    """Return the hosts of the registry at `url`, as found in `directory`, if one is given.
 
     Raises UsageError for what cannot be read.
     """
@@ -159,7 +160,7 @@ def find(directory: Path | None, url: RegistryUrl) -> RegistryHosts:
     if directory is None:
         return plain
     try:
-        for name in _directory_names(dict.fromkeys((address, namespace))):
+        for name in (*_names(address), *_names(namespace), "_default"):
             if (directory / name).exists():
                 return _load(directory / name, plain)
     except OSError as error:
@@ -167,15 +168,10 @@ def find(directory: Path | None, url: RegistryUrl) -> RegistryHosts:
     return plain
 
 
-def _directory_names(names: Iterable[str]) -> list[str]:
-    """Return what a registry's directory may be called, the first choice first."""
-    found = []
-    for name in names:
-        host, colon, port = name.rpartition(":")
-        if colon and port.isdigit():
-            found.append(f"{host}_{port}_")
-        found.append(name)
-    return [*found, "_default"]
+def _names(address: str) -> list[str]:
+    """Return what the directory of a host may be called, the first choice first."""
+    host, colon, port = address.rpartition(":")
+    return [f"{host}_{port}_", address] if colon and port.isdigit() else [address]
 
 
 def _load(directory: Path, plain: RegistryHosts) -> RegistryHosts:
@@ -211,8 +207,8 @@ def _with_certificates(origin: HostConfig, directory: Path) -> HostConfig:
 def _parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> RegistryHosts:
     """Return the hosts of a registry, which are `plain` without the file; raises UsageError."""
     section = _Section(printable(file), file.parent, document)
-    entries = section.take("host", _table, "tables") or {}
-    server = section.take("server", _text, "a URL")
+    entries = section.take("host", _a(dict), "tables") or {}
+    server = section.take("server", _a(str), "a URL")
     root = _api_root(section)
     origin = _address(section.what, server, root) if server else plain.origin
     origin = _described(section, origin)
@@ -228,13 +224,14 @@ def _parse(file: Path, document: dict[str, object], plain: RegistryHosts) -> Reg
         else:
             mirrors.append(host)
     origin = replace(origin, capabilities=ALL_CAPABILITIES)
-    elsewhere = not _is_same_server(plain.origin.base, origin.base)
+    given, named = server_of(plain.origin.base), server_of(origin.base)
+    elsewhere = given[1:] != named[1:] or (given[0], named[0]) == ("https", "http")
     return RegistryHosts(plain.namespace, origin, tuple(mirrors), elsewhere)
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A table of the file; `what` names it in errors. Each key is taken out as it is read."""
+    """A table of the file; `what` names it in errors. Keys are removed as they are read."""
 
     what: str
     directory: Path
@@ -243,8 +240,8 @@ class _Section:
     def take(self, key: str, read: Callable[[object], _T | None], about: str) -> _T | None:
         """Return what `read` makes of a key's value, None if there is none.
 
-        Where `read` returns None, the value is not `about`, which is an error. The value is not
-        shown: that of a header may be a secret.
+        If `read` returns None, the value is not `about`, which is an error. It does not show the
+        value, as that of a header may be a secret.
         """
         if key not in self.table:
             return None
@@ -252,21 +249,6 @@ class _Section:
         if value is None:
             raise UsageError(f"'{self.what}': {key} must be {about}")
         return value
-
-    def path(self, text: str) -> Path:
-        """Return a path that is absolute, or relative to the file."""
-        return self.directory / text
-
-    def leave_out_the_rest(self) -> None:
-        """Warn of the keys that nobody has taken."""
-        for key in self.table:
-            log.warning("'%s': %s is not known, and left out", self.what, printable(key))
-
-
-def _is_same_server(given: str, named: str) -> bool:
-    """Whether a URL is that of the server at another, or of its https."""
-    ours, theirs = server_of(given), server_of(named)
-    return ours[1:] == theirs[1:] and (ours[0], theirs[0]) != ("https", "http")
 
 
 def _merged(top: HostConfig, entry: HostConfig) -> HostConfig:
@@ -287,31 +269,33 @@ def _described(section: _Section, host: HostConfig) -> HostConfig:
     if "proxy" in section.table:
         raise UsageError(f"'{section.what}': proxy is not supported, and requests would go direct")
     capabilities = section.take("capabilities", _capabilities, "a list of pull, resolve, push")
+    authorities = section.take("ca", _texts, "a path or several") or ()
     certificates = section.take("client", _pairs, "paths, or pairs of paths") or ()
     host = replace(
         host,
         capabilities=ALL_CAPABILITIES if capabilities is None else capabilities,
-        ca_certs=tuple(map(section.path, section.take("ca", _texts, "a path or several") or ())),
+        ca_certs=tuple(section.directory / path for path in authorities),
         client_certs=tuple(
-            (section.path(certificate), section.path(key) if key else None)
+            (section.directory / certificate, section.directory / key if key else None)
             for certificate, key in certificates
         ),
-        skip_verify=section.take("skip_verify", _flag, "true or false"),
+        skip_verify=section.take("skip_verify", _a(bool), "true or false"),
         headers=_headers(section),
         connect_timeout=section.take("dial_timeout", _seconds, "a time such as 500ms or 1m30s"),
     )
-    section.leave_out_the_rest()
+    for key in section.table:
+        log.warning("'%s': %s is not known, and left out", section.what, printable(key))
     return host
 
 
 def _api_root(section: _Section) -> str | None:
-    """Return what to add to the path of a host's URL, None if that is its API's root already."""
-    overridden = section.take("override_path", _flag, "true or false")
+    """Return what to append to a host's path, None if the path is the API's root already."""
+    overridden = section.take("override_path", _a(bool), "true or false")
     return None if overridden else API_ROOT
 
 
 def _address(what: str, text: str, root: str | None) -> HostConfig:
-    """Parse a host's URL: https if no scheme is given; a path stands in front of the API's."""
+    """Parse a host's URL: https if no scheme is given; a path comes before the API's."""
     match = _URL.match(text)
     if match is None or int(match[3] or 0) > 65535 or not _is_host(match[2]):
         raise UsageError(f"'{what}': no usable URL (http(s)://host[:port][/path])")
@@ -324,7 +308,7 @@ def _address(what: str, text: str, root: str | None) -> HostConfig:
 
 
 def _is_host(text: str) -> bool:
-    """Whether what looks like a host is one: not each bracket holds an address."""
+    """Whether what looks like a host is one: brackets may hold no address."""
     try:
         return not text.startswith("[") or bool(ipaddress.IPv6Address(text.strip("[]")))
     except ValueError:
@@ -334,7 +318,7 @@ def _is_host(text: str) -> bool:
 def _headers(section: _Section) -> tuple[tuple[str, str], ...]:
     """Return a section's headers; several values of one are joined (RFC 9110, section 5.3)."""
     found = []
-    for name, values in (section.take("header", _table, "a table") or {}).items():
+    for name, values in (section.take("header", _a(dict), "a table") or {}).items():
         texts = _texts(values)
         if texts is None or not _TOKEN.match(name) or not all(map(_FIELD_VALUE.match, texts)):
             raise UsageError(f"'{section.what}': header {printable(name)} cannot be sent")
@@ -348,16 +332,8 @@ def _headers(section: _Section) -> tuple[tuple[str, str], ...]:
 # ---- values: each returns what it reads, or None if it is of the wrong kind ----------------------
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _table(value: object) -> dict[str, object] | None:
-    return value if isinstance(value, dict) else None
+def _a(kind: type[_T]) -> Callable[[object], _T | None]:
+    return lambda value: value if isinstance(value, kind) else None
 
 
 def _texts(value: object) -> tuple[str, ...] | None:
@@ -378,7 +354,7 @@ def _pairs(value: object) -> tuple[tuple[str, str], ...] | None:
 
 
 def _capabilities(value: object) -> frozenset[Capability] | None:
-    """Read capabilities, of which `push` is none of ours; an empty list means all."""
+    """Read capabilities, ignoring `push`; an empty list means all."""
     texts = _texts(value) if isinstance(value, list) else None
     if texts is None or not {text.lower() for text in texts} <= {"pull", "resolve", "push"}:
         return None

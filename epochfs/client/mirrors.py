@@ -1,15 +1,15 @@
-"""The hosts of a registry, in the order to ask them: its mirrors, and at last the registry itself.
+"""The hosts of a registry, in the order to ask them: its mirrors, and last the registry itself.
 
-What a mirror is trusted with (`hosts.Capability`): content that a digest verifies may come from
-any, statements that nothing verifies only from one that may `resolve`. Listings come from none: a
-pull-through cache lists what it happens to hold, and a shorter listing must not pass for a whole
-one. Nothing is ever written to a mirror, and none is shown the registry's credentials.
+What a mirror is trusted with (`hosts.Capability`): content verified by a digest may come from any,
+statements that nothing verifies only from one that may `resolve`. Listings come from none: a
+pull-through cache lists what it happens to hold, and that must not pass for the whole. Nothing is
+ever written to a mirror, and none is sent the registry's credentials.
 
-A mirror that does not have something, or fails, costs its share of the time and no more: each has
-half of an equal share of what is left, and what it leaves is the next one's. A mirror that failed
-is skipped for a while, which grows with each failure in a row and with what the last one cost.
-Then one caller tries it, and the others go on without it until that one knows. A mirror that sent
-wrong bytes of a blob, or whose server did, is not asked for that blob again.
+A mirror that lacks something, or fails, costs its share of the time and no more: each gets half of
+an equal share of what is left, and what it does not use goes to the next. A mirror that failed is
+skipped for a while, longer after each failure in a row and after one that took long. Then one
+caller tries it, while the others go on without it. A blob of which a mirror, or the server behind
+it, sent wrong bytes is no longer fetched from mirrors.
 
 Locks: `Health._lock` and `Mirrors._lock` guard the underscored fields of their objects; nothing is
 called under them.
@@ -17,7 +17,6 @@ called under them.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -28,7 +27,6 @@ from typing import TypeVar
 
 from cachetools import LRUCache, TTLCache
 
-from epochfs.client.auth import Bearer
 from epochfs.client.host import Host
 from epochfs.client.hosts import Capability, HostConfig, RegistryHosts
 from epochfs.client.transport import Answer, BlobStream, Reply, Shortened, Transport, web_page
@@ -48,22 +46,22 @@ from epochfs.oci.names import Digest, Repository
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 4096
-"""How many blobs are remembered: with who sent them, as sent wrong, as had by no mirror."""
+"""How many blobs are remembered: who sent them, which were wrong, which a mirror lacks."""
 
 _ABSENT_SECONDS = 30.0
-"""For how long a mirror is not asked again for a blob it lacks, as one takes many requests."""
+"""For how long a mirror is not asked again for a blob it lacks; a blob takes many requests."""
 
 _SLOWEST = 16 * 1024
-"""Bytes a second, over a mirror's share of the time: one that drips is as good as silent."""
+"""Bytes a second, over a mirror's share of the time; a slower one is as good as silent."""
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
 _COST_FACTOR = 4.0
-"""A mirror is left alone for so many times what its failure took: a fifth of the time, at most, is
-lost on it."""
+"""A mirror is skipped for this many times what its failure took, so it costs at most a fifth of the
+time."""
 
 _FAILURES = (Unavailable, DeadlineExceeded, ProtocolViolation)
-"""Errors that say something of a mirror; the others say something of what it was asked for."""
+"""Errors that are about a mirror; the others are about what it was asked for."""
 
 _T = TypeVar("_T")
 
@@ -73,7 +71,7 @@ Ask = Callable[[Host, float], _T]
 
 @dataclass(frozen=True, slots=True)
 class MirrorState:
-    """A mirror as an operator sees it: whether it is asked, `since` when, and if not, why not."""
+    """A mirror as an operator sees it: whether it works, `since` when, and if not, why not."""
 
     host: str
     capabilities: tuple[str, ...]
@@ -83,7 +81,7 @@ class MirrorState:
 
 
 class Health:
-    """What is known of one mirror; safe under threads."""
+    """The health of one mirror; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,12 +93,14 @@ class Health:
 
     @property
     def condition(self) -> tuple[str, float]:
-        """How the mirror failed last, or "" if it answers, and since when, in Unix time."""
+        """The last failure, or "" if the mirror answers, and since when, in Unix time."""
         with self._lock:
             return self._trouble, self._since
 
     def begin(self, seconds: float) -> bool:
-        """Return whether to ask the mirror; the caller then says how it went within `seconds`."""
+        """Return whether to ask the mirror; if so, the caller reports the outcome within
+        `seconds`.
+        """
         now = time.monotonic()
         with self._lock:
             if not self._failures:
@@ -111,7 +111,7 @@ class Health:
             return True
 
     def succeeded(self) -> bool:
-        """Take note of an answer; return whether it is the first after a failure."""
+        """Record an answer; return whether it is the first after a failure."""
         with self._lock:
             recovered = self._failures > 0
             self._failures, self._trying = 0, False
@@ -120,7 +120,7 @@ class Health:
             return recovered
 
     def failed(self, trouble: str, cost: float) -> bool:
-        """Take note of a failure that took `cost` seconds; return whether it is the first.
+        """Record a failure that took `cost` seconds; return whether it is the first.
 
         Requests that were under way together, and fail together, are one failure.
         """
@@ -151,7 +151,7 @@ class Mirror(Host):
         self._refusal = ""
 
     def ask(self, ask: Ask[_T], seconds: float) -> _T:
-        """Ask the mirror, and take note of how it went."""
+        """Ask the mirror, and record the outcome."""
         started = time.monotonic()
         try:
             answer = ask(self, seconds)
@@ -160,8 +160,8 @@ class Mirror(Host):
             raise
         except EpochfsError as error:
             self._succeeded()
-            # One that has given something may deny or lack something else. One that never has may
-            # be shown the wrong login, or be sought at the wrong path.
+            # One that has served something may deny or lack something else. One that never has
+            # may be sent the wrong login, or be sought at the wrong path.
             if isinstance(error, Denied | UnconfirmedNotFound) and not self._useful:
                 if not self._refusal:
                     log.info("mirror %s gives nothing: %s", self.config.url, error)
@@ -172,7 +172,7 @@ class Mirror(Host):
         return answer
 
     def ping(self, seconds: float) -> Reply:
-        """Ping the mirror; a web page is no answer of one, whatever its status."""
+        """Ping the mirror; a web page is not an answer of one, whatever its status."""
         reply = super().ping(seconds)
         if page := web_page(reply.body):
             raise UnconfirmedNotFound(f"{reply.what}: {reply.status} ({printable(page)})")
@@ -181,18 +181,18 @@ class Mirror(Host):
     def open_blob(
         self, seconds: float, repository: Repository, digest: Digest, start: int, end: int | None
     ) -> BlobStream:
-        """Open a blob, in a stream that tells the mirror how it went."""
+        """Open a blob, as a stream that tells the mirror how it went."""
         request = self._blob_request(repository, digest, start, end)
         kind = partial(MirrorStream, self, seconds)
         return self.transport.open(request, start, end, seconds, kind)
 
     def failed(self, error: EpochfsError, cost: float) -> None:
-        """Take note of a failure that took `cost` seconds."""
+        """Record a failure that took `cost` seconds."""
         if self.health.failed(str(error), cost):
             log.info("mirror %s fails, going on without it: %s", self.config.url, error)
 
     def state(self) -> MirrorState:
-        """Return how the mirror does."""
+        """Return the state of the mirror."""
         failure, since = self.health.condition
         trouble = failure or self._refusal
         return MirrorState(
@@ -209,7 +209,7 @@ class Mirror(Host):
 
 
 class MirrorStream(BlobStream):
-    """A stream from a mirror, which is told of it when the stream breaks off or drips."""
+    """A stream from a mirror, which is told when the stream breaks off or is too slow."""
 
     def __init__(
         self, mirror: Mirror, seconds: float, answer: Answer, start: int, end: int | None
@@ -223,7 +223,9 @@ class MirrorStream(BlobStream):
         self._given_up = False
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` as BlobStream does; raises Unavailable also when too little arrives."""
+        """Fill `buffer` as BlobStream does; raises Unavailable also for a mirror that is
+        too slow.
+        """
         started = time.monotonic()
         self._reader = threading.get_ident()
         try:
@@ -240,7 +242,7 @@ class MirrorStream(BlobStream):
         return count
 
     def close(self) -> None:
-        """End the stream; unless it ends by itself, that says nothing of the mirror."""
+        """End the stream; if it did not end by itself, that says nothing about the mirror."""
         self._given_up = self._given_up or self._reader != threading.get_ident()
         super().close()
 
@@ -257,11 +259,11 @@ class MirrorStream(BlobStream):
 
 
 class Mirrors:
-    """All hosts of one registry; safe under threads."""
+    """All hosts of one registry; thread-safe."""
 
     def __init__(self, origin: Host, mirrors: Sequence[Mirror]) -> None:
+        self.all = mirrors
         self._origin = origin
-        self._mirrors = mirrors
         self._able = {
             capability: [one for one in mirrors if capability in one.config.capabilities]
             for capability in Capability
@@ -276,7 +278,7 @@ class Mirrors:
     ) -> _T:
         """Return the first answer of a mirror that is trusted with this, else the registry's own.
 
-        Not all such mirrors are asked if `mirrors` are given. Raises what the registry raises.
+        `mirrors` are asked in place of all such mirrors. Raises what the registry raises.
         """
         hosts = self._able[capability] if mirrors is None else mirrors
         left = self._origin.transport.timeout
@@ -319,10 +321,7 @@ class Mirrors:
         return self.ask(Capability.PULL, ask, mirrors)
 
     def distrust(self, digest: Digest) -> bool:
-        """Take note that wrong bytes came of a blob; return whether a mirror may have sent them.
-
-        If so, the registry itself is asked for the blob from now on.
-        """
+        """Record that a blob had wrong bytes, as `RegistryClient.distrust_mirrors` does."""
         with self._lock:
             senders = self._senders.pop(digest, frozenset())
             if senders:
@@ -332,43 +331,12 @@ class Mirrors:
             mirror.failed(ProtocolViolation(f"wrong bytes came of {digest}"), 0.0)
         return bool(senders)
 
-    def states(self) -> tuple[MirrorState, ...]:
-        """Return how each mirror does, in the order they are asked."""
-        return tuple(mirror.state() for mirror in self._mirrors)
-
-    def ping(self) -> None:
-        """Ask each mirror whether it answers us; `states` has the outcome."""
-        for mirror in self._mirrors:
-            with contextlib.suppress(EpochfsError):
-                mirror.ask(lambda host, seconds: host.ping(seconds), mirror.transport.timeout / 2)
-
-    def bearer_for(self, salt: bytes, repository: str) -> Bearer:
-        """Return who asks the hosts about a repository, with all credentials that they are shown.
-
-        A mirror whose credentials cannot be had is shown none; raises Denied or DeadlineExceeded
-        where it is the registry's own that cannot.
-        """
-        own = self._origin.transport.bearer_for(salt, repository)
-        principals, fingerprints = [own.principal], [own.fingerprint]
-        for mirror in self._mirrors:
-            with contextlib.suppress(Denied, DeadlineExceeded):
-                known = mirror.transport.bearer_for(salt, repository)
-                if known.fingerprint:
-                    principals.append(f"{mirror.config.url} {known.principal}")
-                    fingerprints.append(f"{mirror.config.url} {known.fingerprint}")
-        return Bearer("\n".join(principals), "\n".join(fingerprints))
-
-    def close(self) -> None:
-        """End every call under way, and close the connections."""
-        for host in (*self._mirrors, self._origin):
-            host.transport.close()
-
 
 def origin_of(hosts: RegistryHosts, credentials: Credentials, options: TransportOptions) -> Host:
-    """Return the registry itself, wherever the file says that it is.
+    """Return the registry itself, at the address that the file gives it.
 
-    What was given to log in with is for the host of the URL. Elsewhere only what a file of
-    credentials has for that host is used.
+    The login that was given is for the host of the URL. A host elsewhere is sent only what a
+    credentials file has for that host.
     """
     if hosts.elsewhere:
         credentials, options = credentials.for_other_hosts(), replace(options, client_certs=())
@@ -379,9 +347,9 @@ def origin_of(hosts: RegistryHosts, credentials: Credentials, options: Transport
 def mirrors_of(
     hosts: RegistryHosts, origin: Host, credentials: Credentials, options: TransportOptions
 ) -> Mirrors:
-    """Return the hosts of a registry, which itself is `origin`.
+    """Return the hosts of a registry, whose own is `origin`.
 
-    What is given for the registry is not for its mirrors. These are asked once: the next host is
+    What is given for the registry is not for its mirrors. A mirror is asked once: the next host is
     the better second attempt. Raises UsageError for a CA or certificate that cannot be used.
     """
     plain = replace(options, tls_verify=None, client_certs=(), retries=0)

@@ -1,17 +1,16 @@
 """`RegistryClient`: one method per endpoint of an OCI Distribution registry.
 
-It carries what Epoch's own `registryclient` has, and takes both Epoch's ways and those of the
-specification ("§" below is a section of the OCI Distribution Specification 1.1).
+It has everything that Epoch's own `registryclient` has, and accepts both what Epoch and what the
+specification does ("§" is a section of the OCI Distribution Specification 1.1).
 
-Names are parsed here before any URL is built from them. What comes back is hashed where a digest
-is known; names in listings are returned as the server sent them, and are not to be trusted.
-
-Where the registry has mirrors, these are asked first for what they are trusted with (`mirrors`), in
-the same words (`reads`). Listings and writes are the registry's own.
+Names are parsed before any URL is built from them. Content is hashed where its digest is known;
+names in listings are returned as the server sent them, and are not to be trusted. Mirrors are asked
+first for what they are trusted with (`mirrors`); listings and writes go to the registry itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +33,8 @@ from epochfs.client.uploads import BlobUploader
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.errors import (
     ContentMismatch,
+    DeadlineExceeded,
+    Denied,
     EpochfsError,
     NotFound,
     Unsupported,
@@ -58,15 +59,15 @@ MANIFEST_LIMIT = 4 * 1024 * 1024
 
 
 class RegistryClient:
-    """A client of one registry; safe to use from dozens of threads at once.
+    """A client of one registry; thread-safe.
 
-    Names may be given parsed or as text; text raises InvalidName if it is malformed. Every method
-    ends within `options.timeout` seconds (`get_blob` until the headers are there, then each read;
-    `put_blob` as long as it makes progress), and besides what it documents raises:
+    Names are given parsed or as text, which raises InvalidName if malformed. Every method ends
+    within `options.timeout` seconds (`get_blob`: the headers, and then each read; `put_blob`: each
+    step of progress), and besides what it documents raises:
 
     - NotFound: the registry does not know the repository, tag or digest;
     - Denied: 403, or 401 with the credentials we have;
-    - Unavailable: unreachable, or failing still after some attempts;
+    - Unavailable: unreachable, or still failing after several attempts;
     - DeadlineExceeded: no answer in time;
     - Unsupported: the registry does not offer the endpoint;
     - ProtocolViolation: an answer that the specification does not allow.
@@ -84,9 +85,9 @@ class RegistryClient:
     ) -> None:
         """Make a client of the registry at `base_url`; "" is Epoch's default, on loopback.
 
-        `token` is sent as it is, as Bearer, in place of one in `credentials`. `manifest_limit` is
-        in bytes. `hosts` are those of the registry (`hosts.find`), by default it alone. Raises
-        UsageError for a URL, or a CA or certificate file, that cannot be used.
+        `token` is sent as it is, as Bearer, and overrides the one in `credentials`.
+        `manifest_limit` is in bytes. `hosts` are the registry's (`hosts.find`), by default it
+        alone. Raises UsageError for a URL, CA or certificate that cannot be used.
         """
         url = RegistryUrl.parse(base_url)
         if url.prefix is not None:
@@ -94,7 +95,8 @@ class RegistryClient:
         given = credentials or Credentials()
         if token:
             given = replace(given, token=token)
-        self._base_url = url.base
+        self.base_url = url.base
+        """The registry's URL, without a trailing slash."""
         self._manifest_limit = manifest_limit
         hosts = hosts or find_hosts(None, url)
         self._withheld = ""
@@ -111,27 +113,22 @@ class RegistryClient:
         self._uploader = BlobUploader(self._transport)
 
     @property
-    def base_url(self) -> str:
-        """The registry's URL, without a trailing slash."""
-        return self._base_url
-
-    @property
     def stats(self) -> TransportStats:
         """Counters of requests, bytes received and retries."""
         return self._transport.stats
 
     @property
     def account(self) -> str:
-        """In whose name requests are made, and where the credentials come from, for people."""
+        """The account that requests are made with, and where its credentials come from."""
         return self._transport.authenticator.describe()
 
     @property
     def unused_login(self) -> str:
-        """A warning, if what was given to log in with has not been shown to the registry, or ""."""
+        """A warning, if the registry was never sent the login that was given, else ""."""
         if self._withheld:
             return self._withheld
         if unused := self._transport.authenticator.unused():
-            return f"{unused} was not used: {self._base_url} asks for none, and is read anonymously"
+            return f"{unused} was not used: {self.base_url} asks for none, and is read anonymously"
         return ""
 
     @property
@@ -141,39 +138,49 @@ class RegistryClient:
 
     @property
     def mirrors(self) -> tuple[MirrorState, ...]:
-        """How each mirror of the registry does, in the order they are asked."""
-        return self._mirrors.states()
+        """The state of each mirror, in the order they are asked."""
+        return tuple(mirror.state() for mirror in self._mirrors.all)
 
     def ping_mirrors(self) -> None:
-        """Ask each mirror whether it answers; `mirrors` has the outcome."""
-        self._mirrors.ping()
+        """Ping each mirror; `mirrors` has the outcome."""
+        for mirror in self._mirrors.all:
+            with contextlib.suppress(EpochfsError):
+                mirror.ask(lambda host, left: host.ping(left), mirror.transport.timeout / 2)
 
     def distrust_mirrors(self, digest: Digest) -> bool:
-        """Take note that wrong bytes came of a blob; return whether a mirror may have sent them.
+        """Record that a blob had wrong bytes; return whether a mirror may have sent them.
 
-        If so, the registry itself is asked for the blob from now on.
+        If so, the blob is fetched from the registry itself from now on.
         """
         return self._mirrors.distrust(digest)
 
     def bearer_for(self, salt: bytes, repository: str) -> Bearer:
-        """Return who reads a repository; credentials for mirrors count too.
+        """Return who reads a repository, by the credentials that the registry and mirrors are sent.
 
-        Raises Denied and DeadlineExceeded where they cannot be had.
+        A mirror whose credentials are unavailable is sent none. Raises Denied or DeadlineExceeded
+        if the registry's own are unavailable.
         """
-        return self._mirrors.bearer_for(salt, repository)
+        own = self._transport.bearer_for(salt, repository)
+        principals, fingerprints = [own.principal], [own.fingerprint]
+        for mirror in self._mirrors.all:
+            with contextlib.suppress(Denied, DeadlineExceeded):
+                known = mirror.transport.bearer_for(salt, repository)
+                if known.fingerprint:
+                    principals.append(f"{mirror.config.url} {known.principal}")
+                    fingerprints.append(f"{mirror.config.url} {known.fingerprint}")
+        return Bearer("\n".join(principals), "\n".join(fingerprints))
 
     def ping(self) -> None:
-        """Check that a registry answers, and us (`GET /v2/`, §Determining Support).
+        """Check that a registry answers, and admits us (`GET /v2/`, §Determining Support).
 
-        Epoch refuses `/v2/` to everyone without a token, and lets everyone read all the same; so
-        where no credentials were sent, a catalog that can be read is as good.
-        Raises NotFound where there is no `/v2/`, as some that speak the rest have none; Denied,
-        Unavailable, DeadlineExceeded; ProtocolViolation if it is no registry.
+        Epoch refuses `/v2/` without a token and yet lets everyone read; so where no credentials
+        were sent, a readable catalog is as good. Raises NotFound where there is no `/v2/`, which
+        some registries lack, and ProtocolViolation if it is no registry.
         """
         self._origin.ping(self._transport.timeout)
 
     def catalog(self) -> list[str]:
-        """Return the names of all repositories, of all pages, in the server's order and spelling.
+        """Return the names of all repositories, in the server's order and spelling.
 
         `GET /v2/_catalog` is not in the specification; Docker's registry documents it. Raises
         Unsupported or Denied where it is not offered.
@@ -184,9 +191,7 @@ class RegistryClient:
             raise Unsupported(f"{error}: the registry has no catalog") from error
 
     def list_tags(self, name: Repository | str) -> list[str]:
-        """Return a repository's tags, of all pages, in the server's order and spelling (§Listing
-        Tags). `"tags": null` is an empty list.
-        """
+        """Return a repository's tags, in the server's order and spelling (§Listing Tags)."""
         return self._origin.tags(_repository(name))
 
     def get_manifest(
@@ -194,9 +199,9 @@ class RegistryClient:
     ) -> Document:
         """Return a manifest: its exact bytes, media type and digest (§Pulling manifests).
 
-        The bytes are hashed against the reference, if it is a digest, and against the server's
-        Docker-Content-Digest. Raises ContentMismatch if they have another digest, TooLarge if
-        there are more than `limit` of them (in place of the client's own limit).
+        The bytes are verified against the reference, if it is a digest, and the server's
+        Docker-Content-Digest. Raises ContentMismatch if they differ, and TooLarge for more than
+        `limit` bytes, by default the client's `manifest_limit`.
         """
         repository, wanted = _repository(name), _reference(reference)
         most = self._manifest_limit if limit is None else limit
@@ -207,9 +212,8 @@ class RegistryClient:
     def resolve(self, name: Repository | str, reference: Reference | str) -> Descriptor:
         """Return the descriptor of what a reference names now (`HEAD`, §Pulling manifests).
 
-        Where HEAD is refused, or its headers do not give digest and size, the manifest is fetched:
-        what does not exist is NotFound only if GET says so too. Raises ContentMismatch if a digest
-        resolves to another one.
+        Where HEAD is refused, or does not give digest and size, the manifest is fetched: it is
+        NotFound only if GET says so too. Raises ContentMismatch if a digest resolves to another.
         """
         repository, wanted = _repository(name), _reference(reference)
         most = self._manifest_limit
@@ -229,9 +233,9 @@ class RegistryClient:
     ) -> Digest:
         """Store a manifest under a tag or its digest; return its digest (§Pushing Manifests).
 
-        Raises UsageError, and sends nothing, if `data` is no JSON object, has a `mediaType` other
-        than `content_type`, or not the digest it is to be stored under. Raises ContentMismatch
-        if the server says it stored something else.
+        Raises UsageError, and sends nothing, if `data` is not a JSON object, states a `mediaType`
+        other than `content_type`, or does not have the digest. Raises ContentMismatch if the server
+        says that it stored something else.
         """
         repository, wanted = _repository(name), _reference(reference)
         _check_manifest(data, content_type)
@@ -241,7 +245,7 @@ class RegistryClient:
         request = Request(
             "PUT",
             self._transport.url(manifest_path(repository, wanted)),
-            _push(repository),
+            f"{repository}:push",
             {"Content-Type": content_type},
             data,
         )
@@ -254,8 +258,8 @@ class RegistryClient:
     def delete_manifest(self, name: Repository | str, reference: Reference | str) -> None:
         """Delete a tag or a manifest (§Deleting tags, §Deleting Manifests).
 
-        One that is not there counts as deleted. Raises Unsupported where deletion is turned off,
-        or that of tags is not offered.
+        One that does not exist counts as deleted. Raises Unsupported where deletion is disabled, or
+        tags cannot be deleted.
         """
         repository, wanted = _repository(name), _reference(reference)
         url = self._transport.url(manifest_path(repository, wanted))
@@ -269,11 +273,11 @@ class RegistryClient:
             log.debug("%s: nothing to delete", error)
 
     def referrers(self, name: Repository | str, digest: Digest | str) -> list[Descriptor]:
-        """Return what refers to a manifest, of all pages (§Listing Referrers); it need not exist.
+        """Return what refers to a manifest, which need not exist (§Listing Referrers).
 
-        Raises Unsupported where that is not offered, which registries say with any refusal, or with
-        something else than an index; the specification has referrers tagged then. What the answer
-        would mean elsewhere, such as Denied, is its `__cause__`.
+        Raises Unsupported where that is not offered: registries say so with any refusal, or answer
+        with no index, and the specification has referrers tagged then. The error's `__cause__` is
+        what the answer means elsewhere, such as Denied.
         """
         return self._origin.referrers(_repository(name), _digest(digest))
 
@@ -303,9 +307,9 @@ class RegistryClient:
     ) -> BlobStream:
         """Open a blob for reading, from byte `start` to before byte `end` (§Pulling blobs).
 
-        The caller closes the stream, and looks at its `start`: a server without Range sends all
-        of the blob whatever was asked for. The bytes are not hashed here. Raises
-        ProtocolViolation if the answer is another range, or the range lies outside the blob.
+        The caller closes the stream, and checks its `start`: a server without Range sends the whole
+        blob. The bytes are not hashed. Raises ProtocolViolation if the answer is another range, or
+        the range lies outside the blob.
         """
         repository, wanted = _repository(name), _digest(digest)
         if start < 0 or (end is not None and end <= start):
@@ -313,7 +317,7 @@ class RegistryClient:
         return self._mirrors.open_blob(repository, wanted, start, end)
 
     def read_blob(self, name: Repository | str, digest: Digest | str, limit: int) -> bytes:
-        """Return all of a blob of at most `limit` bytes, hashed (§Pulling blobs).
+        """Return a whole blob of at most `limit` bytes, verified (§Pulling blobs).
 
         Raises TooLarge for a larger one, ContentMismatch if it has another digest.
         """
@@ -326,18 +330,18 @@ class RegistryClient:
     ) -> None:
         """Store a blob: the next `size` bytes of `body`, which have `digest` (§Pushing blobs).
 
-        A body that cannot seek may turn out to be used up when the registry refuses one way of
-        uploading, and the next way cannot be tried; then the refusal is raised. Raises UsageError
-        for a body that is shorter than `size`.
+        Raises UsageError for a body shorter than `size`. If the registry refuses one way to upload
+        when a body that cannot seek is used up, no other is tried and the refusal is raised.
         """
         repository, wanted = _repository(name), _digest(digest)
         blob_url = self._transport.url(blob_path(repository, wanted))
         uploads_url = self._transport.url(f"{repository_path(repository)}/blobs/uploads/")
-        self._uploader.put(blob_url, uploads_url, _push(repository), wanted, body, size)
+        self._uploader.put(blob_url, uploads_url, f"{repository}:push", wanted, body, size)
 
     def close(self) -> None:
         """End every call under way, with Unavailable, and close the connections."""
-        self._mirrors.close()
+        for host in (*self._mirrors.all, self._origin):
+            host.transport.close()
 
     def _exists(self, check: Callable[[Host, float], None]) -> bool:
         try:
@@ -360,10 +364,6 @@ def _reference(reference: Reference | str) -> Reference:
     if isinstance(reference, Tag | Digest):
         return reference
     return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
-
-
-def _push(repository: Repository) -> str:
-    return f"{repository}:push"
 
 
 def _check_manifest(data: bytes, content_type: str) -> None:

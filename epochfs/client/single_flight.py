@@ -1,11 +1,11 @@
-"""Single flight: work done once, however many threads want its result at that moment.
+"""Single flight: work done once, however many threads ask for its result at the same time.
 
-Whoever asks first for a key does the work, and whoever asks meanwhile waits for it, but no longer
-than until a deadline. What is kept of the results, and for how long, is up to the owner: `look`
-finds it and `keep` keeps it.
+The first thread to ask for a key does the work; the others wait for it, until their deadlines. The
+owner decides which results are kept, and for how long: `look` finds a result and `keep` stores it.
 
-Locks: the lock is the owner's. It guards the flights beside what the owner keeps, so that who finds
-nothing kept finds the flight that will keep it. `look` and `keep` are called under it; work is not.
+Locks: the lock is the owner's. It guards the flights together with what the owner keeps, so that a
+thread that finds nothing kept finds the flight that will keep it. `look` and `keep` are called
+under it; work is not.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Flight(Generic[V]):
 
 
 class SingleFlight(Generic[K, V]):
-    """Work in the thread of the first who asks. Any thread may call anything.
+    """Work in the thread that asks first; thread-safe.
 
-    Those who wait share the result and the error, each with a copy of its own. But where what one
-    gets, or fails with, may not do for the next, who asks for more or has more time left, they go
-    `in_turn`: whoever has waited looks for what is kept, and else is the next to do the work.
+    Those who wait share the result or the error, each with a copy of the error. Where the result
+    may not do for the next thread, which asks for more or has more time left, they go `in_turn`:
+    after waiting, a thread looks for what is kept, and else is the next to do the work.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SingleFlight(Generic[K, V]):
         *,
         in_turn: bool = False,
     ) -> None:
-        """`keep` is given every result; `late` tells those who ran out of time what they lack."""
+        """`keep` is given every result; `late` says what those who ran out of time lack."""
         self._lock = lock
         self._keep = keep
         self._late = late
@@ -65,11 +65,11 @@ class SingleFlight(Generic[K, V]):
         self._flights: dict[K, Flight[V]] = {}
 
     def do(self, key: K, look: Callable[[], V | None], work: Callable[[], V], deadline: float) -> V:
-        """Return what `look` finds, or else what `work` of this or another thread gives.
+        """Return what `look` finds, or else the result of `work`, in this thread or another.
 
         Raises what they raise, DeadlineExceeded if others are not done by `deadline` (monotonic,
-        may be infinite), and Unavailable if their work failed as nobody foresaw. In the thread that
-        did it, such a failure is raised as it is.
+        may be infinite), and Unavailable if their work failed unexpectedly. The thread that did the
+        work gets such a failure unchanged.
         """
         while True:
             with self._lock:
@@ -86,8 +86,9 @@ class SingleFlight(Generic[K, V]):
         return self._fly(key, flight, work)
 
     def forget(self, match: Callable[[K], bool] = lambda _: True) -> None:
-        """Keep nothing of the work under way for the keys that match, and have who asks from now on
-        do it anew; called under the lock."""
+        """Drop the work under way for the keys that match: its result is not kept, and the next to
+        ask starts anew. Called under the lock.
+        """
         for key in [key for key in self._flights if match(key)]:
             del self._flights[key]
 
@@ -121,7 +122,7 @@ class SingleFlight(Generic[K, V]):
 
 
 class PooledFlight(SingleFlight[K, V]):
-    """Work in threads of its own, begun before it is waited for, and going on when nobody waits.
+    """Work in threads of its own, which begins before anyone waits, and goes on when nobody does.
 
     `ended` is the error to raise once it is closed.
     """
@@ -141,7 +142,7 @@ class PooledFlight(SingleFlight[K, V]):
         self._ended = ended
 
     def begin(self, key: K, look: Callable[[], V | None], work: Callable[[], V]) -> V | Flight[V]:
-        """Return what `look` finds, or else the work under way, begun now if it was not."""
+        """Return what `look` finds, or else the work under way, begun now if need be."""
         with self._lock:
             found = look()
             if found is not None:
@@ -164,7 +165,7 @@ class PooledFlight(SingleFlight[K, V]):
         return found.outcome()
 
     def close(self) -> None:
-        """Begin nothing any more; who waits gets `ended`, and nothing under way is kept."""
+        """Begin no more work; those who wait get `ended`, and nothing under way is kept."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             flights = list(self._flights.values())
@@ -177,6 +178,6 @@ class PooledFlight(SingleFlight[K, V]):
         try:
             self._fly(key, flight, work)
         except EpochfsError:
-            pass  # told to who waits
+            pass  # raised in those who wait
         except Exception:
             log.exception("unforeseen failure of work for all who wait for it")

@@ -1,12 +1,12 @@
-"""Pushing a blob, in the three ways that registries know.
+"""Pushing a blob, in the three ways that registries accept.
 
 1. Epoch's own: one PUT to the blob's address.
-2. The specification's, monolithic: POST opens a session, PUT sends all and closes it.
-3. The specification's, chunked: POST, then PATCH with a part at a time, then PUT.
+2. The specification's, monolithic: POST opens a session, PUT sends everything and closes it.
+3. The specification's, chunked: POST, then a PATCH for each part, then PUT.
 
 They are tried in this order (OCI Distribution Specification 1.1, "Pushing blobs"). A registry that
-refuses the first is not asked for it again. Where none works, the refusal that says most is raised:
-that the last way is not offered says nothing of a blob that was refused for its digest.
+refuses the first is not tried with it again. If none works, the most telling refusal is raised:
+that the last way is not offered says nothing about a blob refused for its digest.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ log = logging.getLogger(__name__)
 _CHUNK_BYTES = 16 * 1024 * 1024
 
 _ANOTHER_WAY = frozenset({400, 404, 405, 411, 413, 415, 416, 501})
-"""Refusals that may be of the way of uploading rather than of the blob."""
+"""Refusals that may concern the way of uploading rather than the blob."""
 
 _NO_SUCH_WAY = frozenset({404, 405, 501})
 """Refusals after which the first way is not tried again."""
 
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
-
 _NO_REASONS = frozenset({"", "UNSUPPORTED", "METHOD_UNKNOWN"})
-"""Error codes that are of the way of uploading."""
+"""Error codes that concern the way of uploading."""
 
 
 class _Says(enum.IntEnum):
-    """How much a refusal says of why a blob cannot be stored."""
+    """How much a refusal tells about why a blob cannot be stored."""
 
     NOT_OFFERED = 0
     NOT_KNOWN = 1
@@ -59,7 +58,7 @@ class _Refused(Exception):
 
 
 class BlobUploader:
-    """Pushes blobs to one registry; safe under threads."""
+    """Pushes blobs to one registry; thread-safe."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -82,7 +81,7 @@ class BlobUploader:
         chunked = partial(self._chunked, uploads_url, scope, digest, content)
         ways: list[Callable[[], None]] = [monolithic, chunked]
         if self._single_put:
-            # A refused POST uses nothing of a body that cannot be rewound, a refused PUT may.
+            # A refused PUT may use up a body that cannot be rewound; a refused POST does not.
             ways.insert(0 if content.rewindable else 1, single)
         refusals: list[_Refused] = []
         for way in ways:
@@ -109,7 +108,7 @@ class BlobUploader:
             reply = self._send("PUT", blob_url, scope, content)
         except Unavailable as error:
             # Docker's registry refuses without reading the body and closes the connection, which
-            # may destroy its answer on the way. Should it really be down, the next way will tell.
+            # may destroy its answer on the way. If it really is down, the next way will fail too.
             raise _Refused(error, _Says.NOT_OFFERED) from error
         self._check(reply)
 
@@ -131,7 +130,6 @@ class BlobUploader:
         self._check(self._send("PUT", closing, scope, b""))
 
     def _open_session(self, uploads_url: Url, scope: str) -> Url:
-        """Open an upload session and return its address ("Obtain a session ID")."""
         return _location(self._check(self._send("POST", uploads_url, scope, b"")))
 
     def _send(

@@ -1,9 +1,9 @@
-"""HTTP as a registry client needs it: sessions, time limits, retry, redirects, error conversion.
+"""HTTP as a registry client needs it: connections, time limits, retries, redirects, clean errors.
 
 The only importer of requests and urllib3. From the bottom up: `watchdog` (time limits), `request`
-(what is asked, and where a server may send us), `tls` (who is trusted), `faults` (foreign
-exceptions made ours), `connections` (what is changed in requests and urllib3), `responses` (read
-whole or streamed), `refusals` (what other answers mean), `exchange` (all of it).
+(what is asked, and where a server may send us), `tls` (who is trusted), `faults` (converts foreign
+exceptions), `connections` (what changes in requests and urllib3), `responses` (read whole or
+streamed), `refusals` (what other answers mean), `exchange` (all of it).
 """
 
 from epochfs.client.transport.exchange import Transport

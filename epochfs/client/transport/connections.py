@@ -1,10 +1,10 @@
 """Connections under a watch, and their pools: what epochfs changes in requests and urllib3.
 
-`requests.Session` is not used. It reads the body of a redirect to its end however long that is,
-takes passwords from `.netrc` in place of our Authorization header, keeps cookies, and looks into
-the environment for each request. The layer under it, `HTTPAdapter`, does none of that.
+`requests.Session` is not used. It reads the body of a redirect however long it is, takes passwords
+from `.netrc` in place of our Authorization header, keeps cookies, and looks at the environment for
+each request. The layer below, `HTTPAdapter`, does none of that.
 
-Locks: `Adapter._lock` guards which TLS settings have pools; that of `TlsPolicy` is taken under it.
+Locks: `Adapter._lock` guards which TLS settings have pools; `TlsPolicy._lock` is taken under it.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ from epochfs.client.transport.watchdog import Watch
 logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)
 
 _SEND_BYTES = 256 * 1024
-"""How much of an upload is read and sent at a time."""
+"""Bytes of an upload to read and send at a time."""
 
 _LINE_BYTES = 65536
 _HEAD_LINES = 250
 """Limits of an answer's head; http.client refuses lines as long, and half as many headers."""
 
 _HOSTS = 16
-"""How many hosts (registry, token server, blob storage) idle connections are kept for."""
+"""How many hosts (registry, token server, blob storage) keep idle connections."""
 
 watch_in_use: ContextVar[Watch] = ContextVar("watch_in_use")
 """The watch of the operation that this thread is carrying out."""
 
 
 class StrictResponse(http.client.HTTPResponse):
-    """An answer whose headers are whole, and whose body can be read into a buffer as it comes.
+    """An answer whose headers are complete, and whose body can be read into a buffer as it arrives.
 
-    The base class takes the end of the stream for the end of the headers, so that an answer cut
-    off there would be a success without Content-Length, that is with whatever body came.
+    The base class takes the end of the stream for the end of the headers, so an answer cut off
+    there would be a success without Content-Length, with whatever body arrived.
     """
 
     def begin(self) -> None:
@@ -77,10 +77,10 @@ class StrictResponse(http.client.HTTPResponse):
             raise http.client.RemoteDisconnected("the headers break off")
 
     def read1_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` as far as one system call does; return the bytes read, 0 at the end.
+        """Fill `buffer` with one system call at most; return the bytes read, 0 at the end.
 
-        What the base class's `read1` is to `read`, to its `readinto`; not for a chunked body.
-        Raises IncompleteRead for an end before the announced one, as urllib3 does.
+        It is to `readinto` what `read1` is to `read`; not for a chunked body. Raises IncompleteRead
+        for an end before the announced one, as urllib3 does.
         """
         if self.fp is None:
             return 0
@@ -99,7 +99,7 @@ class StrictResponse(http.client.HTTPResponse):
 def _read_head(stream: IO[bytes]) -> tuple[list[bytes], bool]:
     """Return the lines of an answer's head, and whether they are all there.
 
-    Includes those of any "100 Continue" before. What is too long is left to be refused.
+    Includes any "100 Continue" before. What is too long is left for http.client to refuse.
     """
     lines: list[bytes] = []
     start = 0
@@ -129,7 +129,7 @@ class _WatchedConnection(HTTPConnection):
         watch.attach(self)
         super().connect()
         self.live_socket = self.sock
-        # While TLS was set up there was no socket to shut down; look now whether time is up.
+        # There was no socket to shut down during the TLS handshake; check now if time is up.
         watch.check()
 
     def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base class's
@@ -137,7 +137,7 @@ class _WatchedConnection(HTTPConnection):
         watch.attach(self)
         if self.sock is None:
             self.connect()
-        # Until here it was the time limit of connecting, too short for sending a large body.
+        # Until here it was the connect timeout, too short to send a large body.
         self.timeout = watch.timeout
         super().request(*args, **kwargs)
 
@@ -171,9 +171,9 @@ class _WatchedTlsConnection(_WatchedConnection, HTTPSConnection):
     """The same over TLS."""
 
     def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base class's
-        """Send a request; raises what the server said last, where it has hung up meanwhile.
+        """Send a request; if the server has hung up meanwhile, raise what it said last.
 
-        In TLS 1.3 a server refuses a client certificate when the handshake is over for the client.
+        In TLS 1.3 a server refuses a client certificate after the client's handshake is over.
         """
         try:
             super().request(*args, **kwargs)
@@ -199,7 +199,7 @@ class _TlsPool(HTTPSConnectionPool):
 def _resolve(host: str, port: int, seconds: float) -> list[Any]:
     """Resolve a host as getaddrinfo(3) does, but within a time limit; raises socket.gaierror.
 
-    The C library's resolver can be neither limited nor interrupted, so it gets its own thread.
+    The C library's resolver can be neither limited nor interrupted, so it gets a thread.
     """
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -233,12 +233,12 @@ class Adapter(HTTPAdapter):
         super().__init__(pool_connections=_HOSTS, pool_maxsize=pool_size, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Make the pools' manager, for pools of watched connections."""
+        """Make the manager of pools of watched connections."""
         super().init_poolmanager(*args, blocksize=_SEND_BYTES, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Return the manager of the pools for a proxy: of watched connections, too."""
+        """Return the manager of pools for a proxy, also of watched connections."""
         manager = super().proxy_manager_for(proxy, blocksize=_SEND_BYTES, **kwargs)
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return manager
@@ -253,9 +253,9 @@ class Adapter(HTTPAdapter):
         return host, {"ssl_context": context}
 
     def _close_outdated(self, context: ssl.SSLContext) -> None:
-        """Close the pools of settings that are used no more, when new ones first come along.
+        """Close the pools of settings no longer in use, when new ones first appear.
 
-        A connection that is in use is closed when its answer has been read.
+        A connection in use is closed when its answer has been read.
         """
         with self._lock:
             if context in self._contexts:
@@ -269,7 +269,7 @@ class Adapter(HTTPAdapter):
                     manager.pools.pop(key).close()
 
     def cert_verify(self, *args: Any) -> None:  # noqa: ANN401
-        """Do nothing: the pool has its TLS settings already, and reloading them takes 20 ms."""
+        """Do nothing: the pool has its TLS settings, and loading them again takes 20 ms."""
 
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
         """Send a request; raises WrongHost if the certificate is for other hosts than this."""
@@ -289,9 +289,9 @@ class Adapter(HTTPAdapter):
             raise WrongHost(names) from error
 
     def _certified_hosts(self, url: str) -> list[str] | None:
-        """Return the hosts that a server's certificate is for, None if it does not say once more.
+        """Return the hosts that a server's certificate is for, None if it cannot be asked again.
 
-        OpenSSL does not hand out a certificate that it has refused.
+        OpenSSL does not hand out a certificate that it refused.
         """
         parts = urlsplit(url)
         connection = _WatchedTlsConnection(

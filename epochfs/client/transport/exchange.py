@@ -1,4 +1,4 @@
-"""One request and all it takes: authentication, redirects, retries, within one time limit."""
+"""One request and all it takes: authentication, redirects and retries, within one time limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -37,7 +36,6 @@ from epochfs.client.transport.responses import (
     Reply,
     TransportStats,
     may_refuse_range,
-    without_range,
 )
 from epochfs.client.transport.tls import TlsPolicy
 from epochfs.client.transport.watchdog import Watch, Watchdog
@@ -54,7 +52,7 @@ from epochfs.errors import (
 log = logging.getLogger(__name__)
 
 SMALL_BODY = 1024 * 1024
-"""Limit in bytes of bodies whose content is not looked at, or is a token."""
+"""Limit in bytes of bodies that are tokens, or whose content is not looked at."""
 
 _FORM: Mapping[str, str] = {"Content-Type": "application/x-www-form-urlencoded"}
 _OWN_HEADERS = {"User-Agent": f"epochfs/{__version__}", "Accept-Encoding": "identity"}
@@ -63,8 +61,8 @@ _EXPIRED_STATUSES = frozenset({400, 403, 410})
 """How storage refuses a signed URL whose time is up."""
 
 _UNREACHED_SECONDS = 1.0
-"""For how long connecting is tried again. A server that restarts is back in a moment; for one that
-is not there, whoever waits should soon be told."""
+"""For how long connecting is retried. A server that restarts is back in a moment; if it is down,
+those who wait should soon be told."""
 
 _UNREACHED_DELAY = 0.2
 _FIRST_DELAY = 0.1
@@ -79,7 +77,7 @@ StreamKind = Callable[[Answer, int, int | None], BlobStream]
 class Transport:
     """Speaks HTTP to one registry, its token server, and where these redirect to.
 
-    Safe under threads. Every error it raises is one of `epochfs.errors`, and holds no credential.
+    Thread-safe. Every error it raises is one of `epochfs.errors`, and contains no credential.
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class Transport:
         return self.in_namespace(url) if self._options.namespace else url
 
     def in_namespace(self, url: Url) -> Url:
-        """Return a URL of this host's with the namespace it is to be told, if it lacks it."""
+        """Return a URL of this host with the namespace that it must be told, if it lacks it."""
         namespace = self._options.namespace
         if not namespace or url.has_parameter("ns"):
             return url
@@ -138,11 +136,11 @@ class Transport:
         watch: Watch | None = None,
         seconds: float | None = None,
     ) -> Reply:
-        """Make a request and read the whole answer, of whatever status, 5xx and 429 excepted.
+        """Make a request and read the whole answer, of any status except 5xx and 429.
 
-        It ends with the `watch`, else within so many `seconds`, else within our own time limit.
-        Raises TooLarge for a 2xx whose body is over `limit` bytes, Unavailable once another
-        attempt would not help or there is no time for it, and DeadlineExceeded.
+        The time limit is that of `watch`, else `seconds`, else ours. Raises TooLarge for a 2xx with
+        more than `limit` bytes, DeadlineExceeded, and Unavailable if another attempt would not help
+        or there is no time for it.
         """
         during = watch or self._watchdog.watch(self.timeout if seconds is None else seconds)
         send = partial(self._authenticated, request, during)
@@ -161,13 +159,12 @@ class Transport:
         seconds: float | None = None,
         kind: StreamKind = BlobStream,
     ) -> BlobStream:
-        """Make a request for the bytes from `start` to `end` of a blob; return the open stream.
+        """Request the bytes from `start` to `end` of a blob; return the open stream, made by
+        `kind`.
 
-        The time limit, of `seconds` or else ours, holds until the headers are there, then anew for
-        each read. The stream is made by `kind`. Where the server refuses Range, the whole blob is
-        requested, now and from then on.
-        Raises what a refusal means, Unavailable, DeadlineExceeded, and ProtocolViolation for an
-        answer that is not what was asked for.
+        The time limit, `seconds` or else ours, is for the headers, then anew for each read. If the
+        server refuses Range, the whole blob is requested, now and from then on. Raises the refusal,
+        Unavailable, DeadlineExceeded, and ProtocolViolation for an answer that does not fit.
         """
         watch = self.watch(seconds)
         try:
@@ -179,9 +176,9 @@ class Transport:
         return result
 
     def bearer_for(self, salt: bytes, repository: str) -> Bearer:
-        """Return who asks about a repository, with everything that is sent to get access to it.
+        """Return who asks about a repository, by everything that is sent to get access to it.
 
-        Raises Denied and DeadlineExceeded where credentials cannot be had.
+        Raises Denied and DeadlineExceeded if credentials are unavailable.
         """
         deadline = time.monotonic() + self.timeout
         certificates = self._tls.certificates if self._options.client_certs else ()
@@ -189,7 +186,7 @@ class Transport:
         return self.authenticator.bearer_for(salt, repository, deadline, always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
-        """Return the error that an answer other than the one hoped for means."""
+        """Return the error for an answer that was not hoped for."""
         known = self.authenticator
         clean = partial(self._cleaned, reply.authorization)
         asker = Asker(known.describe(), known.anonymous, known.static, self._mirror, clean)
@@ -201,7 +198,7 @@ class Transport:
         self._adapter.close()
 
     def _cleaned(self, authorization: str, text: str) -> str:
-        """Return a server's own words without what is secret in them."""
+        """Return a server's own words without secrets."""
         text = self.authenticator.redact(without_user_information(text), authorization)
         for _, value in self._options.headers:
             text = text.replace(value, "***") if value else text
@@ -217,12 +214,13 @@ class Transport:
             send = partial(self._authenticated, request, watch)
             return self._attempts(request, send, stream, watch)
 
+        if self._refuses_range:
+            request = request.without_range()
+        found = ask(request)
         ranged = "Range" in request.headers
-        whole = replace(request, headers=without_range(request.headers)) if ranged else request
-        found = ask(whole if self._refuses_range else request)
         if ranged and isinstance(found, Reply) and may_refuse_range(found, start):
             log.debug("%s: %d: asking for all, without Range", found.what, found.status)
-            found = ask(whole)
+            found = ask(request.without_range())
             if isinstance(found, BlobStream) and (found.total is None or found.total > start):
                 self._refuses_range = True
         if isinstance(found, Reply):
@@ -237,9 +235,9 @@ class Transport:
         watch: Watch,
         meaning: Callable[[Reply], EpochfsError] | None = None,
     ) -> _T:
-        """Send until there is an answer that another attempt would not improve on; consume it.
+        """Send until there is an answer that another attempt would not improve; consume it.
 
-        `meaning` makes the error of the others, in place of `refusal`.
+        `meaning` turns the others into errors, in place of `refusal`.
         """
         started = time.monotonic()
         attempt = 0
@@ -276,9 +274,9 @@ class Transport:
             attempt += 1
 
     def _authenticated(self, request: Request, watch: Watch) -> Answer:
-        """Send a request; answer one 401 of the registry's with a fresh token or credentials.
+        """Send a request; answer one 401 from the registry with a fresh token or credentials.
 
-        A 403 is answered once as well, if there are other credentials than were sent.
+        A 403 is answered once as well, if there are credentials other than those sent.
         """
         fetch_token, learn = partial(self._fetch_token, watch), partial(self._learn, watch)
         scope, home, known = request.scope, self.base.origin, self.authenticator
@@ -301,7 +299,7 @@ class Transport:
         return answer
 
     def _answered(self, request: Request, authorization: str, watch: Watch) -> Answer:
-        """Send a request; where the registry redirects a read to a URL that has expired, do so once
+        """Send a request; if the registry redirects a read to a URL that has expired, ask it once
         more: it signs a new one each time.
         """
         home = self.base.origin
@@ -314,13 +312,13 @@ class Transport:
         return answer
 
     def _follow(self, request: Request, home: Origin, authorization: str, watch: Watch) -> Answer:
-        """Send a request to where redirects lead; `authorization` is shown at `home` only."""
+        """Send a request to where redirects lead; only `home` is sent `authorization`."""
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
             if request.body is not None and not request.restart():
                 raise Unavailable(f"{described(request, url)}: the body cannot be sent again")
             answer = self._send(request, url, authorization if url.origin == home else "", watch)
-            location = answer.location
+            location = answer.location if answer.status // 100 == 3 else ""
             if not location:
                 return answer
             answer.read_error()
@@ -331,7 +329,7 @@ class Transport:
         raise ProtocolViolation(f"{described(request, request.url)}: over 5 redirects")
 
     def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
-        """Send one request to one server and return its answer, whatever that is."""
+        """Send one request to one server and return its answer, whatever it is."""
         origin, options = url.origin, self._options
         headers = CaseInsensitiveDict({**_OWN_HEADERS, **request.headers})
         if origin == self.base.origin:
@@ -366,7 +364,7 @@ class Transport:
         return Answer(raw, what, request.method, url, authorization, watch, self.stats)
 
     def _learn(self, watch: Watch) -> str:
-        """Return what the registry asks of everybody at its root (`auth.Learn`)."""
+        """Return what the registry asks of everyone at its root (`auth.Learn`)."""
         request = Request("GET", self.url("/"))
         send = partial(self._follow, request, self.base.origin, "", watch)
         reply = self._attempts(request, send, Answer.read_error, watch)
@@ -394,5 +392,5 @@ class Transport:
 
 
 def _backoff(attempt: int) -> float:
-    """Return the seconds to wait after attempt 0, 1, …: exponential, with jitter, at most 5."""
+    """Return the seconds to wait after attempt 0, 1, …: exponential with jitter, at most 5."""
     return min(_FIRST_DELAY * 2.0 ** min(attempt, 10), _LONGEST_DELAY) * random.uniform(0.5, 1.0)

@@ -1,8 +1,8 @@
-"""Other libraries' exceptions made ours, and the errors in a body.
+"""Converts foreign exceptions, and reads error bodies.
 
 No exception of requests, urllib3, http.client or ssl leaves the package: many are OSErrors, which
-above would pass for errors of the local machine. Their texts are not used either, as they quote
-whole URLs; what the operating system said is.
+would pass for errors of the local machine. Their texts quote whole URLs, so only what the operating
+system said is shown.
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ from epochfs.errors import (
 )
 
 TRANSIENT_STATUSES = frozenset({408, 429, *range(500, 600)} - {501})
-"""Answers that another attempt may improve on."""
-
+"""Statuses that another attempt may get past."""
 
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
-"""How http.client tells that a proxy has refused."""
+"""How http.client reports that a proxy refused."""
 
 
 class WrongHost(Exception):
-    """A server's certificate verifies, but is for other hosts; which, if known.
+    """A certificate that verifies, but is for other hosts: `names`, if known.
 
-    Does not leave the package.
+    Stays within the package.
     """
 
     def __init__(self, names: list[str] | None) -> None:
@@ -75,7 +74,6 @@ _CERTIFICATE_CAUSES = {
 }
 """By OpenSSL's code of what is wrong; with most others the authority is unknown."""
 
-
 _ABOUT_OURS = (
     "ALERT_HANDSHAKE_FAILURE",
     "ALERT_BAD_CERTIFICATE",
@@ -86,21 +84,22 @@ _ABOUT_OURS = (
     "ALERT_ACCESS_DENIED",
     "CERTIFICATE_REQUIRED",
 )
-"""What servers say, in OpenSSL's words, of the certificate that they were shown, or were not."""
+"""What servers say, in OpenSSL's words, about the certificate that they were or were not sent."""
 
 
 class Unreached(Unavailable):
-    """No connection came about, so nothing was sent. Does not leave the package."""
+    """No connection was made, so nothing was sent. Stays within the package."""
 
 
 class Broken(Unavailable):
-    """The connection broke before the answer was complete. Does not leave the package."""
+    """The connection broke before the answer was complete. Stays within the package."""
 
 
 def convert(error: Exception, what: str, watch: Watch, *, identified: bool = False) -> EpochfsError:
-    """Return what one of `CONVERTED` means; `what` is the request, as an error may show it.
+    """Return the error that one of `CONVERTED` means; `what` is the request as an error may show
+    it.
 
-    `identified` says that a client certificate was shown.
+    `identified` says that a client certificate was sent.
     """
     causes = list(_causes(error))
     if watch.aborted:
@@ -130,7 +129,7 @@ def convert(error: Exception, what: str, watch: Watch, *, identified: bool = Fal
 
 
 def is_wrong_host(error: Exception) -> bool:
-    """Whether a certificate was refused for the hosts it is for, and for nothing else."""
+    """Whether a certificate was refused only because it is for other hosts."""
     return any(
         isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in WRONG_HOST_CODES
         for cause in _causes(error)
@@ -146,7 +145,7 @@ def _wrong_host(names: list[str] | None) -> str:
 def _tls_failure(reason: str, identified: bool) -> str:
     """Return what a failed handshake means; `reason` is OpenSSL's word for it.
 
-    Servers say many things where a client certificate is missing: Go, that it is a bad one.
+    Servers say many things where a client certificate is missing; Go's, that it is a bad one.
     """
     cause = Cause.NO_TLS
     if "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
@@ -191,7 +190,7 @@ def _cut_off(error: ssl.SSLError) -> bool:
 
 
 def _malformed(causes: list[BaseException]) -> bool:
-    """Whether bytes came that are not HTTP, rather than too few of them."""
+    """Whether bytes arrived that are not HTTP, rather than too few of them."""
     if any(isinstance(c, ConnectionError | http.client.IncompleteRead) for c in causes):
         return False
     return any(isinstance(c, http.client.HTTPException | ValueError) for c in causes)

@@ -64,8 +64,8 @@ _REASONS = ("error", "error_description", "details", "message")
 class Asker:
     """As whom a registry was asked: `account` is for people.
 
-    `anonymous` is who has shown nothing so far, `static` a token as it was given. A `mirror` is
-    shown nothing that was given. `clean` takes what is secret out of a server's words.
+    `anonymous`: nothing has been sent so far. `static`: a token is sent as it was given. A `mirror`
+    is sent nothing that was given. `clean` removes secrets from a server's words.
     """
 
     account: str
@@ -76,11 +76,12 @@ class Asker:
 
 
 def refusal(reply: Reply, asker: Asker, home: Origin) -> EpochfsError:
-    """Return the error for an answer that is not the one hoped for, of the registry at `home`.
+    """Return the error for an answer that was not hoped for, from the registry at `home` or
+    elsewhere.
 
-    What storage says, where the registry has redirected us to, is not the registry's word: it
-    neither denies nor disowns anything, and is Unavailable. Another registry's word is as good
-    as that of the one that sends us there, where it is NotFound as the specification has it.
+    What storage says, where the registry redirected us, is not the registry's word: it neither
+    denies nor disowns anything, and is Unavailable. Another registry's NotFound, in the
+    specification's words, counts as much as that of the registry that redirects there.
     """
     here = reply.url.origin == home
     shown = describe(reply, asker.clean)
@@ -101,15 +102,15 @@ def refusal(reply: Reply, asker: Asker, home: Origin) -> EpochfsError:
 
 
 def redirected(reply: Reply, home: Origin) -> EpochfsError:
-    """Return the error for a registry elsewhere that asks for what it is not shown."""
+    """Return the error for a registry elsewhere that wants a login, which it is not sent."""
     sentence = Cause.REDIRECTED.told(registry=home.site, site=reply.url.origin.site)
     return explained(Unavailable(f"{reply.what}: {reply.status}: {sentence}"))
 
 
 def _by_status(reply: Reply, shown: str) -> EpochfsError:
-    """Return the error that a status means, or an error code of the specification's.
+    """Return the error for a status, or for an error code of the specification's.
 
-    A code that ends in _UNKNOWN means not found whatever the status is.
+    A code that ends in _UNKNOWN means not found, whatever the status.
     """
     codes = reply.codes
     if reply.status in (401, 403):
@@ -144,13 +145,13 @@ def web_page(body: bytes) -> str:
 
 
 def later(reply: Reply) -> str:
-    """Return when an answer asks to be asked again, by its Retry-After."""
+    """Return when to try again, by the Retry-After of an answer."""
     seconds = retry_after(reply.headers.get("Retry-After", ""))
     return f"in {seconds:.0f} s" if seconds else "in a while"
 
 
 def _blamed(reply: Reply, asker: Asker) -> tuple[type[EpochfsError], str] | None:
-    """Return what kind of error an answer is and who is to blame, if that can be told."""
+    """Return the kind of error and who is to blame, if that can be told."""
     if reply.status in (401, 403) and asker.mirror and not reply.authorization:
         return Denied, Cause.MIRROR_REFUSES.told()
     if reply.status == 401 or (reply.status == 403 and _token_error(reply)):
@@ -173,7 +174,7 @@ def _blamed(reply: Reply, asker: Asker) -> tuple[type[EpochfsError], str] | None
 
 
 def _token_error(reply: Reply) -> str:
-    """Return what a challenge says to be wrong with a token (RFC 6750, section 3.1), or ""."""
+    """Return what a challenge says is wrong with a token (RFC 6750, section 3.1), or ""."""
     challenges = parse_challenges(reply.headers.get("WWW-Authenticate", ""))
     return next((one.parameters.get("error", "") for one in challenges), "")
 
@@ -224,7 +225,7 @@ def retry_after(header: str) -> float:
 
 
 class TokenServer:
-    """One token server, as errors show it; `account` names whom a token is asked for."""
+    """One token server, as errors show it; `account` is whom a token is requested for."""
 
     def __init__(self, url: Url, account: str, clean: Callable[[str], str]) -> None:
         self._realm = printable_url(url)
@@ -233,13 +234,13 @@ class TokenServer:
         self._clean = clean
 
     def transient(self, reply: Reply) -> EpochfsError:
-        """Return the error for an answer that another attempt may improve on."""
+        """Return the error for an answer that another attempt may get past."""
         if reply.status == 429:
             return self._blamed(Unavailable, reply, Cause.TOKEN_SERVER_LIMITS)
         return self._blamed(Unavailable, reply, Cause.TOKEN_SERVER_FAILS)
 
     def failed(self, error: EpochfsError) -> EpochfsError:
-        """Return the error for a token server that gave no answer, or none that can be read."""
+        """Return the error for a token server that gave no answer, or an unreadable one."""
         if error.explained:
             return error
         if isinstance(error, Unavailable | DeadlineExceeded):

@@ -1,7 +1,7 @@
 """What is asked: URLs, requests, and the bodies of uploads.
 
 Every URL that a server names (redirects, `Link` headers, upload locations) is parsed here,
-strictly, and put together again from its parts, so that what was checked and what is connected to
+strictly, and put together again from its parts, so that what is checked and what is connected to
 cannot differ.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import parse_qs, quote, unquote, urljoin
 
@@ -61,7 +61,7 @@ class Url:
 
     @classmethod
     def parse(cls, text: str) -> Url:
-        """Parse a URL a server named; raises ProtocolViolation for all but plain http(s)."""
+        """Parse a URL that a server named; raises ProtocolViolation for all but plain http(s)."""
         match = None if _CONTROL.search(text) else _ABSOLUTE.match(text.partition("#")[0])
         if match is None or int(match[3] or 0) > 65535:
             shown = printable_url(text)
@@ -116,9 +116,9 @@ def next_page(link: str, current: Url, root: str = "/v2") -> Url | None:
     """Return the URL of a listing's next page, from its Link header (RFC 8288), or None.
 
     It is on the server of `current`, whatever scheme and host the header has: behind a proxy that
-    ends TLS, or that has another name, registries name what only they can reach. Raises
-    ProtocolViolation for a header that cannot be read, as part of a listing must not pass for all
-    of it, and for a page that is not under the API's `root`.
+    ends TLS, or has another name, registries name what only they can reach. Raises
+    ProtocolViolation for a page outside the API's `root`, and for a header that cannot be read:
+    part of a listing must not pass for the whole.
     """
     position = 0
     while link[position:].strip(" \t,"):
@@ -137,7 +137,7 @@ def next_page(link: str, current: Url, root: str = "/v2") -> Url | None:
 
 
 def _brought_home(reference: str, current: Url) -> Url:
-    """Return where a URL, relative or absolute, leads from here, but for its scheme and host."""
+    """Return where a URL, relative or absolute, leads from here, ignoring its scheme and host."""
     site = _SITE.match(reference)
     if site is None:
         return current.follow(reference)
@@ -162,9 +162,9 @@ def _octets(text: str) -> bytes:
 
 
 class UploadBody:
-    """A blob on its way out, as the body of one request or, in parts, of several.
+    """A blob to upload, as the body of one request or, in parts, of several.
 
-    It counts as progress, for the time limit, when a piece of it is taken to be sent.
+    Sending a piece of it counts as progress for the time limit.
     """
 
     def __init__(self, body: BinaryIO | bytes, size: int) -> None:
@@ -178,9 +178,10 @@ class UploadBody:
         self.watch: Watch | None = None
 
     def select(self, start: int, length: int) -> bool:
-        """Make the next request's body the bytes from `start`, `length` of them or all there are.
+        """Make the next request's body the bytes from `start`: `length` of them, or as many as
+        there are.
 
-        Returns False if the body stands elsewhere and cannot go there.
+        Returns False if the body is elsewhere and cannot seek.
         """
         self._start, self._stop = start, min(start + length, self.size)
         return self.restart()
@@ -193,7 +194,7 @@ class UploadBody:
         return self._position == self._start
 
     def __len__(self) -> int:
-        """How many bytes the next request's body has."""
+        """The size of the next request's body."""
         return self._stop - self._start
 
     def read(self, n: int = -1) -> bytes:
@@ -219,8 +220,8 @@ class Request:
     """A request to be made. `scope` names the access it needs, such as `library/nginx:pull`.
 
     `repeatable` allows another attempt after the server may have acted on the first. `confined`
-    says that the body is for this server alone, wherever it redirects to. `hashed` says that the
-    caller holds the answer's body against a digest, whatever its Content-Encoding.
+    says that the body is for this server only, wherever it redirects to. `hashed` says that the
+    caller verifies the body by a digest, whatever its Content-Encoding.
     """
 
     method: str
@@ -236,13 +237,19 @@ class Request:
         """Go back to the start of the body; return False if it cannot be sent from there."""
         return not isinstance(self.body, UploadBody) or self.body.restart()
 
+    def without_range(self) -> Request:
+        """Return the same request for all of a blob."""
+        headers = {name: value for name, value in self.headers.items() if name != "Range"}
+        return replace(self, headers=headers)
+
 
 def described(request: Request, url: Url, proxy: str = "") -> str:
-    """Return a request as an error or the log may show it: no query, and no path elsewhere.
+    """Return a request as an error or the log may show it: without query, and without path
+    elsewhere.
 
-    It names the `proxy` it goes by, which then is the first that may have failed.
+    It names the `proxy` it goes through, which may be what failed.
     """
     way = f" (by the proxy {printable_url(proxy)})" if proxy else ""
     if url.origin == request.url.origin:
-        return f"{request.method} {url.origin.site}{printable(url.path)}{way}"
+        return f"{request.method} {url.origin.site}{printable(url.target.partition('?')[0])}{way}"
     return f"{request.method} {url.origin.site} (redirected from {request.url.origin.site}){way}"

@@ -29,7 +29,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
 
 
 class TransportStats:
-    """Counters over the life of a transport; each is a plain int, and only ever grows."""
+    """Counters over the life of a transport: plain ints that only grow."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,7 +38,7 @@ class TransportStats:
         self.retries = 0
 
     def count(self, requests: int = 0, bytes_received: int = 0, retries: int = 0) -> None:
-        """Add to the counters; safe under threads."""
+        """Add to the counters; thread-safe."""
         with self._lock:
             self.requests += requests
             self.bytes_received += bytes_received
@@ -49,9 +49,9 @@ class TransportStats:
 class Reply:
     """An answer read to its end. `what` names the request as an error may show it.
 
-    `body` is cut off at 64 KiB unless the status is 2xx. `url` is where the answer came from,
-    after redirects; `authorization` what it was asked with, "" if nothing. `content_length` is that
-    of a 2xx: of a HEAD's, the length that GET would have.
+    `body` is cut off at 64 KiB unless the status is 2xx. `url` is where the answer came from, after
+    redirects; `authorization` what it was asked with, "" if nothing. `content_length` is that of a
+    2xx; in answer to HEAD, that of the body which GET would return.
     """
 
     what: str
@@ -89,7 +89,7 @@ class Reply:
 
 
 class Answer:
-    """An answer whose headers have arrived; its body is read here, under the operation's watch."""
+    """An answer whose headers have arrived; its body is read under the watch of the operation."""
 
     def __init__(
         self,
@@ -138,8 +138,8 @@ class Answer:
     def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as bytes have arrived; return how many did, 0 at the end.
 
-        A body of known length, as blobs have, is received straight into the buffer: a new piece
-        of memory for every read costs more than the rest of it.
+        A body of known length, as blobs have, is received straight into the buffer: allocating
+        memory for every read costs more than all the rest.
         """
         response = getattr(self._raw, "_original_response", None)
         if not isinstance(response, StrictResponse) or response.chunked:
@@ -156,8 +156,10 @@ class Answer:
         return count
 
     def read_reply(self, limit: int, *, encoded: bool = False) -> Reply:
-        """Read the body, of at most `limit` bytes and not `encoded` unless so allowed, and end the
-        exchange; an error's as `read_error` does. Raises TooLarge and ProtocolViolation.
+        """Read the body and end the exchange; that of an error as `read_error` does.
+
+        Raises TooLarge for more than `limit` bytes, ProtocolViolation for an encoded body unless
+        `encoded` allows it.
         """
         if not 200 <= self.status < 300:
             return self.read_error()
@@ -178,7 +180,7 @@ class Answer:
         return reply
 
     def read_error(self) -> Reply:
-        """Read the body as far as an error's is read; may be called again. Ends the exchange.
+        """Read as much of the body as errors are shown; may be called again. Ends the exchange.
 
         A body that breaks off does not hide the status, which has been read already.
         """
@@ -196,7 +198,7 @@ class Answer:
         return self._error
 
     def close(self) -> None:
-        """Give the connection back, or close it if the body was not read to its end."""
+        """Return the connection to the pool, or close it if the body was not read to its end."""
         self._raw.close()
         self._raw.release_conn()
 
@@ -221,16 +223,14 @@ def content_length(what: str, headers: Mapping[str, str]) -> int | None:
 
 
 class Shortened(Unavailable):
-    """All has come of a range that the server made shorter than it was asked for."""
+    """The whole of a range has arrived that the server made shorter than was asked for."""
 
 
 class BlobStream:
-    """The bytes of a blob as they arrive, whatever Content-Encoding they are said to have.
+    """The bytes of a blob as they arrive, whatever Content-Encoding is stated.
 
-    Registries say so of layers that are compressed, and nobody has encoded those on the way. A
-    context manager; the caller closes it.
-
-    Read by one thread; `close` may be called by any other.
+    Registries state one for layers that are compressed, though nobody encoded those on the way. A
+    context manager; the caller closes it. Read by one thread; `close` may be called by any other.
     """
 
     start: int
@@ -275,10 +275,10 @@ class BlobStream:
     def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as bytes have arrived, at least one; return 0 only at the true end.
 
-        Raises Unavailable if the stream breaks off, or ends where the server wanted it to, before
-        what was asked for: what came so far is right as far as it goes, and a new request can
-        resume behind it. Raises DeadlineExceeded if no byte comes within
-        the time limit, ProtocolViolation if more come than were announced.
+        Raises Unavailable if the stream breaks off, or ends where the server shortened the range:
+        what has arrived is right, and a new request can resume after it. Raises DeadlineExceeded if
+        no byte arrives within the time limit, ProtocolViolation if there are more than were
+        announced.
         """
         with self._lock:
             if self._closed:
@@ -338,10 +338,10 @@ class BlobStream:
 
 
 def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, int, bool]:
-    """Return the blob's size and the range's, of a 206 (RFC 9110, section 14.4), and whether the
-    range ends before what was asked for, as it may.
+    """Return the size of the blob and of the range in a 206 (RFC 9110, section 14.4), and whether
+    the range ends before what was asked for, as it may.
 
-    One that ends with the blob, before `end`, is whole: whoever asked did not know the size.
+    One that ends with the blob, before `end`, is whole: the caller did not know the size.
     """
     match = _CONTENT_RANGE.match(answer.headers.get("Content-Range", "").strip())
     if match is None:
@@ -354,16 +354,11 @@ def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, i
     return total, last + 1 - first, stop is not None and last + 1 < stop
 
 
-def without_range(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers of a request for all of a blob."""
-    return {name: value for name, value in headers.items() if name != "Range"}
-
-
 def may_refuse_range(reply: Reply, start: int) -> bool:
-    """Whether a refusal of the bytes from `start` may be of Range itself.
+    """Whether the refusal of a range from `start` may be a refusal of Range itself.
 
-    There are servers that answer a Range which they do not know with 400, 416 or 501. A 416 that
-    gives the blob's size (RFC 9110, section 15.5.17) says no more than that it ends before.
+    Some servers that do not know Range answer 400, 416 or 501. A 416 that states a size (RFC 9110,
+    section 15.5.17) of at most `start` says only that the blob ends before.
     """
     size = _UNSATISFIED.match(reply.headers.get("Content-Range", "").strip())
     if reply.status == 416 and size is not None:

@@ -1,14 +1,14 @@
-"""TLS: which servers must show a certificate that verifies, and who is shown ours.
+"""TLS: which servers must present a certificate that verifies, and who is sent ours.
 
-Trusted are the system's authorities, those requests brings along, and the user's. With neither
-`ca_certs` nor `tls_verify` given, loopback alone is not verified. A client
-certificate is a credential: only the registry's own host is shown it.
+Trusted are the system's authorities, those bundled with requests, and the user's. With neither
+`ca_certs` nor `tls_verify` given, only loopback is not verified. A client certificate is a
+credential: only the registry's own host is sent it.
 
 The user's files are read again when they change, as short-lived certificates (cert-manager, SPIFFE)
-are renewed under a mount. A certificate and its key are two files that change one after the other:
-until they fit, what was read before stays.
+are renewed during a mount. A certificate and its key change one after the other: until they fit,
+the previous pair stays in use.
 
-Locks: `TlsPolicy._lock` is held while files are read; nothing else of ours is locked under it.
+Locks: `TlsPolicy._lock` is held while files are read; no other lock of ours is taken under it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _State = tuple[tuple[int, int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What was made of the files while they were in one state; a kind of context is made once."""
+    """What was made of the files in one state; each kind of context is made once."""
 
     state: _State
     certificates: tuple[bytes, ...]
@@ -48,7 +48,7 @@ class TlsPolicy:
     """The TLS settings of connections, for a registry on the host `registry`."""
 
     def __init__(self, options: TransportOptions, registry: str) -> None:
-        """Raises UsageError for files that cannot be used: better now than at the first use."""
+        """Raises UsageError for files that cannot be used, rather than at the first use."""
         self._options = options
         self._registry = registry.lower()
         pairs = options.client_certs
@@ -59,7 +59,9 @@ class TlsPolicy:
         self._loaded = self._load(kinds)
 
     def context(self, host: str) -> ssl.SSLContext:
-        """Return the settings for connections to `host`: the same object while the files are."""
+        """Return the settings for connections to `host`: the same object while the files are
+        unchanged.
+        """
         kind = self._kind(host)
         with self._lock:
             contexts = self._current().contexts
@@ -69,28 +71,28 @@ class TlsPolicy:
 
     @property
     def certificates(self) -> tuple[bytes, ...]:
-        """The client certificates that new connections to the registry show."""
+        """The client certificates that new connections to the registry send."""
         with self._lock:
             return self._current().certificates
 
     def identifies(self, host: str) -> bool:
-        """Whether a client certificate is shown to a host."""
+        """Whether a host is sent a client certificate."""
         return self._kind(host)[1]
 
     def in_use(self, context: ssl.SSLContext | None) -> bool:
-        """Whether new connections are still made with these settings."""
+        """Whether new connections still use these settings."""
         with self._lock:
             return context in self._loaded.contexts.values()
 
     def inspecting(self) -> ssl.SSLContext:
-        """Return settings of its own for looking at the certificate of a server.
+        """Return settings for looking at the certificate of a server.
 
-        For a connection that carries no request, and so need not be to the right host.
+        The connection carries no request, and so need not be to the right host.
         """
         return self._make(verify=True, identified=False)
 
     def _current(self) -> _Loaded:
-        """Return what is loaded, anew if the files have changed and can be used; locked."""
+        """Return what is loaded, again if the files have changed and are usable; locked."""
         state = self._state()
         if state not in (self._loaded.state, self._refused):
             try:
@@ -113,7 +115,7 @@ class TlsPolicy:
         return tuple(_identity(path) for path in self._files)
 
     def _kind(self, host: str) -> tuple[bool, bool]:
-        """Return whether `host` must show a certificate, and whether it is shown ours."""
+        """Return whether `host` must present a certificate, and whether it is sent ours."""
         identified = bool(self._options.client_certs) and host.lower() == self._registry
         return self._verifies(host), identified
 
@@ -165,7 +167,7 @@ def names_of(certificate: Mapping[str, object]) -> list[str]:
 
 
 def _identity(path: Path) -> tuple[int, int, int, int] | None:
-    """Return what tells a file from the one that was there before it, None if there is none."""
+    """Return what tells a file from the one before it, None if there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -174,7 +176,7 @@ def _identity(path: Path) -> tuple[int, int, int, int] | None:
 
 
 def _reason(error: OSError) -> str:
-    """Return why a file cannot be used; OpenSSL itself says little of that."""
+    """Return why a file cannot be used; OpenSSL itself says little about that."""
     if not isinstance(error, ssl.SSLError):
         return str(error.strerror)
     if error.reason == "KEY_VALUES_MISMATCH":

@@ -1,9 +1,9 @@
 """Time limits that hold whatever a server does.
 
-A socket's timeout limits one wait for one byte, not an exchange: a server that sends a header byte
-each second never meets it. So each operation has a `Watch`, and one daemon thread, the `Watchdog`,
+A socket's timeout limits each wait for a byte, not an exchange: a server that sends a header byte a
+second never exceeds it. So each operation has a `Watch`, and one daemon thread, the `Watchdog`,
 shuts down the socket of a connection whose watch has run out. The thread blocked on that socket
-then wakes with an error and finds the watch ended.
+then wakes with an error and finds the watch expired.
 
 Locks: `Watchdog._lock` guards the set of watches, what each is attached to, and its deadline. It is
 innermost, and nothing is called under it but shutdown(2), which cannot block.
@@ -22,7 +22,7 @@ from epochfs.errors import Unavailable
 
 
 class WatchEnded(Exception):
-    """The watch has expired or was aborted, as its fields say. Does not leave the package."""
+    """The watch has expired or was aborted, as its fields say. Stays within the package."""
 
 
 class Connection(Protocol):
@@ -31,15 +31,15 @@ class Connection(Protocol):
     watch: Watch | None
 
     live_socket: socket.socket | None
-    """The socket it last used. Not `sock`: that is None already while the body of an answer with
-    `Connection: close` is still being read."""
+    """The socket it last used. Not `sock`, which is None already while the body of an answer with
+    `Connection: close` is being read."""
 
 
 class Watch:
-    """The time limit of one operation, over all the connections it uses one after another.
+    """The time limit of one operation, across all the connections it uses one after another.
 
-    Used by one thread, but for `abort`, which any may call. A context manager: leaving it ends
-    the watch, after which no connection is ever shut down on its account.
+    Used by one thread, except for `abort`. A context manager: leaving it ends the watch, after
+    which it shuts down no connection.
     """
 
     def __init__(self, watchdog: Watchdog, timeout: float) -> None:
@@ -68,15 +68,15 @@ class Watch:
         self.check()
 
     def renew(self) -> None:
-        """Start the time limit anew: there was progress, or a new wait begins."""
+        """Restart the time limit: there was progress, or a new wait begins."""
         self._watchdog._set_deadline(self, time.monotonic() + self.timeout)
 
     def suspend(self) -> None:
-        """Let no time run until `renew`: nobody waits for the server."""
+        """Stop the clock until `renew`: nobody is waiting for the server."""
         self._watchdog._set_deadline(self, math.inf)
 
     def abort(self) -> None:
-        """End the operation now, from any thread; who waits in it wakes with an error."""
+        """End the operation now, from any thread; one blocked in it wakes with an error."""
         with self._watchdog._lock:
             self.aborted = True
             self._shut_down()
@@ -101,18 +101,18 @@ class Watch:
     def _shut_down(self) -> None:
         """Wake whoever is blocked on the connection. The caller holds the lock."""
         connection = self._connection
-        # A connection goes back to the pool by itself with the last byte of a body, so another
-        # operation may have it already; then its `watch` is that one's.
+        # A connection returns to the pool with the last byte of a body, so another operation may
+        # have it already; then its `watch` is that one's.
         if connection is None or connection.watch is not self or connection.live_socket is None:
             return
         with contextlib.suppress(OSError):
-            # Not `sock.shutdown()`: of a TLS socket, that one also drops the TLS layer, and the
-            # reader would then take buffered ciphertext for content.
+            # Not `sock.shutdown()`: that of a TLS socket also drops the TLS layer, and the reader
+            # would then take buffered ciphertext for content.
             socket.socket.shutdown(connection.live_socket, socket.SHUT_RDWR)
 
 
 class Watchdog:
-    """Owns the thread that ends operations whose time is up. The thread starts when needed."""
+    """Owns the thread that ends operations whose time is up; started on demand."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -138,7 +138,7 @@ class Watchdog:
         return watch
 
     def close(self) -> None:
-        """Abort every operation under way and end the thread."""
+        """Abort every operation under way, and stop the thread."""
         with self._lock:
             self._closed.set()
             for watch in self._watches:
@@ -153,9 +153,9 @@ class Watchdog:
                 self._wake_by(deadline)
 
     def _wake_by(self, deadline: float) -> None:
-        """Let the thread look again at `deadline`, which is earlier. The caller holds the lock.
+        """Make the thread look again at `deadline`, which is earlier. The caller holds the lock.
 
-        Deadlines mostly come in rising order, so the thread is hardly ever woken for one.
+        Deadlines mostly rise, so the thread is rarely woken for one.
         """
         self._wakes_at = deadline
         self._changed.notify()
