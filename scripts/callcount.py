@@ -26,7 +26,7 @@ from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor, encode
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.session.opening import open_session
-from epochfs.session.settings import Connection, FileSystemPlan
+from epochfs.session.settings import Connection, SessionSettings
 
 _PACKAGE = str(Path(epochfs.__file__).parent) + "/"
 _REGISTRY = f"{_PACKAGE}demo/"
@@ -68,8 +68,8 @@ class _Profile:
             counted[code.co_filename.removeprefix(_PACKAGE)] += 1
 
 
-def _plan(url: str, directory: Path) -> FileSystemPlan:
-    return FileSystemPlan(
+def _settings(url: str, directory: Path) -> SessionSettings:
+    return SessionSettings(
         url=RegistryUrl.parse(url),
         connection=Connection(TransportOptions(), Credentials(), ()),
         cache=CacheOptions(directory),
@@ -114,7 +114,7 @@ def main(*, verbose: bool) -> None:
         scratch = Path(closing.enter_context(tempfile.TemporaryDirectory()))
         profile = _Profile()
         closing.callback(threading.setprofile, None)
-        filesystem = open_session(_plan(registry.url, scratch), closing).filesystem
+        filesystem = open_session(_settings(registry.url, scratch), closing).filesystem
         with profile.count() as counted:
             link = filesystem.readlink("/library/app/tags/latest")
         _show("cold readlink of a tag", *counted, verbose=verbose)

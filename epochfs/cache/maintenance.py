@@ -187,7 +187,7 @@ def _problem(fd: int, digest: Digest, progress: Callable[[int], None]) -> str:
         return f"cannot be read: {error.strerror}"
     if hasher.hexdigest() == digest.encoded:
         return ""
-    return f"has the digest {digest.algorithm}:{hasher.hexdigest()}"
+    return f"its bytes hash to {digest.algorithm}:{hasher.hexdigest()}"
 
 
 def _is_named(fd: int, directory: int, name: str) -> bool:

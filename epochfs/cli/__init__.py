@@ -1,11 +1,11 @@
-"""The command line: words in, exit codes out.
+"""The command line: arguments and environment in, exit codes out.
 
-Reads the environment and the arguments, and is the only folder that does. Uses `session` to open
-a registry, and whatever else a command shows.
+The only folder that reads the environment. Uses `session` to open a registry, and whatever else a
+command shows.
 Used by the `epochfs` program alone.
 
-Subcommands are imported when they are asked for, so that `epochfs --version` is immediate.
-Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one line on stderr.
+A subcommand is imported when it is used, so that `epochfs --version` is immediate.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. An error is one line on stderr.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ import click
 from epochfs import __version__
 from epochfs.errors import EpochfsError, InvalidName, UsageError
 
-_COMMANDS = ("mount", "umount", "prefetch", "cache", "doctor", "demo", "help", "completion")
+_COMMANDS = {
+    "mount": "mount.command",
+    "umount": "mountpoint.umount_command",
+    "prefetch": "prefetch.command",
+    "cache": "cache.command",
+    "doctor": "doctor.command",
+    "demo": "demo.command",
+    "help": "help.command",
+    "completion": "help.completion_command",
+}
+"""The subcommands, and where in this folder each is."""
 
 
 class _Commands(click.Group):
@@ -32,7 +42,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = import_module(f"epochfs.cli.{cmd_name}").command
+        module, _, name = _COMMANDS[cmd_name].partition(".")
+        command = getattr(import_module(f"epochfs.cli.{module}"), name)
         assert isinstance(command, click.Command)
         return command
 
@@ -45,7 +56,7 @@ class _Commands(click.Group):
 
 
 def _is_mount_helper_call(args: Sequence[str]) -> bool:
-    """Whether this is how mount(8) calls a file system: `URL MOUNTPOINT [-o WORDS]`."""
+    """Whether mount(8) calls us as the helper of a file system: `URL MOUNTPOINT [-o WORDS]`."""
     return len(args) >= 2 and ("-o" in args or any(mark in args[0] for mark in ".:/"))
 
 
@@ -60,7 +71,7 @@ def command() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (default: this process's own) and return its exit code."""
+    """Run a command line, by default that of this process, and return its exit code."""
     _have_standard_streams()
     try:
         code = command.main(arguments, prog_name="epochfs", standalone_mode=False)
@@ -80,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _have_standard_streams() -> None:
     """Open /dev/null as each of descriptors 0, 1 and 2 that is closed.
 
-    Cron's wrappers and init scripts close them (`>&-`). What is opened next would take their
-    numbers, and be written to by libfuse; and Python has None for their files.
+    Cron wrappers and init scripts close them (`>&-`). The next files to be opened would take their
+    numbers, and libfuse would write to them; and Python has None for their file objects.
     """
     for number in range(3):
         try:

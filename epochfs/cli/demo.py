@@ -1,4 +1,4 @@
-"""`epochfs demo`: a registry in memory with a few sample images, mounted by another process."""
+"""`epochfs demo`: a registry in memory with sample images, mounted by a process of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from epochfs.cli import mountpoint, shutdown, system
+from epochfs.cli import mountpoint, process, system
 from epochfs.cli.options import completed_as
 from epochfs.demo import samples
 from epochfs.demo.registry import EmbeddedRegistry
@@ -31,7 +31,7 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 def command(directory: str | None) -> None:
     """Mount a small sample registry.
 
-    MOUNTPOINT is a new temporary directory by default. Stays until Ctrl-C, then unmounts and leaves
+    MOUNTPOINT defaults to a new temporary directory. Runs until Ctrl-C, then unmounts and leaves
     nothing behind.
     """
     with ExitStack() as stack:
@@ -41,7 +41,7 @@ def command(directory: str | None) -> None:
             path.mkdir()
         mountpoint.prepare(path)
         system.require_fuse(allow_other=False)
-        # Held back from here on, and taken by `_stay`: nothing is left half made by a Ctrl-C.
+        # Blocked until `_stay` takes them, so that Ctrl-C leaves nothing half made.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         registry = stack.enter_context(EmbeddedRegistry(logged=0))
         samples.load(registry)
@@ -52,9 +52,9 @@ def _serve(url: str, path: Path, scratch: Path) -> None:
     before = path.stat().st_dev
     command = [sys.executable, "-m", "epochfs", "mount", "--foreground", "--log-level", "warning"]
     command += ["--cache-dir", str(scratch / "cache"), "--hosts-dir", str(scratch)]
-    # The user's own server, token, certificates and mirrors are none of the demo's business.
+    # The user's own server, token and certificates do not concern the demo.
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("EPOCH_")}
-    # In a session of its own, a Ctrl-C reaches it through us alone.
+    # In a session of its own, Ctrl-C reaches it only through us.
     child = subprocess.Popen(
         [*command, url, str(path)],
         stdin=subprocess.DEVNULL,
@@ -82,7 +82,7 @@ def _say(url: str, path: Path) -> None:
 
 
 def _stay(child: subprocess.Popen[bytes]) -> None:
-    """Return on a signal, or when somebody has unmounted the mount."""
+    """Return on a signal, or once the mount has been unmounted."""
     while signal.sigtimedwait(_SIGNALS, 0.2) is None:
         if child.poll() is not None:
             if child.returncode != 0:
@@ -93,10 +93,10 @@ def _stay(child: subprocess.Popen[bytes]) -> None:
 def _stop(child: subprocess.Popen[bytes], path: Path) -> None:
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
-        child.wait(shutdown.GRACE + 1)
+        child.wait(process.GRACE + 1)
     child.kill()
     child.wait()
     mountpoint.clear_dead(path)
     mount = mountinfo.mounted_on(path)
     if mount is not None and mount.is_ours:
-        raise MountFailure(f"'{printable(path)}' is still mounted: epochfs umount it")
+        raise MountFailure(f"'{printable(path)}' is still mounted: see 'epochfs umount'")

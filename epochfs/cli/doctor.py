@@ -1,4 +1,4 @@
-"""`epochfs doctor`: what works here, what does not, and what to do about it."""
+"""`epochfs doctor`: what works here, what does not, and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from importlib import metadata
 from pathlib import Path
 
 import click
-import platformdirs
 
 from epochfs.cache.directory import CacheDirectory, cache_errors
 from epochfs.cli import system
-from epochfs.cli.options import connection_options, file_option, registry_url
+from epochfs.cli.options import (
+    cache_dir_option,
+    connection_options,
+    registry_url,
+    server_in_environment,
+)
+from epochfs.cli.output import shown_size
 from epochfs.client import MirrorState, RegistryClient
 from epochfs.config import MAX_READ, RegistryUrl
 from epochfs.errors import (
     Denied,
     EpochfsError,
     InvalidName,
-    MountFailure,
     NotFound,
     Unsupported,
 )
@@ -35,7 +39,7 @@ from epochfs.fuse.passthrough import obstacle
 from epochfs.layers import decoders
 from epochfs.oci.manifests import Descriptor, Index, Manifest
 from epochfs.oci.names import Repository
-from epochfs.session import probe
+from epochfs.session import opening
 from epochfs.session.settings import Connection
 
 _ENOUGH_SPACE = 1024**3
@@ -47,7 +51,7 @@ _TRIED = 3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table; `state` is ok, warn or FAIL, and `note` ends with the cure."""
+    """A line of the table: `state` is ok, warn or FAIL, and `note` ends with how to fix it."""
 
     state: str
     subject: str
@@ -58,25 +62,25 @@ class Row:
 
 
 class Limited(Exception):
-    """Something works less well than it could; the text says how, and the cure."""
+    """Something works less well than it could; the text says how, and how to fix it."""
 
 
 Check = tuple[str, Callable[[], str]]
-"""A subject, and what returns a note when all is well, or raises Limited or an EpochfsError."""
+"""A subject, and a function that returns a note, or raises Limited or an EpochfsError."""
 
 
 @click.command("doctor")
 @click.argument("text", metavar="[URL]", required=False)
 @connection_options
-@file_option("--cache-dir", "Where blobs are kept.  [default: ~/.cache/epochfs]")
-def command(text: str | None, connection: Connection, cache_dir: Path | None) -> int:
-    """Check this machine and a registry for what a mount needs.
+@cache_dir_option
+def command(text: str | None, connection: Connection, cache_dir: Path) -> int:
+    """Check what a mount needs of this machine and of a registry.
 
-    The registry is the one at URL, or else that of EPOCH_SERVER. Takes the options of `mount` that
+    The registry is the one at URL, or else that of EPOCH_SERVER. Takes the options of 'mount' that
     say how to reach it. Exit code 1 if anything FAILs.
     """
-    rows = _run(_machine_checks(cache_dir or platformdirs.user_cache_path("epochfs")))
-    if text is not None or os.environ.get("EPOCH_SERVER"):
+    rows = _run(_machine_checks(cache_dir))
+    if text is not None or server_in_environment():
         rows = itertools.chain(rows, _registry_rows(registry_url(text), connection))
     failed = False
     for row in rows:
@@ -106,11 +110,11 @@ def _machine_checks(cache: Path) -> list[Check]:
         ("libfuse", system.library),
         ("binding", _binding),
         ("fusermount3", _helper),
-        ("allow-other", _allow_other),
-        ("max-read", _max_read),
+        ("allow-other", _optional(system.user_allow_other)),
+        ("max-read", _optional(_max_read)),
         ("read-ahead", _read_ahead),
-        ("passthrough", _passthrough),
-        ("updatedb", _updatedb),
+        ("passthrough", _optional(_passthrough)),
+        ("updatedb", _optional(system.spared_by_updatedb)),
         ("cache", lambda: _cache(cache)),
         ("rootfs", _rootfs),
     ]
@@ -134,15 +138,20 @@ def _helper() -> str:
         raise
 
 
-def _allow_other() -> str:
-    try:
-        return system.user_allow_other()
-    except EpochfsError as error:
-        raise Limited(str(error)) from None
+def _optional(check: Callable[[], str]) -> Callable[[], str]:
+    """Return a check that warns where `check` fails: a mount can do without it."""
+
+    def checked() -> str:
+        try:
+            return check()
+        except EpochfsError as error:
+            raise Limited(str(error)) from None
+
+    return checked
 
 
 def _max_read() -> str:
-    if _library_version() < (3, 0):
+    if system.library_version() < (3, 0):
         raise Limited("128 KiB: install libfuse 3 (Debian, Ubuntu: apt-get install fuse3)")
     limit = _kernel_max_read()
     if limit < MAX_READ:
@@ -151,16 +160,8 @@ def _max_read() -> str:
     return f"{MAX_READ // 1024} KiB"
 
 
-def _library_version() -> tuple[int, int]:
-    try:
-        return system.library_version()
-    except MountFailure as error:
-        # The row of libfuse has failed with this already.
-        raise Limited(str(error)) from None
-
-
 def _kernel_max_read() -> int:
-    """Return how many bytes the kernel puts into one READ; settable since Linux 6.13."""
+    """Return how many bytes the kernel reads at most at a time; settable since Linux 6.13."""
     try:
         pages = int(_MAX_PAGES.read_text())
     except (OSError, ValueError):
@@ -171,27 +172,20 @@ def _kernel_max_read() -> int:
 def _read_ahead() -> str:
     devices = list(_READ_AHEAD.glob("*/read_ahead_kb"))
     if devices and all(os.access(device, os.W_OK) for device in devices):
-        return f"may be raised to {MAX_READ // 1024} KiB"
+        return f"can be raised to {MAX_READ // 1024} KiB"
     cure = "make /sys writable" if os.geteuid() == 0 else "mount as root"
-    raise Limited(f"may not be raised, so the kernel reads 128 KiB ahead: {cure}")
+    raise Limited(f"cannot be raised, so the kernel reads 128 KiB ahead: {cure}")
 
 
 def _passthrough() -> str:
-    reason = obstacle(_library_version())
+    reason = obstacle(system.library_version())
     if reason:
-        raise Limited(f"off, so what is cached is read through epochfs: {reason}")
-    return "the kernel reads what is cached by itself"
-
-
-def _updatedb() -> str:
-    try:
-        return system.spared_by_updatedb()
-    except EpochfsError as error:
-        raise Limited(str(error)) from None
+        raise Limited(f"off, so cached blobs are read through epochfs: {reason}")
+    return "the kernel reads cached blobs by itself"
 
 
 def _cache(directory: Path) -> str:
-    """Look at the nearest directory that exists: nothing is made before a mount needs it."""
+    """Check the nearest directory that exists: nothing is created before a mount needs it."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -203,33 +197,33 @@ def _cache(directory: Path) -> str:
     if existing == directory:
         with cache_errors(f"{directory} cannot be used"):
             CacheDirectory(directory).check()
-    note = f"{directory}, {free / 1024**3:.1f} GiB free"
+    note = f"{directory}, {shown_size(free)} free"
     if free < _ENOUGH_SPACE:
-        raise Limited(f"{note}: make room, or choose another --cache-dir")
+        raise Limited(f"{note}: free some space, or choose another --cache-dir")
     return note
 
 
 def _rootfs() -> str:
-    """Look for what decompresses layers; without it, the rest of the tree is as it is with it."""
+    """Check for decompressors of layers, without which only rootfs/ and the like are missing."""
     if lacking := decoders.missing():
         raise Limited(
-            f"most layers cannot be looked into, without {' and '.join(lacking)}: {decoders.NEEDED}"
+            f"most layers cannot be opened without {' and '.join(lacking)}: {decoders.NEEDED}"
         )
-    return "layers compressed with gzip and zstd can be looked into"
+    return "layers compressed with gzip or zstd can be opened"
 
 
 # ---- the registry ----------------------------------------------------------------------------
 
 
 def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
-    client = probe.connect(url, connection)
+    client = opening.connect(url, connection)
     try:
         reached = next(_run([("registry", lambda: _reach(client, connection))]))
         yield reached
         if reached.state != "FAIL":
             access = next(_run([("access", lambda: _access(client, connection))]))
             yield access
-        # What follows from a failure would only blame something else for it.
+        # After a failure, the other checks would only blame something else.
         if reached.state != "FAIL" and access.state != "FAIL":
             yield from _run(
                 [
@@ -245,17 +239,17 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
 
 def _reach(client: RegistryClient, connection: Connection) -> str:
     try:
-        probe.check(client, connection)
-    except probe.NoApiRoot as error:
+        opening.check(client, connection)
+    except opening.NoApiRoot as error:
         raise Limited(str(error)) from None
     except Denied:
-        pass  # an answer all the same; the next row says what it was
+        pass  # an answer all the same: the next row tells it
     return f"{client.base_url} answers"
 
 
 def _access(client: RegistryClient, connection: Connection) -> str:
-    with suppress(probe.NoApiRoot):
-        probe.check(client, connection)
+    with suppress(opening.NoApiRoot):
+        opening.check(client, connection)
     home = os.environ.get("HOME")
     account = client.account.replace(f"{home}/", "~/") if home else client.account
     if client.unused_login:
@@ -265,7 +259,9 @@ def _access(client: RegistryClient, connection: Connection) -> str:
 
 def _mirror(mirror: MirrorState) -> str:
     if not mirror.healthy:
-        raise Limited(f"{mirror.host} is done without ({mirror.trouble}): check its hosts.toml")
+        raise Limited(
+            f"{mirror.host} is skipped: unavailable ({mirror.trouble}); see its hosts.toml"
+        )
     if not mirror.capabilities:
         raise Limited(f"{mirror.host} is never asked: give it capabilities in its hosts.toml")
     return f"{mirror.host} answers, for {' and '.join(mirror.capabilities)}"
@@ -282,13 +278,13 @@ def _range(client: RegistryClient, connection: Connection) -> str:
     """Ask for part of a small blob: only a 206 with the right Content-Range proves it."""
     found = next(_blobs(client, connection), None)
     if found is None:
-        raise Limited("not tried, as no blob was found: name a repository with --repo")
+        raise Limited("not tested, as no blob was found: name a repository with --repo")
     repository, blob = found
     with client.get_blob(repository, blob.digest, 1, 2) as stream:
         ranged = stream.ranged
     if not ranged:
-        raise Limited("not honoured: every blob comes whole, so a read far into one waits for it")
-    return f"honoured, shown by a blob of {repository}"
+        raise Limited("not honoured: blobs are sent whole, so a read far into one waits for it")
+    return f"honoured, for a blob of {repository}"
 
 
 def _blobs(

@@ -1,4 +1,4 @@
-"""`epochfs help`: the topics, or one of them as text for a terminal."""
+"""`epochfs help` shows a topic on a terminal; `epochfs completion` completes in a shell."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ import textwrap
 from collections.abc import Iterator
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, get_completion_class
 
 from epochfs.errors import UsageError, printable
-from epochfs.help import TOPICS, page
-from epochfs.help.markdown import Block, Code, Heading, Item, Page, Paragraph, Table, parse
+from epochfs.help import (
+    TOPICS,
+    Block,
+    Code,
+    Heading,
+    Item,
+    Page,
+    Paragraph,
+    Table,
+    page,
+    parse,
+)
+
+_SHELLS = ("bash", "zsh", "fish")
+_VARIABLE = "_EPOCHFS_COMPLETE"
+"""What the script sets to have epochfs print completions: click derives it from our name."""
 
 _MARGIN = "    "
 _GAP = "  "
@@ -27,14 +41,14 @@ def _complete(
 @click.command("help")
 @click.argument("topic", metavar="[TOPIC]", required=False, shell_complete=_complete)
 def command(topic: str | None) -> None:
-    """List the topics there are to read, or show one."""
+    """List the topics of the manual, or show one."""
     if topic is None:
         click.echo(_contents(), nl=False)
     elif topic in TOPICS:
         width = min(shutil.get_terminal_size().columns, _WIDEST)
         click.echo_via_pager(rendered(parse(page(topic)), width))
     else:
-        raise UsageError(f"no topic '{printable(topic)}': there are {', '.join(TOPICS)}")
+        raise UsageError(f"no such topic: '{printable(topic)}'; the topics are {', '.join(TOPICS)}")
 
 
 def _contents() -> str:
@@ -44,7 +58,7 @@ def _contents() -> str:
 
 
 def rendered(page: Page, width: int) -> str:
-    """Return a page as text of at most `width` columns, but for code, which stays as it is."""
+    """Return a page as text of at most `width` columns; code is never wrapped."""
     lines = [click.style(page.title, bold=True), *_wrapped(page.about, width)]
     previous: Block | None = None
     for block in page.blocks:
@@ -70,7 +84,7 @@ def _lines(block: Block, width: int) -> Iterator[str]:
 
 
 def _wrapped(text: str, width: int, first: str = "") -> list[str]:
-    """Return text in lines behind the margin; `first` stands before the first of them."""
+    """Return text wrapped behind the margin; `first` begins the first line."""
     return textwrap.wrap(
         text.replace("**", ""),
         width,
@@ -82,9 +96,9 @@ def _wrapped(text: str, width: int, first: str = "") -> list[str]:
 
 
 def _table(table: Table, width: int) -> Iterator[str]:
-    """Yield a table in columns; one of two explains itself, and has no header.
+    """Yield a table in columns; one of two columns needs no header.
 
-    Where the first of two would leave no room for the second, that stands below it.
+    If the first of two would leave no room for the second, the second goes below it.
     """
     shown = table.rows if len(table.header) == 2 else (table.header, *table.rows)
     rows = [(row[0].replace("`", ""), *row[1:]) for row in shown]
@@ -109,9 +123,24 @@ def _cell(text: str, width: int) -> list[str]:
 
 
 def _shared(natural: list[int], width: int) -> list[int]:
-    """Share a width among columns: the narrow have what they need, the wide divide the rest."""
+    """Divide a width among columns: narrow ones get what they need, wide ones share the rest."""
     widths = list(natural)
     for done, column in enumerate(sorted(range(len(natural)), key=natural.__getitem__)):
         widths[column] = min(natural[column], width // (len(natural) - done))
         width -= widths[column]
     return widths
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(_SHELLS))
+@click.pass_context
+def completion_command(context: click.Context, shell: str) -> None:
+    """Print a completion script for a shell.
+
+    In ~/.bashrc: eval "$(epochfs completion bash)". In ~/.zshrc: eval "$(epochfs completion zsh)".
+    For fish: epochfs completion fish > ~/.config/fish/completions/epochfs.fish
+    """
+    script = get_completion_class(shell)
+    assert script is not None
+    root = context.find_root().command
+    click.echo(script(root, {}, "epochfs", _VARIABLE).source(), nl=False)

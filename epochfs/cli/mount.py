@@ -1,35 +1,116 @@
-"""`epochfs mount`: check what can be checked first, then serve in the background, or in front."""
+"""`epochfs mount`: check everything that can be checked first, then serve the mount.
+
+Every long option is also a word of `-o`, as mount(8) passes them: `--cache-size 1G` is
+`-o cache_size=1G`. The words are turned into long options before anything is parsed, so both have
+one meaning and one error.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from epochfs.cli import logs, mountpoint, shutdown, system
-from epochfs.cli.daemon import Daemon, Ready
-from epochfs.cli.mount_words import MountCommand, kernel_words
+from epochfs.cli import mountpoint, output, process, system
 from epochfs.cli.options import (
+    Fetching,
     completed_as,
     connection_options,
     fetching_options,
     file_option,
-    source,
+    source_url,
     value_option,
 )
 from epochfs.client import hosts
 from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
 from epochfs.errors import UsageError, printable
-from epochfs.session.settings import Connection, Fetching, MountPlan
+from epochfs.session.settings import Connection, SessionSettings
 
 _START_SECONDS = 15.0
-"""What starting may take beyond the registry's own time limit."""
+"""How long starting may take beyond the registry's own time limit."""
 
 _OWNER = click.IntRange(0, 2**32 - 2)
 
+_KERNEL_WORDS = frozenset({"nosuid", "nodev", "noexec", "noatime"})
+"""Words of `-o` that are passed on to the kernel."""
 
-@click.command("mount", cls=MountCommand)
+_IGNORED_WORDS = frozenset(
+    {"defaults", "rw", "ro", "dev", "suid", "exec", "atime", "relatime", "norelatime"}
+    | {"auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail"}
+)
+"""Words of `-o` that change nothing here, or are for mount(8) itself. It passes `rw` unasked, so
+that cannot be refused: the mount is read-only, and a write to it says so."""
+
+_IGNORED_VALUES = re.compile(r"(?:[xX]-[^=]+|comment|user|owner|group)(?:=.*)?\Z", re.DOTALL)
+"""The same with a value: `x-systemd.automount`, `comment=…`, and `user=NAME` for umount(8)."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MountSettings(SessionSettings):
+    """How to mount a registry or layout; `kernel_words` are for mount(2)."""
+
+    path: Path
+    uid: int
+    gid: int
+    allow_other: bool
+    kernel_words: tuple[str, ...]
+    foreground: bool
+    log_file: Path | None
+    metrics: Address | None
+
+
+class _MountCommand(click.Command):
+    """A command whose long options can also be given as words of its `-o` option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse `args`, preceded by the words of `-o` as long options."""
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        words = split_words(given.get("words") or ())
+        # In front, so that an option on the command line itself comes later, and wins.
+        return super().parse_args(ctx, [*self._long_options(ctx, words), *args])
+
+    def _long_options(self, ctx: click.Context, words: Iterable[str]) -> Iterator[str]:
+        options = {
+            name.removeprefix("--"): option
+            for option in self.params
+            if isinstance(option, click.Option)
+            for name in option.opts
+            if name.startswith("--")
+        }
+        for word in words:
+            key, equals, _ = word.partition("=")
+            name = key.replace("_", "-")
+            if name in options:
+                if not equals and not options[name].is_flag:
+                    raise click.UsageError(f"-o {name} needs a value: -o {name}=…", ctx)
+                yield f"--{name}{word[len(key) :]}"
+            elif word not in _KERNEL_WORDS | _IGNORED_WORDS and not _IGNORED_VALUES.match(word):
+                raise click.UsageError(f"no such mount option: -o {printable(word)}", ctx)
+
+
+def split_words(options: Iterable[str]) -> list[str]:
+    r"""Split the values of `-o` at their commas; `\,` is a comma within a word."""
+    return [
+        re.sub(r"\\(.)", r"\1", word)
+        for option in options
+        for word in re.findall(r"(?:\\.|[^,\\])+", option)
+    ]
+
+
+def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
+    """Return the words of `-o` that FUSE passes on to the kernel, each once."""
+    return tuple(sorted(_KERNEL_WORDS.intersection(split_words(options))))
+
+
+@click.command("mount", cls=_MountCommand)
 @click.argument(
     "where", nargs=-1, metavar="[URL|oci:DIR] MOUNTPOINT", shell_complete=completed_as("dir")
 )
@@ -47,12 +128,12 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     parse=parse_seconds,
     metavar="TIME",
     default="24h",
-    about="How much longer they are served while the registry is down.",
+    about="How much longer to serve them while the registry is down.",
 )
 @click.option(
     "--offline-ok",
     is_flag=True,
-    help="Mount even while the registry is down, and show what is cached.",
+    help="Mount even if the registry is down, and show what is cached.",
 )
 @click.option(
     "--verify",
@@ -62,7 +143,7 @@ _OWNER = click.IntRange(0, 2**32 - 2)
     help="Hash a blob as it is read, or all of it before its first byte is served.",
 )
 @click.option("--show-rootfs", is_flag=True, help="List rootfs/ where an image has one.")
-@click.option("--allow-other", is_flag=True, help="Let other users see the mount.")
+@click.option("--allow-other", is_flag=True, help="Let other users access the mount.")
 @click.option("--uid", type=_OWNER, metavar="ID", help="Owner of all files.  [default: you]")
 @click.option("--gid", type=_OWNER, metavar="ID", help="Group of all files.  [default: yours]")
 @click.option(
@@ -75,18 +156,18 @@ _OWNER = click.IntRange(0, 2**32 - 2)
 @file_option("--log-file", "Append the log to this file.  [default: none; stderr with -f]")
 @click.option(
     "--log-level",
-    type=click.Choice(logs.LEVELS),
+    type=click.Choice(output.LOG_LEVELS),
     default="info",
     show_default=True,
-    help="Log from this level up.",
+    help="Log this level and above.",
 )
 @value_option(
     "--metrics",
     parse=Address.parse,
     metavar="ADDR",
-    about="Serve metrics for Prometheus on PORT (of 127.0.0.1) or HOST:PORT.",
+    about="Serve Prometheus metrics on PORT (of 127.0.0.1) or HOST:PORT.",
 )
-@click.option("-f", "--foreground", is_flag=True, help="Stay in front until unmounted.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
 def command(
     where: tuple[str, ...],
     connection: Connection,
@@ -107,16 +188,16 @@ def command(
 ) -> None:
     """Mount a registry, or an OCI image layout, as a directory.
 
-    URL is http(s)://host[:port], or host[:port] for https (http on loopback); a path behind it
+    URL is http(s)://host[:port], or host[:port] for https (http on loopback). A path after it
     shows only the repositories below that prefix. Without URL it is EPOCH_SERVER, or else
     http://127.0.0.1:8080. oci:DIR is a layout on disk. Returns once the mount answers.
     """
     if not 1 <= len(where) <= 2:
         raise click.UsageError("give [URL] MOUNTPOINT")
-    url = source(where[0] if len(where) == 2 else None)
+    url = source_url(where[0] if len(where) == 2 else None)
     if not isinstance(url, LayoutPath):
-        hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be told here, and as one
-    plan = MountPlan(
+        hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be reported here
+    settings = MountSettings(
         url=url,
         path=mountpoint.resolve(where[-1]),
         connection=connection,
@@ -143,48 +224,100 @@ def command(
         log_file=log_file,
         metrics=metrics,
     )
-    _refuse_hidden(plan.path, "--cache-dir", plan.cache.directory)
-    _refuse_hidden(plan.path, "--log-file", log_file)
+    _refuse_hidden(settings.path, "--cache-dir", fetching.cache.directory)
+    _refuse_hidden(settings.path, "--log-file", log_file)
     if isinstance(url, LayoutPath):
-        _refuse_hidden(plan.path, "the layout", url.directory)
-    mountpoint.prepare(plan.path)
+        _refuse_hidden(settings.path, "the layout", url.directory)
+    mountpoint.prepare(settings.path)
     system.require_fuse(allow_other=allow_other)
-    logs.configure(log_level, log_file, foreground=foreground)
+    output.configure_logging(log_level, log_file, foreground=foreground)
     if foreground:
-        _serve(plan, ready=lambda _: None)
+        _serve(settings, ready=lambda _: None)
     else:
-        _serve_in_background(plan)
+        _serve_in_background(settings)
 
 
 def _refuse_hidden(path: Path, option: str, file: Path | None) -> None:
-    """Refuse a file of ours under the mount point: using it would wait for ourselves."""
+    """Refuse a file of ours below the mount point: using it would wait for ourselves."""
     if file is not None and file.resolve().is_relative_to(path):
         raise UsageError(f"{option} must not be under the mount point: '{printable(file)}'")
 
 
-def _serve_in_background(plan: MountPlan) -> None:
+def _serve_in_background(settings: MountSettings) -> None:
     """Return once a process of its own serves the mount and the mount answers."""
-    before = plan.path.stat().st_dev
+    before = settings.path.stat().st_dev
     try:
-        with Daemon(lambda ready: _serve(plan, ready), plan.log_file) as daemon:
-            limit = plan.connection.transport.timeout + _START_SECONDS
-            for line in daemon.wait_until_ready(limit, waiting_for=str(plan.url)):
+        with process.Daemon(lambda ready: _serve(settings, ready), settings.log_file) as daemon:
+            limit = settings.connection.transport.timeout + _START_SECONDS
+            for line in daemon.wait_until_ready(limit, waiting_for=str(settings.url)):
                 click.echo(f"epochfs: warning: {printable(line, 1000)}", err=True)
             mountpoint.wait_for_mount(
-                plan.path, before, limit=_START_SECONDS, server_is_alive=daemon.is_alive
+                settings.path, before, limit=_START_SECONDS, server_is_alive=daemon.is_alive
             )
     except BaseException as error:
-        mountpoint.clear_dead(plan.path)
+        mountpoint.clear_dead(settings.path)
         if isinstance(error, KeyboardInterrupt):
             click.echo("epochfs: interrupted: nothing is mounted", err=True)
-            raise click.exceptions.Exit(shutdown.exit_code(error)) from None
+            raise click.exceptions.Exit(process.exit_code(error)) from None
         raise
 
 
-def _serve(plan: MountPlan, ready: Ready) -> None:
-    """Serve in this process, which belongs to the mount from here on."""
-    signals = shutdown.Signals(plan.path, foreground=plan.foreground)
-    # Imported only now: most of epochfs, which cannot be had without libfuse and takes its time.
-    from epochfs.cli import serving
+def _serve(settings: MountSettings, ready: process.Ready) -> None:
+    """Check the registry, then mount it and serve it until it is unmounted.
 
-    serving.serve(plan, ready, signals)
+    This process belongs to the mount from here on, and ends within seconds of the unmount. Calls
+    `ready` once it is mounted; SIGHUP then drops cached listings.
+    """
+    signals = process.Signals(settings.path, foreground=settings.foreground)
+    # Imported only now: this is most of epochfs, fails without libfuse, and takes its time.
+    from epochfs.blobs.buffers import share_one_heap
+    from epochfs.fuse import libfuse
+    from epochfs.fuse.operations import EpochOperations
+    from epochfs.fuse.passthrough import Passthrough
+    from epochfs.session.opening import open_session
+    from epochfs.session.status import serve_metrics
+
+    system.raise_open_files()
+    share_one_heap()
+    with contextlib.ExitStack() as closing:
+        url = settings.url
+        blobs = url.directory if isinstance(url, LayoutPath) else settings.cache.directory
+        passthrough = Passthrough(blobs, libfuse.library_version())
+        warnings: list[str] = []
+
+        def warn(line: str) -> None:
+            log.warning("%s", line)
+            warnings.append(line)
+
+        session = open_session(settings, closing, str(settings.path), passthrough, warn)
+        if settings.metrics is not None:
+            log.info("metrics are served on %s", serve_metrics(settings.metrics, session.status))
+
+        def mounted() -> None:
+            log.info("%s is mounted on %s", settings.url, printable(settings.path))
+            signals.mounted()
+            signals.on_hangup = drop_listings
+            ready(warnings)
+
+        def drop_listings() -> None:
+            log.info("SIGHUP: dropping cached listings")
+            session.filesystem.drop_listings()
+
+        fuse = libfuse.FuseOptions(
+            fsname=str(settings.url),
+            kernel_ttl=settings.listings.kernel_ttl,
+            uid=settings.uid,
+            gid=settings.gid,
+            allow_other=settings.allow_other,
+            extra=settings.kernel_words,
+        )
+        exit_code = 1
+        try:
+            operations = EpochOperations(
+                session.filesystem, settings.path, fuse, passthrough, mounted
+            )
+            libfuse.serve(operations, settings.path, fuse)
+            exit_code = 0
+        finally:
+            process.exit_within(process.GRACE, exit_code)
+    log.info("%s is unmounted", printable(settings.path))

@@ -1,7 +1,7 @@
-"""The mount point: may it be mounted on, does it answer, who uses it, unmount it.
+"""The mount point: checked before a mount, cleaned of dead mounts, and unmounted.
 
 What is mounted is read from `mountinfo`, which never waits for a file system. A `stat` of a mount
-whose server hangs would wait for ever, so those here have a time limit.
+whose server hangs would wait for ever, so calls of that kind have a time limit here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import click
+
+from epochfs.cli.options import completed_as
 from epochfs.errors import MountFailure, printable
-from epochfs.fuse.mountinfo import mounted_on
+from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on
 
 _PROC = Path("/proc")
 _POLL = 0.01
 _ANSWER_SECONDS = 5.0
+_GONE_SECONDS = 10.0
 _T = TypeVar("_T")
 
 
 def resolve(text: str | Path) -> Path:
-    """Return the absolute path, without links, that mountinfo would show for a directory.
+    """Return the absolute path, without links, that mountinfo shows for a directory.
 
-    The last component is looked at only when nothing is mounted there: a dead or hanging mount
-    must stay nameable, so that it can be cleaned up.
+    The last component is resolved only if nothing is mounted there: a dead or hanging mount must
+    still have a name, so that it can be cleaned up.
     """
     try:
         absolute = Path(text).absolute()
@@ -42,9 +46,9 @@ def resolve(text: str | Path) -> Path:
 
 
 def prepare(path: Path) -> None:
-    """Make sure `path` can be mounted on; cleans up a mount that a killed process left there.
+    """Make sure `path` can be mounted on, and remove what a killed process left mounted there.
 
-    Raises MountFailure, which says what is wrong with it and what to do.
+    Raises MountFailure, which says what is wrong and what to do.
     """
     clear_dead(path)
     mount = mounted_on(path)
@@ -76,7 +80,7 @@ def prepare(path: Path) -> None:
 
 
 def _is_permitted(path: Path, status: os.stat_result) -> bool:
-    """Whether fusermount would let this user mount here: writable, and owned where sticky."""
+    """Whether fusermount lets this user mount here: writable, and owned if sticky."""
     if os.geteuid() == 0:
         return True
     if status.st_mode & stat.S_ISVTX and status.st_uid != os.geteuid():
@@ -85,7 +89,7 @@ def _is_permitted(path: Path, status: os.stat_result) -> bool:
 
 
 def clear_dead(path: Path) -> None:
-    """Unmount what killed epochfs processes left on `path`; a mount that answers is left alone."""
+    """Unmount what killed epochfs processes left on `path`, but no mount that answers."""
     while (mount := mounted_on(path)) is not None and mount.is_ours and not _answers(path):
         problem = unmount(path, lazy=True)
         if problem and mounted_on(path):
@@ -96,9 +100,9 @@ def clear_dead(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Whether the mount on `path` has a living server; raises MountFailure if it only hangs.
+    """Whether the mount on `path` has a live server; raises MountFailure if it hangs.
 
-    Asks for statvfs: the kernel answers a stat from its cache for seconds after a server's death.
+    Calls statvfs: the kernel answers stat from its cache for seconds after the server has died.
     """
     try:
         _within(_ANSWER_SECONDS, path, lambda: os.statvfs(path))
@@ -108,7 +112,7 @@ def _answers(path: Path) -> bool:
 
 
 def _within(limit: float, path: Path, ask: Callable[[], _T]) -> _T:
-    """Return what `ask` says; raises its OSError, or MountFailure after `limit` seconds."""
+    """Return the result of `ask`; raises its OSError, or MountFailure after `limit` seconds."""
     answers: list[_T] = []
     errors: list[OSError] = []
 
@@ -134,7 +138,7 @@ def _within(limit: float, path: Path, ask: Callable[[], _T]) -> _T:
 def wait_for_mount(
     path: Path, before: int, *, limit: float, server_is_alive: Callable[[], bool]
 ) -> None:
-    """Return once `path` is on another device than `before`; MountFailure if that fails."""
+    """Return once `path` is on another device than `before`; raises MountFailure on failure."""
     deadline = time.monotonic() + limit
     while server_is_alive() and time.monotonic() < deadline:
         with suppress(OSError):
@@ -146,9 +150,9 @@ def wait_for_mount(
 
 
 def unmount(path: Path, *, lazy: bool = False) -> str:
-    """Unmount the topmost mount on `path`; return "" or the problem in the tool's own words.
+    """Unmount the topmost mount on `path`; return "", or what the tool said was wrong.
 
-    `lazy` takes a mount away that is in use, or whose server is dead.
+    `lazy` also detaches a mount that is in use, or whose server is dead.
     """
     command = _unmount_command(lazy)
     try:
@@ -173,7 +177,7 @@ def _unmount_command(lazy: bool) -> list[str]:
 
 
 def holders(path: Path) -> list[str]:
-    """Return who keeps a mount busy, as `name (pid N)`; only processes this user may look into."""
+    """Return who keeps a mount busy, as `name (pid N)`, as far as this user may know."""
     found = []
     for process in _PROC.iterdir():
         is_other = process.name.isdigit() and int(process.name) != os.getpid()
@@ -185,7 +189,7 @@ def holders(path: Path) -> list[str]:
 
 
 def _links(process: Path) -> Iterator[str]:
-    """Yield what a process has open, works in or runs, without touching those files."""
+    """Yield the files that a process has open, runs or works in, without touching them."""
     with suppress(OSError):
         for link in (process / "cwd", process / "root", process / "exe", *_entries(process / "fd")):
             with suppress(OSError):
@@ -200,3 +204,38 @@ def _entries(directory: Path) -> list[Path]:
 
 def _is_below(link: str, path: Path) -> bool:
     return link == str(path) or link.startswith(f"{path}/")
+
+
+@click.command("umount")
+@click.argument("directory", metavar="MOUNTPOINT", shell_complete=completed_as("dir"))
+def umount_command(directory: str) -> None:
+    """Unmount the registry that is mounted on MOUNTPOINT."""
+    path = resolve(directory)
+    os.chdir("/")  # for `umount .`, where we would keep the mount busy ourselves
+    shown = f"'{printable(path)}'"
+    mount = mounted_on(path)
+    if mount is None:
+        raise MountFailure(f"nothing is mounted on {shown}: see 'findmnt -t {FILE_SYSTEM_TYPE}'")
+    if not mount.is_ours:
+        kind = printable(mount.file_system)
+        raise MountFailure(f"{shown} is not an epochfs mount but {kind}: use umount(8)")
+    problem = unmount(path)
+    if problem:
+        clear_dead(path)
+    deadline = time.monotonic() + _GONE_SECONDS
+    while mounted_on(path) == mount:
+        if problem:
+            raise MountFailure(_explain_use(path, problem, holders(path)))
+        if time.monotonic() > deadline:
+            raise MountFailure(f"{shown} is still mounted {_GONE_SECONDS:.0f} s after unmounting")
+        time.sleep(0.02)
+
+
+def _explain_use(path: Path, problem: str, holders: list[str]) -> str:
+    shown, lsof = f"'{printable(path)}'", f"lsof +f -- {shlex.quote(str(path))}"
+    if holders:
+        return (
+            f"{shown} is in use by {', '.join(holders)}: end them, or leave the directory, "
+            f"and try again ('{lsof}' shows what they have open)"
+        )
+    return f"cannot unmount {shown}: {problem}; 'sudo {lsof}' shows who uses it"

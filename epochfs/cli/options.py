@@ -1,7 +1,7 @@
 """Options that commands share, and the values they become, with those of the environment.
 
-EPOCH_SERVER, EPOCH_REGISTRY_TOKEN and EPOCH_CA_CERT count, as for Epoch's own tools, the variables
-that say where other tools keep credentials (`cli.credentials`), and those that name proxies.
+EPOCH_SERVER, EPOCH_REGISTRY_TOKEN and EPOCH_CA_CERT are honoured as by Epoch's own tools. So are
+the variables that say where other tools keep credentials, and those that name proxies.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +18,13 @@ import click
 import platformdirs
 from click.shell_completion import CompletionItem
 
-from epochfs.cli.credentials import credentials, readable
 from epochfs.client import hosts
+from epochfs.client.auth import read_password
 from epochfs.config import (
     LAYOUT_SCHEME,
     BlobOptions,
     CacheOptions,
+    Credentials,
     LayoutPath,
     Proxies,
     RegistryUrl,
@@ -29,14 +32,26 @@ from epochfs.config import (
     parse_seconds,
     parse_size,
 )
-from epochfs.errors import EpochfsError, UsageError, printable
+from epochfs.errors import EpochfsError, MountFailure, UsageError, printable
 from epochfs.oci.names import Repository
-from epochfs.session.settings import Connection, Fetching
+from epochfs.session.settings import Connection
 
 _T = TypeVar("_T")
 _Function = Callable[..., _T]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """What is kept of a registry, and how it is fetched; `manifest_limit` is in bytes."""
+
+    cache: CacheOptions
+    connections: int
+    manifest_limit: int
+
+
+# ---- kinds of options --------------------------------------------------------------------------
 
 
 def completed_as(kind: str) -> _Completion:
@@ -54,10 +69,7 @@ def value_option(
     multiple: bool = False,
     shell_complete: _Completion | None = None,
 ) -> _Decorator:
-    """Return a click option whose text one of our own functions parses.
-
-    The function's EpochfsErrors become errors of that option.
-    """
+    """Return a click option that `parse` reads; its EpochfsErrors become errors of that option."""
 
     def callback(ctx: click.Context, param: click.Parameter, text: object) -> object:
         try:
@@ -80,13 +92,13 @@ def value_option(
 
 
 def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
-    """Return an option for a path that stays true when the daemon leaves this directory.
+    """Return an option for a path, made absolute: the daemon leaves this directory.
 
-    Its links are not resolved: a mounted secret is a link that is replaced when the secret changes.
+    Links are not resolved: a mounted secret is a link that is replaced when the secret changes.
     """
     return value_option(
         name,
-        parse=_absolute,
+        parse=lambda text: Path(text).absolute(),
         metavar="PATH",
         about=about,
         envvar=envvar,
@@ -94,8 +106,26 @@ def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
     )
 
 
-def _absolute(text: str) -> Path:
-    return Path(text).absolute()
+def cache_dir_option(command: _Function[_T]) -> _Function[_T]:
+    """Give `command` the directory of the cache, by default the user's own, as `cache_dir`."""
+
+    @functools.wraps(command)
+    def with_directory(*, cache_dir: Path | None, **others: object) -> _T:
+        directory = cache_dir or platformdirs.user_cache_path("epochfs")
+        return command(cache_dir=directory, **others)
+
+    return file_option("--cache-dir", "Cache directory.  [default: ~/.cache/epochfs]")(
+        with_directory
+    )
+
+
+def _with_options(command: _Function[_T], options: Sequence[_Decorator]) -> _Function[_T]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+# ---- how to reach a registry -------------------------------------------------------------------
 
 
 def _positive_seconds(text: str) -> float:
@@ -103,10 +133,6 @@ def _positive_seconds(text: str) -> float:
     if seconds <= 0:
         raise UsageError("must be more than 0")
     return seconds
-
-
-def _repositories(texts: tuple[str, ...]) -> tuple[Repository, ...]:
-    return tuple(Repository.parse(text) for text in texts)
 
 
 _CONNECTION_OPTIONS = (
@@ -120,39 +146,35 @@ _CONNECTION_OPTIONS = (
     value_option(
         "--repo",
         "repositories",
-        parse=_repositories,
+        parse=lambda texts: tuple(Repository.parse(text) for text in texts),
         metavar="NAME",
         multiple=True,
-        about="List this repository, if the registry has no catalog; may be repeated.",
+        about="List this repository if the registry has no catalog; may be repeated.",
     ),
     click.option(
         "--username",
         default="",
         metavar="NAME",
         help="User name to log in with; needs --password-file. "
-        "Without it, the logins of docker, podman and skopeo are used.",
+        "Without it, existing logins of docker, podman and skopeo are used.",
     ),
     file_option("--password-file", "File with the password."),
     file_option(
         "--token-file",
         "File with a bearer token, read for each use. Without it, EPOCH_REGISTRY_TOKEN is used.",
     ),
-    file_option(
-        "--ca-cert",
-        "Certificates to trust (PEM).",
-        envvar="EPOCH_CA_CERT",
-    ),
-    file_option("--client-cert", "Certificate to show to the registry (PEM)."),
-    file_option("--client-key", "Its key, if that is in a file of its own."),
+    file_option("--ca-cert", "Certificates to trust (PEM).", envvar="EPOCH_CA_CERT"),
+    file_option("--client-cert", "Certificate to present to the registry (PEM)."),
+    file_option("--client-key", "Its private key, if in a file of its own."),
     file_option(
         "--hosts-dir",
-        "Mirrors, as containerd's certs.d names them.  "
+        "Mirror configuration, laid out like containerd's certs.d.  "
         f"[default: {hosts.DEFAULT_DIRECTORY}, if it exists]",
     ),
     click.option(
         "--tls-skip-verify",
         is_flag=True,
-        help="Trust any certificate. A registry on loopback is not verified anyway.",
+        help="Trust any certificate. A registry on loopback is never verified.",
     ),
 )
 
@@ -177,9 +199,9 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
     ) -> _T:
         if client_key is not None and client_cert is None:
             raise UsageError("--client-key needs --client-cert")
-        authority = readable(ca_cert, "--ca-cert")
-        identity = readable(client_cert, "--client-cert")
-        key = readable(client_key, "--client-key")
+        authority = _readable(ca_cert, "--ca-cert")
+        identity = _readable(client_cert, "--client-cert")
+        key = _readable(client_key, "--client-key")
         transport = TransportOptions(
             timeout=timeout,
             ca_certs=(authority,) if authority else (),
@@ -194,8 +216,40 @@ def connection_options(command: _Function[_T]) -> _Function[_T]:
     return _with_options(with_connection, _CONNECTION_OPTIONS)
 
 
+def _readable(file: Path | None, option: str) -> Path | None:
+    """Return `file`; raises MountFailure now rather than at its first use."""
+    try:
+        if file is not None:
+            file.open("rb").close()
+    except OSError as error:
+        raise MountFailure(
+            f"cannot read '{printable(file)}' ({option}): {error.strerror}"
+        ) from None
+    return file
+
+
+def _proxies() -> Proxies:
+    """Return the proxies that the environment names, in upper or lower case."""
+    http, https, exempt = (
+        os.environ.get(name) or os.environ.get(name.lower(), "")
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    )
+    return Proxies(http, https, tuple(exempt.replace(",", " ").split()))
+
+
+def _hosts_dir(directory: Path | None) -> Path | None:
+    """Return where mirrors are looked up, if anywhere."""
+    if directory is None:
+        return hosts.DEFAULT_DIRECTORY if hosts.DEFAULT_DIRECTORY.is_dir() else None
+    if not directory.is_dir():
+        raise UsageError(f"--hosts-dir: '{printable(directory)}' is not a directory")
+    return directory
+
+
+# ---- what is kept, and how it is fetched -------------------------------------------------------
+
 _FETCHING_OPTIONS = (
-    file_option("--cache-dir", "Where blobs are kept.  [default: ~/.cache/epochfs]"),
+    cache_dir_option,
     value_option(
         "--cache-size",
         parse=parse_size,
@@ -227,56 +281,91 @@ def fetching_options(command: _Function[_T]) -> _Function[_T]:
     @functools.wraps(command)
     def with_fetching(
         *,
-        cache_dir: Path | None,
+        cache_dir: Path,
         cache_size: int,
         connections: int,
         manifest_limit: int,
         **others: object,
     ) -> _T:
-        cache = CacheOptions(cache_dir or platformdirs.user_cache_path("epochfs"), cache_size)
+        cache = CacheOptions(cache_dir, cache_size)
         return command(fetching=Fetching(cache, connections, manifest_limit), **others)
 
     return _with_options(with_fetching, _FETCHING_OPTIONS)
 
 
-def _with_options(command: _Function[_T], options: Sequence[_Decorator]) -> _Function[_T]:
-    for option in reversed(options):
-        command = option(command)
-    return command
+# ---- which registry ----------------------------------------------------------------------------
 
 
-def _proxies() -> Proxies:
-    """Return the proxies that the environment names, in either case of letters."""
-    http, https, exempt = (
-        os.environ.get(name) or os.environ.get(name.lower(), "")
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-    )
-    return Proxies(http, https, tuple(exempt.replace(",", " ").split()))
-
-
-def _hosts_dir(directory: Path | None) -> Path | None:
-    """Return where mirrors are looked up, if anywhere."""
-    if directory is None:
-        return hosts.DEFAULT_DIRECTORY if hosts.DEFAULT_DIRECTORY.is_dir() else None
-    if not directory.is_dir():
-        raise UsageError(f"--hosts-dir: '{printable(directory)}' is not a directory")
-    return directory
-
-
-def source(text: str | None) -> RegistryUrl | LayoutPath:
-    """Parse what is to be mounted: `oci:DIRECTORY`, or the URL of a registry."""
+def source_url(text: str | None) -> RegistryUrl | LayoutPath:
+    """Parse what to mount: `oci:DIRECTORY`, or the URL of a registry."""
     if text is not None and text.startswith(LAYOUT_SCHEME):
-        return LayoutPath(_absolute(text.removeprefix(LAYOUT_SCHEME)))
+        return LayoutPath(Path(text.removeprefix(LAYOUT_SCHEME)).absolute())
     return registry_url(text)
 
 
 def registry_url(text: str | None) -> RegistryUrl:
     """Parse a URL argument; without one, EPOCH_SERVER, and without that Epoch's default."""
-    if text is not None:
-        if text.startswith(LAYOUT_SCHEME):
-            raise UsageError(f"'{printable(text)}' is no registry: only 'mount' takes a layout")
-        return RegistryUrl.parse(text)
+    if text is None:
+        return server_in_environment() or RegistryUrl.parse("")
+    if text.startswith(LAYOUT_SCHEME):
+        raise UsageError(f"'{printable(text)}' is not a registry: only 'mount' takes a layout")
+    return RegistryUrl.parse(text)
+
+
+def server_in_environment() -> RegistryUrl | None:
+    """Return the registry that EPOCH_SERVER names, if it is set; raises UsageError."""
+    text = os.environ.get("EPOCH_SERVER", "").strip()
     try:
-        return RegistryUrl.parse(os.environ.get("EPOCH_SERVER", ""))
+        return RegistryUrl.parse(text) if text else None
     except UsageError as error:
         raise UsageError(f"EPOCH_SERVER: {error}") from None
+
+
+# ---- credentials -------------------------------------------------------------------------------
+
+
+def credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:
+    """Return the credentials of the command line, else EPOCH_REGISTRY_TOKEN, else none.
+
+    The logins of other tools are kept with them, for hosts that those are not meant for. The
+    variable is removed, so that no child process inherits the token. With EPOCH_SERVER set, the
+    token is only for that registry. A password is read now, as its file may be a pipe, and again
+    when it is refused.
+    """
+    token = os.environ.pop("EPOCH_REGISTRY_TOKEN", "").strip()
+    if bool(username) != (password_file is not None):
+        raise UsageError("--username and --password-file need each other")
+    if password_file is not None and token_file is not None:
+        raise UsageError("--password-file and --token-file exclude each other")
+    files = auth_files()
+    if password_file is not None:
+        password = read_password(password_file)
+        return Credentials(username, password, password_file, auth_files=files)
+    if token_file is not None:
+        return Credentials(token_file=_readable(token_file, "--token-file"), auth_files=files)
+    server = server_in_environment() if token else None
+    return Credentials(token=token, token_for=server.base if server else "", auth_files=files)
+
+
+def auth_files() -> tuple[Path, ...]:
+    """Return where `docker login`, `podman login` and `skopeo login` may have kept credentials.
+
+    These are the files of containers-auth.json(5), in their order. REGISTRY_AUTH_FILE replaces all
+    others. DOCKER_CONFIG, set on purpose, comes before the default places. None of them need exist.
+    """
+    if named := os.environ.get("REGISTRY_AUTH_FILE"):
+        return (Path(named).absolute(),)
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        files = [Path(runtime, "containers", "auth.json")]
+    else:
+        files = [Path("/run/containers", str(os.getuid()), "auth.json")]
+    docker = os.environ.get("DOCKER_CONFIG")
+    if docker:
+        files.insert(0, Path(docker, "config.json"))
+    with suppress(RuntimeError):  # no home directory, as in some containers
+        home = Path.home()
+        configuration = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+        files.append(configuration / "containers" / "auth.json")
+        if not docker:
+            files.append(home / ".docker" / "config.json")
+    return tuple(file.absolute() for file in files)

@@ -1,28 +1,34 @@
-"""`epochfs prefetch`: fill the cache before anybody reads."""
+"""`epochfs prefetch`: download blobs into the cache before they are read."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from epochfs.cli import logs, mountpoint, shutdown, system
-from epochfs.cli.options import completed_as, connection_options, fetching_options, registry_url
-from epochfs.cli.progress import LiveLine
-from epochfs.cli.transfer import TransferView, shown_size, summary
+from epochfs.cli import mountpoint, output, process, system
+from epochfs.cli.options import (
+    Fetching,
+    completed_as,
+    connection_options,
+    fetching_options,
+    registry_url,
+)
+from epochfs.cli.output import ProgressBar, notify, shown_size
 from epochfs.config import BlobOptions, ListingOptions
 from epochfs.errors import CacheFailure, MountFailure, UsageError, printable
-from epochfs.fuse.mountinfo import mounted_on
-from epochfs.session import opening
-from epochfs.session.prefetcher import Failure, Prefetch, Selection
-from epochfs.session.settings import Connection, Fetching, FileSystemPlan
+from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on
+from epochfs.session.opening import open_session
+from epochfs.session.prefetcher import Failure, Prefetch, Progress, Selection
+from epochfs.session.settings import Connection, SessionSettings
 from epochfs.vfs.reader import DirectFiles, Files, MountedFiles
 
 _BLOBS_AT_ONCE = 4
+_FINDING = "{desc}{bar}"
+_FETCHING = "{percentage:.0f} % |{bar}| {done} of {whole}, {speed}/s, {remaining} left{postfix}"
 
 
 @click.command("prefetch")
@@ -38,18 +44,18 @@ def command(
     connection: Connection,
     fetching: Fetching,
 ) -> int:
-    """Fill the cache before anybody reads.
+    """Fill the cache before anything is read.
 
-    Blobs are fetched and verified. REPO stands for all its tags; without any, everything listed is
-    fetched. What is there already is skipped, and what an interrupted run has left is completed.
+    Blobs are downloaded and verified. REPO stands for all its tags; without any, everything listed
+    is downloaded. What is cached already is skipped, and interrupted downloads are resumed.
 
-    Through a MOUNTPOINT, the mount's own credentials and cache are used. For a URL, the options
-    say what they do in 'mount': give the same. Exit code 1 if anything could not be fetched.
+    A MOUNTPOINT is read with the mount's own credentials and cache. For a URL, the options are
+    those of 'mount': give the same. Exit code 1 if anything could not be downloaded.
     """
     selections = [Selection.parse(text) for text in wanted]
-    logs.configure("warning", None, foreground=True)
+    output.configure_logging("warning", None, foreground=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, shutdown.interrupt)
+        signal.signal(number, process.interrupt)
     with contextlib.ExitStack() as closing:
         path = _mount_point(source)
         if path is not None:
@@ -59,16 +65,15 @@ def command(
             files = _direct(source, connection, fetching, closing)
         parallel = min(_BLOBS_AT_ONCE, fetching.connections)
         prefetch = closing.enter_context(contextlib.closing(Prefetch(files, parallel)))
-        line = closing.enter_context(LiveLine())
         try:
-            return _run(prefetch, selections, line)
+            return _run(prefetch, selections)
         except KeyboardInterrupt as interruption:
-            code = shutdown.exit_code(interruption)
-            line.say("interrupted: what has arrived is kept, the same command goes on from there")
-            shutdown.exit_within(shutdown.GRACE, code)
+            code = process.exit_code(interruption)
+            notify("interrupted: what has arrived is kept, and the same command resumes")
+            process.exit_within(process.GRACE, code)
             closing.close()
-            # A thread that reads from a mount may wait for a registry that is silent.
-            shutdown.exit_now(code)
+            # A thread that reads from a mount may be waiting for a registry that is silent.
+            process.exit_now(code)
 
 
 def _mount_point(source: str) -> Path | None:
@@ -79,14 +84,14 @@ def _mount_point(source: str) -> Path | None:
         return path
     if source.startswith((".", "/")):
         raise MountFailure(
-            f"no registry is mounted on '{printable(path)}': see 'findmnt -t fuse.epochfs', "
+            f"no registry is mounted on '{printable(path)}': see 'findmnt -t {FILE_SYSTEM_TYPE}', "
             "or give a URL"
         )
     return None
 
 
 def _refuse_options(context: click.Context) -> None:
-    """Raise UsageError if an option was given that a mount cannot take any more."""
+    """Raise UsageError if an option was given that a running mount cannot take."""
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         if given and isinstance(option, click.Option):
@@ -96,9 +101,9 @@ def _refuse_options(context: click.Context) -> None:
 def _direct(
     source: str, connection: Connection, fetching: Fetching, closing: contextlib.ExitStack
 ) -> Files:
-    """Return the tree of a registry, read in this process."""
+    """Return the tree of a registry, opened in this process."""
     system.raise_open_files()
-    plan = FileSystemPlan(
+    settings = SessionSettings(
         url=registry_url(source),
         connection=connection,
         cache=fetching.cache,
@@ -110,42 +115,70 @@ def _direct(
         blobs=BlobOptions(connection.transport.timeout, connections=fetching.connections),
         offline_ok=False,
     )
-    return DirectFiles(opening.open_session(plan, closing).filesystem)
+    return DirectFiles(open_session(settings, closing).filesystem)
 
 
-def _run(prefetch: Prefetch, selections: list[Selection], line: LiveLine) -> int:
-    """Find the blobs, make sure there is room, fetch them, sum up; return the exit code."""
-    view = TransferView(line)
-    lost = _follow(prefetch.find(selections), lambda: view.finding(prefetch.progress), line)
-    _require_room(prefetch, line)
-    failed = _follow(prefetch.fetch(), lambda: view.fetching(prefetch.progress), line)
+def _run(prefetch: Prefetch, selections: list[Selection]) -> int:
+    """Find the blobs, make sure there is space, download them, sum up; return the exit code."""
+    lost = 0
+    with ProgressBar(_FINDING) as bar:
+        for failure in prefetch.find(selections):
+            found = prefetch.progress
+            bar.set_description_str(
+                f"finding blobs: {found.blobs}, {shown_size(found.size)}", refresh=False
+            )
+            bar.update(0)
+            lost += _reported(failure)
+    _require_space(prefetch)
+    failed = 0
+    with transfer_bar(prefetch.progress) as bar:
+        for failure in prefetch.fetch():
+            show_transfer(bar, prefetch.progress)
+            failed += _reported(failure)
     click.echo(summary(prefetch.progress) + (f"; failed names: {lost}" if lost else ""))
     return 1 if lost or failed else 0
 
 
-def _follow(steps: Iterable[Failure | None], show: Callable[[], None], line: LiveLine) -> int:
-    """Show what goes on and say what fails; return how much did."""
-    failures = 0
-    for failure in steps:
-        show()
-        if failure is not None:
-            failures += 1
-            line.say(" ".join(str(failure).split()))
-    return failures
+def transfer_bar(start: Progress) -> ProgressBar:
+    """Return the bar of a transfer; what is cached when it starts counts as done."""
+    return ProgressBar(_FETCHING, total=start.size, initial=start.size - start.left)
 
 
-def _require_room(prefetch: Prefetch, line: LiveLine) -> None:
-    """Raise CacheFailure if the cache cannot hold the selection, which it would evict again."""
-    room, progress = prefetch.room(), prefetch.progress
-    if room is None:
+def show_transfer(bar: ProgressBar, progress: Progress) -> None:
+    """Show how far a transfer is: in bytes, with rate and time left, and in blobs."""
+    ended = progress.fetched + progress.there + progress.failed
+    bar.set_postfix_str(f"{ended}/{progress.blobs} blobs", refresh=False)
+    bar.update(progress.size - progress.left - bar.n)
+
+
+def _reported(failure: Failure | None) -> int:
+    """Report a failure if there is one; return how many that is."""
+    if failure is None:
+        return 0
+    notify(" ".join(str(failure).split()))
+    return 1
+
+
+def summary(progress: Progress) -> str:
+    """Return what became of all blobs, as one line."""
+    return (
+        f"{progress.blobs} blobs, {shown_size(progress.size)}: {progress.fetched} fetched, "
+        f"{progress.there} already cached, {progress.failed} failed"
+    )
+
+
+def _require_space(prefetch: Prefetch) -> None:
+    """Raise CacheFailure if the cache is too small for the selection, and would evict it again."""
+    space, progress = prefetch.space(), prefetch.progress
+    if space is None:
         return
-    if progress.size > room.limit:
+    if progress.size > space.limit:
         raise CacheFailure(
-            f"{shown_size(progress.size)} are selected, the cache keeps {shown_size(room.limit)} "
-            "at most: give it a larger --cache-size, or select less"
+            f"the selection is {shown_size(progress.size)}, more than the maximum cache size of "
+            f"{shown_size(space.limit)}: give a larger --cache-size, or select less"
         )
-    if progress.left > room.free:
-        line.say(
-            f"{shown_size(progress.left)} are to be fetched, the cache's disk has "
-            f"{shown_size(room.free)} free: something will have to go"
+    if progress.left > space.free:
+        notify(
+            f"{shown_size(progress.left)} to be fetched, but the cache's disk has only "
+            f"{shown_size(space.free)} free: other blobs will be evicted"
         )

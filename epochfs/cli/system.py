@@ -1,4 +1,4 @@
-"""FUSE's needs of the machine: the device, the library, and the helper for ordinary users.
+"""What FUSE needs of the machine: the device, the library, the helper for ordinary users.
 
 Each function returns what it found, for `doctor` to show, or raises MountFailure with the cure.
 """
@@ -14,11 +14,11 @@ import stat
 from pathlib import Path
 
 from epochfs.errors import MountFailure
+from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE
 
 _DEVICE = Path("/dev/fuse")
 _FUSE_CONF = Path("/etc/fuse.conf")
 _UPDATEDB_CONF = Path("/etc/updatedb.conf")
-_FILE_SYSTEM = "fuse.epochfs"
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3", "libfuse.so.2")
 _INSTALL = "install it (Debian, Ubuntu: apt-get install fuse3)"
 
@@ -34,9 +34,9 @@ def require_fuse(*, allow_other: bool) -> None:
 
 
 def raise_open_files() -> None:
-    """Let this process open as many files as it may: the usual soft limit, 1024, is for select(2).
+    """Raise the limit of open files to the hard one: the usual 1024 is only for select(2).
 
-    Each open blob takes a descriptor, and a connection another.
+    Each open blob takes a descriptor, and so does each connection.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -44,7 +44,7 @@ def raise_open_files() -> None:
 
 
 def spared_by_updatedb() -> str:
-    """Return why updatedb(8), which walks every file system at night, leaves mounts alone."""
+    """Return why updatedb(8), which walks all file systems at night, leaves mounts alone."""
     if shutil.which("updatedb") is None:
         return "not installed"
     try:
@@ -52,11 +52,11 @@ def spared_by_updatedb() -> str:
     except OSError:
         text = ""
     pruned = re.findall(r'^\s*PRUNEFS\s*=\s*"([^"]*)"', text, re.MULTILINE)
-    if any(_FILE_SYSTEM in words.lower().split() for words in pruned):
-        return f"leaves {_FILE_SYSTEM} alone"
+    if any(FILE_SYSTEM_TYPE in words.lower().split() for words in pruned):
+        return f"leaves {FILE_SYSTEM_TYPE} alone"
     raise MountFailure(
-        "walks every mount at night, and the registry counts the requests: "
-        f"add {_FILE_SYSTEM} to PRUNEFS in {_UPDATEDB_CONF}"
+        "walks every mount at night, which costs requests to the registry: "
+        f"add {FILE_SYSTEM_TYPE} to PRUNEFS in {_UPDATEDB_CONF}"
     )
 
 
@@ -66,12 +66,12 @@ def device() -> str:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         raise MountFailure(
-            f"{_DEVICE} does not exist: load the kernel's module (modprobe fuse), or give the "
+            f"{_DEVICE} does not exist: load the kernel module (modprobe fuse), or give the "
             f"container the device (--device {_DEVICE} --cap-add SYS_ADMIN)"
         ) from None
     except OSError as error:
         raise MountFailure(
-            f"{_DEVICE} cannot be opened ({error.strerror}): run as root, have it made accessible "
+            f"{_DEVICE} cannot be opened ({error.strerror}): run as root, make it accessible "
             f"(chmod 666 {_DEVICE}), or give the container --device {_DEVICE} --cap-add SYS_ADMIN"
         ) from None
     return str(_DEVICE)
@@ -80,8 +80,8 @@ def device() -> str:
 def library() -> str:
     """Choose the newest libfuse and return its name and version.
 
-    The binding left alone takes libfuse 2 where both are installed; it obeys FUSE_LIBRARY_PATH,
-    and so does this where the user has set it.
+    By itself the binding prefers libfuse 2 where both are installed. It honours FUSE_LIBRARY_PATH,
+    which is set here unless the user has set it.
     """
     name, (major, minor) = _library()
     os.environ["FUSE_LIBRARY_PATH"] = name
@@ -100,7 +100,7 @@ def _library() -> tuple[str, tuple[int, int]]:
             loaded = ctypes.CDLL(name)
         except OSError:
             continue
-        # Its number is 29 for 2.9, and 317 for 3.17.
+        # 29 is version 2.9, and 317 is 3.17.
         number = int(loaded.fuse_version())
         return name, divmod(number, 10 if number < 100 else 100)
     if chosen:
@@ -109,7 +109,7 @@ def _library() -> tuple[str, tuple[int, int]]:
 
 
 def helper() -> str:
-    """Return the path of fusermount3, by which ordinary users mount and unmount."""
+    """Return the path of fusermount3, with which ordinary users mount and unmount."""
     path = shutil.which("fusermount3") or shutil.which("fusermount")
     if path is None:
         raise MountFailure(f"fusermount3 is not installed: {_INSTALL}")
@@ -128,7 +128,7 @@ def user_allow_other() -> str:
         lines = []
     if "user_allow_other" not in (line.strip() for line in lines):
         raise MountFailure(
-            f"--allow-other is not permitted: have root add the line user_allow_other to "
+            f"--allow-other is not permitted: as root, add the line user_allow_other to "
             f"{_FUSE_CONF}, or mount as root"
         )
     return f"user_allow_other is set in {_FUSE_CONF}"

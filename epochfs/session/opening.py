@@ -1,4 +1,4 @@
-"""The wiring of all the layers, from the client up to the filesystem without FUSE."""
+"""Opens a registry or layout: checks that it can be used, and wires all layers over it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from epochfs.cache.answers import AnswerStore
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.directory import CacheUser, announced, is_shortage
 from epochfs.cache.tag_history import TagHistory
-from epochfs.client import RegistryClient
-from epochfs.config import RegistryUrl
+from epochfs.client import RegistryClient, hosts
+from epochfs.client.causes import Cause
+from epochfs.config import ListingOptions, RegistryUrl
 from epochfs.errors import (
     CacheFailure,
+    CredentialsUnavailable,
     DeadlineExceeded,
+    Denied,
     EpochfsError,
     NotFound,
     Unavailable,
+    Unsupported,
     printable,
 )
 from epochfs.fuse.passthrough import Passthrough
@@ -32,8 +36,7 @@ from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import RememberingClient
 from epochfs.metadata.registry_health import Health
-from epochfs.session import probe
-from epochfs.session.settings import FileSystemPlan
+from epochfs.session.settings import Connection, SessionSettings
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.composed import Composer
 from epochfs.vfs.filesystem import FileSystem
@@ -43,96 +46,196 @@ from epochfs.vfs.tree import root
 
 log = logging.getLogger(__name__)
 
-_SETTLING_SECONDS = 5.0
+_CATALOG_SECONDS = 5.0
 """How long a mount waits for the catalog, to tell whether there is one."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A registry or layout that was opened: its tree, and what an operator sees of it."""
+    """An open registry or layout: its tree, and its status for an operator."""
 
     filesystem: FileSystem
     status: StatusSource
 
 
+class NoApiRoot(NotFound):
+    """The server lacks the `/v2/` of the specification, but may have what is below it."""
+
+
+# ---- reaching a registry -----------------------------------------------------------------------
+
+
+def connect(
+    url: RegistryUrl,
+    connection: Connection,
+    manifest_limit: int = ListingOptions().manifest_limit,
+) -> RegistryClient:
+    """Return a client of `url`; nothing is sent yet. `manifest_limit` is in bytes.
+
+    Raises UsageError for an unusable `hosts.toml` or certificate.
+    """
+    return RegistryClient(
+        url.base,
+        credentials=dataclasses.replace(connection.credentials, prefix=str(url.prefix or "")),
+        options=connection.transport,
+        manifest_limit=manifest_limit,
+        hosts=hosts.find(connection.hosts_dir, url),
+    )
+
+
+def check(client: RegistryClient, connection: Connection) -> None:
+    """Return if the registry answers; else raise the error, with what to try.
+
+    Raises NoApiRoot for a server that may be a registry all the same.
+    """
+    try:
+        _ask(client, connection)
+    except NoApiRoot:
+        raise
+    except EpochfsError as error:
+        raise type(error)(_explain(client.base_url, error)) from None
+
+
+def _ask(client: RegistryClient, connection: Connection) -> None:
+    try:
+        client.ping()
+    except NotFound as error:
+        raise NoApiRoot(
+            f"{client.base_url} may not be a registry: {error}; names open by path all the same"
+        ) from error
+    except Denied:
+        # Epoch's /v2/ says 401 where every other GET is anonymous: ask what the mount will ask.
+        if not _lists_anything(client, connection):
+            raise
+
+
+def _lists_anything(client: RegistryClient, connection: Connection) -> bool:
+    """Whether anything that a mount would list can be had; raises Denied if all is denied."""
+    denied: Denied | None = None
+    asked: list[Callable[[], object]]
+    asked = [partial(client.list_tags, name) for name in connection.repositories]
+    for ask in asked or [client.catalog]:
+        try:
+            ask()
+        except (NotFound, Unsupported):
+            continue
+        except Denied as error:
+            denied = denied or error
+        else:
+            return True
+    if denied is not None:
+        raise denied
+    return False
+
+
+def _explain(url: str, error: EpochfsError) -> str:
+    """Return why a registry cannot be used, and what to try; `explained` errors say the latter."""
+    if isinstance(error, CredentialsUnavailable):
+        return f"no credentials for registry {url}: {error}"
+    if isinstance(error, Denied):
+        return f"registry {url} denies access: {error}"
+    if error.explained:
+        return f"registry {url} cannot be used: {error}"
+    if isinstance(error, Unavailable | DeadlineExceeded):
+        return f"registry {url} cannot be reached: {error}; {Cause.UNREACHED.told()}"
+    return f"{url} does not answer as a registry does: {error}; {Cause.NO_REGISTRY.told()}"
+
+
+# ---- opening it --------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Registry:
-    """A registry to be shown, and whether it answers."""
+    """A registry, and whether it answers."""
 
     client: RegistryClient
     health: Health
 
 
 def open_session(
-    plan: FileSystemPlan,
+    settings: SessionSettings,
     closing: contextlib.ExitStack,
     mountpoint: str = "",
     passthrough: Passthrough | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> Session:
-    """Check the registry or layout, and the cache, and return the session over them.
+    """Check the registry or layout, and the cache, and return a session over them.
 
-    `closing` is given what must be closed after it. `mountpoint` is where it will be mounted, if it
-    is, and `passthrough` is how then; its status shows both. `warn` is told, in a line each, what
-    the user will miss.
+    Whatever must be closed after it is pushed onto `closing`. `mountpoint` and `passthrough` are
+    those of the mount, if it is for one; its status shows both. `warn` is called with a line for
+    each thing that the user will miss.
     """
-    source = _open_source(plan, closing, warn)
+    source = _open_source(settings, closing, warn)
     try:
-        return _assemble(plan, source, closing, mountpoint, passthrough, warn)
+        return _assemble(settings, source, closing, mountpoint, passthrough, warn)
     except CacheFailure as error:
         raise CacheFailure(
-            f"the cache '{printable(plan.cache.directory)}' cannot be used: {error}; "
+            f"the cache '{printable(settings.cache.directory)}' cannot be used: {error}; "
             "choose another --cache-dir"
         ) from None
 
 
 def _open_source(
-    plan: FileSystemPlan, closing: contextlib.ExitStack, warn: Callable[[str], None]
+    settings: SessionSettings, closing: contextlib.ExitStack, warn: Callable[[str], None]
 ) -> _Registry | OciLayout:
-    """Return what a plan is to show, found to answer; raises with what to try if it does not."""
-    limit = plan.listings.manifest_limit
-    if isinstance(plan.url, RegistryUrl):
-        client = probe.connect(plan.url, plan.connection, manifest_limit=limit)
-        closing.callback(client.close)
-        ping, outage = client.ping, None
-        try:
-            probe.check(client, plan.connection)
-        except probe.NoApiRoot as error:
-            ping = partial(probe.ping_without_root, client)
-            warn(str(error))
-        except (Unavailable, DeadlineExceeded) as error:
-            if not plan.offline_ok:
-                raise
-            outage = error
-        else:
-            if client.unused_login:
-                warn(client.unused_login)
-        health = Health(plan.url.base, ping)
-        if outage is not None:
-            health.failed(outage, pinged=True)
-        return _Registry(client, health)
+    """Return what is to be shown, once it answers; raises with what to try if it does not."""
+    if isinstance(settings.url, RegistryUrl):
+        return _open_registry(settings.url, settings, closing, warn)
     try:
-        layout = OciLayout(plan.url.directory, limit)
+        layout = OciLayout(settings.url.directory, settings.listings.manifest_limit)
     except EpochfsError as error:
-        raise type(error)(f"{plan.url} is no OCI image layout that can be read: {error}") from None
+        raise type(error)(f"{settings.url} is not a readable OCI image layout: {error}") from None
     closing.callback(layout.close)
     return layout
 
 
+def _open_registry(
+    url: RegistryUrl,
+    settings: SessionSettings,
+    closing: contextlib.ExitStack,
+    warn: Callable[[str], None],
+) -> _Registry:
+    client = connect(url, settings.connection, manifest_limit=settings.listings.manifest_limit)
+    closing.callback(client.close)
+    ping, outage = client.ping, None
+    try:
+        check(client, settings.connection)
+    except NoApiRoot as error:
+        ping = partial(_ping_without_root, client)
+        warn(str(error))
+    except (Unavailable, DeadlineExceeded) as error:
+        if not settings.offline_ok:
+            raise
+        outage = error
+    else:
+        if client.unused_login:
+            warn(client.unused_login)
+    health = Health(url.base, ping)
+    if outage is not None:
+        health.failed(outage, pinged=True)
+    return _Registry(client, health)
+
+
+def _ping_without_root(client: RegistryClient) -> None:
+    """Ping a registry that is known to lack `/v2/`."""
+    with contextlib.suppress(NotFound):
+        client.ping()
+
+
 def _assemble(
-    plan: FileSystemPlan,
+    settings: SessionSettings,
     source: _Registry | OciLayout,
     closing: contextlib.ExitStack,
     mountpoint: str,
     passthrough: Passthrough | None,
     warn: Callable[[str], None],
 ) -> Session:
-    cache = BlobCache(plan.cache)
-    user = CacheUser(os.getpid(), mountpoint, str(plan.url), plan.cache.size_limit)
+    cache = BlobCache(settings.cache)
+    user = CacheUser(os.getpid(), mountpoint, str(settings.url), settings.cache.size_limit)
     _announce(user, cache, closing)
     history = TagHistory(
         cache.directory.private_file_or_none("tags.sqlite"),
-        plan.url.base,
+        settings.url.base,
         report=cache.directory.report,
         make_room=cache.quota.evict_some,
     )
@@ -140,28 +243,28 @@ def _assemble(
     remembering = None
     blobs: BlobStore
     if isinstance(source, OciLayout):
-        listings = Listings(source, plan.listings, history)
-        blobs = LayoutBlobs(source, plan.blobs)
+        listings = Listings(source, settings.listings, history)
+        blobs = LayoutBlobs(source, settings.blobs)
     else:
-        remembering = client = _remembering(plan, source, cache, closing)
-        # What is served while the registry is down, and for how long, is decided in one place.
-        fresh = dataclasses.replace(plan.listings, stale_if_error=0.0)
+        remembering = client = _remembering(settings, source, cache, closing)
+        # What is served while the registry is down, and for how long, is decided by that client.
+        fresh = dataclasses.replace(settings.listings, stale_if_error=0.0)
         listings = Listings(client, fresh, history, lambda: client.recalled, client.facts)
         source.health.on_return = listings.clear
-        blobs = Blobs(client, cache, plan.blobs, client.check_registry)
+        blobs = Blobs(client, cache, settings.blobs, client.check_registry)
     closing.callback(listings.close)
     closing.callback(blobs.close)
-    composer = Composer(blobs, cache, plan.blobs.timeout)
+    composer = Composer(blobs, cache, settings.blobs.timeout)
     closing.callback(composer.close)
     layers = Layers(blobs, cache)
     closing.callback(layers.close)
     if isinstance(source, _Registry):
-        # Before all that: a download that waits for an answer could not put away what it has.
+        # Before all those: a download that waits for an answer could not store what it has.
         closing.callback(source.client.close)
-        # First of all: what fails because it was closed says nothing of the registry.
+        # First of all: a request that fails because it was closed says nothing about the registry.
         closing.callback(source.health.close)
     observer = Observer(
-        registry=str(plan.url),
+        registry=str(settings.url),
         mountpoint=mountpoint,
         source=source.client if isinstance(source, _Registry) else source,
         remembering=remembering,
@@ -170,7 +273,7 @@ def _assemble(
         passthrough=passthrough,
     )
     down = isinstance(source, _Registry) and source.health.is_down
-    _settle(plan, listings, (lambda _: None) if down else warn)
+    _settle(settings, listings, (lambda _: None) if down else warn)
     context = Context(
         listings,
         blobs,
@@ -178,27 +281,27 @@ def _assemble(
         composer,
         KernelMemory(listings.kernel_ttl),
         observer.status_json,
-        plan.blobs.timeout,
+        settings.blobs.timeout,
     )
-    return Session(FileSystem(root(plan.url.prefix), context), observer.status)
+    return Session(FileSystem(root(settings.url.prefix), context), observer.status)
 
 
-def _settle(plan: FileSystemPlan, listings: Listings, warn: Callable[[str], None]) -> None:
-    """Find out what is listed, and that there is what is to be the root."""
-    if unlisted := listings.settle(min(_SETTLING_SECONDS, plan.listings.timeout)):
-        warn(f"{plan.url}: {unlisted}")
-    if plan.url.prefix is not None:
+def _settle(settings: SessionSettings, listings: Listings, warn: Callable[[str], None]) -> None:
+    """Wait for the catalog, and check that the repository to be the root exists."""
+    if unlisted := listings.settle(min(_CATALOG_SECONDS, settings.listings.timeout)):
+        warn(f"{settings.url}: {unlisted}")
+    if settings.url.prefix is not None:
         try:
-            listings.check(plan.url.prefix, or_parent=True)
+            listings.check(settings.url.prefix, or_parent=True)
         except NotFound:
             raise NotFound(
-                f"there is no repository {plan.url.prefix}, and none below it: check the path of "
-                f"'{printable(str(plan.url))}'"
+                f"{settings.url.prefix}: no such repository, and none below it: check the path of "
+                f"'{printable(str(settings.url))}'"
             ) from None
 
 
 def _announce(user: CacheUser, cache: BlobCache, closing: contextlib.ExitStack) -> None:
-    """Let `epochfs cache` see who uses the cache, where there is room to say so."""
+    """Tell `epochfs cache` who uses the cache, unless its disk is full."""
     try:
         closing.enter_context(announced(cache.directory, user))
     except CacheFailure as error:
@@ -208,16 +311,16 @@ def _announce(user: CacheUser, cache: BlobCache, closing: contextlib.ExitStack) 
 
 
 def _remembering(
-    plan: FileSystemPlan, registry: _Registry, cache: BlobCache, closing: contextlib.ExitStack
+    settings: SessionSettings, registry: _Registry, cache: BlobCache, closing: contextlib.ExitStack
 ) -> RememberingClient:
-    """Return a client that remembers, in the cache, what the registry says."""
+    """Return a client that remembers the registry's answers in the cache."""
     answers = AnswerStore(
         cache.directory.private_file_or_none("answers.sqlite"),
-        plan.url.base,
+        settings.url.base,
         registry.client.bearer_for,
         report=cache.directory.report,
         make_room=cache.quota.evict_some,
     )
     closing.callback(answers.close)
-    max_age = plan.listings.metadata_ttl + plan.listings.stale_if_error
+    max_age = settings.listings.metadata_ttl + settings.listings.stale_if_error
     return RememberingClient(registry.client, answers, registry.health, max_age)

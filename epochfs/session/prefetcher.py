@@ -110,8 +110,8 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheRoom:
-    """How many bytes the cache keeps at most, and how many its disk has free."""
+class CacheSpace:
+    """The maximum size of the cache, and how much its disk has free, in bytes."""
 
     limit: int
     free: int
@@ -151,11 +151,11 @@ class Prefetch:
         blobs = sorted(self._blobs.values(), key=lambda blob: (not blob.complete, -blob.size))
         yield from self._each(self._fetch_blob, blobs)
 
-    def room(self) -> CacheRoom | None:
-        """Return what the cache has room for; None if a mount does not tell."""
+    def space(self) -> CacheSpace | None:
+        """Return how much space the cache has; None if the status does not say."""
         status = json.loads(self._content(f"/{CONTROL}/{STATUS_FILE}"))
         cache = status.get("cache")
-        return CacheRoom(int(cache["limit"]), int(cache["free"])) if cache else None
+        return CacheSpace(int(cache["limit"]), int(cache["free"])) if cache else None
 
     @property
     def progress(self) -> Progress:
@@ -232,7 +232,10 @@ class Prefetch:
     def _digests(self, selection: Selection) -> Iterator[Digest]:
         """Yield the blobs of a selection; then raise what kept others from being found."""
         if selection.reference is None:
-            yield from map(Digest.parse, self._files.names(f"{selection.path}/blobs"))
+            try:
+                yield from map(Digest.parse, self._files.names(f"{selection.path}/blobs"))
+            except NotFound:
+                raise NotFound("no such repository") from None
             return
         if isinstance(selection.reference, Digest):
             start = selection.reference

@@ -1,4 +1,4 @@
-"""The settings that a command line and its environment give: frozen, complete and checked."""
+"""The settings of a session: frozen, complete and checked by whoever makes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.config import (
-    Address,
     BlobOptions,
     CacheOptions,
     Credentials,
@@ -20,7 +19,7 @@ from epochfs.oci.names import Repository
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach a registry; `repositories` are those named with --repo.
+    """How to reach a registry; `repositories` are listed even where it has no catalog.
 
     `hosts_dir` is where its mirrors are looked up, if anywhere.
     """
@@ -32,17 +31,8 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetching:
-    """What is kept of a registry, and how it is fetched; `manifest_limit` is in bytes."""
-
-    cache: CacheOptions
-    connections: int
-    manifest_limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class FileSystemPlan:
-    """Everything a file system is made from, mounted or not. All paths are absolute."""
+class SessionSettings:
+    """How to open a registry or layout, to mount it or not. All paths are absolute."""
 
     url: RegistryUrl | LayoutPath
     connection: Connection
@@ -50,17 +40,3 @@ class FileSystemPlan:
     listings: ListingOptions
     blobs: BlobOptions
     offline_ok: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MountPlan(FileSystemPlan):
-    """Everything a mount is made from; `kernel_words` are for mount(2)."""
-
-    path: Path
-    uid: int
-    gid: int
-    allow_other: bool
-    kernel_words: tuple[str, ...]
-    foreground: bool
-    log_file: Path | None
-    metrics: Address | None

@@ -1,6 +1,6 @@
-"""The status of a mount, as one tree of values: for `status.json` and `metrics`.
+"""The status of a mount, as one tree of values: shown as `status.json`, and served to Prometheus.
 
-No field holds a secret: credentials stay in `auth`, and what is said of errors was redacted there.
+No field holds a secret: credentials stay in `auth`, which also redacts error texts.
 """
 
 from __future__ import annotations
@@ -10,23 +10,29 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from epochfs import __version__
 from epochfs.blobs.store import BlobCounters, BlobStore
 from epochfs.cache.blobs import BlobCache
 from epochfs.client import MirrorState, RegistryClient
-from epochfs.counters import counter, gauge
+from epochfs.config import Address
+from epochfs.counters import counter, gauge, readings
+from epochfs.errors import MountFailure
 from epochfs.fuse.passthrough import Passthrough, PassthroughStatus
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.offline import RememberingClient
 
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
 
 @dataclass(frozen=True, slots=True)
 class HealthStatus:
-    """Whether the registry answers; `reason` is what was said when it was found not to."""
+    """Whether the registry answers; `reason` is the error by which an outage was noticed."""
 
     up: bool = field(metadata=gauge("Whether the registry answers."))
     down_since: float | None = field(metadata=gauge("When the outage was noticed, as Unix time."))
@@ -36,7 +42,7 @@ class HealthStatus:
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
-    """The blob cache: what it held when it was last looked at, with what came since."""
+    """The blob cache; `held` is what it held when last surveyed, and what was added since."""
 
     directory: str
     held: int = field(metadata=gauge("Bytes that cached blobs take on disk."))
@@ -48,7 +54,7 @@ class CacheStatus:
 class Status:
     """A mount at one moment, or a process that reads without one: then `mountpoint` is empty.
 
-    `cache` is None where a layout is shown, whose blobs need no room.
+    `cache` is None for a layout, whose blobs are not cached.
     """
 
     version: str
@@ -74,10 +80,7 @@ StatusSource = Callable[[], Status]
 
 @dataclass(frozen=True)
 class Observer:
-    """Looks at the parts of one mount when it is asked.
-
-    What a layout says is not remembered: there `remembering` is None.
-    """
+    """Collects the status of one mount on request; `remembering` is None for a layout."""
 
     registry: str
     mountpoint: str
@@ -133,8 +136,54 @@ class Observer:
 
 
 def _free(directory: Path) -> int:
-    """Return how many bytes the directory's disk has free; 0 where that cannot be told."""
+    """Return how many bytes the directory's disk has free; 0 if unknown."""
     try:
         return shutil.disk_usage(directory).free
     except OSError:
         return 0
+
+
+@dataclass(frozen=True)
+class _Collector:
+    """Turns a status into metrics at each scrape."""
+
+    source: StatusSource
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; called by prometheus_client."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        families = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+        status = self.source()
+        names = ("version", "registry", "mountpoint")
+        info = GaugeMetricFamily("epochfs_mount", "What is mounted, and where.", labels=names)
+        info.add_metric([status.version, status.registry, status.mountpoint], 1)
+        yield info
+        for reading in readings(status):
+            family = families[reading.kind](f"epochfs_{reading.name}", reading.about)
+            family.add_metric([], reading.value)
+            yield family
+
+
+def serve_metrics(address: Address, source: StatusSource) -> str:
+    """Serve the status to Prometheus over HTTP until the process ends; return the URL.
+
+    prometheus_client, which is optional, answers from its own threads. Its default registry, with
+    numbers of the process, is not used: exported is what `status.json` shows, and where the mount
+    is. Raises MountFailure without it, and if it cannot listen on the address.
+    """
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ModuleNotFoundError:
+        raise MountFailure(
+            "--metrics needs prometheus-client: install it beside epochfs (the extra 'metrics')"
+        ) from None
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(source))
+    try:
+        server, _ = start_http_server(address.port, address.host, registry)
+    except OSError as error:
+        raise MountFailure(
+            f"cannot serve metrics on {address}: {error.strerror}: choose another --metrics"
+        ) from None
+    return f"http://{Address(address.host, server.server_port)}/metrics"

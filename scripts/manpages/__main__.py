@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 
 from epochfs import __version__, cli
-from epochfs.help import TOPICS, page
-from epochfs.help.markdown import Block, Heading, Paragraph, Table, parse
+from epochfs.help import TOPICS, Block, Heading, Paragraph, Table, page, parse
 from scripts.manpages.roff import man_page
 
 _OTHERS = ("findmnt(8)", "fusermount3(1)", "mount(8)")

@@ -1,4 +1,4 @@
-"""A page of `epochfs.help.markdown` as man(7) has it.
+"""A page of `epochfs.help` as man(7) has it.
 
 A library would have to be told of our tables, in which a row of two cells is an option and what it
 means, and would be needed wherever epochfs is built.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from epochfs.help.markdown import Block, Code, Heading, Item, Paragraph, Table, spans
+from epochfs.help import Block, Code, Heading, Item, Paragraph, Table, spans
 
 _FONTS = {"code": "B", "strong": "B"}
 _TOPIC = re.compile(r"epochfs help ([a-z]+)\Z")

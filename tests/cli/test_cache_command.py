@@ -48,7 +48,7 @@ def test_the_default_is_the_cache_of_mount(tmp_path: Path) -> None:
     keep(opened(tmp_path / "epochfs"))
     code, output, _ = run("cache", "info", XDG_CACHE_HOME=str(tmp_path))
     assert code == 0
-    assert output.startswith(f"cache     {tmp_path}/epochfs\ncomplete  1 blob, 12.0K\n")
+    assert output.startswith(f"cache     {tmp_path}/epochfs\ncomplete  1 blob, 12.0 KiB\n")
 
 
 def test_a_cache_that_others_may_write_to_is_one_line(directory: Path) -> None:
@@ -66,21 +66,21 @@ def test_verify_says_so_with_its_exit_code(command: str, directory: Path) -> Non
     place(directory, "blobs").write_bytes(b"wrong")
     code, output = cache(command, directory)
     if command == "prune":
-        assert (code, output) == (0, "removed   0 blobs, 0\n")
+        assert (code, output) == (0, "removed   0 blobs, 0 B\n")
         return
     assert code == 1
     found = Digest.of(b"wrong")
     bad, verified = output.splitlines()
-    assert bad == f"bad       {DIGEST} has the digest {found}: removed"
-    assert verified == "verified  1 blob, 5, 1 bad"
-    assert cache(command, directory) == (0, "verified  0 blobs, 0, 0 bad\n")
+    assert bad == f"bad {DIGEST}: its bytes hash to {found}; removed"
+    assert verified == "verified  1 blob, 5 B, 1 bad"
+    assert cache(command, directory) == (0, "verified  0 blobs, 0 B, 0 bad\n")
 
 
 def test_prune_goes_down_to_a_size_only_if_it_is_told_one(directory: Path) -> None:
     keep(opened(directory))
-    assert cache("prune", directory) == (0, "removed   0 blobs, 0\n")
+    assert cache("prune", directory) == (0, "removed   0 blobs, 0 B\n")
     assert content(opened(directory)) == DATA
-    assert cache("prune", directory, "--cache-size=8K") == (0, "removed   1 blob, 12.0K\n")
+    assert cache("prune", directory, "--cache-size=8K") == (0, "removed   1 blob, 12.0 KiB\n")
     assert held(opened(directory)) == set()
 
 
@@ -90,9 +90,9 @@ def test_prune_that_finds_all_in_use_says_so(directory: Path) -> None:
     assert fd is not None
     code, output, errors = run("cache", "prune", f"--cache-dir={directory}", "--cache-size=1K")
     os.close(fd)
-    assert (code, output) == (1, "removed   0 blobs, 0\nin use    1 blob, 12.0K\n")
+    assert (code, output) == (1, "removed   0 blobs, 0 B\nin use    1 blob, 12.0 KiB\n")
     assert "nothing was removed" in errors
-    assert "11.0K too large: all of it is in use" in errors
+    assert "11.0 KiB too large: all of it is in use" in errors
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
@@ -107,8 +107,8 @@ def test_what_cannot_be_removed_is_an_error_that_says_why(
         assert errors.startswith("epochfs: ")
         assert errors.endswith("Read-only file system\n")
         if command[0] == "prune":
-            assert output == "removed   0 blobs, 0\n"
-            assert f"1 blob, 12.0K cannot be removed from the cache '{directory}'" in errors
+            assert output == "removed   0 blobs, 0 B\n"
+            assert f"1 blob, 12.0 KiB cannot be removed from the cache '{directory}'" in errors
     assert held(opened(directory)) == {DIGEST}
 
 
@@ -116,8 +116,8 @@ def test_what_cannot_be_removed_is_an_error_that_says_why(
 def test_info_writes_nothing(directory: Path) -> None:
     keep(opened(directory))
     with read_only(directory):
-        assert "complete  1 blob, 12.0K\n" in cache("info", directory)[1]
-        assert cache("verify", directory) == (0, "verified  1 blob, 12.0K, 0 bad\n")
+        assert "complete  1 blob, 12.0 KiB\n" in cache("info", directory)[1]
+        assert cache("verify", directory) == (0, "verified  1 blob, 12.0 KiB, 0 bad\n")
 
 
 def test_mounts_are_named_and_keep_what_they_use(
@@ -132,17 +132,17 @@ def test_mounts_are_named_and_keep_what_they_use(
     with (blobs / str(Digest.of(big))).open("rb") as file:
         assert file.read(1 << 20) == big
         named = f"mount     {mount.path} (pid {mount.process.pid}) of {embedded.url}"
-        assert f"{named}, limit 1.0G\n" in cache("info", directory)[1]
+        assert f"{named}, limit 1.0 GiB\n" in cache("info", directory)[1]
         code, output = cache("clear", directory)
         assert (code, output.splitlines()) == (
             0,
-            ["removed   1 blob, 4.0K", "in use    1 blob, 1.0M", named],
+            ["removed   1 blob, 4.0 KiB", "in use    1 blob, 1.0 MiB", named],
         )
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         assert file.read(1 << 20) == big
     assert (blobs / str(Digest.of(small))).read_bytes() == small
     mount.unmount()
     assert "mount  " not in cache("info", directory)[1]
-    assert cache("clear", directory)[1] == "removed   2 blobs, 1.0M\n"
+    assert cache("clear", directory)[1] == "removed   2 blobs, 1.0 MiB\n"
     left = [path for path in directory.rglob("*") if path.is_file()]
     assert left == []

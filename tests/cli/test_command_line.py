@@ -14,14 +14,12 @@ from support.commandline import environment, run
 from support.mounts import COMMAND
 
 from epochfs import __version__
-from epochfs.cli import logs, main, mount, system
-from epochfs.cli.credentials import auth_files
-from epochfs.cli.mount_words import kernel_words, split_words
-from epochfs.cli.options import registry_url
+from epochfs.cli import main, mount, output, system
+from epochfs.cli.mount import MountSettings, kernel_words, split_words
+from epochfs.cli.options import auth_files, registry_url
 from epochfs.client.auth import MAX_PASSWORD_BYTES
 from epochfs.config import DEFAULT_URL, Address, Credentials, TransportOptions
 from epochfs.oci.names import Repository
-from epochfs.session.settings import MountPlan
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +29,13 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> list[MountPlan]:
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[MountSettings]:
     """What `mount` would serve, instead of serving it."""
-    plans: list[MountPlan] = []
+    plans: list[MountSettings] = []
     monkeypatch.setattr(mount, "_serve_in_background", plans.append)
     monkeypatch.setattr(mount, "_serve", lambda plan, ready: plans.append(plan))
     monkeypatch.setattr(system, "require_fuse", lambda *, allow_other: None)
-    monkeypatch.setattr(logs, "configure", lambda *arguments, **options: None)
+    monkeypatch.setattr(output, "configure_logging", lambda *arguments, **options: None)
     return plans
 
 
@@ -170,7 +168,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_defaults(
-    planned: list[MountPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: list[MountSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     directory = tmp_path / "mnt"
@@ -234,7 +232,7 @@ def as_words_with_underscores(password: Path) -> list[str]:
 
 @pytest.mark.parametrize("written", [as_long_options, as_words, as_words_with_underscores])
 def test_every_option_may_be_a_word_of_o(
-    written: Callable[[Path], list[str]], planned: list[MountPlan], tmp_path: Path
+    written: Callable[[Path], list[str]], planned: list[MountSettings], tmp_path: Path
 ) -> None:
     directory = tmp_path / "mnt"
     directory.mkdir()
@@ -263,17 +261,19 @@ def test_every_option_may_be_a_word_of_o(
     assert plan.offline_ok
 
 
-def test_a_long_option_wins_over_its_word(planned: list[MountPlan], tmp_path: Path) -> None:
+def test_a_long_option_wins_over_its_word(planned: list[MountSettings], tmp_path: Path) -> None:
     assert main(["mount", "--uid", "7", str(tmp_path), "-o", "uid=8"]) == 0
     assert planned[0].uid == 7
 
 
-def test_repositories_of_options_and_words_add_up(planned: list[MountPlan], tmp_path: Path) -> None:
+def test_repositories_of_options_and_words_add_up(
+    planned: list[MountSettings], tmp_path: Path
+) -> None:
     assert main(["mount", "--repo", "b", "-o", "repo=a,repo=c", str(tmp_path)]) == 0
     assert {str(name) for name in planned[0].connection.repositories} == {"a", "b", "c"}
 
 
-def test_the_words_of_mount_8_are_accepted(planned: list[MountPlan], tmp_path: Path) -> None:
+def test_the_words_of_mount_8_are_accepted(planned: list[MountSettings], tmp_path: Path) -> None:
     words = (
         "rw,ro,nosuid,nodev,noexec,noatime,auto,noauto,user,nouser,users,_netdev,nofail,defaults,"
         "dev,suid,exec,relatime,x-systemd.automount,x-gvfs-show,comment=a b,user=root"
@@ -289,7 +289,7 @@ def test_a_comma_within_a_word_is_escaped() -> None:
 
 
 def test_paths_are_made_absolute_but_their_links_are_kept(
-    planned: list[MountPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: list[MountSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mnt").mkdir()
     (tmp_path / "secret").write_text("one")
@@ -312,7 +312,7 @@ def test_files_under_the_mount_point_are_refused(
 
 
 def test_the_environment_names_the_server_and_the_certificates(
-    planned: list[MountPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: list[MountSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = tmp_path / "ca.pem"
     authority.write_text("")
@@ -336,7 +336,7 @@ def test_a_wrong_server_in_the_environment_is_named(
 
 
 def test_the_token_leaves_the_environment(
-    planned: list[MountPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: list[MountSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
     assert main(["mount", str(tmp_path)]) == 0
@@ -357,7 +357,7 @@ def test_the_token_leaves_the_environment(
     ],
 )
 def test_a_password_file_loses_one_newline(
-    content: bytes, password: str, planned: list[MountPlan], tmp_path: Path
+    content: bytes, password: str, planned: list[MountSettings], tmp_path: Path
 ) -> None:
     file = tmp_path / "password"
     file.write_bytes(content)

@@ -17,7 +17,7 @@ from epochfs.demo import samples
 from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.errors import Denied, MountFailure, ProtocolViolation, TlsFailure, Unavailable
 from epochfs.oci.names import Repository
-from epochfs.session import probe
+from epochfs.session import opening
 from epochfs.session.settings import Connection
 
 ANONYMOUS = Credentials()
@@ -35,9 +35,9 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def check(url: str, credentials: Credentials = ANONYMOUS, *names: str) -> None:
     repositories = tuple(Repository(name) for name in names)
     connection = Connection(TransportOptions(timeout=5), credentials, repositories)
-    client = probe.connect(registry_url(url), connection)
+    client = opening.connect(registry_url(url), connection)
     try:
-        probe.check(client, connection)
+        opening.check(client, connection)
     finally:
         client.close()
 
@@ -95,12 +95,12 @@ def test_a_server_without_the_root_of_the_api_may_be_a_registry(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Website() as website:
-        with pytest.raises(probe.NoApiRoot, match=r"may be no registry: GET .*404"):
+        with pytest.raises(opening.NoApiRoot, match=r"may not be a registry: GET .*404"):
             check(website.url)
         main(["doctor", website.url])
         table = rows(capsys)
     assert table["registry"][0] == "warn"
-    assert "may be no registry" in table["registry"][1]
+    assert "may not be a registry" in table["registry"][1]
     assert table["access"][0] == "ok"
 
 
@@ -218,12 +218,12 @@ def test_doctor_tells_who_may_raise_the_read_ahead(
     monkeypatch.setattr(doctor, "_READ_AHEAD", tmp_path)
     main(["doctor"])
     cure = "make /sys writable" if os.geteuid() == 0 else "mount as root"
-    note = f"may not be raised, so the kernel reads 128 KiB ahead: {cure}"
+    note = f"cannot be raised, so the kernel reads 128 KiB ahead: {cure}"
     assert rows(capsys)["read-ahead"] == ("warn", note)
     (tmp_path / "0:39").mkdir()
     (tmp_path / "0:39" / "read_ahead_kb").write_text("128\n")
     main(["doctor"])
-    assert rows(capsys)["read-ahead"] == ("ok", "may be raised to 1024 KiB")
+    assert rows(capsys)["read-ahead"] == ("ok", "can be raised to 1024 KiB")
 
 
 def test_a_cache_that_others_may_write_to_fails_with_its_cure(

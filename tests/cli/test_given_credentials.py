@@ -14,7 +14,7 @@ from conftest import Skopeo
 from support.subjects import PASSWORD, USERNAME
 
 from epochfs.cli import main
-from epochfs.cli.credentials import auth_files, credentials
+from epochfs.cli.options import auth_files, credentials
 from epochfs.config import Credentials
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry
 

@@ -18,13 +18,12 @@ from support.mounts import COMMAND
 from unit.test_floors import FLOORS
 
 from epochfs import help as pages
-from epochfs.cli import cache, demo, doctor, main, mount, prefetch, umount
+from epochfs.cli import cache, demo, doctor, main, mount, mountpoint, prefetch
 from epochfs.cli import help as helping
 from epochfs.cli.help import rendered
 from epochfs.demo import samples
 from epochfs.demo.registry import EmbeddedRegistry
-from epochfs.help import TOPICS, page
-from epochfs.help.markdown import Code, Heading, Item, Paragraph, Table, parse, spans
+from epochfs.help import TOPICS, Code, Heading, Item, Paragraph, Table, page, parse, spans
 
 ROOT = CHECKOUT
 README = (ROOT / "README.md").read_text()
@@ -66,7 +65,8 @@ def test_a_topic_is_shown_as_plain_text(topic: str, capsys: pytest.CaptureFixtur
 def test_an_unknown_topic_is_told_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "tres"]) == 2
     output, errors = capsys.readouterr()
-    assert (output, errors) == ("", f"epochfs: no topic 'tres': there are {', '.join(TOPICS)}\n")
+    told = f"no such topic: 'tres'; the topics are {', '.join(TOPICS)}"
+    assert (output, errors) == ("", f"epochfs: {told}\n")
 
 
 def test_a_terminal_has_its_pager(tmp_path: Path) -> None:
@@ -245,5 +245,5 @@ def test_the_topic_has_the_options_and_defaults_of_every_command() -> None:
     assert offered(cache.command.commands["prune"]) == stated(CARE) | cache_dir
     for name in ("info", "verify", "clear"):
         assert offered(cache.command.commands[name]) == cache_dir
-    for command in (umount.command, demo.command, helping.command):
+    for command in (mountpoint.umount_command, demo.command, helping.command):
         assert offered(command) == {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from epochfs.cli import logs, shutdown
+from epochfs.cli import output, process
 from epochfs.errors import MountFailure
 
 
@@ -29,7 +29,7 @@ def _restored_logging() -> Iterator[None]:
 @pytest.mark.usefixtures("_restored_logging")
 def test_a_record_is_one_line_with_its_time_in_utc(tmp_path: Path) -> None:
     file = tmp_path / "log"
-    logs.configure("info", file, foreground=False)
+    output.configure_logging("info", file, foreground=False)
     logger = logging.getLogger("epochfs.test")
     logger.debug("not this")
     logger.info("a\x1b[31m\nb")
@@ -49,13 +49,13 @@ def test_a_record_is_one_line_with_its_time_in_utc(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(MountFailure, match=r"cannot write the log .*--log-file"):
-        logs.configure("info", tmp_path / "none" / "log", foreground=False)
+        output.configure_logging("info", tmp_path / "none" / "log", foreground=False)
 
 
 def test_a_hangup_ends_only_a_mount_that_has_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {signal.SIGINT, signal.SIGTERM}
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    assert shutdown.ending_signals(foreground=True) == both | {signal.SIGHUP}
-    assert shutdown.ending_signals(foreground=False) == both
+    assert process.terminating_signals(foreground=True) == both | {signal.SIGHUP}
+    assert process.terminating_signals(foreground=False) == both
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    assert shutdown.ending_signals(foreground=True) == both
+    assert process.terminating_signals(foreground=True) == both

@@ -12,8 +12,7 @@ import pytest
 from cli.test_help import CACHE, CARE, MOUNT, stated, words
 from support import CHECKOUT
 
-from epochfs.help import TOPICS, page
-from epochfs.help.markdown import Table, parse
+from epochfs.help import TOPICS, Table, page, parse
 
 ROOT = CHECKOUT
 NAMES = ["epochfs.1", *(f"epochfs-{topic}.7" for topic in TOPICS)]

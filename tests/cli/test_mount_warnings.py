@@ -66,7 +66,7 @@ def mounted(
             "nothing is listed, as .* no catalog",
         ),
         (Answering("/v2/_catalog", status=400), "the catalog cannot be read: .*: 400"),
-        (Answering("/v2/", "/v2", status=404), "may be no registry: GET .*: 404"),
+        (Answering("/v2/", "/v2", status=404), "may not be a registry: GET .*: 404"),
     ],
     ids=["absent", "denied", "broken", "no root"],
 )
@@ -94,5 +94,5 @@ def test_a_prefix_that_nothing_lies_below_is_told_at_once(directory: Path, below
     with at_most(10):
         code, said = mounted(EmbeddedRegistry(), directory, below=below)
     assert code == 1
-    assert "there is no repository" in said or "not a registry URL" in said
+    assert "no such repository" in said or "not a registry URL" in said
     assert said.count("\n") == 1

@@ -20,7 +20,7 @@ from support.gates import Gate
 from support.mounts import COMMAND, NO_MIRRORS, Mounts
 from support.scripted import at_most, until
 
-from epochfs.cli import logs, main
+from epochfs.cli import main
 from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.oci.names import Digest
 from epochfs.session import status
@@ -29,8 +29,8 @@ MIB = 1 << 20
 LARGE = random_bytes(12 * MIB, 41)
 SHARED = random_bytes(MIB, 42)
 NAMES = ("warm/app", "warm/tools")
-PREFETCHED = "5 blobs, 13.0 MiB: 5 fetched, 0 were there, 0 failed\n"
-THERE = "5 blobs, 13.0 MiB: 0 fetched, 5 were there, 0 failed\n"
+PREFETCHED = "5 blobs, 13.0 MiB: 5 fetched, 0 already cached, 0 failed\n"
+THERE = "5 blobs, 13.0 MiB: 0 fetched, 5 already cached, 0 failed\n"
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def test_what_ctrl_c_interrupts_the_next_run_completes(
 def test_a_name_that_is_unknown_is_one_line_and_exit_code_1(source: tuple[object, ...]) -> None:
     code, output, errors = run("prefetch", *source, "warm/nothing", f"{NAMES[1]}:latest")
     assert code == 1
-    assert output == ("3 blobs, 1.0 MiB: 3 fetched, 0 were there, 0 failed; failed names: 1\n")
-    assert one_line(errors).startswith("epochfs: warm/nothing: ")
+    assert output == ("3 blobs, 1.0 MiB: 3 fetched, 0 already cached, 0 failed; failed names: 1\n")
+    assert one_line(errors).startswith("epochfs: warm/nothing: no such repository")
 
 
 class Damaging(EmbeddedRegistry):
@@ -114,7 +114,7 @@ def damaging() -> Iterator[EmbeddedRegistry]:
 
 def test_a_wrong_blob_is_told_and_exit_code_1(damaging: EmbeddedRegistry, tmp_path: Path) -> None:
     code, output, errors = run("prefetch", f"--cache-dir={tmp_path}", damaging.url)
-    assert (code, output) == (1, "3 blobs, 1.0 MiB: 2 fetched, 0 were there, 1 failed\n")
+    assert (code, output) == (1, "3 blobs, 1.0 MiB: 2 fetched, 0 already cached, 1 failed\n")
     lines = errors.splitlines()
     assert "WARNING" in lines[0]
     assert lines[1].startswith(f"epochfs: app/blobs/{Digest.of(SHARED)}: ")
@@ -125,7 +125,7 @@ def test_a_wrong_blob_is_told_and_exit_code_1(damaging: EmbeddedRegistry, tmp_pa
 @pytest.mark.expects_log("have another digest")
 def test_a_wrong_blob_is_told_of_a_mount_too(damaging: EmbeddedRegistry, mounts: Mounts) -> None:
     code, output, errors = run("prefetch", mounts(damaging.url).path)
-    assert (code, output) == (1, "3 blobs, 1.0 MiB: 2 fetched, 0 were there, 1 failed\n")
+    assert (code, output) == (1, "3 blobs, 1.0 MiB: 2 fetched, 0 already cached, 1 failed\n")
     assert one_line(errors).endswith("Input/output error (the mount's log says why)\n")
 
 
@@ -146,7 +146,8 @@ def test_more_than_the_cache_holds_is_refused_before_anything_moves(
 ) -> None:
     code, output, errors = run("prefetch", *narrow)
     assert (code, output) == (1, "")
-    assert "1.0 MiB are selected, the cache keeps 512 KiB at most" in one_line(errors)
+    told = "the selection is 1.0 MiB, more than the maximum cache size of 512 KiB"
+    assert told in one_line(errors)
     assert embedded.count("", "/blobs/") == 0
 
 
@@ -158,12 +159,12 @@ def test_a_disk_that_is_too_full_is_warned_of(
 ) -> None:
     load(embedded, "app", "1", image(SHARED))
     monkeypatch.setattr(status, "_free", lambda _: 500 * 1024)
-    monkeypatch.setattr(logs, "configure", lambda *arguments, **options: None)
+    monkeypatch.setattr("epochfs.cli.output.configure_logging", lambda *arguments, **options: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main(["prefetch", f"--cache-dir={tmp_path}", embedded.url]) == 0
     output, errors = capsys.readouterr()
-    assert output == "2 blobs, 1.0 MiB: 2 fetched, 0 were there, 0 failed\n"
-    assert "1.0 MiB are to be fetched, the cache's disk has 500 KiB free" in one_line(errors)
+    assert output == "2 blobs, 1.0 MiB: 2 fetched, 0 already cached, 0 failed\n"
+    assert "1.0 MiB to be fetched, but the cache's disk has only 500 KiB free" in one_line(errors)
 
 
 @pytest.mark.fuse
@@ -184,7 +185,7 @@ def test_a_directory_without_a_mount_is_told(tmp_path: Path) -> None:
 def test_a_layout_is_told_to_be_no_registry(tmp_path: Path) -> None:
     code, _, errors = run("prefetch", f"oci:{tmp_path}")
     assert code == 2
-    assert f"'oci:{tmp_path}' is no registry: only 'mount' takes a layout" in one_line(errors)
+    assert f"'oci:{tmp_path}' is not a registry: only 'mount' takes a layout" in one_line(errors)
 
 
 def test_a_terminal_is_shown_how_far_it_is(gate: Gate, tmp_path: Path) -> None:
@@ -211,8 +212,8 @@ def test_a_terminal_is_shown_how_far_it_is(gate: Gate, tmp_path: Path) -> None:
         assert process.stdout.read() == PREFETCHED.encode()
     assert process.returncode == 0
     lines = shown.split(b"\r")
-    assert any(b" of 13.0 MiB  " in line and b"/5 blobs" in line for line in lines)
-    assert shown.endswith(b"\r\x1b[K")
+    assert any(b" of 13.0 MiB, " in line and b"/5 blobs" in line for line in lines)
+    assert (lines[-2].strip(), lines[-1]) == (b"", b"")
 
 
 def test_it_needs_no_fuse() -> None:

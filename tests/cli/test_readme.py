@@ -21,8 +21,7 @@ from support.mounts import require_fuse
 from epochfs.client import RegistryClient
 from epochfs.demo import samples
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry
-from epochfs.help import TOPICS, page
-from epochfs.help.markdown import Code, parse
+from epochfs.help import TOPICS, Code, page, parse
 
 ROOT = CHECKOUT
 README = (ROOT / "README.md").read_text()
@@ -171,7 +170,7 @@ def test_a_node_is_warmed(administrator: Administrator) -> None:
             assert administrator.run(WARMED).endswith(" 0 failed\n")
             registry.forget_requests()
             assert administrator.run(WARMED).startswith(
-                "7 blobs, 40.7 KiB: 0 fetched, 7 were there"
+                "7 blobs, 40.7 KiB: 0 fetched, 7 already cached"
             )
             assert registry.count("GET", "/blobs/") == 0
 

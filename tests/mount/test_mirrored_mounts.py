@@ -152,7 +152,7 @@ def test_doctor_has_a_row_for_each_mirror(tmp_path: Path) -> None:
         _, said, _ = run("doctor", "--hosts-dir", directory, origin.url)
     rows = [line for line in said.splitlines() if " mirror " in line]
     assert rows[0] == f"ok    mirror       {mirror.url} answers, for pull and resolve"
-    assert rows[1].startswith("warn  mirror       http://127.0.0.1:1 is done without (GET ")
+    assert rows[1].startswith("warn  mirror       http://127.0.0.1:1 is skipped: unavailable (GET ")
     assert len(rows) == 2
 
 

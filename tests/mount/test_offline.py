@@ -35,7 +35,7 @@ from epochfs.demo.http_server import OciError
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.oci.names import Digest
 from epochfs.session import opening
-from epochfs.session.settings import Connection, FileSystemPlan
+from epochfs.session.settings import Connection, SessionSettings
 
 CONTENT = image(random_bytes(1 << 20, 1), random_bytes(4096, 2))
 HEAL_SECONDS = 10.0
@@ -337,7 +337,7 @@ def test_a_tag_recalled_for_one_failure_of_a_registry_that_is_up_is_soon_resolve
 ) -> None:
     link, another = "/team/app/tags/latest", image(b"another")
     with Failing() as registry:
-        plan = FileSystemPlan(
+        plan = SessionSettings(
             url=RegistryUrl.parse(registry.url),
             connection=Connection(TransportOptions(10, 10, 0), Credentials(), ()),
             cache=CacheOptions(tmp_path / "cache"),

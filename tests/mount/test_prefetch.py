@@ -299,4 +299,4 @@ def test_a_tree_that_does_not_tell_what_its_cache_holds_is_taken_as_it_is(
     registry: Interfering, tmp_path: Path
 ) -> None:
     with prefetching(registry, tmp_path) as (prefetch, _):
-        assert prefetch.room() is None
+        assert prefetch.space() is None

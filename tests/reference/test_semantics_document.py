@@ -15,8 +15,7 @@ import pytest
 from support import CHECKOUT
 
 from epochfs.config import BlobOptions, ListingOptions, TransportOptions
-from epochfs.help import page
-from epochfs.help.markdown import Heading, Item, Page, Paragraph, Table, parse
+from epochfs.help import Heading, Item, Page, Paragraph, Table, page, parse
 
 DOCUMENT: Page = parse(page("semantics"))
 

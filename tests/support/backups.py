@@ -18,8 +18,7 @@ from conftest import DockerRegistry, Skopeo
 from epochfs.client import RegistryClient
 from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import Unsupported
-from epochfs.help import page
-from epochfs.help.markdown import Code, parse
+from epochfs.help import Code, page, parse
 from epochfs.oci.manifests import OCI_INDEX, Index
 from epochfs.oci.names import Digest, Tag, referrers_tag
 from support import CHECKOUT

@@ -48,7 +48,8 @@ HOMES = {
     "os.getenv": {"cli"},
     "click": {"cli"},
     "subprocess": {"client.auth", "cli"},
-    "prometheus_client": {"session.metrics"},
+    "prometheus_client": {"session.status"},
+    "tqdm": {"cli.output"},
 }
 """What only these modules, and those below them, may touch."""
 

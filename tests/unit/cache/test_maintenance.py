@@ -173,7 +173,7 @@ class TestVerify:
         }[damage]
         place(directory, BLOBS).write_bytes(changed)
         [bad], _ = verify(cache)
-        assert bad == BadBlob(DIGEST, f"has the digest {Digest.of(changed)}")
+        assert bad == BadBlob(DIGEST, f"its bytes hash to {Digest.of(changed)}")
         assert held(cache) == {Digest.of(OTHER)}
         assert verify(cache)[0] == []
 

@@ -368,5 +368,5 @@ class TestTheCommand:
         for where, problem in ((tmp_path, "oci-layout"), (tmp_path / "nobody", "nobody")):
             code, _, errors = run("mount", f"oci:{where}", tmp_path / "mnt")
             assert (code, errors.count("\n")) == (1, 1)
-            assert f"oci:{where} is no OCI image layout that can be read" in errors
+            assert f"oci:{where} is not a readable OCI image layout" in errors
             assert problem in errors
