@@ -167,10 +167,14 @@ class GeneratedFile(Node):
 
 
 @dataclass(frozen=True)
-class RepositoryDirectory(Node):
-    """A directory that every repository has."""
+class RepositoryNode(Node):
+    """A node that belongs to one repository."""
 
     repository: Repository
+
+
+class RepositoryDirectory(RepositoryNode):
+    """A directory that every repository has."""
 
     def attr(self, context: Context) -> Attr:
         context.listings.check(self.repository)
@@ -178,10 +182,9 @@ class RepositoryDirectory(Node):
 
 
 @dataclass(frozen=True)
-class ManifestNode(Node):
+class ManifestNode(RepositoryNode):
     """A node that belongs to one manifest."""
 
-    repository: Repository
     digest: Digest
 
     def document(self, context: Context) -> Document:
@@ -207,8 +210,9 @@ class ManifestView(ManifestNode):
     """A directory that shows the content of a manifest in one more way."""
 
     def exists(self, context: Context) -> bool:
-        """Whether the manifest has such a view."""
-        raise NotImplementedError
+        """Whether the manifest has such a view; if not overridden, every manifest does."""
+        self.document(context)
+        return True
 
     def is_listed(self, context: Context) -> bool:
         """Whether the manifest's directory lists the view; it opens by name whenever it exists.

@@ -38,6 +38,7 @@ from epochfs.vfs.node import (
     Node,
     Opened,
     RepositoryDirectory,
+    RepositoryNode,
     Xattrs,
     content_xattrs,
 )
@@ -159,10 +160,9 @@ class BlobsDirectory(RepositoryDirectory):
 
 
 @dataclass(frozen=True)
-class TagLink(Node):
+class TagLink(RepositoryNode):
     """`<repo>/tags/<tag>`: a link to the manifest the tag names now."""
 
-    repository: Repository
     tag: Tag
 
     def attr(self, context: Context) -> Attr:
@@ -174,10 +174,9 @@ class TagLink(Node):
 
 
 @dataclass(frozen=True)
-class BlobFile(Node):
+class BlobFile(RepositoryNode):
     """`<repo>/blobs/<digest>`: the blob."""
 
-    repository: Repository
     digest: Digest
 
     def descriptor(self, context: Context) -> Descriptor:

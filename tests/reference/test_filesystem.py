@@ -384,11 +384,11 @@ def test_memory_is_given_back_once_no_file_has_been_open_for_a_while(
         one = filesystem.open(blob_path(NGINX, 0)).handle
         other = filesystem.open(blob_path(NGINX, 0)).handle
         filesystem.release(one)
-        assert not filesystem._to_rest
+        assert not filesystem._resting
         for handle in (other, filesystem.open(blob_path(NGINX, 0)).handle):
             filesystem.release(handle)
-        assert filesystem._to_rest
-        until(lambda: not filesystem._to_rest)
+        assert filesystem._resting
+        until(lambda: not filesystem._resting)
         until(lambda: bool(given_back))
 
 

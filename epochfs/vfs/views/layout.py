@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from epochfs.errors import NotFound
 from epochfs.oci.manifests import OCI_INDEX, REF_NAME
-from epochfs.oci.names import ALGORITHMS, Digest, Repository
+from epochfs.oci.names import ALGORITHMS, Digest
 from epochfs.vfs.kernel_memory import Generated
 from epochfs.vfs.node import (
     CONSTANT_TIME_NS,
@@ -29,6 +29,7 @@ from epochfs.vfs.node import (
     GeneratedFile,
     Node,
     RepositoryDirectory,
+    RepositoryNode,
 )
 
 LAYOUT_FILE = "oci-layout"
@@ -54,26 +55,20 @@ class LayoutDirectory(RepositoryDirectory):
         return [("blobs", stat.S_IFDIR), (INDEX_FILE, stat.S_IFREG), (LAYOUT_FILE, stat.S_IFREG)]
 
 
-@dataclass(frozen=True)
-class LayoutFile(GeneratedFile):
+class LayoutFile(RepositoryNode, GeneratedFile):
     """`layout/oci-layout`: the version of the format."""
-
-    repository: Repository
 
     def generated(self, context: Context) -> Generated:
         context.listings.check(self.repository)
         return Generated(VERSION, CONSTANT_TIME_NS)
 
 
-@dataclass(frozen=True)
-class IndexFile(GeneratedFile):
+class IndexFile(RepositoryNode, GeneratedFile):
     """`layout/index.json`: the tags as an image index, the same bytes for the same tags.
 
     Its time is when this cache first saw these bytes: it moves with every change of the tags, even
     if one is deleted or two swap their digests.
     """
-
-    repository: Repository
 
     def generated(self, context: Context) -> Generated:
         manifests = [
@@ -124,10 +119,9 @@ class LayoutAlgorithmDirectory(RepositoryDirectory):
 
 
 @dataclass(frozen=True)
-class ContentLink(Node):
+class ContentLink(RepositoryNode):
     """`layout/blobs/<algorithm>/<encoded>`: a link to where the content has its path."""
 
-    repository: Repository
     digest: Digest
 
     def attr(self, context: Context) -> Attr:

@@ -22,13 +22,10 @@ from epochfs.errors import NotFound
 from epochfs.oci.manifests import Descriptor, Document, Index
 from epochfs.oci.names import Digest, labels
 from epochfs.vfs.node import (
-    DIRECTORY,
     REMEMBERED,
-    Attr,
     Context,
     Entries,
     ManifestLink,
-    ManifestNode,
     ManifestView,
     Node,
 )
@@ -57,22 +54,18 @@ class PlatformsDirectory(ManifestView):
         yield from ((path, stat.S_IFLNK) for path in found if "/" not in path)
 
 
-class UnknownDirectory(ManifestNode):
+class UnknownDirectory(ManifestView):
     """`platforms/unknown`: links to the manifests without a platform, by digest."""
 
     def child(self, name: str) -> Node:
         return PlatformLink(self.repository, self.digest, f"{UNKNOWN}/{name}")
 
-    def attr(self, context: Context) -> Attr:
-        if not list(self.entries(context)):
-            raise NotFound(f"no manifest without a platform in {self.digest}")
-        return Attr(DIRECTORY)
+    def exists(self, context: Context) -> bool:
+        return any(True for _ in self.entries(context))
 
     def entries(self, context: Context) -> Entries:
-        for path in _platforms(self.document(context)):
-            directory, _, name = path.rpartition("/")
-            if directory:
-                yield name, stat.S_IFLNK
+        paths = (path for path in _platforms(self.document(context)) if "/" in path)
+        return ((path.removeprefix(f"{UNKNOWN}/"), stat.S_IFLNK) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -117,10 +110,6 @@ class ReferrersDirectory(ManifestView):
 
     def child(self, name: str) -> Node:
         return ReferrerLink(self.repository, self.digest, name)
-
-    def exists(self, context: Context) -> bool:
-        self.document(context)
-        return True
 
     def entries(self, context: Context) -> Entries:
         found = context.listings.referrers(self.repository, self.digest)

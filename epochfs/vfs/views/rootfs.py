@@ -42,7 +42,7 @@ _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.roo
 _TAR = ".tar"
 
 _MAX_ALIASES = 256
-"""A file of more names than this has them all counted, be they hidden by a higher layer or not."""
+"""If a file has more names than this, those that higher layers hide are counted too."""
 
 _IMPLIED = Inode(IMPLICIT, stat.S_IFDIR | 0o755, 0, 0, 0, 0, 0, b"", {}, b"")
 
@@ -79,9 +79,30 @@ class Image:
         self._deadline = deadline
         self._indexes: dict[int, LayerIndex] = {}
 
-    def find(self, path: bytes) -> Found:
-        """Find a path. Raises NotFound."""
-        return self._find(path, len(self._descriptors))
+    def find(self, path: bytes, above: int | None = None) -> Found:
+        """Find a path, in the layers below the one `above` only. Raises NotFound."""
+        implied, is_linked = not path, False
+        for number in reversed(range(len(self._descriptors) if above is None else above)):
+            layer = self._index(number)
+            seen = layer.see(path)
+            if seen.inode == IMPLICIT:
+                implied = True
+            elif seen.inode is not None:
+                inode = layer.inode(seen.inode)
+                if implied and not stat.S_ISDIR(seen.mode):
+                    break
+                if seen.mode == 0:
+                    # A link to what is in the layers below, and is no directory.
+                    path, is_linked = inode.link, True
+                    continue
+                if is_linked and stat.S_ISDIR(seen.mode):
+                    break
+                return Found(number, inode)
+            if seen.hides_below:
+                break
+        if implied and not is_linked:
+            return Found(0, _IMPLIED)
+        raise NotFound(f"no {printable(path)} in the image")
 
     def children(self, path: bytes) -> dict[bytes, Child]:
         """Return what is in a directory. Raises NotFound."""
@@ -123,7 +144,7 @@ class Image:
         return names if len(names) > 1 else []
 
     def links(self, found: Found, aliases: list[bytes]) -> int:
-        """Return at how many paths a file is seen."""
+        """Return how many paths show a file."""
         if len(aliases) > _MAX_ALIASES:
             return len(aliases)
         return sum(self._is_at(found, name) for name in aliases) or 1
@@ -133,39 +154,14 @@ class Image:
         layer = self._descriptors[found.layer]
         return self._layers.open(self._repository, layer, found.inode, self._deadline)
 
-    def _find(self, path: bytes, above: int) -> Found:
-        """Find a path in the layers below the one of a number."""
-        implied, is_linked = not path, False
-        for number in reversed(range(above)):
-            layer = self._index(number)
-            seen = layer.see(path)
-            if seen.inode == IMPLICIT:
-                implied = True
-            elif seen.inode is not None:
-                inode = layer.inode(seen.inode)
-                if implied and not stat.S_ISDIR(seen.mode):
-                    break
-                if seen.mode == 0:
-                    # A link to what is in the layers below, and is no directory.
-                    path, is_linked = inode.link, True
-                    continue
-                if is_linked and stat.S_ISDIR(seen.mode):
-                    break
-                return Found(number, inode)
-            if seen.hides_below:
-                break
-        if implied and not is_linked:
-            return Found(0, _IMPLIED)
-        raise NotFound(f"no {printable(path)} in the image")
-
     def _child(self, layer: int, path: bytes, mode: int) -> Child | None:
-        """Describe a name in a directory; None for a hard link to what is not there."""
+        """Describe a name in a directory; None for a hard link whose target is not there."""
         if stat.S_ISDIR(mode):
             return Child(stat.S_IFDIR, path)
         if mode and not self._may_have_names(layer):
             return Child(stat.S_IFMT(mode), path)
         try:
-            found = self._find(path, layer + 1)
+            found = self.find(path, layer + 1)
         except NotFound:
             return None
         return Child(stat.S_IFMT(found.inode.mode), _identity(found, self.aliases(found), path))
@@ -194,7 +190,7 @@ class Image:
 
 
 def _identity(found: Found, aliases: list[bytes], path: bytes) -> bytes:
-    """Return what tells a file at a path from all others: all its names have the same.
+    """Return what tells a file from all others: all its names have the same identity.
 
     It is the path, unless the file has several names; then it is no path.
     """
@@ -203,7 +199,7 @@ def _identity(found: Found, aliases: list[bytes], path: bytes) -> bytes:
 
 @lru_cache(maxsize=REMEMBERED)
 def _layers_of(document: Document) -> tuple[Descriptor, ...] | None:
-    """Return the layers of a container image; None for what is none.
+    """Return the layers of a container image; None for any other manifest.
 
     Each is a tar of changes to a file system (layer.md; Docker's schema 2).
     """
@@ -239,7 +235,7 @@ class RootfsNode(ManifestView):
         identity = _identity(found, aliases, self.path)
         is_link = stat.S_ISLNK(inode.mode)
         return Attr(
-            # A link's permissions are never looked at, and Linux always shows them so.
+            # A link's permissions are ignored, and Linux always shows these.
             LINK if is_link else inode.mode,
             len(inode.link) if is_link else inode.size,
             inode.time_ns,
@@ -288,5 +284,5 @@ class RootfsNode(ManifestView):
         return Image(context.layers, self.repository, layers, deadline)
 
     def _shown(self, identity: bytes) -> str:
-        """Return an identity in an image as one in the tree, where it is no path."""
+        """Return an identity in an image, if it is no path, as one in the tree."""
         return f"rootfs of {self.repository}@{self.digest}: {os.fsdecode(identity)}"

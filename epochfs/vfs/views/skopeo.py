@@ -58,10 +58,6 @@ class SkopeoDirectory(ManifestView):
             is_manifest=name.endswith(MANIFEST_SUFFIX),
         )
 
-    def exists(self, context: Context) -> bool:
-        self.document(context)
-        return True
-
     def is_listed(self, context: Context) -> bool:
         document = self.document(context)
         is_found_by_tag = document.own_type in (OCI_MANIFEST, OCI_INDEX)
