@@ -2,21 +2,22 @@
 
 An answer is given only to whoever got it: to a mount of the same registry with the same
 credentials, about the same repository. That makes it as good a proof of access as it was when the
-registry gave it, and it stays one until the registry denies it. Credentials are told apart by a
-salted, slow hash (`auth.Bearer`), and are not in the file. They may differ from one repository to
-the next, and change; where it cannot be found out what they are, nothing is given. Where they are
-rotated, a process keeps what it has itself proved (`proofs`).
+registry gave it, until the registry denies access. Credentials are told apart by a salted, slow
+hash (`auth.Bearer`), and are not in the file. They may differ from one repository to the next, and
+change; while it cannot be told what they are, nothing is given. Whose answers are meant is worked
+out once for each request to the registry (`AnswerStore.asker`).
 
-Answers about names grow old, and are asked for with a limit of age. What a digest names does not.
-The file is bounded: those given longest ago go first. Writing is put off for a moment and done in
-one transaction by a thread, for a listing of a thousand tags is a thousand answers.
+Answers about names grow old, and are asked for with a maximum age. What a digest names does not.
+The file is bounded: the oldest answers go first. A thread writes them a moment later, many in one
+transaction, for a listing of a thousand tags is a thousand answers.
 
-A damaged file is replaced, even if that shows only in use: the answers are then given anew. Where
-the disk does not take them, the last ones are given from memory, as many as are kept there; and
-what it does not let be forgotten is not given.
+A damaged file is replaced, even if the damage shows only in use. If the disk takes nothing, the
+latest answers are given from memory, up to a limit; and what it does not let be deleted is no
+longer given.
 
-Locks: `_database_lock` serialises use of the database; `_pending_lock` guards what is yet
-to be written, and is the leaf. Local statements run under the first, nothing under the second.
+Locks: `_database_lock` serialises use of the database; `_pending_lock` guards what is yet to be
+written, `Proofs._lock` all of its fields, and both are leaves. Local statements run under the
+first, nothing under the others.
 """
 
 from __future__ import annotations
@@ -33,14 +34,13 @@ from pathlib import Path
 
 from epochfs.cache.database import Database
 from epochfs.cache.directory import is_shortage
-from epochfs.cache.proofs import Asker, Proofs
 from epochfs.client.auth import Bearer
 from epochfs.errors import CacheFailure, DeadlineExceeded, Denied
 
 log = logging.getLogger(__name__)
 
 LIMIT = 256 * 1024**2
-"""How large the file may become, in bytes."""
+"""Maximum size of the file, in bytes."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answer (
@@ -58,6 +58,9 @@ _PAUSE_SECONDS = 0.2
 _RETRY_SECONDS = 10.0
 """How long nothing is written to a disk that took nothing."""
 
+_MOST_EARLIER = 500
+"""How many earlier credentials of a repository count: three weeks of an hourly rotation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -68,16 +71,27 @@ class Question:
     name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks about a repository: the `scope` of the answers tells credentials apart, and the
+    `principal` those who bear them.
+    """
+
+    scope: str
+    principal: str
+    repository: str
+
+
 Identify = Callable[[bytes, str], Bearer]
 """Tells, for a salt and a repository ("": the registry as a whole), who reads that repository now.
-Raises CredentialsUnavailable or DeadlineExceeded where it cannot be said."""
+Raises CredentialsUnavailable or DeadlineExceeded where it cannot tell."""
 
 
 class AnswerStore:
-    """The answers of one registry to one bearer of credentials, in the SQLite file `path`.
+    """The answers of one registry to those who ask, in the SQLite file `path`; in memory without.
 
-    In memory without one. What the disk does not take is told to `report`; `make_room` is
-    `Database`'s.
+    What the disk does not take is told to `report`; `make_room` is `Database`'s. Methods that take
+    an asker do nothing without one.
     """
 
     def __init__(
@@ -106,7 +120,7 @@ class AnswerStore:
         self._unknown = ""
         self._report = report
         self._retry_at = 0.0
-        self._unforgotten: set[tuple[str, str]] = set()
+        self._undeleted: set[tuple[str, str]] = set()
         self._salt = secrets.token_bytes(_SALT_BYTES)
         self._database = self._opened(path, make_room)
         self._thread = threading.Thread(target=self._write_on, name="answers", daemon=True)
@@ -124,12 +138,39 @@ class AnswerStore:
             self._report(problem)
             return None
 
-    def put(self, question: Question, value: bytes, *, proves_access: bool = True) -> None:
-        """Keep an answer, soon. Where more comes than can be written, the oldest are not kept.
+    def _salted(self, database: sqlite3.Connection) -> None:
+        """Take the salt of a file, which is made at its first use."""
+        found = database.execute("SELECT value FROM salt").fetchone()
+        if found is None:
+            with database:
+                database.execute("INSERT OR IGNORE INTO salt VALUES (1, ?)", (self._salt,))
+            found = database.execute("SELECT value FROM salt").fetchone()
+        self._salt = bytes(found[0])
 
-        It proves access to its repository with the present credentials, unless it is a refusal.
+    def asker(self, repository: str) -> Asker | None:
+        """Return who asks about a repository now, or None while that cannot be told.
+
+        An answer may be kept only if this is the same before the question and after it.
         """
-        asker = self._asker(question.repository)
+        try:
+            bearer = self._identify(self._salt, repository)
+        except (Denied, DeadlineExceeded) as error:
+            if self._unknown != str(error):
+                self._unknown = str(error)
+                log.warning("what the registry said is neither kept nor served: %s", error)
+            return None
+        self._unknown = ""
+        identity = f"{self._registry}\n{bearer.fingerprint}".encode()
+        scope = hashlib.sha256(self._salt + identity).hexdigest()
+        return Asker(scope, bearer.principal, repository)
+
+    def put(
+        self, asker: Asker | None, question: Question, value: bytes, *, proves_access: bool = True
+    ) -> None:
+        """Keep an answer, soon. If more comes than can be written, the oldest are dropped.
+
+        It proves the asker's access to the repository, unless it is a refusal.
+        """
         if asker is None:
             return
         if proves_access:
@@ -143,35 +184,35 @@ class AnswerStore:
                 self._drop(next(iter(self._pending)))
         self._wake.set()
 
-    def get(self, question: Question, max_age: float | None = None) -> bytes | None:
+    def get(
+        self, asker: Asker | None, question: Question, max_age: float | None = None
+    ) -> bytes | None:
         """Return an answer that was given at most `max_age` seconds ago, or None."""
-        asker = self._asker(question.repository)
         if asker is None:
             return None
         scopes = self._proofs.scopes(asker)
-        since = 0.0 if max_age is None else self._clock() - max_age
         with self._database_lock:
             self._write_pending()
             with self._pending_lock:
                 pending = {scope: self._pending.get((scope, question)) for scope in scopes}
-            # What the disk has of a scope was given before what it has yet to take.
+            # What the disk has of a scope was given before what is pending.
             kept = self._kept([scope for scope in scopes if pending[scope] is None], question)
         found = [one for one in (*pending.values(), kept) if one is not None]
         given, value = max(found, key=lambda one: one[0], default=(0.0, None))
-        return value if given >= since else None
+        return value if max_age is None or given >= self._clock() - max_age else None
 
     def _kept(self, scopes: Sequence[str], question: Question) -> tuple[float, bytes] | None:
-        """Return the last answer that is on disk, and when. The database's lock is held."""
-        given_out = [one for one in scopes if (one, question.repository) not in self._unforgotten]
-        if self._database is None or not given_out:
+        """Return the last answer on disk, and when it was given. The database's lock is held."""
+        allowed = [one for one in scopes if (one, question.repository) not in self._undeleted]
+        if self._database is None or not allowed:
             return None
-        marks = ",".join("?" * len(given_out))
+        marks = ",".join("?" * len(allowed))
         try:
             row = self._database.run(
                 lambda database: database.execute(
                     f"SELECT given, value FROM answer WHERE scope IN ({marks}) "
                     "AND repository=? AND kind=? AND name=? ORDER BY given DESC LIMIT 1",
-                    (*given_out, question.repository, question.kind, question.name),
+                    (*allowed, question.repository, question.kind, question.name),
                 ).fetchone()
             )
         except (OSError, sqlite3.Error) as error:
@@ -179,14 +220,15 @@ class AnswerStore:
             return None
         return None if row is None else (float(row[0]), bytes(row[1]))
 
-    def forget(self, question: Question) -> None:
-        """Give this answer no more."""
-        self._delete(question.repository, question)
+    def forget(self, asker: Asker | None, question: Question) -> None:
+        """Delete this answer."""
+        if asker is not None:
+            self._delete(asker, question)
 
-    def forget_repository(self, repository: str) -> None:
-        """Give no more answers about a repository, to which the registry now denies access."""
-        self._delete(repository)
-        if asker := self._asker(repository):
+    def forget_repository(self, asker: Asker | None) -> None:
+        """Delete all answers about the repository, to which the registry now denies access."""
+        if asker is not None:
+            self._delete(asker)
             self._proofs.remove(asker)
 
     def close(self) -> None:
@@ -199,52 +241,20 @@ class AnswerStore:
             self._write_pending()
             if self._database is not None:
                 self._database.close()
-            self._database = None  # a listing in the background may still ask: nothing is given
+            self._database = None  # a listing in the background may still ask, and gets nothing
 
-    def _salted(self, database: sqlite3.Connection) -> None:
-        """Take the salt of a file, which is made at its first use."""
-        found = database.execute("SELECT value FROM salt").fetchone()
-        if found is None:
-            with database:
-                database.execute("INSERT OR IGNORE INTO salt VALUES (1, ?)", (self._salt,))
-            found = database.execute("SELECT value FROM salt").fetchone()
-        self._salt = bytes(found[0])
-
-    def scope(self, repository: str) -> str | None:
-        """Return whose answers about a repository are ours, or None if that cannot be said.
-
-        An answer is to be kept only if this is the same before it was asked for and after.
-        """
-        asker = self._asker(repository)
-        return None if asker is None else asker.scope
-
-    def _asker(self, repository: str) -> Asker | None:
-        try:
-            bearer = self._identify(self._salt, repository)
-        except (Denied, DeadlineExceeded) as error:
-            if self._unknown != str(error):
-                self._unknown = str(error)
-                log.warning("what the registry said is neither kept nor served: %s", error)
-            return None
-        self._unknown = ""
-        identity = f"{self._registry}\n{bearer.fingerprint}".encode()
-        scope = hashlib.sha256(self._salt + identity).hexdigest()
-        return Asker(scope, bearer.principal, repository)
-
-    def _delete(self, repository: str, question: Question | None = None) -> None:
-        """Give no more answers about a repository, or to one question about it."""
-        asker = self._asker(repository)
-        if asker is None:
-            return
+    def _delete(self, asker: Asker, question: Question | None = None) -> None:
+        """Delete all answers about the asker's repository, or those to one question about it."""
         scopes = self._proofs.scopes(asker, also_refused=True)
         with self._database_lock:
             self._write_pending()
             with self._pending_lock:
-                for key in [key for key in self._pending if key[0] in scopes]:
-                    if key[1] == question or (question is None and key[1].repository == repository):
-                        self._drop(key)
+                for scope, one in tuple(self._pending):
+                    is_meant = one.repository == asker.repository and question in (None, one)
+                    if is_meant and scope in scopes:
+                        self._drop((scope, one))
             for scope in scopes:
-                self._delete_kept(scope, repository, question)
+                self._delete_kept(scope, asker.repository, question)
 
     def _drop(self, key: tuple[str, Question]) -> None:
         """Do not write an answer. The lock of what is pending is held."""
@@ -252,7 +262,7 @@ class AnswerStore:
         self._pending_bytes -= len(value) + _ROW_BYTES
 
     def _delete_kept(self, scope: str, repository: str, question: Question | None = None) -> bool:
-        """Delete answers that are on disk; where that fails, none of the repository's are given."""
+        """Delete answers on disk; where that fails, none about the repository are given."""
         which = "" if question is None else " AND kind=? AND name=?"
         names = () if question is None else (question.kind, question.name)
 
@@ -268,8 +278,8 @@ class AnswerStore:
         try:
             self._database.run(delete)
         except (OSError, sqlite3.Error) as error:
-            self._unforgotten.add((scope, repository))
-            self._report(f"what the registry said cannot be forgotten: {error}")
+            self._undeleted.add((scope, repository))
+            self._report(f"what the registry said cannot be deleted: {error}")
             return False
         return True
 
@@ -285,7 +295,7 @@ class AnswerStore:
     def _write_pending(self) -> None:
         """Write what is pending, unless the disk failed a moment ago. The database's lock is held.
 
-        What it does not take stays pending, and is given from there.
+        What the disk does not take stays pending, and is given from there.
         """
         if self._database is None or time.monotonic() < self._retry_at:
             return
@@ -305,9 +315,9 @@ class AnswerStore:
                 )
             self._shrink(database)
 
-        for one in tuple(self._unforgotten):
+        for one in tuple(self._undeleted):
             if self._delete_kept(*one):
-                self._unforgotten.remove(one)
+                self._undeleted.remove(one)
         try:
             self._database.run(write)
         except (OSError, sqlite3.Error) as error:
@@ -319,7 +329,7 @@ class AnswerStore:
                 self._pending_bytes = sum(size + _ROW_BYTES for size in sizes)
 
     def _shrink(self, database: sqlite3.Connection) -> None:
-        """Remove the oldest answers, a tenth at a time, until the file is within its limit."""
+        """Delete the oldest answers, a tenth at a time, until the file is within its limit."""
         while _used(database) > self._limit:
             with database:
                 gone = database.execute(
@@ -335,3 +345,51 @@ def _used(database: sqlite3.Connection) -> int:
     sizes = ("page_count", "freelist_count", "page_size")
     pages, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in sizes)
     return int((pages - free) * size)
+
+
+class Proofs:
+    """Tracks which credentials have proved this process's access, by bearer and repository.
+
+    Tokens and passwords are rotated under a mount. What the registry answered under earlier
+    credentials of the same bearer stays with this process: it has proved its access, and a rotation
+    takes none away. That ends when the registry refuses the new credentials. Another process, this
+    one after a restart, and another user who logs in have proved nothing.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._proved: dict[tuple[str, str], list[str]] = {}
+        self._accepted: set[str] = set()
+        self._refused: set[str] = set()
+
+    def add(self, asker: Asker) -> None:
+        """Note that the registry has given an answer about a repository."""
+        with self._lock:
+            self._refused.discard(asker.scope)
+            self._accepted.add(asker.scope)
+            scopes = self._proved.setdefault((asker.principal, asker.repository), [])
+            if scopes[-1:] != [asker.scope]:
+                others = [one for one in scopes if one != asker.scope]
+                scopes[:] = [*others, asker.scope][-_MOST_EARLIER:]
+
+    def remove(self, asker: Asker) -> None:
+        """Note that the registry denies a repository.
+
+        If earlier credentials had access and the present ones never had an answer, it is the
+        present ones that are refused, and they no longer benefit from earlier proofs.
+        """
+        with self._lock:
+            proved = self._proved.pop((asker.principal, asker.repository), None)
+            if proved and asker.scope not in self._accepted:
+                self._refused.add(asker.scope)
+
+    def scopes(self, asker: Asker, *, also_refused: bool = False) -> tuple[str, ...]:
+        """Return whose answers about a repository are this process's: the present scope first.
+
+        Refused credentials have only their own, unless `also_refused`.
+        """
+        with self._lock:
+            earlier: list[str] = []
+            if also_refused or asker.scope not in self._refused:
+                earlier = self._proved.get((asker.principal, asker.repository), [])
+            return (asker.scope, *(one for one in earlier if one != asker.scope))

@@ -1,6 +1,6 @@
 """Maintains a cache, even while mounts use it: survey, verify, prune, clear.
 
-Removal follows the rules of `cache.eviction`: a blob that a reader or a download has open stays.
+Removal follows the rules of `cache.quota`: a blob that a reader or a download has open stays.
 Only `verify` removes a name all the same, because its bytes are wrong.
 """
 

@@ -37,7 +37,8 @@ from epochfs.errors import (
 )
 from epochfs.fuse.passthrough import obstacle
 from epochfs.layers import decoders
-from epochfs.oci.manifests import Descriptor, Index, Manifest
+from epochfs.oci.closure import named_blobs
+from epochfs.oci.manifests import Descriptor, Index
 from epochfs.oci.names import Repository
 from epochfs.session import opening
 from epochfs.session.settings import Connection
@@ -297,9 +298,7 @@ def _blobs(
                 view = client.get_manifest(repository, tag).view
                 if isinstance(view, Index) and view.manifests:
                     view = client.get_manifest(repository, view.manifests[0].digest).view
-                if isinstance(view, Manifest):
-                    blobs = (view.config, *view.layers) if view.config else view.layers
-                    yield from ((repository, blob) for blob in blobs if blob.size > 2)
+                yield from ((repository, blob) for blob in named_blobs(view) if blob.size > 2)
 
 
 def _repositories(client: RegistryClient, connection: Connection) -> Iterator[Repository]:

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 from epochfs.demo.http_server import OciError, Request, Response, json_response
 from epochfs.demo.storage import Behaviour, Storage
 from epochfs.errors import InvalidName, ProtocolViolation
+from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -185,11 +186,10 @@ class ManifestEndpoints(_Endpoints):
         """Yield what must be pushed before a manifest that names it."""
         if self._behaviour.sparse == "all":
             return
-        if isinstance(view, Manifest):
-            for blob in (view.config, *view.layers):
-                if blob and not _lies_elsewhere(blob) and not self._holds(name, blob):
-                    yield blob
-        elif self._behaviour.sparse != "indexes":
+        for blob in named_blobs(view):
+            if not _lies_elsewhere(blob) and not self._holds(name, blob):
+                yield blob
+        if isinstance(view, Index) and self._behaviour.sparse != "indexes":
             for child in view.manifests:
                 if self._storage.manifest(name, child.digest) is None:
                     yield child

@@ -1,40 +1,55 @@
-"""Caches the documents that digests name: manifests and configs, and the blobs in manifests.
+"""Caches what is known by digest: manifests, configs, the blobs in manifests, and referrers.
 
-A digest's content never changes, so a document is kept as long as there is room. Access can change:
-once the registry denies a manifest or blob of a repository, everything fetched from that repository
-is forgotten. A denied listing says nothing about them.
+A digest's content never changes, so it is kept as long as there is room. Access can change: once
+the registry denies a manifest or blob of a repository, everything fetched from that repository is
+forgotten. A denied listing says nothing about them.
 
-Locks: `Documents._lock` guards `_blobs`; no I/O happens under it.
+Referrers do change, and are listed by the referrers call or by the fallback tag. A registry without
+the call answers 404 or refuses it in some other way; like other clients, this one then reads the
+tag (OCI Distribution specification 1.1, "Referrers Tag Schema"). The refusal is remembered for as
+long as a listing is, so that a walk asks once and not once a manifest. A refusal from a repository
+that answered before is an error: its referrers are not known to be gone.
+
+Locks: `Documents._lock` guards `_blobs`, `Referrers._lock` guards `_uncalled`; no I/O happens under
+either.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
-from epochfs.errors import CredentialsUnavailable, Denied, TooLarge
-from epochfs.metadata.source import Source
+from epochfs.errors import Denied, ProtocolViolation, TooLarge, Unavailable, Unsupported
+from epochfs.metadata.source import NO_REFERRERS_CALL, Answer, Facts, Source, answers_referrers
 from epochfs.metadata.ttl_cache import CachePolicy, LruStore, TtlCache
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.kinds import MAX_CONFIG_BYTES, SnapshotConfig, parse_config
-from epochfs.oci.manifests import Descriptor, Document
-from epochfs.oci.names import Digest, Repository
+from epochfs.oci.manifests import Descriptor, Document, Index
+from epochfs.oci.names import Digest, Repository, Tag, referrers_tag
+
+log = logging.getLogger(__name__)
 
 _MANIFEST_BYTES = 32 * 1024 * 1024
 _PARSED_FACTOR = 4
 _CONFIG_BYTES = 2 * MAX_CONFIG_BYTES
 _MAX_BLOBS = 50_000
 _MAX_DESCRIBED = 100_000
+_MAX_REPOSITORIES = 10_000
 _FOREVER = 10 * 365 * 86400.0
+_ALL = None
+"""Stands for every repository of the registry."""
 
 V = TypeVar("V")
 
 _Key = tuple[Repository, Digest]
+
+Tagged = Callable[[Repository, Tag], Answer[Document | None]]
+"""Returns the manifest under a tag; None where the repository has no such tag."""
 
 
 class Documents:
@@ -53,15 +68,20 @@ class Documents:
             "manifest",
             self._fetch_manifest,
             lasting,
+            self.forget,
             lambda document: _PARSED_FACTOR * document.size,
         )
         self._described = _Cache(
-            "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED)
+            "manifest",
+            self._fetch_description,
+            replace(lasting, limit=_MAX_DESCRIBED),
+            self.forget,
         )
         self._configs = _Cache(
             "config",
             self._fetch_config,
             replace(lasting, limit=_CONFIG_BYTES),
+            self.forget,
             lambda config: config.weight,
         )
 
@@ -82,47 +102,32 @@ class Documents:
         with self._lock:
             return self._blobs.get((repository, digest))
 
-    @contextlib.contextmanager
-    def unless_denied(self, repository: Repository) -> Iterator[None]:
-        """Forget the repository if the registry denies what is asked for in this context."""
-        try:
-            yield
-        except CredentialsUnavailable:
-            raise  # nobody was asked
-        except Denied:
-            self._forget(repository)
-            raise
-
-    def _forget(self, repository: Repository) -> None:
+    def forget(self, key: tuple[Repository, object]) -> None:
+        """Forget a key's repository, which the registry denies."""
+        repository = key[0]
         for cache in (self._manifests, self._described, self._configs):
             cache.forget(repository)
         with self._lock:
-            for key in [key for key in self._blobs if key[0] == repository]:
-                del self._blobs[key]
+            for known in [known for known in self._blobs if known[0] == repository]:
+                del self._blobs[known]
 
-    def _fetch_manifest(self, key: _Key) -> Document:
-        repository, digest = key
-        with self.unless_denied(repository):
-            document = self._source.get_manifest(repository, digest, self._limit)
+    def _fetch_manifest(self, key: _Key) -> Answer[Document]:
+        document = self._source.get_manifest(*key, self._limit)
         if document.readable_view is not None:
             with self._lock:
                 for descriptor in named_blobs(document.readable_view):
-                    self._blobs[repository, descriptor.digest] = descriptor
-        return document
+                    self._blobs[key[0], descriptor.digest] = descriptor
+        return Answer(document)
 
-    def _fetch_description(self, key: _Key) -> Descriptor:
+    def _fetch_description(self, key: _Key) -> Answer[Descriptor]:
         try:
             document = self._manifests.get(key)
         except TooLarge:
-            with self.unless_denied(key[0]):
-                return self._source.resolve(*key)
-        return Descriptor(document.own_type, document.digest, document.size)
+            return self._source.resolve(*key)
+        return Answer(Descriptor(document.own_type, document.digest, document.size))
 
-    def _fetch_config(self, key: _Key) -> SnapshotConfig:
-        repository, digest = key
-        with self.unless_denied(repository):
-            raw = self._source.read_blob(repository, digest, MAX_CONFIG_BYTES)
-        return parse_config(raw)
+    def _fetch_config(self, key: _Key) -> Answer[SnapshotConfig]:
+        return Answer(parse_config(self._source.read_blob(*key, MAX_CONFIG_BYTES)))
 
 
 class _Cache(TtlCache[_Key, V]):
@@ -131,15 +136,80 @@ class _Cache(TtlCache[_Key, V]):
     def __init__(
         self,
         name: str,
-        fetch: Callable[[_Key], V],
+        fetch: Callable[[_Key], Answer[V]],
         policy: CachePolicy,
+        denied: Callable[[_Key], None],
         size_of: Callable[[V], float] | None = None,
     ) -> None:
         self._lru = LruStore[_Key, V](policy.limit, size_of)
-        super().__init__(name, fetch, policy, store=self._lru)
+        super().__init__(name, fetch, policy, store=self._lru, denied=denied)
 
     def forget(self, repository: Repository) -> None:
         """Forget a repository's entries, and do not keep what is being fetched from it now."""
         with self._lock:
             self._lru.drop_where(lambda key: key[0] == repository)
             self._flights.forget(lambda key: key[0] == repository)
+
+
+class Referrers:
+    """Caches the referrers in one registry. Any thread may call anything."""
+
+    def __init__(self, source: Source, tagged: Tagged, policy: CachePolicy, facts: Facts) -> None:
+        self._source = source
+        self._tagged = tagged
+        self._facts = facts
+        self._lock = threading.Lock()
+        self._uncalled: TTLCache[Repository | None, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
+        self._cache = TtlCache(
+            "referrers of", self._fetch, policy, size_of=lambda found: 1 + len(found)
+        )
+
+    def of(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
+        """Return what refers to a manifest, sorted."""
+        return self._cache.get((repository, digest))
+
+    def clear(self) -> None:
+        """Forget everything but the facts."""
+        self._cache.clear()
+        with self._lock:
+            self._uncalled.clear()
+
+    def _fetch(self, key: _Key) -> Answer[tuple[Digest, ...]]:
+        found = self._ask(*key)
+        # A manifest that refers to itself cannot be, and would make a loop of links.
+        others = {one.digest for one in found.value} - {key[1]}
+        return Answer(tuple(sorted(others)), found.is_current)
+
+    def _ask(self, repository: Repository, digest: Digest) -> Answer[Sequence[Descriptor]]:
+        answers = answers_referrers(repository.name)
+        with self._lock:
+            uncalled = repository in self._uncalled or _ALL in self._uncalled
+        if not uncalled or self._facts.known(answers):
+            try:
+                found = self._source.referrers(repository, digest)
+            except Unsupported as error:
+                self._refused(repository, error)
+            except Unavailable:
+                if not self._facts.known(NO_REFERRERS_CALL) or self._facts.known(answers):
+                    raise
+            else:
+                self._facts.learn(answers)
+                return Answer(found.value, found.is_current)
+        tagged = self._tagged(repository, referrers_tag(digest))
+        view = tagged.value.readable_view if tagged.value is not None else None
+        # Anybody may use the tag for something else, which then is no list of referrers.
+        return Answer(view.manifests if isinstance(view, Index) else (), tagged.is_current)
+
+    def _refused(self, repository: Repository, error: Unsupported) -> None:
+        """Note that there is no referrers call; raises where the call answered before."""
+        if self._facts.known(answers_referrers(repository.name)):
+            if isinstance(error.__cause__, Denied):
+                raise error.__cause__
+            raise ProtocolViolation(f"{error}: the registry listed referrers before") from error
+        log.debug("referrers in %s are looked for by tag: %s", repository, error)
+        # Who denies it may do so for this repository alone.
+        where = repository if isinstance(error.__cause__, Denied) else _ALL
+        if where is _ALL:
+            self._facts.learn(NO_REFERRERS_CALL)
+        with self._lock:
+            self._uncalled[where] = None

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from epochfs.cache.directory import READ_FLAGS
 from epochfs.client import MirrorState
 from epochfs.client.transport import TransportStats
 from epochfs.errors import (
@@ -35,6 +36,7 @@ from epochfs.errors import (
     Unavailable,
     printable,
 )
+from epochfs.metadata.source import Answer
 from epochfs.oci.manifests import (
     REF_NAME,
     Descriptor,
@@ -51,7 +53,7 @@ _INDEX_LIMIT = 32 * 1024 * 1024
 _UNNAMED = Repository("layout")
 """The repository where the directory's own name is no valid repository name."""
 
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ_FLAGS = READ_FLAGS | os.O_NONBLOCK
 """O_NONBLOCK: opening a FIFO in place of a file would block."""
 
 Names = Mapping[Repository, Mapping[Tag, Descriptor]]
@@ -111,30 +113,28 @@ class OciLayout:
 
     # ---- what Source promises ----------------------------------------------------------------
 
-    def catalog(self) -> list[str]:
+    def catalog(self) -> Answer[list[str]]:
         """Return the repositories that the names are in."""
-        return [repository.name for repository in self._contents().names]
+        return Answer([repository.name for repository in self._contents().names])
 
-    def list_tags(self, name: Repository) -> list[str]:
+    def list_tags(self, name: Repository) -> Answer[list[str]]:
         """Return the tags of one repository."""
-        return [tag.name for tag in self._tags(name)]
+        return Answer([tag.name for tag in self._tags(name)])
 
-    def resolve(self, name: Repository, reference: Reference) -> Descriptor:
+    def resolve(self, name: Repository, reference: Reference) -> Answer[Descriptor]:
         """Describe what a tag names, or the manifest that has a digest."""
         tags = self._tags(name)
         if isinstance(reference, Tag):
             if reference not in tags:
                 raise NotFound(f"no tag {reference} in {name}")
-            return tags[reference]
+            return Answer(tags[reference])
         document = self.get_manifest(name, reference)
-        return Descriptor(document.media_type, document.digest, document.size)
+        return Answer(Descriptor(document.media_type, document.digest, document.size))
 
     def get_manifest(
-        self, name: Repository, reference: Reference, limit: int | None = None
+        self, name: Repository, reference: Digest, limit: int | None = None
     ) -> Document:
         """Return a manifest. Only the content tells manifests from blobs here."""
-        if isinstance(reference, Tag):
-            reference = self.resolve(name, reference).digest
         named = self._contents().media_types
         try:
             raw = self.read_blob(name, reference, self._manifest_limit if limit is None else limit)
@@ -149,7 +149,7 @@ class OciLayout:
             return document
         return Document(reference, document.own_type, raw)
 
-    def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
+    def referrers(self, name: Repository, digest: Digest) -> Answer[list[Descriptor]]:
         """Return the manifests in `index.json` that have `digest` as their subject, and those in
         the index that is tagged as a client tags it for registries that keep no count.
         """
@@ -159,14 +159,14 @@ class OciLayout:
         if tag in tags:
             view = self.get_manifest(name, tags[tag].digest).readable_view
             found += view.manifests if isinstance(view, Index) else ()
-        return found
+        return Answer(found)
 
-    def blob_size(self, name: Repository, digest: Digest) -> int:
+    def blob_size(self, name: Repository, digest: Digest) -> Answer[int]:
         """Return the size of a file of content."""
         self._tags(name)
         fd = self.open_blob(digest)
         try:
-            return os.fstat(fd).st_size
+            return Answer(os.fstat(fd).st_size)
         finally:
             os.close(fd)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,15 +31,11 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
-from epochfs.metadata.ahead import Ahead, AheadOfWalk
-from epochfs.metadata.content import Documents
-from epochfs.metadata.facts import Facts
-from epochfs.metadata.parallel import InParallel, in_turn, tolerant
-from epochfs.metadata.referrers import Referrers
+from epochfs.metadata.content import Documents, Referrers
+from epochfs.metadata.parallel import Ahead, AheadOfWalk, InParallel, in_turn, tolerant
 from epochfs.metadata.repositories import Repositories
-from epochfs.metadata.source import Source
-from epochfs.metadata.tag_tables import Resolved, TagTables
-from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
+from epochfs.metadata.source import Answer, Facts, Source
+from epochfs.metadata.ttl_cache import CachePolicy, Resolved, TagTables, TtlCache
 from epochfs.oci.closure import Fetched, Reachable, Step, Walk
 from epochfs.oci.kinds import SnapshotConfig
 from epochfs.oci.manifests import Descriptor, Document
@@ -58,10 +54,8 @@ class Listings:
         source: Source,
         options: ListingOptions,
         history: TagHistory,
-        recalled: Callable[[], int] = lambda: 0,
         facts: Facts | None = None,
     ) -> None:
-        """`recalled` counts the older answers of the source, which are asked for again soon."""
         facts = Facts() if facts is None else facts
         self._source = source
         self._options = options
@@ -71,32 +65,22 @@ class Listings:
         self._ahead = ThreadPoolExecutor(options.parallel, thread_name_prefix="resolving")
         self._lock = threading.Lock()
         changing = CachePolicy(
-            options.listing_ttl,
-            options.negative_ttl,
-            options.stale_if_error,
-            limit=1_000_000,
-            wait=options.timeout,
+            options.listing_ttl, options.negative_ttl, limit=1_000_000, wait=options.timeout
         )
         self._documents = Documents(source, options.manifest_limit, changing)
         self._tables = TagTables(changing.limit)
         self._repositories = Repositories(
-            source,
-            options,
-            changing,
-            history,
-            facts,
-            self._ahead,
-            recalled,
-            self._tables.arrange,
+            source, options, changing, history, facts, self._ahead, self._tables.arrange
         )
+        denied = self._documents.forget
         self._resolved = TtlCache(
-            "tag", self._fetch_resolved, changing, store=self._tables, recalled=recalled
+            "tag", self._fetch_resolved, changing, store=self._tables, denied=denied
         )
-        self._heads = TtlCache("blob", self._fetch_head, changing, recalled=recalled)
+        self._heads = TtlCache("blob", self._fetch_head, changing, denied=denied)
         self._closures: TTLCache[tuple[Repository, Digest], Reachable] = TTLCache(
             _MAX_CLOSURES, options.negative_ttl
         )
-        self._referrers = Referrers(source, self._tagged, changing, facts, recalled)
+        self._referrers = Referrers(source, self._tagged, changing, facts)
         depth = options.parallel
         following = partial(self._repositories.following, count=depth)
         self._tags_walk = AheadOfWalk(self._ahead, following, self._repositories.tags, depth)
@@ -149,9 +133,9 @@ class Listings:
 
     def resolve(self, repository: Repository, tag: Tag) -> Resolved:
         """Return what a tag names now; with the first of a listing, begin to resolve the rest."""
-        if self._resolved.peek((repository, tag)) is None:
+        if self._listed.expected and self._resolved.peek((repository, tag)) is None:
             self._listed.seen(repository)
-        return self._resolve(repository, tag)
+        return self._resolve(repository, tag).value
 
     def tagged(self, repository: Repository) -> list[tuple[Tag, Resolved, Descriptor]]:
         """Return all tags, sorted, with what they name now, resolved in parallel.
@@ -161,7 +145,7 @@ class Listings:
         in_parallel = self._in_parallel()
 
         def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
-            resolved = self._resolve(repository, tag, listed=True)
+            resolved = self._resolve(repository, tag, listed=True).value
             return tag, resolved, self._describe(repository, tag, resolved.digest)
 
         answers = in_parallel(tolerant(ask), self._repositories.tags(repository))
@@ -259,13 +243,15 @@ class Listings:
 
     # ---- what tags lead to -------------------------------------------------------------------
 
-    def _resolve(self, repository: Repository, tag: Tag, *, listed: bool = False) -> Resolved:
+    def _resolve(
+        self, repository: Repository, tag: Tag, *, listed: bool = False
+    ) -> Answer[Resolved]:
         """Return what a tag names. Raises NotFound only for a tag that is no longer listed.
 
         `listed` says that the caller has it from a listing, whether that is remembered or not.
         """
         try:
-            return self._resolved.get((repository, tag))
+            return self._resolved.answer((repository, tag))
         except NotFound as error:
             listed = listed or _holds(self._repositories.last_tags(repository), tag)
             if listed and self._lists_now(repository, tag):
@@ -292,7 +278,7 @@ class Listings:
             if isinstance(one, Step):
                 return self._fetched(repository, one)
             try:
-                return self._resolve(repository, one, listed=True).digest
+                return self._resolve(repository, one, listed=True).value.digest
             except NotFound:
                 return None  # deleted since it was listed
             except EpochfsError as error:
@@ -347,34 +333,34 @@ class Listings:
 
     # ---- what the caches fetch ---------------------------------------------------------------
 
-    def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Resolved:
+    def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Answer[Resolved]:
         repository, tag = key
-        with self._documents.unless_denied(repository):
-            digest = self._source.resolve(repository, tag).digest
-        return Resolved(digest, self._history.since(repository, tag, digest))
+        answer = self._source.resolve(repository, tag)
+        digest = answer.value.digest
+        since = self._history.since(repository, tag, digest)
+        return Answer(Resolved(digest, since), answer.is_current)
 
-    def _fetch_head(self, key: tuple[Repository, Digest]) -> Descriptor:
-        repository, digest = key
-        with self._documents.unless_denied(repository):
-            return Descriptor("", digest, self._source.blob_size(repository, digest))
+    def _fetch_head(self, key: tuple[Repository, Digest]) -> Answer[Descriptor]:
+        answer = self._source.blob_size(*key)
+        return Answer(Descriptor("", key[1], answer.value), answer.is_current)
 
-    def _tagged(self, repository: Repository, tag: Tag) -> Document | None:
-        """Return what a tag names; None if the repository has no such tag.
-
-        Where there is no tag list, only asking for the tag can tell.
-        """
+    def _tagged(self, repository: Repository, tag: Tag) -> Answer[Document | None]:
+        """Return what a tag names; None if the repository has no such tag."""
+        is_current = True
         try:
-            listed = _holds(self._repositories.tags(repository), tag)
+            tags = self._repositories.tags_answer(repository)
+            is_current = tags.is_current
+            if not _holds(tags.value, tag):
+                return Answer(None, is_current)
         except (NotFound, Unsupported):
-            listed = True
-        if not listed:
-            return None
+            pass  # without a list of tags, only asking for the tag can tell
         try:
-            digest = self._resolve(repository, tag).digest
+            resolved = self._resolve(repository, tag)
         except NotFound:
-            return None
+            return Answer(None, is_current)
+        digest = resolved.value.digest
         with _led_to(repository, tag, digest):
-            return self.manifest(repository, digest)
+            return Answer(self.manifest(repository, digest), resolved.is_current)
 
 
 @contextmanager

@@ -1,17 +1,20 @@
-"""A client that serves remembered answers while the registry is down.
+"""Serves remembered answers while the registry is down, and tracks whether it is.
 
-It wraps `RegistryClient` and stores each answer in `cache.answers`. When the registry cannot be
-reached, or is known to be down (`registry_health`), the last answer serves in place of a new one:
+`RememberingClient` wraps `RegistryClient` and stores each answer in `cache.answers`. When the
+registry cannot be reached, or is known to be down, the last answer serves in place of a new one:
 about names for as long as `max_age` allows, about a digest without limit, for its content never
 changes. "Unknown", "denied" and "not offered" are answers too: they replace what was remembered,
 and for names they are remembered themselves. A 404 without one of the specification's error codes
-replaces nothing: an ingress gives such.
+replaces nothing, for an ingress sends such.
 
 Access to a whole repository ends when the registry denies one of its manifests or blobs; a denied
 listing ends that listing alone.
 
 Manifests are hashed again when they are read back. Health is the registry's own: it is pinged even
 while a mirror answers in its place.
+
+Locks: `Health._lock` guards its fields, `RememberingClient._lock` the count of remembered answers;
+no I/O and no callback happens under either. `Health.outage` is read without a lock.
 """
 
 from __future__ import annotations
@@ -19,10 +22,13 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from epochfs.cache.answers import AnswerStore, Question
+from epochfs.cache.answers import AnswerStore, Asker, Question
 from epochfs.client import BlobStream, RegistryClient
 from epochfs.errors import (
     CacheFailure,
@@ -31,21 +37,20 @@ from epochfs.errors import (
     Denied,
     EpochfsError,
     NotFound,
-    ProtocolViolation,
     Unavailable,
     UnconfirmedNotFound,
     Unsupported,
 )
-from epochfs.metadata.facts import Facts
-from epochfs.metadata.registry_health import Health, Outage
-from epochfs.oci.manifests import Descriptor, Document, Manifest, checked_size, digest_matches
+from epochfs.metadata.source import Answer, Facts
+from epochfs.oci.closure import named_blobs
+from epochfs.oci.manifests import Descriptor, Document, checked_size, digest_matches
 from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CATALOG = "catalogue"  # so it stands in the files of earlier versions
+_CATALOG = "catalogue"  # so it is spelt in the files of earlier versions
 _TAGS = "tags"
 _DESCRIPTION = "description"
 _MANIFEST = "manifest"
@@ -60,9 +65,103 @@ _ANSWER = b"="
 _REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~": Unsupported}
 """The first byte of an answer on disk, and the marks of refusals."""
 
+_FIRST_SECONDS = 1.0
+_LONGEST_SECONDS = 5.0
+_GROWTH = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """An outage: since when (epoch seconds), and the error that showed it."""
+
+    since: float
+    reason: str
+
+
+class Health:
+    """Tracks whether a registry answers, by the requests made anyway and by pings.
+
+    A failed request may be about one object only, so the registry is pinged before it counts as
+    down. While it is down it is pinged every few seconds; `on_return` is called when it is back.
+    """
+
+    def __init__(self, registry: str, ping: Callable[[], None]) -> None:
+        self.on_return: Callable[[], None] = lambda: None
+        self._registry = registry
+        self._ping = ping
+        self._lock = threading.Lock()
+        self._outage: Outage | None = None
+        self._probing = False
+        self._closing = threading.Event()
+
+    @property
+    def outage(self) -> Outage | None:
+        """The current outage, if there is one."""
+        return self._outage
+
+    def answered(self) -> None:
+        """Note that the registry answered a request."""
+        if self._outage is None:
+            return
+        with self._lock:
+            outage, self._outage = self._outage, None
+        if outage is not None:
+            log.info("registry %s is back after %.0f s", self._registry, time.time() - outage.since)
+            self.on_return()
+
+    def failed(self, error: EpochfsError, *, pinged: bool = False) -> None:
+        """Note that a request, or a ping, got no answer, and find out whether that is an outage."""
+        outage = Outage(time.time(), str(error))
+        if pinged:
+            self._declare(outage)
+        with self._lock:
+            if self._probing or self._closing.is_set():
+                return
+            self._probing = True
+        threading.Thread(target=self._probe, args=(outage,), name="probe", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop pinging."""
+        self._closing.set()
+
+    def _declare(self, outage: Outage) -> None:
+        with self._lock:
+            if self._outage is not None:
+                return
+            self._outage = outage
+        log.warning(
+            "registry %s is down, what is cached is served: %s", self._registry, outage.reason
+        )
+
+    def _probe(self, outage: Outage) -> None:
+        """Ping until the registry answers."""
+        pause = _FIRST_SECONDS
+        while not self._closing.is_set():
+            if self._answers():
+                break
+            if self._closing.is_set():
+                return  # what did not answer was our own connection, closed
+            self._declare(outage)
+            self._closing.wait(pause)
+            pause = min(pause * _GROWTH, _LONGEST_SECONDS)
+        with self._lock:
+            self._probing = False
+        if not self._closing.is_set():
+            self.answered()
+
+    def _answers(self) -> bool:
+        try:
+            self._ping()
+        except EpochfsError as error:
+            if isinstance(error, Denied) and not isinstance(error, CredentialsUnavailable):
+                return True
+            log.debug("registry %s does not answer: %s", self._registry, error)
+            return False
+        return True
+
 
 class RememberingClient:
-    """A `PullClient` of one registry. Any thread may call anything."""
+    """A `Source` and `PullClient` over one registry. Any thread may call anything."""
 
     def __init__(
         self, client: RegistryClient, answers: AnswerStore, health: Health, max_age: float
@@ -79,27 +178,24 @@ class RememberingClient:
 
     @property
     def recalled(self) -> int:
-        """How many answers, refusals among them, the cache gave in place of the registry."""
+        """How many remembered answers, refusals among them, were given, for operators to see."""
         return self._recalled
 
-    def catalog(self) -> list[str]:
+    def catalog(self) -> Answer[list[str]]:
         """Return the names of all repositories."""
-        question = Question(_CATALOG)
-        return self._ask(question, self._client.catalog, _dump, _names, self._max_age)
+        return self._ask(Question(_CATALOG), self._client.catalog, _dump, _names, self._max_age)
 
-    def list_tags(self, name: Repository) -> list[str]:
+    def list_tags(self, name: Repository) -> Answer[list[str]]:
         """Return a repository's tags."""
-        question = Question(_TAGS, name.name)
-        return self._ask(
-            question, lambda: self._client.list_tags(name), _dump, _names, self._max_age
-        )
+        ask = partial(self._client.list_tags, name)
+        return self._ask(Question(_TAGS, name.name), ask, _dump, _names, self._max_age)
 
-    def resolve(self, name: Repository, reference: Reference) -> Descriptor:
+    def resolve(self, name: Repository, reference: Reference) -> Answer[Descriptor]:
         """Describe what a tag names now, or what a digest does."""
         return self._ask(
             Question(_DESCRIPTION, name.name, str(reference)),
-            lambda: self._client.resolve(name, reference),
-            lambda value: _dump(_dumped(value)),
+            partial(self._client.resolve, name, reference),
+            _dump,
             lambda raw: _descriptor(json.loads(raw)),
             self._max_age if isinstance(reference, Tag) else None,
         )
@@ -107,26 +203,21 @@ class RememberingClient:
     def get_manifest(
         self, name: Repository, reference: Digest, limit: int | None = None
     ) -> Document:
-        """Return a manifest; the blobs it names are then known to be the repository's."""
-
-        def remember_what_it_names(document: Document) -> None:
-            self._remember_description(name, document)
-            self._remember_blobs(name, document)
-
+        """Return a manifest; its description and the sizes of its blobs are then known too."""
         return self._ask(
             Question(_MANIFEST, name.name, str(reference)),
-            lambda: self._client.get_manifest(name, reference, limit),
+            partial(self._client.get_manifest, name, reference, limit),
             lambda value: f"{value.media_type}\n".encode() + value.raw,
-            lambda raw: _document(reference, raw),
-            besides=remember_what_it_names,
-        )
+            partial(_document, reference),
+            implies=_implied_by_manifest,
+        ).value
 
-    def referrers(self, name: Repository, digest: Digest) -> list[Descriptor]:
+    def referrers(self, name: Repository, digest: Digest) -> Answer[list[Descriptor]]:
         """Return the referrers of a manifest."""
         return self._ask(
             Question(_REFERRERS, name.name, str(digest)),
-            lambda: self._client.referrers(name, digest),
-            lambda value: _dump([_dumped(one) for one in value]),
+            partial(self._client.referrers, name, digest),
+            _dump,
             lambda raw: [_descriptor(one) for one in json.loads(raw)],
             self._max_age,
         )
@@ -135,16 +226,16 @@ class RememberingClient:
         """Return a whole blob that is a document; it is remembered as manifests are."""
         return self._ask(
             Question(_CONTENT, name.name, str(digest)),
-            lambda: self._client.read_blob(name, digest, limit),
-            lambda value: value,
-            lambda raw: _checked(digest, raw),
-        )
+            partial(self._client.read_blob, name, digest, limit),
+            bytes,
+            partial(_checked, digest),
+        ).value
 
-    def blob_size(self, name: Repository, digest: Digest) -> int:
+    def blob_size(self, name: Repository, digest: Digest) -> Answer[int]:
         """Return a blob's size in bytes."""
         return self._ask(
             Question(_BLOB, name.name, str(digest)),
-            lambda: self._client.blob_size(name, digest),
+            partial(self._client.blob_size, name, digest),
             _dump,
             lambda raw: checked_size(json.loads(raw)),
         )
@@ -153,18 +244,25 @@ class RememberingClient:
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
     ) -> BlobStream:
         """Open a blob for reading; its bytes are cached by `cache.blobs`, not here."""
-        self._refuse_while_down(_BLOB, self.health.outage)
+        self.check_registry()
         try:
             stream = self._client.get_blob(name, digest, start, end)
         except (Unavailable, DeadlineExceeded) as error:
             self.health.failed(error)
             raise
-        self._answered(_BLOB)
+        if not self._mirrored:
+            self.health.answered()
         return stream
 
     def distrust_mirrors(self, digest: Digest) -> bool:
         """Report wrong bytes of a blob; return whether a mirror may have sent them."""
         return self._client.distrust_mirrors(digest)
+
+    def check_registry(self) -> None:
+        """Raise Unavailable if the registry is known to be down and no mirror has its blobs."""
+        outage = self.health.outage
+        if outage is not None and not self._mirrored:
+            raise Unavailable(f"the registry is down: {outage.reason}")
 
     def _ask(
         self,
@@ -173,122 +271,104 @@ class RememberingClient:
         dump: Callable[[T], bytes],
         load: Callable[[bytes], T],
         max_age: float | None = None,
-        besides: Callable[[T], None] = lambda _: None,
-    ) -> T:
+        implies: Callable[[Question, T], dict[Question, bytes]] | None = None,
+    ) -> Answer[T]:
         """Ask the registry and remember its answer; without one, return the remembered answer.
 
-        `besides` remembers what else follows from an answer.
+        `implies` tells what other answers follow from an answer.
         """
+        asker = self._answers.asker(question.repository)
+        by_mirror = self._mirrored and question.kind not in _NEVER_MIRRORED
         outage = self.health.outage  # read once: another thread may find it meanwhile
         if outage is not None:
-            kept = self._recall(question, load, max_age)
-            if kept is not None:
+            if kept := self._recall(asker, question, load, max_age):
                 return kept
-        scope = self._answers.scope(question.repository)
-        if scope is not None:
-            self._refuse_while_down(question.kind, outage)
+            if asker is not None and not by_mirror:
+                raise Unavailable(f"the registry is down: {outage.reason}")
         try:
             value = ask()
         except (Unavailable, DeadlineExceeded) as error:
             self.health.failed(error)
-            kept = self._recall(question, load, max_age)
-            if kept is None:
-                raise
-            return kept
+            if kept := self._recall(asker, question, load, max_age):
+                return kept
+            raise
         except CredentialsUnavailable:
             raise  # nobody was asked
         except UnconfirmedNotFound as error:
-            kept = self._recall(question, load, max_age)
-            if kept is None:
-                self.health.answered()
-                raise
-            self.health.failed(error)
-            return kept
-        except EpochfsError as error:
+            if kept := self._recall(asker, question, load, max_age):
+                self.health.failed(error)
+                return kept
             self.health.answered()
-            if self._answers.scope(question.repository) == scope:
-                self._remember_refusal(question, error, for_names=max_age is not None)
             raise
-        self._answered(question.kind)
-        # A login since then did not ask this.
-        if self._answers.scope(question.repository) == scope:
-            self._answers.put(question, _ANSWER + dump(value))
-            besides(value)
-        return value
-
-    def check_registry(self) -> None:
-        """Raise Unavailable if the registry is known to be down and no mirror has its blobs."""
-        self._refuse_while_down(_BLOB, self.health.outage)
-
-    def _refuse_while_down(self, kind: str, outage: Outage | None) -> None:
-        """Raise Unavailable at once during an outage, unless a mirror may answer."""
-        if outage is not None and (kind in _NEVER_MIRRORED or not self._mirrored):
-            raise Unavailable(f"the registry is down: {outage.reason}")
-
-    def _answered(self, kind: str) -> None:
-        """Note an answer of the registry, unless it may be a mirror's; a refusal never is."""
-        if kind in _NEVER_MIRRORED or not self._mirrored:
+        except EpochfsError as error:
+            self.health.answered()  # mirrors refuse nothing
+            if self._answers.asker(question.repository) == asker:
+                self._remember_refusal(asker, question, error, for_names=max_age is not None)
+            raise
+        if not by_mirror:
             self.health.answered()
+        # If somebody logged in meanwhile, the answer is not theirs.
+        if self._answers.asker(question.repository) == asker:
+            self._answers.put(asker, question, _ANSWER + dump(value))
+            for implied, text in implies(question, value).items() if implies else ():
+                self._answers.put(asker, implied, _ANSWER + text)
+        return Answer(value)
 
     def _remember_refusal(
-        self, question: Question, error: EpochfsError, *, for_names: bool
+        self, asker: Asker | None, question: Question, error: EpochfsError, *, for_names: bool
     ) -> None:
         if isinstance(error, Denied) and question.kind not in _NEVER_MIRRORED:
-            self._answers.forget_repository(question.repository)
+            self._answers.forget_repository(asker)
         elif isinstance(error, NotFound):
-            self._answers.forget(question)
+            self._answers.forget(asker, question)
         mark = next((mark for mark, kind in _REFUSALS.items() if isinstance(error, kind)), None)
         if for_names and mark is not None:
-            self._answers.put(question, mark, proves_access=False)
+            self._answers.put(asker, question, mark, proves_access=False)
 
     def _recall(
-        self, question: Question, load: Callable[[bytes], T], max_age: float | None
-    ) -> T | None:
+        self,
+        asker: Asker | None,
+        question: Question,
+        load: Callable[[bytes], T],
+        max_age: float | None,
+    ) -> Answer[T] | None:
         """Return the remembered answer; raise it if it was a refusal; None if there is none."""
-        raw = self._answers.get(question, max_age)
+        raw = self._answers.get(asker, question, max_age)
         if raw is None:
             return None
         refusal = _REFUSALS.get(raw)
-        if refusal is not None:
-            self._count_recalled()
-            raise refusal("so the registry said when it last answered")
         try:
-            if not raw.startswith(_ANSWER):
+            if refusal is None and not raw.startswith(_ANSWER):
                 raise ValueError("no answer of ours")
-            value = load(raw[1:])
+            found = None if refusal else Answer(load(raw[1:]), is_current=False)
         except (ValueError, TypeError, KeyError, RecursionError, EpochfsError) as error:
             log.info("a remembered answer cannot be used: %s", error)
-            self._answers.forget(question)
+            self._answers.forget(asker, question)
             return None
-        self._count_recalled()
-        return value
-
-    def _count_recalled(self) -> None:
         with self._lock:
             self._recalled += 1
+        if refusal is not None:
+            raise refusal("so the registry said when it last answered")
+        return found
 
-    def _remember_description(self, name: Repository, document: Document) -> None:
-        """Remember what a HEAD of the manifest would say."""
-        described = Descriptor(document.media_type, document.digest, document.size)
-        question = Question(_DESCRIPTION, name.name, str(document.digest))
-        self._answers.put(question, _ANSWER + _dump(_dumped(described)))
 
-    def _remember_blobs(self, name: Repository, document: Document) -> None:
-        """Remember the blob sizes in a manifest, as if from HEADs of the blobs."""
-        try:
-            view = document.view
-        except ProtocolViolation:
-            return
-        if isinstance(view, Manifest):
-            for blob in (view.config, *view.layers):
-                if blob is not None:
-                    self._answers.put(
-                        Question(_BLOB, name.name, str(blob.digest)), _ANSWER + _dump(blob.size)
-                    )
+def _implied_by_manifest(question: Question, document: Document) -> dict[Question, bytes]:
+    """Return what HEADs of a manifest and of the blobs it names would say."""
+    described = Descriptor(document.media_type, document.digest, document.size)
+    about = partial(Question, repository=question.repository)
+    found = {about(_DESCRIPTION, name=str(document.digest)): _dump(described)}
+    if document.readable_view is not None:
+        for blob in named_blobs(document.readable_view):
+            found[about(_BLOB, name=str(blob.digest))] = _dump(blob.size)
+    return found
 
 
 def _dump(value: object) -> bytes:
-    return json.dumps(value).encode()
+    return json.dumps(value, default=_fields).encode()
+
+
+def _fields(one: Descriptor) -> list[object]:
+    return [one.media_type, str(one.digest), one.size, one.artifact_type, dict(one.annotations)]
 
 
 def _names(raw: bytes) -> list[str]:
@@ -296,10 +376,6 @@ def _names(raw: bytes) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError("no list of names")
     return value
-
-
-def _dumped(one: Descriptor) -> list[object]:
-    return [one.media_type, str(one.digest), one.size, one.artifact_type, dict(one.annotations)]
 
 
 def _descriptor(value: Any) -> Descriptor:  # noqa: ANN401 - JSON, which may be damaged

@@ -42,8 +42,7 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
-from epochfs.metadata.facts import HAS_CATALOG, Facts
-from epochfs.metadata.source import Source
+from epochfs.metadata.source import HAS_CATALOG, Answer, Facts, Source
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
 from epochfs.oci.names import Catalog, Repository, Tag
 
@@ -63,13 +62,9 @@ class Repositories:
         history: TagHistory,
         facts: Facts,
         background: Executor,
-        recalled: Callable[[], int],
         arranged: Callable[[Repository, tuple[Tag, ...]], None],
     ) -> None:
-        """`arranged` gets each new tag list, sorted; `background` refreshes an old catalog.
-
-        `recalled` is as in `TtlCache`.
-        """
+        """`arranged` gets each new tag list, sorted; `background` refreshes an old catalog."""
         self._source = source
         self._named = options.repositories
         self._recheck = policy.negative_ttl
@@ -80,13 +75,9 @@ class Repositories:
         self._lock = threading.Lock()
         self._settled = False
         self._attempted = 0.0
-        self._catalogs = TtlCache("the catalog", self._fetch_catalog, policy, recalled=recalled)
+        self._catalogs = TtlCache("the catalog", self._fetch_catalog, policy)
         self._tags = TtlCache(
-            "tags of",
-            self._fetch_tags,
-            policy,
-            size_of=lambda tags: 1 + len(tags),
-            recalled=recalled,
+            "tags of", self._fetch_tags, policy, size_of=lambda tags: 1 + len(tags)
         )
 
     # ---- the catalog -------------------------------------------------------------------------
@@ -221,16 +212,22 @@ class Repositories:
             return error
 
     def tags(self, repository: Repository, max_age: float | None = None) -> tuple[Tag, ...]:
-        """Return the repository's tags, sorted; raises NotFound for what is no repository.
+        """Return the repository's tags, sorted; raises NotFound for what is no repository."""
+        return self.tags_answer(repository, max_age).value
+
+    def tags_answer(
+        self, repository: Repository, max_age: float | None = None
+    ) -> Answer[tuple[Tag, ...]]:
+        """Return the same with whether it is current.
 
         Epoch has an empty list for whatever is asked: an empty list alone is no repository.
         """
-        tags = self._tags.get(repository, max_age)
-        if not tags and not self._is_listed(repository):
+        answer = self._tags.answer(repository, max_age)
+        if not answer.value and not self._is_listed(repository):
             self.check(repository)
             if not self._is_listed(repository):
                 raise NotFound(f"no repository {repository}: it has no tags and is not listed")
-        return tags
+        return answer
 
     def last_tags(self, repository: Repository) -> tuple[Tag, ...]:
         """Return the tags that were last listed, however long ago."""
@@ -251,9 +248,9 @@ class Repositories:
 
     # ---- what the caches fetch ---------------------------------------------------------------
 
-    def _fetch_catalog(self, _: tuple[()]) -> Catalog:
+    def _fetch_catalog(self, _: tuple[()]) -> Answer[Catalog]:
         try:
-            texts = self._source.catalog()
+            answer = self._source.catalog()
         except CredentialsUnavailable:
             raise
         except (NotFound, Denied, Unsupported) as error:
@@ -261,21 +258,21 @@ class Repositories:
             had_one = last is not None and last.complete
             if not had_one and (self._named or not self._facts.known(HAS_CATALOG)):
                 log.debug("the registry has no catalog for us: %s", error)
-                return Catalog(self._named, complete=False, refusal=str(error))
+                return Answer(Catalog(self._named, complete=False, refusal=str(error)))
             if isinstance(error, Denied):
                 raise
             raise ProtocolViolation(
                 f"{error}: the registry listed its repositories before; "
                 "name them with --repo if it does so no more"
             ) from error
-        found = parsed(texts, Repository.parse, "repositories")
+        found = parsed(answer.value, Repository.parse, "repositories")
         if found:
             self._facts.learn(HAS_CATALOG)
-        return Catalog((*found, *self._named), complete=bool(found))
+        return Answer(Catalog((*found, *self._named), complete=bool(found)), answer.is_current)
 
-    def _fetch_tags(self, repository: Repository) -> tuple[Tag, ...]:
+    def _fetch_tags(self, repository: Repository) -> Answer[tuple[Tag, ...]]:
         try:
-            texts = self._source.list_tags(repository)
+            answer = self._source.list_tags(repository)
         except UnconfirmedNotFound as error:
             if self._is_listed(repository) or self._history.has_seen(repository):
                 raise ProtocolViolation(
@@ -285,11 +282,11 @@ class Repositories:
         except NotFound:
             # Docker's registry goes on listing a repository whose last tag was deleted.
             if self._is_listed(repository):
-                return ()
+                return Answer(())
             raise
-        tags = parsed(texts, Tag.parse, f"tags of {repository}")
+        tags = parsed(answer.value, Tag.parse, f"tags of {repository}")
         self._arranged(repository, tags)
-        return tags
+        return Answer(tags, answer.is_current)
 
 
 def parsed(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tuple[Name, ...]:

@@ -6,23 +6,40 @@ methods are those of `RegistryClient`, which documents them.
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
+from epochfs.cache.answers import AnswerStore, Question
 from epochfs.client.transport import BlobStream
 from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Reference, Repository
+
+T_co = TypeVar("T_co", covariant=True)
+
+_FACT = "fact"
+_HOLDS = b"1"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T_co]):
+    """What a source said. It is not `is_current` if it is an older answer, given while the source
+    does not answer, and is then asked for again soon; answers that say the same are equal.
+    """
+
+    value: T_co
+    is_current: bool = field(default=True, compare=False)
 
 
 class Source(Protocol):
     """Repositories, tags and manifests to read. Any thread may call anything."""
 
-    def catalog(self) -> list[str]:
+    def catalog(self) -> Answer[list[str]]:
         """Return the names of all repositories, unvalidated."""
 
-    def list_tags(self, name: Repository, /) -> list[str]:
+    def list_tags(self, name: Repository, /) -> Answer[list[str]]:
         """Return a repository's tags, unvalidated."""
 
-    def resolve(self, name: Repository, reference: Reference, /) -> Descriptor:
+    def resolve(self, name: Repository, reference: Reference, /) -> Answer[Descriptor]:
         """Describe the manifest that a reference names now."""
 
     def get_manifest(
@@ -30,18 +47,18 @@ class Source(Protocol):
     ) -> Document:
         """Return a manifest, hashed; raises TooLarge for one over `limit` bytes."""
 
-    def referrers(self, name: Repository, digest: Digest, /) -> list[Descriptor]:
+    def referrers(self, name: Repository, digest: Digest, /) -> Answer[list[Descriptor]]:
         """Return a manifest's referrers; raises Unsupported where there is no such call."""
 
-    def blob_size(self, name: Repository, digest: Digest, /) -> int:
+    def blob_size(self, name: Repository, digest: Digest, /) -> Answer[int]:
         """Return a blob's size in bytes; an answer proves that the blob may be read."""
 
     def read_blob(self, name: Repository, digest: Digest, limit: int, /) -> bytes:
         """Return all of a blob, hashed; raises TooLarge for one over `limit` bytes."""
 
 
-class PullClient(Source, Protocol):
-    """A source whose blobs arrive as streams: a registry."""
+class PullClient(Protocol):
+    """A source of blobs that arrive as streams: a registry."""
 
     def get_blob(
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None, /
@@ -50,3 +67,47 @@ class PullClient(Source, Protocol):
 
     def distrust_mirrors(self, digest: Digest, /) -> bool:
         """Report wrong bytes of a blob; return whether a mirror may have sent them."""
+
+
+HAS_CATALOG = Question(_FACT, name="catalog")
+"""The registry has listed its repositories."""
+
+NO_REFERRERS_CALL = Question(_FACT, name="no referrers call")
+"""The registry does not offer the referrers call; referrers are found by tag."""
+
+
+def answers_referrers(repository: str) -> Question:
+    """Return the fact that the referrers call has answered for a repository."""
+    return Question(_FACT, repository, "referrers call")
+
+
+class Facts:
+    """Facts learned about a registry, persisted for its next mount; in memory without a store.
+
+    A registry that refuses a listing today may never have had one, or may withhold it. Only the
+    facts of earlier answers tell the two apart. A fact is stored with the registry's answers, so it
+    belongs to the same credentials and survives an outage.
+
+    Any thread may call anything: a dictionary's own operations are atomic.
+    """
+
+    def __init__(self, store: AnswerStore | None = None) -> None:
+        self._store = store
+        self._known: dict[Question, bool] = {}
+
+    def known(self, fact: Question) -> bool:
+        """Return whether a fact was learned, by this process or by an earlier mount."""
+        known = self._known.get(fact)
+        if known is None:
+            store = self._store
+            known = store is not None and bool(store.get(store.asker(fact.repository), fact))
+            self._known.setdefault(fact, known)
+        return known
+
+    def learn(self, fact: Question) -> None:
+        """Keep a fact."""
+        if self._known.get(fact):
+            return
+        self._known[fact] = True
+        if self._store is not None:
+            self._store.put(self._store.asker(fact.repository), fact, _HOLDS)

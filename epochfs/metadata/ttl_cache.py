@@ -1,15 +1,14 @@
-"""A bounded cache in front of a fetch that may be slow, fail, or be asked for by many at once.
+"""Bounded caches in front of fetches that may be slow, fail, or be asked for by many at once.
 
 - **Bounded**: least recently used out first (cachetools), by number or by `size_of`.
-- **TTL**: a value is used for `ttl` seconds.
+- **TTL**: a value is used for `ttl` seconds; one that is not current, for `negative_ttl` at most.
 - **Single flight**: one fetch per key at a time; who asks meanwhile waits for its result.
 - **Negative**: NotFound is remembered for `negative_ttl` seconds. No other error ever is.
-- **Stale if error**: when the registry cannot be reached, an older value still serves, up to
-  `stale` seconds past its time; the next try is made `negative_ttl` seconds later.
-- **Recalled**: so is it where the fetch itself had an older value to give, which it counts.
+
+Whether an old value serves while the registry is down is not decided here but in `offline`.
 
 Locks: `TtlCache._lock` guards the store and, in `SingleFlight`, what is being fetched; no fetch
-happens under it. A store with a lock of its own is called under this one.
+happens under it. `TagTables._lock`, a leaf, is taken under it.
 """
 
 from __future__ import annotations
@@ -17,25 +16,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
 
 from epochfs.client.single_flight import SingleFlight
-from epochfs.errors import (
-    DeadlineExceeded,
-    NotFound,
-    Unavailable,
-    fresh,
-    printable,
-)
+from epochfs.errors import CredentialsUnavailable, Denied, NotFound, fresh, printable
+from epochfs.metadata.source import Answer
+from epochfs.oci.names import Digest, Repository, Tag
 
 log = logging.getLogger(__name__)
 
 _MOST_ABSENT = 100_000
+"""Maximum number of absences that are remembered: anybody may ask for any number of names that do
+not exist."""
+
+_ALGORITHM, _DIGEST_BYTES = "sha256", 32
+_NEVER = float("-inf")
+
+_name = attrgetter("name")
 
 K = TypeVar("K", bound=Hashable)
 K_contra = TypeVar("K_contra", bound=Hashable, contravariant=True)
@@ -44,23 +49,22 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """How long values live, in seconds, and how much of them is kept."""
+    """How long values live and a fetch is waited for, in seconds, and how much of them is kept."""
 
     ttl: float
     negative_ttl: float = 5.0
-    stale: float = 0.0
     limit: float = 100_000
     wait: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[V]):
-    """A remembered value, or the NotFound in its place; monotonic times in seconds."""
+    """A remembered value, or the NotFound in its place, used `until` a monotonic time."""
 
     value: V | None
     error: NotFound | None
     until: float
-    stale_until: float
+    is_current: bool = True
 
 
 class Store(Protocol[K_contra, V]):
@@ -80,7 +84,7 @@ class LruStore(Generic[K, V]):
     """Entries up to a sum of sizes of `limit`, the least recently used out first.
 
     Without `size_of`, a value counts for one. An absence counts for so much that there are at most
-    `_MOST_ABSENT`, for anybody may ask for any number of names that are not there.
+    `_MOST_ABSENT`.
     """
 
     def __init__(self, limit: float, size_of: Callable[[V], float] | None = None) -> None:
@@ -92,55 +96,45 @@ class LruStore(Generic[K, V]):
             return 1 if size_of is None else size_of(entry.value)
 
         self._entries: LRUCache[K, Entry[V]] = LRUCache(limit, measured)
-
-    def get(self, key: K) -> Entry[V] | None:
-        """Return the entry for `key`, which is the most recently used from then on."""
-        return self._entries.get(key)
+        self.get = self._entries.get
+        self.clear = self._entries.clear
 
     def put(self, key: K, entry: Entry[V]) -> None:
         """Keep this entry, in place of any other for `key`; not if it alone is over the limit."""
-        self.drop(key)
+        self._entries.pop(key, None)
         try:
             self._entries[key] = entry
         except ValueError:
             log.debug("%s is too large to remember", printable(key))
 
-    def drop(self, key: K) -> None:
-        """Forget one entry, if it is there."""
-        self._entries.pop(key, None)
-
     def drop_where(self, match: Callable[[K], bool]) -> None:
         """Forget the entries whose keys match."""
         for key in [key for key in self._entries if match(key)]:
-            self.drop(key)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
+            del self._entries[key]
 
 
 class TtlCache(Generic[K, V]):
     """A cache over `fetch`; `name` says in log lines what it holds.
 
-    Without a `store` it keeps entries by number, or by `size_of` their values. `recalled` tells how
-    often a fetch, of any key, has given an older value in place of the present one.
+    Without a `store` it keeps entries by number, or by `size_of` their values. `denied` is called
+    with each key that the registry denies.
     """
 
     def __init__(
         self,
         name: str,
-        fetch: Callable[[K], V],
+        fetch: Callable[[K], Answer[V]],
         policy: CachePolicy,
         *,
         size_of: Callable[[V], float] | None = None,
         store: Store[K, V] | None = None,
-        recalled: Callable[[], int] = lambda: 0,
+        denied: Callable[[K], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._fetch = fetch
         self._policy = policy
-        self._recalled = recalled
+        self._denied = denied
         self._clock = clock
         self._lock = threading.Lock()
         self._store = store or LruStore[K, V](policy.limit, size_of)
@@ -151,21 +145,25 @@ class TtlCache(Generic[K, V]):
 
         A remembered value may be `max_age` seconds old, `ttl` by default.
         """
+        return self.answer(key, max_age).value
+
+    def answer(self, key: K, max_age: float | None = None) -> Answer[V]:
+        """Return the same with whether it is current."""
         entry = self._flights.do(
             key,
-            partial(self._current, key, max_age),
+            partial(self._usable, key, max_age),
             partial(self._fetched, key),
             time.monotonic() + self._policy.wait,
         )
         if entry.error is not None:
             raise fresh(entry.error)
-        return entry.value  # type: ignore[return-value]
+        return Answer(entry.value, entry.is_current)  # type: ignore[arg-type]
 
     def peek(self, key: K) -> V | None:
-        """Return the value for `key` if it is remembered and current, without a fetch."""
+        """Return the value for `key` if it is remembered and usable, without a fetch."""
         with self._lock:
-            entry = self._store.get(key)
-            return entry.value if entry is not None and self._clock() < entry.until else None
+            entry = self._usable(key)
+            return entry.value if entry is not None else None
 
     def last(self, key: K) -> V | None:
         """Return the value that the last fetch to succeed gave for `key`, however old, if it is
@@ -187,7 +185,7 @@ class TtlCache(Generic[K, V]):
             self._store.clear()
             self._flights.forget()
 
-    def _current(self, key: K, max_age: float | None) -> Entry[V] | None:
+    def _usable(self, key: K, max_age: float | None = None) -> Entry[V] | None:
         entry = self._store.get(key)
         if entry is None:
             return None
@@ -197,30 +195,139 @@ class TtlCache(Generic[K, V]):
         return entry if self._clock() < until else None
 
     def _fetched(self, key: K) -> Entry[V]:
-        recalled = self._recalled()
+        ttl, soon = self._policy.ttl, self._policy.negative_ttl
         try:
-            value = self._fetch(key)
-            is_new = self._recalled() == recalled
-            ttl = self._policy.ttl if is_new else min(self._policy.ttl, self._policy.negative_ttl)
-            return Entry(value, None, *self._times(ttl))
+            answer = self._fetch(key)
         except NotFound as error:
             # Bare: its traceback would keep the frames of this fetch, and with them the error
             # that was remembered before, and so on back to the first.
-            bare = type(error)(*error.args)
-            return Entry(None, bare, *self._times(self._policy.negative_ttl))
-        except (Unavailable, DeadlineExceeded) as error:
-            with self._lock:
-                old = self._store.get(key)
-            if old is None or old.error is not None or self._clock() >= old.stale_until:
-                raise
-            log.info("%s %s is served stale: %s", self._name, printable(key), error)
-            until, _ = self._times(self._policy.negative_ttl)
-            return Entry(old.value, None, until, old.stale_until)
-
-    def _times(self, ttl: float) -> tuple[float, float]:
-        """Return until when an entry made now is used, and until when it is where there is need."""
-        until = self._clock() + ttl
-        return until, until + self._policy.stale
+            return Entry(None, type(error)(*error.args), self._clock() + soon)
+        except CredentialsUnavailable:
+            raise  # nobody was asked
+        except Denied:
+            self._denied(key)
+            raise
+        until = self._clock() + (ttl if answer.is_current else min(ttl, soon))
+        return Entry(answer.value, None, until, answer.is_current)
 
     def _late(self, key: K) -> str:
         return f"{self._name} {printable(key)} did not arrive in time"
+
+
+# ---- tags ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a tag names, and since when as far as this cache has seen, in epoch nanoseconds."""
+
+    digest: Digest
+    since_ns: int
+
+
+TagKey = tuple[Repository, Tag]
+
+
+class TagTables:
+    """The store of a `TtlCache` of tags: what they resolve to, in columns, 49 bytes a tag.
+
+    Objects for the key, the entry, its value, digest and time, and their slots in dictionaries,
+    would take 700 bytes a tag. A listing's tags are sorted, so a tag's position in its listing is
+    its row. A tag that has no row is stored as in any other cache: one that no listing names, one
+    that is absent, and one whose digest has another length.
+
+    There are at most `limit` rows, and fewer tags without a row. The least recently used goes
+    first, a repository's rows at once. Tables are arranged by threads that do not hold the lock of
+    the cache: hence the lock here.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._lock = threading.Lock()
+        self._tables: LRUCache[Repository, _Table] = LRUCache(limit, getsizeof=len)
+        self._others: LRUCache[TagKey, Entry[Resolved]] = LRUCache(min(limit, _MOST_ABSENT))
+
+    def arrange(self, repository: Repository, tags: tuple[Tag, ...]) -> None:
+        """Make rows for the sorted tags of a new listing; keep what they resolved to."""
+        table = _Table(tags)
+        with self._lock:
+            old = self._tables.pop(repository, None)
+            if old is not None:
+                table.adopt(old)
+            if 0 < len(table) <= self._tables.maxsize:
+                self._tables[repository] = table
+
+    def get(self, key: TagKey) -> Entry[Resolved] | None:
+        """Return the entry of a tag."""
+        repository, tag = key
+        with self._lock:
+            table = self._tables.get(repository)
+            entry = table.get(tag) if table is not None else None
+            return entry if entry is not None else self._others.get(key)
+
+    def put(self, key: TagKey, entry: Entry[Resolved]) -> None:
+        """Replace the entry of a tag."""
+        repository, tag = key
+        with self._lock:
+            self._others.pop(key, None)
+            table = self._tables.get(repository)
+            if table is None or not table.put(tag, entry):
+                self._others[key] = entry
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._tables.clear()
+            self._others.clear()
+
+
+class _Table:
+    """The rows of one listing; an empty one is used until `_NEVER`."""
+
+    def __init__(self, tags: tuple[Tag, ...]) -> None:
+        self._tags = tags
+        self._digests = bytearray(_DIGEST_BYTES * len(tags))
+        self._since_ns = array("q", bytes(8 * len(tags)))
+        self._until = array("d", [_NEVER]) * len(tags)
+        self._current = bytearray(len(tags))
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    def get(self, tag: Tag) -> Entry[Resolved] | None:
+        row = self._row(tag)
+        if row is None or self._until[row] == _NEVER:
+            return None
+        raw = self._digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES]
+        resolved = Resolved(Digest(_ALGORITHM, raw.hex()), self._since_ns[row])
+        return Entry(resolved, None, self._until[row], bool(self._current[row]))
+
+    def put(self, tag: Tag, entry: Entry[Resolved]) -> bool:
+        """Fill a tag's row and return True; where it cannot hold the entry, empty it."""
+        row = self._row(tag)
+        if row is None:
+            return False
+        resolved = entry.value
+        if resolved is None or resolved.digest.algorithm != _ALGORITHM:
+            self._until[row] = _NEVER
+            return False
+        raw = bytes.fromhex(resolved.digest.encoded)
+        self._digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES] = raw
+        self._since_ns[row] = resolved.since_ns
+        self._until[row] = entry.until
+        self._current[row] = entry.is_current
+        return True
+
+    def adopt(self, old: _Table) -> None:
+        """Take over what an older listing's table knows of the tags in this one."""
+        if old._tags == self._tags:
+            self._digests, self._since_ns = old._digests, old._since_ns
+            self._until, self._current = old._until, old._current
+            return
+        for tag in old._tags:
+            entry = old.get(tag)
+            if entry is not None:
+                self.put(tag, entry)
+
+    def _row(self, tag: Tag) -> int | None:
+        row = bisect_left(self._tags, tag.name, key=_name)
+        return row if row < len(self._tags) and self._tags[row] == tag else None

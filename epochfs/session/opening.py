@@ -34,8 +34,7 @@ from epochfs.fuse.passthrough import Passthrough
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
-from epochfs.metadata.offline import RememberingClient
-from epochfs.metadata.registry_health import Health
+from epochfs.metadata.offline import Health, RememberingClient
 from epochfs.session.settings import Connection, SessionSettings
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.composed import Composer
@@ -247,9 +246,7 @@ def _assemble(
         blobs = LayoutBlobs(source, settings.blobs)
     else:
         remembering = client = _remembering(settings, source, cache, closing)
-        # What is served while the registry is down, and for how long, is decided by that client.
-        fresh = dataclasses.replace(settings.listings, stale_if_error=0.0)
-        listings = Listings(client, fresh, history, lambda: client.recalled, client.facts)
+        listings = Listings(client, settings.listings, history, client.facts)
         source.health.on_return = listings.clear
         blobs = Blobs(client, cache, settings.blobs, client.check_registry)
     closing.callback(listings.close)
@@ -272,7 +269,7 @@ def _assemble(
         blobs=blobs,
         passthrough=passthrough,
     )
-    down = isinstance(source, _Registry) and source.health.is_down
+    down = isinstance(source, _Registry) and source.health.outage is not None
     _settle(settings, listings, (lambda _: None) if down else warn)
     context = Context(
         listings,

@@ -40,7 +40,7 @@ from epochfs.session.settings import Connection, SessionSettings
 CONTENT = image(random_bytes(1 << 20, 1), random_bytes(4096, 2))
 HEAL_SECONDS = 10.0
 QUICK = ("--metadata-ttl=1", "--timeout=10")
-DOWN = "WARNING epochfs.metadata.registry_health: registry .* is down"
+DOWN = "WARNING epochfs.metadata.offline: registry .* is down"
 
 
 @dataclass

@@ -16,7 +16,30 @@ REGISTRY = "http://127.0.0.1:5000"
 ALICE = Credentials("alice", "canary-of-alice")
 TAGS = Question("tags", "team/app")
 
-Open = Callable[..., AnswerStore]
+
+class AskingStore:
+    """A store that is asked, each time, by whoever asks at that moment."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._store = AnswerStore(*arguments, **options)
+
+    def put(self, question: Question, value: bytes, **options: Any) -> None:
+        self._store.put(self.asker(question.repository), question, value, **options)
+
+    def get(self, question: Question, max_age: float | None = None) -> bytes | None:
+        return self._store.get(self.asker(question.repository), question, max_age)
+
+    def forget(self, question: Question) -> None:
+        self._store.forget(self.asker(question.repository), question)
+
+    def forget_repository(self, repository: str) -> None:
+        self._store.forget_repository(self.asker(repository))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+Open = Callable[..., AskingStore]
 
 
 def shown(credentials: Credentials) -> Identify:
@@ -32,11 +55,11 @@ class Clock:
         return self.now
 
 
-def stuck(store: AnswerStore, *, on: bool = True) -> None:
+def stuck(store: AskingStore, *, on: bool = True) -> None:
     """Let the database take no write."""
     assert store._database is not None
     store._database._connection.execute(f"PRAGMA query_only={int(on)}")
-    store._retry_at = 0.0
+    store._store._retry_at = 0.0
 
 
 def opening(path: Path) -> Iterator[Open]:
@@ -45,8 +68,8 @@ def opening(path: Path) -> Iterator[Open]:
 
         def build(
             registry: str = REGISTRY, who: Credentials = ALICE, **options: Any
-        ) -> AnswerStore:
-            store = AnswerStore(path, registry, shown(who), **options)
+        ) -> AskingStore:
+            store = AskingStore(path, registry, shown(who), **options)
             stack.callback(store.close)
             return store
 

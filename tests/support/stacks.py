@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epochfs.blobs.store import Blobs
+from epochfs.cache.answers import AnswerStore
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient
@@ -16,6 +17,7 @@ from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOption
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
+from epochfs.metadata.offline import Health, RememberingClient
 from epochfs.oci.names import Repository
 from epochfs.vfs.composed import Composer
 from epochfs.vfs.filesystem import FileSystem
@@ -52,7 +54,11 @@ def stack(
     credentials: Credentials | None = None,
     **listing: object,
 ) -> Iterator[Stack]:
-    """Build the layers over a registry and a cache directory; `listing` are ListingOptions."""
+    """Build the layers over a registry and a cache directory; `listing` are ListingOptions.
+
+    The registry never counts as down: each request is tried, and what is remembered serves if that
+    fails.
+    """
     with contextlib.ExitStack() as closing:
         options = ListingOptions(timeout=timeout, **listing)  # type: ignore[arg-type]
         transport = TransportOptions(timeout=timeout, connect_timeout=timeout, retries=retries)
@@ -66,7 +72,11 @@ def stack(
         cache = BlobCache(CacheOptions(directory, cache_size))
         history = TagHistory(cache.directory.private_file("tags.sqlite"), url)
         closing.callback(history.close)
-        listings = Listings(client, options, history)
+        answers = AnswerStore(None, url, client.bearer_for)
+        closing.callback(answers.close)
+        max_age = options.metadata_ttl + options.stale_if_error
+        remembering = RememberingClient(client, answers, Health(url, lambda: None), max_age)
+        listings = Listings(remembering, options, history)
         closing.callback(listings.close)
         blobs = Blobs(client, cache, BlobOptions(timeout, verify_first=verify_first))
         closing.callback(blobs.close)

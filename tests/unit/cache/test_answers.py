@@ -10,10 +10,20 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.answerstores import ALICE, REGISTRY, TAGS, Clock, Open, opening, shown, stuck
+from support.answerstores import (
+    ALICE,
+    REGISTRY,
+    TAGS,
+    AskingStore,
+    Clock,
+    Open,
+    opening,
+    shown,
+    stuck,
+)
 from support.diskcache import damage, read_only
 
-from epochfs.cache.answers import AnswerStore, Question
+from epochfs.cache.answers import Question
 from epochfs.config import Credentials
 from epochfs.errors import CacheFailure
 
@@ -29,7 +39,7 @@ def opened(path: Path) -> Iterator[Open]:
 
 
 def test_an_answer_is_there_at_once_and_after_a_remount(path: Path, opened: Open) -> None:
-    with closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+    with closing(AskingStore(path, REGISTRY, shown(ALICE))) as store:
         store.put(TAGS, b"one")
         assert store.get(TAGS) == b"one"
         store.put(TAGS, b"two")
@@ -135,7 +145,7 @@ def test_the_file_holds_no_credential_and_two_files_tell_them_by_different_hashe
     scopes = set()
     for name in ("one", "two"):
         path = tmp_path / name
-        with closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+        with closing(AskingStore(path, REGISTRY, shown(ALICE))) as store:
             store.put(TAGS, b"one")
         assert b"canary" not in path.read_bytes()
         assert b"alice" not in path.read_bytes()
@@ -147,7 +157,7 @@ def test_the_file_holds_no_credential_and_two_files_tell_them_by_different_hashe
 def test_the_file_is_bounded_and_the_oldest_go_first(path: Path, opened: Open) -> None:
     clock, limit = Clock(), 1 << 20
     for _ in range(8):
-        with closing(AnswerStore(path, REGISTRY, shown(ALICE), limit=limit, clock=clock)) as store:
+        with closing(AskingStore(path, REGISTRY, shown(ALICE), limit=limit, clock=clock)) as store:
             for _ in range(40):
                 clock.now += 1
                 store.put(Question("manifest", "team/app", str(clock.now)), bytes(8192))
@@ -176,7 +186,7 @@ def test_a_damaged_file_begins_anew(path: Path, opened: Open) -> None:
 def test_damage_that_shows_only_in_use_costs_what_was_kept_and_no_more(
     path: Path, opened: Open
 ) -> None:
-    filled = AnswerStore(path, REGISTRY, shown(ALICE))
+    filled = AskingStore(path, REGISTRY, shown(ALICE))
     questions = [Question("tags", f"team/app{number}") for number in range(200)]
     for question in questions:
         filled.put(question, b"old" * 1000)
@@ -193,7 +203,7 @@ def test_damage_that_shows_only_in_use_costs_what_was_kept_and_no_more(
 def test_a_place_that_cannot_be_written_is_a_cache_failure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CacheFailure, match="cannot keep what the registry says"):
-        AnswerStore(tmp_path / "file" / "answers.sqlite", REGISTRY, shown(ALICE))
+        AskingStore(tmp_path / "file" / "answers.sqlite", REGISTRY, shown(ALICE))
 
 
 @pytest.mark.expects_log("neither kept nor served: cannot read the token file")
@@ -283,7 +293,7 @@ def test_a_pending_answer_is_forgotten_too(opened: Open) -> None:
 
 
 def test_without_a_file_answers_are_remembered() -> None:
-    with closing(AnswerStore(None, REGISTRY, shown(ALICE))) as store:
+    with closing(AskingStore(None, REGISTRY, shown(ALICE))) as store:
         store.put(TAGS, b"one")
         assert store.get(TAGS) == b"one"
         store.forget(TAGS)
@@ -293,16 +303,16 @@ def test_without_a_file_answers_are_remembered() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
 def test_a_file_on_a_read_only_disk_still_gives_its_answers(tmp_path: Path) -> None:
     path = tmp_path / "cache" / "answers.sqlite"
-    with closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+    with closing(AskingStore(path, REGISTRY, shown(ALICE))) as store:
         store.put(TAGS, b"one")
-    with read_only(path.parent), closing(AnswerStore(path, REGISTRY, shown(ALICE))) as store:
+    with read_only(path.parent), closing(AskingStore(path, REGISTRY, shown(ALICE))) as store:
         assert store.get(TAGS) == b"one"
         store.put(TAGS, b"two")
         assert store.get(TAGS) == b"two"
 
 
 def test_who_asks_after_the_end_is_given_nothing(path: Path) -> None:
-    store = AnswerStore(path, REGISTRY, shown(ALICE))
+    store = AskingStore(path, REGISTRY, shown(ALICE))
     store.put(TAGS, b"one")
     store.close()
     assert store.get(TAGS) is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from epochfs.errors import DeadlineExceeded, EpochfsError, NotFound, Unavailable
-from epochfs.metadata.ahead import Ahead, AheadOfWalk
+from epochfs.metadata.parallel import Ahead, AheadOfWalk
 
 DEPTH = 4
 LAST = 20

@@ -22,10 +22,10 @@ from epochfs.config import Credentials, ListingOptions, RegistryUrl, TransportOp
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.demo.samples import descriptor
 from epochfs.errors import CredentialsUnavailable, Denied, NotFound, Unavailable, Unsupported
-from epochfs.metadata import registry_health as health_module
+from epochfs.metadata import offline
 from epochfs.metadata.listings import Listings
-from epochfs.metadata.offline import RememberingClient
-from epochfs.metadata.registry_health import Health, Outage
+from epochfs.metadata.offline import Health, Outage, RememberingClient
+from epochfs.metadata.source import Answer
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest, Repository, Tag
 
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Makes clients that share a file, one after the other, each as a mount of its own has it."""
-    monkeypatch.setattr(health_module, "_FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(offline, "_FIRST_SECONDS", 0.05)
     with ExitStack() as stack:
 
         def build(
@@ -102,8 +102,11 @@ def test_after_a_remount_without_the_registry_everything_asked_before_is_recalle
     asked = everything(opened(embedded))
     embedded.stop()
     again = opened(embedded)
-    assert everything(again) == asked
+    recalled = everything(again)
+    assert recalled == asked
     assert again.recalled == 8
+    assert {one.is_current for one in asked if isinstance(one, Answer)} == {True}
+    assert {one.is_current for one in recalled if isinstance(one, Answer)} == {False}
 
 
 def test_what_was_not_asked_before_is_unavailable(opened: Open, embedded: EmbeddedRegistry) -> None:
@@ -128,7 +131,7 @@ def test_a_manifest_proves_the_blobs_it_names(opened: Open, embedded: EmbeddedRe
     embedded.stop()
     client = opened(embedded)
     for blob in IMAGE.blobs:
-        assert client.blob_size(APP, Digest.of(blob)) == len(blob)
+        assert client.blob_size(APP, Digest.of(blob)).value == len(blob)
 
 
 def test_a_signed_manifest_is_recalled_by_the_digest_of_its_payload(opened: Open) -> None:
@@ -154,10 +157,10 @@ def test_a_manifest_describes_itself_and_who_refers_to_it_grows_old(
     load(embedded, "team/app", "signature", SIGNATURE)
     client = opened(embedded)
     document = client.get_manifest(APP, SIGNATURE.digest)
-    assert [one.digest for one in client.referrers(APP, IMAGE.digest)] == [SIGNATURE.digest]
+    assert [one.digest for one in client.referrers(APP, IMAGE.digest).value] == [SIGNATURE.digest]
     embedded.stop()
     client = opened(embedded, max_age=0)
-    described = client.resolve(APP, SIGNATURE.digest)
+    described = client.resolve(APP, SIGNATURE.digest).value
     assert (described.media_type, described.size) == (document.media_type, document.size)
     with pytest.raises(Unavailable):
         client.referrers(APP, IMAGE.digest)
@@ -294,7 +297,7 @@ def test_credentials_that_cannot_be_had_for_a_moment_end_nothing_that_was_rememb
     client.health.failed(Unavailable("refused"), pinged=True)
     with pytest.raises(CredentialsUnavailable):
         client.list_tags(APP)
-    assert client.health.is_down
+    assert client.health.outage
     file.write_text("canary")
     assert everything(client) == asked
 
@@ -361,7 +364,7 @@ def test_an_answer_recalled_for_one_failure_of_the_registry_is_soon_asked_for_ag
         client = opened(registry)
         history = TagHistory(tmp_path / "tags.sqlite", registry.url)
         options = ListingOptions(metadata_ttl=60, negative_ttl=0.1)
-        listings = Listings(client, options, history, lambda: client.recalled)
+        listings = Listings(client, options, history)
         with closing(history), closing(listings):
             registry.status = 503
             assert listings.resolve(APP, LATEST).digest == IMAGE.digest
@@ -431,10 +434,10 @@ def test_a_mirrors_answer_does_not_end_the_registrys_outage(
         client = opened(embedded, mirrors=f'[host."{mirror.url}"]')
         embedded.stop()
         client.health.failed(Unavailable("refused"), pinged=True)
-        assert client.resolve(APP, LATEST).digest == IMAGE.digest
+        assert client.resolve(APP, LATEST).value.digest == IMAGE.digest
         client.get_blob(APP, Digest.of(IMAGE.blobs[-1])).close()
         assert mirror.count("GET", "/blobs/") == 1
-        assert client.health.is_down
+        assert client.health.outage
 
 
 def test_what_a_mirror_gave_for_its_own_credentials_is_recalled_for_these_alone(

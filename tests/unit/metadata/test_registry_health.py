@@ -15,8 +15,8 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.metadata import registry_health as health_module
-from epochfs.metadata.registry_health import Health
+from epochfs.metadata import offline
+from epochfs.metadata.offline import Health
 
 DOWN = "is down, what is cached is served"
 
@@ -39,8 +39,8 @@ class Registry:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "_FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(health_module, "_LONGEST_SECONDS", 0.02)
+    monkeypatch.setattr(offline, "_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(offline, "_LONGEST_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_request_that_fails_is_no_outage_while_the_registry_answers_a_ping(
         health, registry = watched(made, answer)
         health.failed(Unavailable("500 for one object"))
         until(registry.pinged)
-        assert not health.is_down
+        assert not health.outage
 
 
 @pytest.mark.expects_log(DOWN)
@@ -81,7 +81,7 @@ def test_an_outage_ends_by_itself_once_a_ping_is_answered(made: list[Health]) ->
     health.failed(Unavailable("connection reset"))
     until(back)
     assert registry.pings == 5
-    assert not health.is_down
+    assert not health.outage
 
 
 @pytest.mark.expects_log(DOWN)
@@ -92,7 +92,7 @@ def test_a_ping_for_which_there_are_no_credentials_ends_no_outage(made: list[Hea
     while registry.pings < 3:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    assert health.is_down
+    assert health.outage
 
 
 @pytest.mark.expects_log(DOWN)
@@ -115,21 +115,21 @@ def test_an_outage_is_dated_from_the_request_that_noticed_it(made: list[Health])
 def test_a_failed_ping_is_an_outage_at_once(made: list[Health]) -> None:
     health, _ = watched(made, Unavailable("refused"))
     health.failed(Unavailable("refused"), pinged=True)
-    assert health.is_down
+    assert health.outage
 
 
 @pytest.mark.expects_log(DOWN)
 def test_an_answer_ends_the_outage_before_the_next_ping(
     made: list[Health], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_module, "_FIRST_SECONDS", 60)
+    monkeypatch.setattr(offline, "_FIRST_SECONDS", 60)
     health, _ = watched(made, Unavailable("refused"))
     returns: list[int] = []
     health.on_return = lambda: returns.append(1)
     health.failed(Unavailable("refused"), pinged=True)
     health.answered()
     health.answered()
-    assert not health.is_down
+    assert not health.outage
     assert returns == [1]
 
 
@@ -156,4 +156,4 @@ def test_connections_closed_on_unmounting_are_no_outage(made: list[Health]) -> N
     health.close()
     health.failed(Unavailable("closed from this side"))
     assert not registry.pinged.wait(0.1)
-    assert not health.is_down
+    assert not health.outage

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epochfs.errors import NotFound
-from epochfs.metadata.tag_tables import Key, Resolved, TagTables
-from epochfs.metadata.ttl_cache import CachePolicy, Entry, TtlCache
+from epochfs.metadata.source import Answer
+from epochfs.metadata.ttl_cache import CachePolicy, Entry, Resolved, TagKey, TagTables, TtlCache
 from epochfs.oci.names import Digest, Repository, Tag
 
 APP, OTHER = Repository("team/app"), Repository("team/other")
@@ -25,7 +25,8 @@ def tags(*names: str) -> tuple[Tag, ...]:
 
 
 def entry(text: str, since_ns: int = 1, algorithm: str = "sha256") -> Entry[Resolved]:
-    return Entry(Resolved(Digest.of(text.encode(), algorithm), since_ns), None, 10.0, 20.0)
+    resolved = Resolved(Digest.of(text.encode(), algorithm), since_ns)
+    return Entry(resolved, None, 10.0, is_current=since_ns % 2 == 0)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_what_was_put_is_found_and_only_there(tables: TagTables, name: str) -> N
 
 @pytest.mark.parametrize(
     "newer",
-    [entry("y", 2), entry("y", algorithm="sha512"), Entry(None, NotFound("gone"), 1.0, 1.0)],
+    [entry("y", 2), entry("y", algorithm="sha512"), Entry(None, NotFound("gone"), 1.0)],
 )
 @pytest.mark.parametrize("first", [entry("x"), entry("x", algorithm="sha512")])
 def test_the_newer_entry_is_in_place_of_the_older(
@@ -119,11 +120,11 @@ def test_a_listing_over_the_bound_gets_no_rows_and_its_tags_are_bounded_one_by_o
 def test_tags_that_no_listing_names_have_a_bound_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("epochfs.metadata.tag_tables._MOST_OTHERS", 10)
+    monkeypatch.setattr("epochfs.metadata.ttl_cache._MOST_ABSENT", 10)
     tables = TagTables(100)
     absent = tags(*(f"absent{number}" for number in range(50)))
     for tag in absent:
-        tables.put((APP, tag), Entry(None, NotFound("no such tag"), 10.0, 10.0))
+        tables.put((APP, tag), Entry(None, NotFound("no such tag"), 10.0))
     assert sum(tables.get((APP, tag)) is not None for tag in absent) == 10
 
 
@@ -139,8 +140,8 @@ def traced() -> Iterator[None]:
 def test_a_tag_costs_few_bytes_beside_its_name(repositories: int, each: int) -> None:
     tables = TagTables(1_000_000)
 
-    def resolve(key: Key) -> Resolved:
-        return Resolved(Digest.of(key[1].name.encode()), each)
+    def resolve(key: TagKey) -> Answer[Resolved]:
+        return Answer(Resolved(Digest.of(key[1].name.encode()), each))
 
     def listed() -> list[str]:
         """Return texts of their own, as each answer of a server and each path brings them."""
@@ -156,4 +157,5 @@ def test_a_tag_costs_few_bytes_beside_its_name(repositories: int, each: int) -> 
     cost = tracemalloc.get_traced_memory()[0] - before
     of_names = repositories * sum(map(sys.getsizeof, listed()))
     assert 0 < (cost - of_names) / (repositories * each) <= ALLOWED
-    assert cache.peek((Repository("app0"), Tag("v7"))) == resolve((Repository("app0"), Tag("v7")))
+    key = (Repository("app0"), Tag("v7"))
+    assert cache.peek(key) == resolve(key).value

@@ -24,11 +24,12 @@ from epochfs.errors import (
     Unavailable,
     Unsupported,
 )
+from epochfs.metadata.source import Answer
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
 
 THREADS = 32
 PATIENCE = 20.0
-POLICY = CachePolicy(ttl=60, negative_ttl=5, stale=100, limit=1000)
+POLICY = CachePolicy(ttl=60, negative_ttl=5, limit=1000)
 
 
 class Clock:
@@ -48,11 +49,11 @@ class Source:
         self.fetched: list[str] = []
         self.error: Exception | None = None
 
-    def __call__(self, key: str) -> str:
+    def __call__(self, key: str) -> Answer[str]:
         self.fetched.append(key)
         if self.error is not None:
             raise self.error
-        return f"{key}{len(self.fetched)}"
+        return Answer(f"{key}{len(self.fetched)}", is_current=key != "recalled")
 
 
 @pytest.fixture
@@ -70,7 +71,9 @@ def cache(source: Source, clock: Clock) -> TtlCache[str, str]:
     return TtlCache("thing", source, POLICY, clock=clock)
 
 
-def small(source: Callable[[str], str], limit: float, **options: object) -> TtlCache[str, str]:
+def small(
+    source: Callable[[str], Answer[str]], limit: float, **options: object
+) -> TtlCache[str, str]:
     return TtlCache("thing", source, CachePolicy(ttl=60, limit=limit), **options)  # type: ignore[arg-type]
 
 
@@ -97,7 +100,7 @@ class TestBounds:
         assert cache.get("enormous") == "enormous3"
 
     def test_what_grew_too_large_is_not_served_in_its_older_form(self, clock: Clock) -> None:
-        values = iter(["small", "far too large"])
+        values = iter([Answer("small"), Answer("far too large")])
         cache = small(lambda _: next(values), 5, size_of=len, clock=clock)
         cache.get("a")
         clock.now += 61
@@ -149,15 +152,9 @@ class TestTime:
         assert cache.peek("a") is None
 
     def test_what_was_recalled_is_asked_for_again_soon(self, source: Source, clock: Clock) -> None:
-        recalled = [0]
-
-        def fetch(key: str) -> str:
-            recalled[0] += key == "recalled"
-            return source(key)
-
-        cache = TtlCache("thing", fetch, POLICY, recalled=lambda: recalled[0], clock=clock)
-        for key in ("recalled", "new"):
-            cache.get(key)
+        cache = TtlCache("thing", source, POLICY, clock=clock)
+        current = [cache.answer(key).is_current for key in ("recalled", "new")]
+        assert current == [False, True]
         clock.now += 4.9
         assert (cache.peek("recalled"), cache.peek("new")) == ("recalled1", "new2")
         clock.now += 0.1
@@ -171,7 +168,7 @@ class TestTime:
     @given(steps=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 90)), max_size=40))
     def test_no_value_is_ever_older_than_its_time(self, steps: list[tuple[str, float]]) -> None:
         clock = Clock()
-        cache = TtlCache("thing", lambda _: clock.now, POLICY, clock=clock)
+        cache = TtlCache("thing", lambda _: Answer(clock.now), POLICY, clock=clock)
         for key, seconds in steps:
             clock.now += seconds
             assert clock.now - cache.get(key) < POLICY.ttl
@@ -196,7 +193,7 @@ class TestErrors:
     ) -> None:
         raised: weakref.WeakSet[NotFound] = weakref.WeakSet()
 
-        def fetch(key: str) -> str:
+        def fetch(key: str) -> Answer[str]:
             error = NotFound("no such thing")
             raised.add(error)
             raise error
@@ -231,46 +228,14 @@ class TestErrors:
         source.error = None
         assert cache.get("a") == "a2"
 
-    @pytest.mark.parametrize("kind", [Unavailable, DeadlineExceeded])
-    def test_an_old_value_serves_while_the_registry_is_away(
+    @pytest.mark.parametrize(
+        "kind", [DeadlineExceeded, Denied, NotFound, ProtocolViolation, Unavailable]
+    )
+    def test_an_error_is_never_papered_over_with_an_old_value(
         self, cache: TtlCache[str, str], source: Source, clock: Clock, kind: type[EpochfsError]
     ) -> None:
         cache.get("a")
-        source.error = kind("gone")
-        clock.now += 159.9
-        assert cache.get("a") == "a1"
-
-    def test_an_old_value_serves_no_longer_than_allowed(
-        self, cache: TtlCache[str, str], source: Source, clock: Clock
-    ) -> None:
-        cache.get("a")
-        source.error = Unavailable("gone")
-        for _ in range(31):
-            clock.now += 5
-            cache.get("a")
-        clock.now += 5
-        with pytest.raises(Unavailable):
-            cache.get("a")
-
-    def test_while_an_old_value_serves_the_registry_is_asked_now_and_then(
-        self, cache: TtlCache[str, str], source: Source, clock: Clock
-    ) -> None:
-        cache.get("a")
-        source.error = Unavailable("gone")
-        clock.now += 60
-        for _ in range(10):
-            assert cache.get("a") == "a1"
-        assert len(source.fetched) == 2
-        source.error = None
-        clock.now += 5
-        assert cache.get("a") == "a3"
-
-    @pytest.mark.parametrize("kind", [Denied, NotFound, ProtocolViolation])
-    def test_an_answer_is_never_papered_over_with_an_old_value(
-        self, cache: TtlCache[str, str], source: Source, clock: Clock, kind: type[EpochfsError]
-    ) -> None:
-        cache.get("a")
-        source.error = kind("the registry has spoken")
+        source.error = kind("the source has spoken")
         clock.now += 60
         with pytest.raises(kind):
             cache.get("a")
@@ -296,13 +261,13 @@ class Gate:
         self.fetches = 0
         self._error = error
 
-    def __call__(self, key: str) -> str:
+    def __call__(self, key: str) -> Answer[str]:
         self.fetches += 1
         self.began.set()
         assert self.go.wait(PATIENCE)
         if self._error is not None:
             raise self._error
-        return f"{key}{self.fetches}"
+        return Answer(f"{key}{self.fetches}")
 
 
 def crowd(cache: TtlCache[str, str], gate: Gate) -> list[str | Exception]:
@@ -339,7 +304,7 @@ class TestThreads:
 
     def test_another_key_does_not_wait(self) -> None:
         gate = Gate()
-        cache = TtlCache("thing", lambda key: gate(key) if key == "slow" else key, POLICY)
+        cache = TtlCache("thing", lambda key: gate(key) if key == "slow" else Answer(key), POLICY)
         with ThreadPoolExecutor(1) as pool:
             slow = pool.submit(cache.get, "slow")
             assert gate.began.wait(PATIENCE)
@@ -389,7 +354,7 @@ class TestThreads:
 
 class TestAges:
     def test_an_older_value_is_fetched_anew_for_who_wants_a_younger_one(self) -> None:
-        clock, values = Clock(), iter("abc")
+        clock, values = Clock(), map(Answer, "abc")
         cache = TtlCache("letters", lambda _: next(values), CachePolicy(60), clock=clock)
         assert cache.get("key") == "a"
         clock.now += 10
@@ -398,9 +363,9 @@ class TestAges:
         assert cache.get("key", 5) == "b"
 
     def test_the_last_value_outlives_its_time_and_failures_but_no_absence(self) -> None:
-        clock, answers = Clock(), iter(["a", Unavailable("down"), NotFound("gone")])
+        clock, answers = Clock(), iter([Answer("a"), Unavailable("down"), NotFound("gone")])
 
-        def fetch(_: str) -> str:
+        def fetch(_: str) -> Answer[str]:
             answer = next(answers)
             if isinstance(answer, Exception):
                 raise answer
@@ -419,7 +384,7 @@ class TestAges:
         assert cache.last("key") is None
 
     def test_an_expired_value_is_fetched_anew_and_still_the_last_one(self) -> None:
-        values = iter("ab")
+        values = map(Answer, "ab")
         cache = TtlCache("letters", lambda _: next(values), CachePolicy(60), clock=Clock())
         cache.get("key")
         cache.expire("key")
