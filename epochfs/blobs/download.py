@@ -77,10 +77,9 @@ class Download:
         plan = FetchPlan(
             origin.size, context.budget, whole=verify_first, ranged=origin.ranged, precise=precise
         )
-        self._state = DownloadState(origin.digest, plan, self._run, verify_first=verify_first)
+        self.state = DownloadState(origin.digest, plan, self._run, verify_first=verify_first)
         self._staged = StagedFile(context.cache, origin.digest, origin.size)
         self._idle = threading.Event()
-        self.leave = self._state.leave
 
     # ---- for readers -------------------------------------------------------------------------
 
@@ -92,14 +91,16 @@ class Download:
         that kept them away.
         """
         stop = offset + len(view)
-        if stop > self._state.readable:
-            if not self._state.wait(offset, stop, run, timeout):
-                self._abandon(offset, stop)
-                raise DeadlineExceeded(
-                    f"bytes {offset}-{stop - 1} of {self.digest} did not arrive in time"
-                )
-        elif run and stop > self._state.mark:
-            self._state.look_ahead(offset, stop, run)
+        state = self.state
+        asks = stop > state.readable or (run > 0 and stop > state.mark)
+        if asks and not state.wait(offset, stop, run, timeout):
+            # One that trickles on for ever would keep everybody from those bytes. A stream without
+            # Range is left alone: what it has brought would have to come again.
+            if state.plan.ranged:
+                self._close_streams(offset, stop)
+            raise DeadlineExceeded(
+                f"bytes {offset}-{stop - 1} of {self.digest} did not arrive in time"
+            )
         read_exactly(self._staged.fd, view, offset)
 
     def fileno(self) -> int:
@@ -107,11 +108,8 @@ class Download:
         return self._staged.fd
 
     def read_present(self, view: memoryview, offset: int) -> bool:
-        """Fill `view` with the bytes at `offset`, if all of them are here; return whether.
-
-        Also after it failed, and unverified.
-        """
-        if not self._state.covers(offset, offset + len(view)):
+        """Fill `view` with the bytes at `offset`, if all are here; return whether. Unverified."""
+        if not self.state.covers(offset, offset + len(view)):
             return False
         try:
             read_exactly(self._staged.fd, view, offset)
@@ -122,34 +120,19 @@ class Download:
     @property
     def verified(self) -> bool:
         """Whether the digest has matched."""
-        return self._state.verified
-
-    @property
-    def spoiled(self) -> bool:
-        """Whether it ended on bytes of another digest, which readers may have been given."""
-        return isinstance(self._state.failure, ContentMismatch)
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes present, and connections at work."""
-        return self._state.progress
-
-    @property
-    def ranged(self) -> bool | None:
-        """Whether the server has proved Range; None while that is not known."""
-        return self._state.plan.ranged
+        return self.state.verified
 
     def rest(self) -> None:
         """Stop what is under way until somebody reads again, unless half of it is here.
 
         A stream without Range is kept, though not read from: another would begin at the start.
         """
-        if self._state.rest() and self.ranged is not False:
+        if self.state.rest() and self.state.plan.ranged is not False:
             self._close_streams(0, self.size)
 
     def close(self) -> None:
         """Stop. What is present is kept for a later download once the last worker has ended."""
-        last = self._state.close()
+        last = self.state.close()
         self._close_streams(0, self.size)
         if last:
             self._put_away()
@@ -158,29 +141,20 @@ class Download:
         """Wait until a closed download has put everything away; return whether it has."""
         return self._idle.wait(seconds)
 
-    def _abandon(self, start: int, stop: int) -> None:
-        """Close the streams of a range that were too slow for a reader, so that it is asked anew.
-
-        Otherwise one that trickles on for ever would keep everybody from those bytes. A stream
-        without Range is left alone: what it has brought so far would have to come again.
-        """
-        if self.ranged:
-            self._close_streams(start, stop)
-
     def _close_streams(self, start: int, stop: int) -> None:
-        """Close the streams of all claims on a range; their workers will come upon that."""
-        for stream in self._state.streams(start, stop):
+        """Close the streams that bring any of a range; their workers will notice."""
+        for stream in self.state.streams(start, stop):
             stream.close()
 
     # ---- for workers -------------------------------------------------------------------------
 
     def _run(self, claim: Claim) -> None:
-        """Be a worker; whatever goes wrong, tell the readers, and leave nothing behind."""
+        """Be a worker; tell the readers whatever goes wrong, and leave nothing behind."""
         finishing = False
         try:
             try:
                 self._work(claim)
-                finishing = self._state.is_last()
+                finishing = self.state.is_last()
                 if finishing:
                     self._finish()
             except EpochfsError as error:
@@ -189,12 +163,12 @@ class Download:
                 log.exception("unforeseen failure while fetching %s", self.digest)
                 self._fail(ProtocolViolation("unforeseen failure, see the log"), for_good=True)
         finally:
-            if self._state.leave_work():
+            if self.state.leave_work():
                 self._put_away()
 
     def _fail(self, error: EpochfsError, *, for_good: bool) -> None:
-        if self._state.fail(error, for_good=for_good):
-            if self.spoiled:
+        if self.state.fail(error, for_good=for_good):
+            if isinstance(self.state.failure, ContentMismatch):
                 self._origin.spoiled()
             self._on_end()
 
@@ -205,20 +179,20 @@ class Download:
         while following is not None:
             claim = following
             try:
-                self._staged.prepare(self._state.resume, whole=self._state.plan.whole)
+                self._staged.prepare(self.state.resume, whole=self.state.plan.whole)
                 self._fetch(claim, buffer)
             except (Unavailable, DeadlineExceeded):
-                if self._state.release(claim, refused=True):
-                    return  # the others will see to it
+                if self.state.release(claim, refused=True):
+                    return  # the others go on
                 raise
             except BaseException:
-                self._state.release(claim)
+                self.state.release(claim)
                 raise
-            following = self._state.next_claim(claim)
+            following = self.state.next_claim(claim)
 
     def _fetch(self, claim: Claim, buffer: memoryview) -> None:
         """Fetch what a claimed range lacks, resuming where the stream breaks."""
-        while (span := self._state.lacking(claim)) is not None:
+        while (span := self.state.lacking(claim)) is not None:
             try:
                 if not self._fetch_span(claim, buffer, *span):
                     return
@@ -227,75 +201,76 @@ class Download:
                     raise
 
     def _fetch_span(self, claim: Claim, buffer: memoryview, start: int, stop: int) -> bool:
-        """Fetch a range as far as its stream goes; False if another worker is sent all already."""
-        with self._origin.source(start, None if self.ranged is False else stop) as stream:
+        """Fetch a range as far as its stream goes; False if another worker already gets it all."""
+        end = None if self.state.plan.ranged is False else stop
+        with self._origin.source(start, end) as stream:
             self._origin.check_size(stream)
-            position, stop, whole = self._state.accept(claim, stream, start, stop)
+            position, stop, whole = self.state.accept(claim, stream, start, stop)
             if whole:
                 self._staged.allocate()
             if position == stop:
                 return False
             try:
-                while position < stop and self._state.goes_on(stream):
+                while position < stop and self.state.goes_on(stream):
                     data = buffer[: stream.read_into(buffer)]
                     if stream.ranged:
                         data = data[: stop - position]
                     self._store(position, data)
                     position += len(data)
             except (Unavailable, DeadlineExceeded) as error:
-                if not self._state.halted:
-                    self._origin.pause(error, self._state.broke(claim))
+                if not self.state.halted:
+                    self._origin.pause(error, self.state.broke(claim))
         return True
 
     def _store(self, position: int, data: memoryview) -> None:
-        """Write what of `data` is not present yet, let the readers know, and hash on.
+        """Write what is not present of `data`, let the readers know, and hash on.
 
-        The hash takes `data` only if the file has got all of it; else it is read back.
+        The hash takes `data` only if all of it was written; else what the file has is read back.
         """
         if not data:
             raise Unavailable(f"the stream of {self.digest} ended early")
         stop = position + len(data)
         if stop > self.size:
             raise ContentMismatch(f"{self.digest} has more than its {self.size} bytes")
-        absent = self._state.absent(position, stop)
+        absent = self.state.absent(position, stop)
         for begin, end in absent:
             self._staged.write(begin, data[begin - position : end - position])
-        prefix = self._state.arrived(position, stop)
+        prefix = self.state.arrived(position, stop)
         if prefix is not None:
             written = data if absent == [(position, stop)] else data[:0]
             self._staged.verifier.received(position, written, self._staged.fd, prefix)
-        self._staged.save_now_and_then(self._state.snapshot)
+        self._staged.save_now_and_then(self.state.snapshot)
 
     # ---- the end -----------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """Once all bytes are here: keep them if the digest matches, refuse them if not."""
         verifier = self._staged.verifier
-        if self._state.overlapped:
+        if self.state.overlapped:
             self._await_others()
             verifier.restart()
-        if not verifier.finish(self._staged.fd, self.size, lambda: self._state.stopped):
-            if self._state.stopped:
+        if not verifier.finish(self._staged.fd, self.size, lambda: self.state.stopped):
+            if self.state.stopped:
                 return
             self._origin.distrust()
             self._give_up_bytes()
             return
-        self._state.confirm()
+        self.state.confirm()
         self._staged.promote()
         self._on_end()
 
     def _await_others(self) -> None:
-        """Wait until nobody writes any more, since what they write may be here already."""
+        """Wait until nobody writes any more: what they write may be hashed already."""
         self._close_streams(0, self.size)
-        while self._state.progress[1] and not self._state.stopped:
+        while self.state.progress[1] and not self.state.stopped:
             time.sleep(_OTHERS_SECONDS)
 
     def _give_up_bytes(self) -> None:
-        """After a mismatch: fetch all once more if that may be, else raise ContentMismatch."""
+        """After a mismatch: fetch all once more if that is allowed, else raise ContentMismatch."""
         try:
             self._staged.forget()
             self._staged.verifier.restart()
-            if self._state.start_over():
+            if self.state.start_over():
                 log.warning(
                     "the bytes sent for %s have another digest, fetching again", self.digest
                 )
@@ -309,8 +284,8 @@ class Download:
 
     def _put_away(self) -> None:
         """After the last worker: leave what is present to a later download, and close the file."""
-        wanted = not self.verified and self._state.failure is None
+        wanted = not self.verified and self.state.failure is None
         try:
-            self._staged.put_away(self._state.plan.present if wanted else None)
+            self._staged.put_away(self.state.plan.present if wanted else None)
         finally:
             self._idle.set()

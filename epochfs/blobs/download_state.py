@@ -46,10 +46,10 @@ class Waiter:
 
 
 class DownloadState:
-    """The state of one download, shared by its readers and workers.
+    """The state of one download, shared by its readers and workers. Any thread may call anything.
 
-    `readable` is how many bytes from the start may be read without asking, and `mark` where a
-    sequential reader should call `look_ahead`.
+    `readable` is how many bytes from the start may be read without `wait`, and `mark` where a
+    sequential reader should call it all the same, so that more is fetched ahead.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DownloadState:
         *,
         verify_first: bool,
     ) -> None:
-        """`work` is what a worker thread does, beginning with its first claim."""
+        """`work` is what a worker thread does, given its first claim."""
         self.plan = plan
         self.verified = False
         self.closing = False
@@ -109,12 +109,6 @@ class DownloadState:
                 raise fresh(waiter.error)
         return in_time
 
-    def look_ahead(self, start: int, stop: int, run: int) -> None:
-        """Have more fetched for a reader that goes on."""
-        with self._lock:
-            self._note_reader(start, stop, run)
-            self._start_workers()
-
     def covers(self, start: int, stop: int) -> bool:
         """Whether all of `[start, stop)` is present."""
         with self._lock:
@@ -138,7 +132,7 @@ class DownloadState:
             self._unused = True
 
     def rest(self) -> bool:
-        """Let workers stop until somebody reads again; False if the blob is wanted all the same."""
+        """Have workers stop until somebody reads again; False if the blob is still wanted."""
         with self._lock:
             if self._is_wanted():
                 return False
@@ -146,7 +140,7 @@ class DownloadState:
             return True
 
     def close(self) -> bool:
-        """Let workers stop for good; return whether none is left. False if closed before."""
+        """Have workers stop for good; return whether none is left. False if closed before."""
         with self._lock:
             if self.closing:
                 return False
@@ -164,7 +158,7 @@ class DownloadState:
 
     @property
     def halted(self) -> bool:
-        """Whether nothing is fetched for now: a stream without Range is kept meanwhile."""
+        """Whether nothing is fetched for now; a stream without Range is kept meanwhile."""
         return self.stopped or (not self._awake.is_set() and self.plan.ranged is not False)
 
     def goes_on(self, stream: BlobStream) -> bool:
@@ -184,11 +178,11 @@ class DownloadState:
     def accept(
         self, claim: Claim, stream: BlobStream, start: int, stop: int
     ) -> tuple[int, int, bool]:
-        """Take a stream for `[start, stop)`; return what to read of it, and whether all is to come.
+        """Take a stream for `[start, stop)`; return what to read of it, and whether all is wanted.
 
         A server without Range sends the whole blob whatever was asked, so the claim grows to it,
-        and everything will be there soon: the download is whole from then on. Nothing is to be
-        read where another worker is sent all already.
+        and the download is whole from then on. Nothing is to be read if another worker already
+        gets all of it.
         """
         with self._lock:
             claim.stream = stream
@@ -207,9 +201,9 @@ class DownloadState:
             return list(self.plan.present.missing(start, stop))
 
     def arrived(self, start: int, stop: int) -> int | None:
-        """Take written bytes as present, and wake who waits for them.
+        """Count written bytes as present, and wake who waits for them.
 
-        Returns how many bytes are present from the start without a gap; None unless all will be.
+        Returns how many are present from the start without a gap; None if not all are wanted.
         """
         with self._lock:
             self.plan.window.arrived(stop - start)
@@ -230,7 +224,7 @@ class DownloadState:
             return RangeSet(self.plan.present)
 
     def broke(self, claim: Claim) -> int:
-        """Count a broken stream; return how many broke in a row that brought nothing."""
+        """Count a broken stream; return how many in a row broke without progress."""
         with self._lock:
             progressed = self.plan.present.total > claim.present_before
             self._breaks = 0 if progressed else self._breaks + 1
@@ -239,7 +233,7 @@ class DownloadState:
     def release(self, claim: Claim, *, refused: bool = False) -> bool:
         """End the claim of a worker that failed; return whether others are at work.
 
-        `refused` is for a registry that pushed back or could not be reached.
+        `refused` if the registry pushed back or could not be reached.
         """
         with self._lock:
             if refused:
@@ -264,7 +258,7 @@ class DownloadState:
     # ---- the end -----------------------------------------------------------------------------
 
     def is_last(self) -> bool:
-        """Whether all bytes are here, and this thread is the first to come upon that."""
+        """Whether all bytes are present, and this thread is the first to notice."""
         with self._lock:
             last = self.plan.complete and not self._finishing and not self.stopped
             self._finishing = self._finishing or last
@@ -276,7 +270,7 @@ class DownloadState:
         return self._overlapped
 
     def confirm(self) -> None:
-        """The digest has matched: let everything be read."""
+        """Let everything be read: the digest has matched."""
         with self._lock:
             self.verified = True
             self.readable = self.plan.size
@@ -285,7 +279,7 @@ class DownloadState:
     def start_over(self) -> bool:
         """Forget all bytes and fetch them once more, if none has been served; return whether.
 
-        In one step, so that no reader comes upon the bytes that are given up.
+        In one step, so that no reader sees the bytes that are given up.
         """
         with self._lock:
             if self._served or self._refetched:
@@ -297,7 +291,7 @@ class DownloadState:
             return True
 
     def fail(self, error: EpochfsError, *, for_good: bool) -> bool:
-        """Give an error to all who wait; return whether for good, as retrying could not help."""
+        """Give an error to all who wait; return whether it is final: retrying could not help."""
         with self._lock:
             if self.closing:
                 return False
@@ -331,7 +325,7 @@ class DownloadState:
         return stop < self.plan.size or not (self.plan.whole or self.plan.complete)
 
     def _end_waits(self, error: EpochfsError | None = None) -> None:
-        """Wake those whose range may be read now; with an error, wake everybody."""
+        """Wake those whose range may be read now; with an error, everybody."""
         for waiter in list(self._waiters):
             if error is not None or self._may_read(waiter.start, waiter.stop):
                 waiter.error = error
@@ -360,7 +354,7 @@ class DownloadState:
         return self.plan.next_claim([(waiter.start, waiter.stop) for waiter in self._waiters])
 
     def _is_wanted(self) -> bool:
-        """Whether somebody is known to read it, or it is worth finishing."""
+        """Whether it has a reader, or is worth finishing."""
         return not self._unused or bool(self._waiters) or self.plan.half_present
 
     def _add(self, start: int, stop: int) -> None:

@@ -256,8 +256,10 @@ class FetchPlan:
         what a blob fetched whole lacks."""
         enough = self._enough_workers()
         if enough:
+            if self.ranged is not True or len(self.claims) > self.window.size:
+                return None
             spans = [span for span in spans if self._is_far_off(span[0])]
-            if not spans or self.ranged is not True or len(self.claims) > self.window.size:
+            if not spans:
                 return None
         taken = RangeSet(self.present)
         for claim in self.claims:

@@ -1,8 +1,8 @@
-"""The blobs of an OCI image layout, read where they are: no second copy is made.
+"""The blobs of an OCI image layout, read in place: no second copy is made.
 
 As with a download, no reader comes to a clean end of wrong bytes: the read that takes the last byte
-of a blob waits until the file has been hashed, once for as long as it stays the same file, and is
-refused where it no longer is. Hashing begins when a reader looks set to read on, or at the end.
+of a blob waits until the file has been hashed, once for as long as it stays the same file, and
+fails if it no longer is. Hashing begins when a reader looks set to read on, or at the end.
 
 Locks: `LayoutBlobs._lock` guards `_right`, `_opened` and, in `PooledFlight`, what is being hashed;
 no I/O happens under it.
@@ -31,16 +31,15 @@ _HASHERS = 2
 _HASH_SIZE = 1 << 20
 _MAX_RIGHT = 50_000
 _SET_TO_READ_ON = 8 << 20
-"""A handle that has read so many bytes will probably come to the end of its blob."""
+"""A handle that has read so many bytes will probably read its blob to the end."""
 
 _Key = tuple[Digest, Identity]
 Right = Literal[True]
-"""That a file has its digest; one that has not is hashed again for the next who wants it."""
+"""That a file has its digest; one that has not is hashed again for the next reader."""
 
 
 class LayoutFile:
-    """An open file of a layout, closed when the last who uses it lets go of it: a reader, and
-    whoever hashes it."""
+    """An open file of a layout, closed with the last reference to it: a reader's or a hasher's."""
 
     def __init__(self, digest: Digest, fd: int) -> None:
         self.digest = digest
@@ -51,12 +50,12 @@ class LayoutFile:
 
     @property
     def unchanged(self) -> bool:
-        """Whether it is still what it was when it was opened."""
+        """Whether it is still what it was when opened."""
         return (self.digest, identity_of(self.fd)) == self.key
 
 
 class LayoutBlobs:
-    """The blobs of one layout. Any thread may call anything."""
+    """The blobs of one layout, a `BlobStore`. Nothing is fetched, so `precise` changes nothing."""
 
     def __init__(self, layout: OciLayout, options: BlobOptions) -> None:
         self._layout = layout
@@ -70,17 +69,13 @@ class LayoutBlobs:
             lambda key: f"hashing {key[0]} takes its time",
             name="hashing",
             workers=_HASHERS,
-            ended=Unavailable("the mount is ending"),
+            ended=Unavailable("the mount is shutting down"),
         )
         self._opened = 0
 
     def open(
         self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
     ) -> LayoutHandle:
-        """Open the blob of `size` bytes; raises ContentMismatch if the file has another size.
-
-        To be `precise` changes nothing: nothing is fetched.
-        """
         file = LayoutFile(digest, self._layout.open_blob(digest))
         if file.size != size or (size == 0 and not digest.matches(b"")):
             raise ContentMismatch(f"{digest} should have {size} bytes; its file has {file.size}")
@@ -89,15 +84,12 @@ class LayoutBlobs:
         return LayoutHandle(self, file)
 
     def was_spoiled(self, digest: Digest) -> bool:
-        """Whether wrong bytes were served: to nobody's end, as a file that is wrong stays wrong."""
-        return False
+        return False  # a file that is wrong stays wrong, and no reader comes to its end
 
     def cached_percent(self, digest: Digest, size: int) -> int:
-        """Return how much of a blob is here: all of it."""
         return 100
 
     def counters(self) -> BlobCounters:
-        """Return what happened since the start: every blob that was opened was here."""
         with self._lock:
             return BlobCounters(self._opened, 0, 0, 0, 0)
 
@@ -106,18 +98,18 @@ class LayoutBlobs:
         with self._lock:
             return self._right.get(file.key, False)
 
-    def begin_check(self, file: LayoutFile) -> None:
-        """Begin to hash a file, unless that is done or under way."""
-        look, work = partial(self._right.get, file.key), partial(self._hash, file)
-        self._hashing.begin(file.key, look, work)
+    def check(self, file: LayoutFile, *, wait: bool) -> None:
+        """Begin to hash a file, unless that is done or under way; with `wait`, until that ends.
 
-    def check(self, file: LayoutFile) -> None:
-        """Wait until a file has been hashed. Raises ContentMismatch, or DeadlineExceeded."""
+        Raises ContentMismatch, or DeadlineExceeded.
+        """
         look, work = partial(self._right.get, file.key), partial(self._hash, file)
-        self._hashing.do(file.key, look, work, time.monotonic() + self.options.timeout)
+        if wait:
+            self._hashing.do(file.key, look, work, time.monotonic() + self.options.timeout)
+        else:
+            self._hashing.begin(file.key, look, work)
 
     def close(self) -> None:
-        """End the hashing under way; waiting readers get an error."""
         self._closing.set()
         self._hashing.close()
 
@@ -127,7 +119,7 @@ class LayoutBlobs:
         offset, size = 0, os.fstat(file.fd).st_size
         while offset < size:
             if self._closing.is_set():
-                raise Unavailable("the mount is ending")
+                raise Unavailable("the mount is shutting down")
             piece = buffer[: min(_HASH_SIZE, size - offset)]
             read_exactly(file.fd, piece, offset)
             hasher.update(piece)
@@ -149,7 +141,7 @@ class LayoutHandle:
 
     @property
     def verified(self) -> bool:
-        """Whether the file is right, and still the one that was found to be."""
+        """Whether the file was found right, and is still the same."""
         return self._blobs.is_right(self._file) and self._file.unchanged
 
     def fileno(self) -> int:
@@ -160,11 +152,11 @@ class LayoutHandle:
         if count and not self.verified:
             self._read_bytes += count
             if offset + count == self.size or self._blobs.options.verify_first:
-                self._blobs.check(self._file)
+                self._blobs.check(self._file, wait=True)
                 self._refuse_changed()
             elif self._read_bytes > _SET_TO_READ_ON and not self._is_begun:
                 self._is_begun = True
-                self._blobs.begin_check(self._file)
+                self._blobs.check(self._file, wait=False)
         read_exactly(self._file.fd, view[:count], offset)
         if offset + count == self.size:
             self._refuse_changed()

@@ -1,11 +1,11 @@
 """An open blob of a registry: read from the cache, from a download, or past both of them.
 
-Where the cache fails, the handle goes on by itself, as a stream (`passing`): no reader is told that
-there is no room for what he reads.
+If the cache fails, the handle continues as a stream (`passing`): no reader gets an error because
+the disk is full.
 
 Locks: `OpenBlob._lock` lets the change to a stream be made once; nothing is read under it. What is
-remembered of the reads is changed without a lock: a lost update there only delays the guess that
-the reader is sequential, or gives a read that is repeated its full time.
+remembered of the reads is changed without a lock: a lost update only delays the guess that the
+reader is sequential, or gives a read that is repeated its full time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SEQUENTIAL_BYTES = 1 << 20
 _SEQUENTIAL_SLACK = 2 << 20
 
 _REPEAT_SECONDS = 0.5
-"""A read that begins so soon after one that failed is taken for its repetition."""
+"""A read that begins so soon after one that failed is taken for a repetition of it."""
 
 
 class Local(Protocol):
-    """A blob that is in the cache, or on its way there. Raises CacheFailure where that fails."""
+    """A blob that is in the cache, or on its way there. Raises CacheFailure if that fails."""
 
     @property
     def verified(self) -> bool:
@@ -48,8 +48,8 @@ class Local(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backing:
-    """What an open blob reads from: `local`, which `release` gives back, and where that fails,
-    which is told to `report`, what `pass_through` makes."""
+    """What an open blob reads from: `local`, to be released, or if that fails, which is reported,
+    what `pass_through` makes."""
 
     local: Local
     release: Callable[[], None]
@@ -111,7 +111,7 @@ class OpenBlob:
         return count
 
     def pass_through(self) -> PassedBlob:
-        """Go on past the cache, from now on."""
+        """Read past the cache from now on."""
         with self._lock:
             if self._passed is None:
                 self._passed = self._backing.pass_through()
@@ -123,8 +123,7 @@ class OpenBlob:
         self._backing.release()
 
     def _follow(self, offset: int, count: int) -> int:
-        """Take note of a read; return how many bytes were read in sequence, once its reader looks
-        set to read on."""
+        """Note a read; return how many bytes were read in sequence, once that is no chance."""
         # The kernel reads ahead with several requests at once, so neighbours count as sequence.
         if abs(offset - self._run_end) <= _SEQUENTIAL_SLACK:
             self._run_end = max(self._run_end, offset + count)
@@ -148,9 +147,9 @@ class OpenBlob:
     def _failed_just_before(self, now: float) -> _Failure | None:
         """Return the failed read that one beginning now repeats.
 
-        When reading ahead fails, the kernel asks again for one page after the other, up to the
-        first that fails too, before it gives the program an error. To the program all of it is
-        one read, which is to end in time; what comes after a repetition that failed is another.
+        When its read-ahead fails, the kernel asks again page by page, up to the first that fails
+        too, before it gives the program an error. To the program all of it is one read, which must
+        end in time; what comes after a repetition that failed is another.
         """
         failed = self._failed
         return failed if failed and now - failed.ended < _REPEAT_SECONDS else None

@@ -1,9 +1,8 @@
-"""Read-through blobs: from the cache where it has them, else from one shared download per digest.
+"""Read-through blobs: from the cache if it has them, else from one shared download per digest.
 
-`Blobs.open` answers without a request; the first read starts what is needed. The caller has made
-sure that the repository may see the blob and knows its size (`listings`).
-
-Where the cache cannot take a blob, whoever reads it reads past the cache (`open_blob`, `passing`).
+`Blobs.open` sends no request; the first read starts what is needed. The caller has made sure that
+the repository may see the blob and knows its size. A blob that the cache cannot take is read past
+the cache (`open_blob`, `passing`).
 
 Locks: `Blobs._lock` guards `_downloads` and the counts in it, hits, misses and `_ended`; no I/O
 happens under it. `_spoiled` only grows, one digest at a time, and takes no lock. `Timers._lock`
@@ -37,13 +36,13 @@ from epochfs.oci.names import Digest, Repository
 log = logging.getLogger(__name__)
 
 REST_SECONDS = 0.4
-"""How long a download without readers goes on with what is under way, unless half is here."""
+"""How long a download without readers continues, unless half of it is here."""
 
 LINGER_SECONDS = 5.0
 """How long a download without readers is kept, in case one comes back."""
 
 LINGER_WHOLE_SECONDS = 30.0
-"""The same on a server without Range, where giving up means to begin again."""
+"""The same for a server without Range, where giving up means starting again."""
 
 _CLOSE_SECONDS = 3.0
 _MOST_STREAMS = 32
@@ -60,16 +59,14 @@ class BlobHandle(Protocol):
         """Whether every byte has been checked against the digest."""
 
     def fileno(self) -> int | None:
-        """Return a descriptor of the blob's file, valid while the handle is open and `verified`.
-
-        None where there is none to give.
-        """
+        """Return a descriptor of the blob's file, if it is in one: valid while the handle is open,
+        and the blob's once it is `verified`."""
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
 
     def close(self) -> None:
-        """Give the handle back; once."""
+        """Close it; once."""
 
 
 class BlobStore(Protocol):
@@ -84,10 +81,10 @@ class BlobStore(Protocol):
         """
 
     def was_spoiled(self, digest: Digest) -> bool:
-        """Whether wrong bytes of the blob were ever served, to readers who may be reading still.
+        """Whether wrong bytes of the blob were ever served, to readers who may still be reading.
 
-        Such a reader must come to an error, not to an end that another reader's right bytes gave
-        it: whoever keeps bytes that are read must not share them between readers of this blob.
+        Such a reader must get an error, not an end that another reader's right bytes give it: bytes
+        that are kept must not be shared between readers of this blob.
         """
 
     def cached_percent(self, digest: Digest, size: int) -> int:
@@ -113,9 +110,9 @@ class BlobCounters:
 
 @dataclass(slots=True, eq=False)
 class _Shared:
-    """A download, how many handles read from it, and whether it is over for newcomers.
+    """A download, how many handles read from it, and whether newcomers may still join.
 
-    `lingers` while it is to be looked at, since a moment at which it had no readers any more.
+    `lingers` while a timer is set to look at it, which had no readers for a moment.
     """
 
     download: Download
@@ -126,7 +123,7 @@ class _Shared:
 
 
 class Blobs:
-    """The blobs of one registry."""
+    """The blobs of one registry, a `BlobStore`. What a download has is kept when it is closed."""
 
     def __init__(
         self,
@@ -135,7 +132,7 @@ class Blobs:
         options: BlobOptions,
         check_registry: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check_registry` raises at once if asking the registry is known to be in vain."""
+        """`check_registry` raises if the registry is known to be down."""
         self._client = client
         self._check_registry = check_registry
         self._cache = cache
@@ -154,7 +151,6 @@ class Blobs:
     def open(
         self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
     ) -> BlobHandle:
-        """Open the blob of `size` bytes, as `BlobStore` has it."""
         if size == 0 and not digest.matches(b""):
             raise ContentMismatch(f"{digest} is not the digest of an empty blob")
         local, release = self._open_local(repository, digest, size, precise=precise)
@@ -174,7 +170,7 @@ class Blobs:
     def _open_local(
         self, repository: Repository, digest: Digest, size: int, *, precise: bool
     ) -> tuple[Local, Callable[[], None]]:
-        """Open the blob in the cache, join its download, or begin one; and how to give it back."""
+        """Open a blob in the cache, join its download, or begin one; return how to release it."""
         key = (digest, size)
         while True:
             with self._lock:
@@ -199,7 +195,7 @@ class Blobs:
                     return shared.download, partial(self._release, shared)
 
     def _check_can_be_had(self, digest: Digest) -> None:
-        """Raise if the registry is down, and nothing of a blob is here to be read meanwhile."""
+        """Raise if the registry is down, and nothing of a blob is here to read meanwhile."""
         try:
             self._check_registry()
         except EpochfsError:
@@ -207,24 +203,21 @@ class Blobs:
                 raise
 
     def was_spoiled(self, digest: Digest) -> bool:
-        """Whether wrong bytes of the blob were ever served, as `BlobStore` has it."""
         return digest in self._spoiled
 
     def cached_percent(self, digest: Digest, size: int) -> int:
-        """Return how much of the blob is here, in percent, rounded down; 100 once it is kept."""
         with self._lock:
             shared = self._downloads.get((digest, size))
         if size == 0 or (shared is None and self._cache.is_complete(digest, size)):
             return 100
-        present = shared.download.progress[0] if shared else self._cache.cached_bytes(digest)
+        present = shared.download.state.progress[0] if shared else self._cache.cached_bytes(digest)
         return min(99, 100 * present // size)
 
     def counters(self) -> BlobCounters:
-        """Return what happened since the start, and what is under way."""
         with self._lock:
-            downloads = [shared.download for shared in self._downloads.values()]
+            states = [shared.download.state for shared in self._downloads.values()]
             hits, misses = self._hits, self._misses
-        progress = [download.progress for download in downloads]
+        progress = [state.progress for state in states]
         return BlobCounters(
             hits=hits,
             misses=misses,
@@ -234,7 +227,6 @@ class Blobs:
         )
 
     def close(self) -> None:
-        """Stop all downloads, keeping what they have; no handle may be used any more."""
         with self._lock:
             downloads = [shared.download for shared in self._downloads.values()]
             self._downloads.clear()
@@ -272,12 +264,12 @@ class Blobs:
         if unused and ended:
             shared.download.close()
         elif unused:
-            shared.download.leave()
+            shared.download.state.leave()
         if to_watch:
-            self._linger(shared)
+            self._linger(shared, REST_SECONDS)
 
     def _end(self, shared: _Shared) -> None:
-        """Let who opens the blob from now on begin anew: it was kept, failed, or is not wanted."""
+        """Let the next open of the blob begin anew: it was kept, failed, or is not wanted."""
         download = shared.download
         with self._lock:
             if shared.ended:
@@ -285,38 +277,42 @@ class Blobs:
             shared.ended = True
             self._ended += 1
             self._downloads.pop((download.digest, download.size), None)
-            self._ranged = self._ranged or download.ranged or None
+            self._ranged = self._ranged or download.state.plan.ranged or None
             unused = shared.readers == 0
         if unused:
             download.close()
 
-    def _linger(self, shared: _Shared, seconds: float = REST_SECONDS) -> None:
-        """Keep a download without readers for a while, at rest; one that is near its end goes on
-        to it."""
+    def _linger(self, shared: _Shared, seconds: float) -> None:
+        self._timers.call(seconds, partial(self._look_after, shared))
 
-        def look() -> None:
-            with self._lock:
-                if shared.readers or shared.ended:
-                    shared.lingers = False
-                    return
-                unused_for = time.monotonic() - shared.unused_since
-            present, connections = shared.download.progress
-            if connections and 2 * present >= shared.download.size:
-                self._linger(shared, LINGER_SECONDS)
-            elif unused_for < REST_SECONDS:
-                self._linger(shared, REST_SECONDS - unused_for)
-            elif unused_for < patience:
-                shared.download.rest()
-                self._linger(shared, patience - unused_for)
-            else:
-                self._end(shared)
-
-        patience = LINGER_WHOLE_SECONDS if shared.download.ranged is False else LINGER_SECONDS
-        self._timers.call(seconds, look)
+    def _look_after(self, shared: _Shared) -> None:
+        """Let a download without readers rest, and end it after a while; one that is near its end
+        goes on to it."""
+        with self._lock:
+            if shared.readers or shared.ended:
+                shared.lingers = False
+                return
+            unused_for = time.monotonic() - shared.unused_since
+        download = shared.download
+        present, connections = download.state.progress
+        whole = download.state.plan.ranged is False
+        patience = LINGER_WHOLE_SECONDS if whole else LINGER_SECONDS
+        if connections and 2 * present >= download.size:
+            self._linger(shared, LINGER_SECONDS)
+        elif unused_for < REST_SECONDS:
+            self._linger(shared, REST_SECONDS - unused_for)
+        elif unused_for < patience:
+            download.rest()
+            self._linger(shared, patience - unused_for)
+        else:
+            self._end(shared)
 
 
 class Timers:
-    """Calls actions at later times. Any thread may call anything."""
+    """Calls actions later, in one thread, which exists while there are any. For any thread.
+
+    `threading.Timer` takes a thread for each: 64 readers of small blobs leave a hundred at a time.
+    """
 
     def __init__(self) -> None:
         self._added = threading.Event()
@@ -325,13 +321,13 @@ class Timers:
         self._running = False
 
     def call(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call `action` in `seconds`, or once those before it have ended."""
+        """Call `action` in `seconds`, or once those due before it have ended."""
 
         def logged() -> None:
             try:
                 action()
             except Exception:
-                log.exception("unforeseen failure of what was put off")
+                log.exception("unforeseen failure of a delayed action")
 
         with self._lock:
             self._scheduler.enter(seconds, 0, logged)
@@ -341,10 +337,10 @@ class Timers:
                     threading.Thread(target=self._run, name="timers", daemon=True).start()
                     self._running = True
                 except RuntimeError as error:
-                    log.warning("what was put off waits for the next of its kind: %s", error)
+                    log.warning("a delayed action waits for the next one: %s", error)
 
     def _sleep(self, seconds: float) -> None:
-        """Wait for the next action's time, or until another has been added, maybe before it."""
+        """Wait until the next action is due, or another was added, maybe before it."""
         self._added.wait(seconds)
         self._added.clear()
 

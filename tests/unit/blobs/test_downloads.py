@@ -165,8 +165,8 @@ class TestTheFileIsWhatIsHashed:
             return Stream(BLOB, start, end, ranged=False)
 
         one = download(cache, source)
-        monkeypatch.setattr(one._state.plan.window, "arrived", lambda _: None)
-        one._state.plan.window.size = 2
+        monkeypatch.setattr(one.state.plan.window, "arrived", lambda _: None)
+        one.state.plan.window.size = 2
         write = one._staged.write
 
         def late(offset: int, view: memoryview) -> None:
@@ -221,19 +221,19 @@ class TestNobodyWaitsInVain:
             return Ending(BLOB, start, end)
 
         one = download(cache, source)
-        window = one._state.plan.window
+        window = one.state.plan.window
         refused = window.refused
 
         def and_out() -> None:
             refused()
             switched.out = True
 
-        monkeypatch.setattr(one._state, "_lock", Lock())
+        monkeypatch.setattr(one.state, "_lock", Lock())
         monkeypatch.setattr(window, "arrived", lambda _: None)
         monkeypatch.setattr(window, "refused", and_out)
         window.size = 2
         read(one, 0, 4096)
-        until(lambda: one.progress[0] > 2 * MIB)
+        until(lambda: one.state.progress[0] > 2 * MIB)
         threading.Timer(0.3, away.set).start()
         began = time.monotonic()
         with pytest.raises(Unavailable):
@@ -283,7 +283,7 @@ class TestNobodyWaitsInVain:
         budget.take()  # by another download
         one = download(cache, lambda start, end: Slow(BLOB, start, end), budget)
         read(one, 0, 4096)
-        until(lambda: one.progress[0] > 2 * MIB)
+        until(lambda: one.state.progress[0] > 2 * MIB)
         assert read(one, 22 * MIB, 4096, timeout=2) == BLOB[22 * MIB :][:4096]
 
 
@@ -308,10 +308,10 @@ def test_once_it_has_failed_for_good_nothing_is_read_from_it(
         return stream
 
     one = download(cache, source)
-    monkeypatch.setattr(one._state.plan.window, "arrived", lambda _: None)
-    one._state.plan.window.size = 2
+    monkeypatch.setattr(one.state.plan.window, "arrived", lambda _: None)
+    one.state.plan.window.size = 2
     read(one, 0, 4096)
-    until(lambda: one.spoiled)
+    until(lambda: isinstance(one.state.failure, ContentMismatch))
     goes_on.set()
     time.sleep(0.3)
     with pytest.raises(ContentMismatch):
