@@ -14,6 +14,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 from epochfs.blobs.store import BlobHandle
@@ -67,7 +68,13 @@ def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archi
         return copy
     if compression == "none":
         return _PlainArchive(blob)
-    return _GzipArchive(blob, index) if compression == "gzip" else _ZstdArchive(blob)
+    if compression == "zstd":
+        return _DecodedArchive(blob, lambda: zstd_decoder(BlobFile(blob)), seeks_back=False)
+
+    def start_gzip() -> GuardedDecoder:
+        return gzip_decoder(BlobFile(blob), gzip_spacing(blob.size), index.gzip_points())
+
+    return _DecodedArchive(blob, start_gzip, seeks_back=True)
 
 
 class _PlainArchive:
@@ -87,11 +94,13 @@ class _PlainArchive:
 class _DecodedArchive:
     """Keeps a few decoders, so that several readers can each resume from where they are."""
 
-    seeks_back = False
-    """Whether a decoder can go back."""
-
-    def __init__(self, blob: BlobHandle) -> None:
+    def __init__(
+        self, blob: BlobHandle, start: Callable[[], GuardedDecoder], *, seeks_back: bool
+    ) -> None:
+        """`start` makes a decoder at the start of the stream; `seeks_back`: it can go back."""
         self._blob = blob
+        self._start = start
+        self._seeks_back = seeks_back
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
         self._idle: list[tuple[int, GuardedDecoder]] = []
@@ -121,13 +130,9 @@ class _DecodedArchive:
             if before or len(self._idle) == _MAX_IDLE:
                 chosen = max(before or self._idle, key=lambda one: one[0])
                 self._idle.remove(chosen)
-                if before or self.seeks_back:
+                if before or self._seeks_back:
                     return chosen[1]
-        return self._decoder()
-
-    def _decoder(self) -> GuardedDecoder:
-        """Return a new decoder, at the start of the stream."""
-        raise NotImplementedError
+        return self._start()
 
     def _give_back(self, position: int, decoder: GuardedDecoder) -> None:
         with self._lock:
@@ -135,23 +140,6 @@ class _DecodedArchive:
                 self._idle.append((position, decoder))
                 return
         decoder.close()
-
-
-class _GzipArchive(_DecodedArchive):
-    seeks_back = True
-
-    def __init__(self, blob: BlobHandle, index: LayerIndex) -> None:
-        super().__init__(blob)
-        self._index = index
-
-    def _decoder(self) -> GuardedDecoder:
-        points = self._index.gzip_points()
-        return gzip_decoder(BlobFile(self._blob), gzip_spacing(self._blob.size), points)
-
-
-class _ZstdArchive(_DecodedArchive):
-    def _decoder(self) -> GuardedDecoder:
-        return zstd_decoder(BlobFile(self._blob))
 
 
 class _CopyArchive:

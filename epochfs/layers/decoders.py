@@ -15,7 +15,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, cast
 
 from epochfs.blobs.buffers import page_aligned
 from epochfs.blobs.store import BlobHandle
@@ -38,8 +38,6 @@ try:
 except ModuleNotFoundError:
     zstandard = None  # type: ignore[assignment]
 
-Compression = Literal["none", "gzip", "zstd"]
-
 NEEDED = "install indexed_gzip and zstandard beside epochfs (the extra 'rootfs')"
 """How to get a missing decoder. Not `pip install epochfs[...]`: it is on no index."""
 
@@ -61,8 +59,6 @@ _END = b"epochfs: the end"
 _END_FRAME = b"\x28\xb5\x2f\xfd\x20\x10\x81\x00\x00" + _END
 """A frame of one raw block (RFC 8878, §3.1.1) that is read after the blob's own. The decoder does
 not tell whether a frame was complete; but only after a complete one does it decode this one."""
-
-_T = TypeVar("_T")
 
 
 def missing() -> list[str]:
@@ -122,7 +118,7 @@ class BlobFile(io.RawIOBase):
 File = BlobFile | io.BytesIO
 
 
-def compression_of(blob: BlobHandle) -> Compression:
+def compression_of(blob: BlobHandle) -> str:
     """Detect a blob's compression by its magic, as containerd does: media types are often wrong."""
     magic = read_range(blob, 0, 4)
     if magic.startswith(_GZIP_MAGIC):
@@ -154,9 +150,9 @@ class GuardedDecoder:
     def close(self) -> None:
         self._decoder.close()
 
-    def _guarded(self, call: Callable[..., _T], *values: object) -> _T:
+    def _guarded(self, call: Callable[[Any], Any], value: object) -> Any:  # noqa: ANN401 - untyped
         try:
-            return call(*values)
+            return call(value)
         except Exception as error:
             if isinstance(self._file, BlobFile) and self._file.failure is not None:
                 raise fresh(self._file.failure) from error

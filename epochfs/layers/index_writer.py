@@ -146,7 +146,8 @@ class IndexWriter:
         self._bytes = 0
         self._directories: set[bytes] = set()
         self._parents = _PathFilter()
-        self._links: _PathFilter | None = None
+        self._links = _PathFilter()
+        self._has_links = False
         self._stated_parent = self._parent = b""
         self._steps = 0
 
@@ -225,21 +226,18 @@ class IndexWriter:
             self._stated_parent, self._parent = stated, self._follow(stated)
         if self._parent != stated:
             entry = entry._replace(path=join_path(self._parent, name))
-            if self._may_lead_elsewhere(entry):
+            is_link = entry.is_hard_link or stat.S_ISLNK(entry.mode)
+            if is_link or entry.path in self._links:
+                # It may change the way that led here.
                 self._stated_parent = self._parent = b""
-        if entry.is_hard_link and self._links is not None:
+        if entry.is_hard_link and self._has_links:
             stated, name = split_path(entry.link)
             entry = entry._replace(link=join_path(self._follow(stated), name))
         return entry
 
-    def _may_lead_elsewhere(self, entry: Entry) -> bool:
-        """Whether an entry behind a link may change the way that led there."""
-        is_link = entry.is_hard_link or stat.S_ISLNK(entry.mode)
-        return is_link or (self._links is not None and entry.path in self._links)
-
     def _follow(self, directory: bytes) -> bytes:
         """Return where a path leads by the layer's own links, none of which leaves the root."""
-        if self._links is None:
+        if not self._has_links:
             return directory
         found, links, names = b"", 0, directory.split(b"/")[::-1]
         while names:
@@ -266,7 +264,7 @@ class IndexWriter:
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise TooLarge(f"a layer with over {MAX_STEPS} directories on the way to its entries")
-        if self._links is None or join_path(parent, name) not in self._links:
+        if join_path(parent, name) not in self._links:
             return None
         query = (
             "SELECT link FROM name JOIN inode ON id = inode WHERE parent=? AND name=? "
@@ -364,7 +362,7 @@ class IndexWriter:
             if path in self._parents:
                 self._remove_below(path)
         if stat.S_ISLNK(mode):
-            self._links = self._links or _PathFilter()
+            self._has_links = True
             self._links.add(path)
         self._rows.names[parent, name] = inode
 

@@ -18,9 +18,9 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from itertools import chain
 
 from epochfs.errors import InvalidName, ProtocolViolation, TooLarge, printable
-from epochfs.layers import tar_stream
 from epochfs.layers.entry import NO_XATTRS, Entry, PathCleaner, Piece, checked_time
 from epochfs.layers.tar_stream import (
     BLOCK,
@@ -32,6 +32,7 @@ from epochfs.layers.tar_stream import (
     number,
     parse_header,
     parse_records,
+    text,
 )
 
 log = logging.getLogger(__name__)
@@ -47,25 +48,22 @@ _PLAIN_TIME = re.compile(rb"([0-9]{1,10})\.([0-9]{1,9})\Z")
 _MAX_SECONDS = 1e11
 """More than any 64-bit time in nanoseconds: an exact 1e999999 would take minutes to compute."""
 
+_REGULAR, _OLD_REGULAR, _CONTIGUOUS, _SPARSE = b"0", b"\0", b"7", b"S"
+_HARD_LINK, _LINK, _DIRECTORY = b"1", b"2", b"5"
+_CHARACTER_DEVICE, _BLOCK_DEVICE, _FIFO = b"3", b"4", b"6"
+_EXTENDED, _SOLARIS_EXTENDED, _GLOBAL = b"x", b"X", b"g"
+_LONG_NAME, _LONG_LINK = b"L", b"K"
+
+_EXTENSIONS = (_EXTENDED, _SOLARIS_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK)
+_WITH_DATA = (_REGULAR, _OLD_REGULAR, _CONTIGUOUS, _SPARSE)
 _TYPES = {
-    tar_stream.REGULAR: stat.S_IFREG,
-    tar_stream.OLD_REGULAR: stat.S_IFREG,
-    tar_stream.CONTIGUOUS: stat.S_IFREG,
-    tar_stream.SPARSE: stat.S_IFREG,
-    tar_stream.HARD_LINK: stat.S_IFREG,
-    tar_stream.LINK: stat.S_IFLNK,
-    tar_stream.CHARACTER_DEVICE: stat.S_IFCHR,
-    tar_stream.BLOCK_DEVICE: stat.S_IFBLK,
-    tar_stream.DIRECTORY: stat.S_IFDIR,
-    tar_stream.FIFO: stat.S_IFIFO,
+    **dict.fromkeys((*_WITH_DATA, _HARD_LINK), stat.S_IFREG),
+    _LINK: stat.S_IFLNK,
+    _CHARACTER_DEVICE: stat.S_IFCHR,
+    _BLOCK_DEVICE: stat.S_IFBLK,
+    _DIRECTORY: stat.S_IFDIR,
+    _FIFO: stat.S_IFIFO,
 }
-_WITH_DATA = (
-    *(tar_stream.REGULAR, tar_stream.OLD_REGULAR, tar_stream.CONTIGUOUS, tar_stream.SPARSE),
-)
-_EXTENSIONS = (
-    *(tar_stream.EXTENDED, tar_stream.SOLARIS_EXTENDED, tar_stream.GLOBAL),
-    *(tar_stream.LONG_NAME, tar_stream.LONG_LINK),
-)
 _NO_RECORDS: Mapping[bytes, bytes] = {}
 
 _MAP_IN_HEADER = struct.Struct("12s12s" * 4 + "c12s")
@@ -112,7 +110,7 @@ class _Walker:
     def entries(self) -> Iterator[Entry]:
         stream, extensions = self._stream, _NONE
         refused: InvalidName | None = None
-        while header := parse_header(block := stream.block()):
+        while header := parse_header(block := stream.take(BLOCK)):
             if header.kind in _EXTENSIONS:
                 extensions = self._extended(header, extensions)
                 continue
@@ -122,8 +120,8 @@ class _Walker:
                 merged = {**self._globals, **dict(extensions.records)}
                 records = {key: value for key, value in merged.items() if value}
                 header = _with_long_names(header, extensions, records)
-            if header.kind == tar_stream.OLD_REGULAR and header.name.endswith(b"/"):
-                header = header._replace(kind=tar_stream.DIRECTORY)
+            if header.kind == _OLD_REGULAR and header.name.endswith(b"/"):
+                header = header._replace(kind=_DIRECTORY)
             size, pieces, end = self._data(header, block, extensions, records)
             try:
                 entry = self._entry(header, records, size, pieces)
@@ -131,42 +129,38 @@ class _Walker:
                     yield entry
             except InvalidName as error:
                 refused = refused or error
-            stream.skip_to(end)
-            stream.next_entry()
+            stream.next_entry(end)
             extensions = _NONE
         if 0 < stream.position < BLOCK:
             raise ProtocolViolation("not a tar stream: it is shorter than a header")
         if extensions is not _NONE:
             raise ProtocolViolation("not a tar stream: it ends after an extended header")
-        if block and stream.block().strip(b"\0"):
+        if block and stream.take(BLOCK).strip(b"\0"):
             raise ProtocolViolation("not a tar stream: one block of zeros, then more data")
         if refused is not None:
             log.warning("left entries with invalid paths out of a layer, such as: %s", refused)
 
     def _extended(self, header: Header, extensions: _Extensions) -> _Extensions:
         """Read a header that extends the next entry's; return all its extensions so far."""
-        body = self._body(number(header.size))
-        if header.kind == tar_stream.GLOBAL:
-            self._globals.update(parse_records(body))
-            size = sum(len(key) + len(value) for key, value in self._globals.items())
-            # They count for each entry.
-            if len(self._globals) > _MAX_GLOBAL_HEADERS or size > MAX_HEADER_BYTES:
-                count = len(self._globals)
-                raise TooLarge(f"a layer with {count} global headers, of {size} bytes")
-            return extensions
-        if header.kind == tar_stream.LONG_NAME:
-            return replace(extensions, long_name=tar_stream.text(body))
-        if header.kind == tar_stream.LONG_LINK:
-            return replace(extensions, long_link=tar_stream.text(body))
-        return replace(extensions, records=parse_records(body))
-
-    def _body(self, size: int) -> bytes:
+        size = number(header.size)
         if size < 0:
             raise ProtocolViolation(f"not the size of a tar header: {size}")
         body = self._stream.take(_padded(size))
         if len(body) < size:
             raise ProtocolViolation("a tar stream that ends within a header")
-        return body[:size]
+        body = body[:size]
+        if header.kind == _GLOBAL:
+            self._globals.update(parse_records(body))
+            # They are part of each entry's headers.
+            count, size = len(self._globals), sum(map(len, chain(*self._globals.items())))
+            if count > _MAX_GLOBAL_HEADERS or size > MAX_HEADER_BYTES:
+                raise TooLarge(f"a layer with {count} global headers, of {size} bytes")
+            return extensions
+        if header.kind == _LONG_NAME:
+            return replace(extensions, long_name=text(body))
+        if header.kind == _LONG_LINK:
+            return replace(extensions, long_link=text(body))
+        return replace(extensions, records=parse_records(body))
 
     def _data(
         self, header: Header, block: bytes, extensions: _Extensions, records: Mapping[bytes, bytes]
@@ -177,7 +171,7 @@ class _Walker:
             return 0, (), stream.position
         stored = decimal(records[b"size"]) if b"size" in records else number(header.size)
         spans, size = None, stored
-        if header.kind == tar_stream.SPARSE:
+        if header.kind == _SPARSE:
             spans, size = _spans_in_header(block, stream)
         start = stream.position
         if spans is None and records:
@@ -205,7 +199,7 @@ class _Walker:
         path = self._clean(header.name)
         if not path and kind != stat.S_IFDIR:
             raise InvalidName("the root is not a directory")
-        if header.kind == tar_stream.HARD_LINK:
+        if header.kind == _HARD_LINK:
             return Entry(path, kind, link=self._clean(header.link), is_hard_link=True)
         uid, gid = number(header.uid), number(header.gid)
         time_ns, xattrs, rdev = number(header.mtime) * 10**9, NO_XATTRS, 0
@@ -283,7 +277,7 @@ def _spans_in_header(block: bytes, stream: TarStream) -> tuple[_Spans, int]:
     """Return the spans and the size of a file of GNU's own sparse type."""
     *numbers, more, size = _MAP_IN_HEADER.unpack_from(block, _MAP_OFFSET)
     while more != b"\0":
-        block = stream.block()
+        block = stream.take(BLOCK)
         if len(block) < BLOCK:
             raise ProtocolViolation("a tar stream that ends within a header")
         *further, more = _MAP_BLOCK.unpack(block)
@@ -312,7 +306,7 @@ def _spans_in_data(stream: TarStream) -> _Spans:
     """Read a map that is text: a line for the number of spans, then a line per number."""
     lines, wanted = [b""], 1
     while len(lines) <= wanted:
-        block = stream.block()
+        block = stream.take(BLOCK)
         if len(block) < BLOCK:
             raise ProtocolViolation("a tar stream that ends within a sparse file's map")
         first, *rest = block.split(b"\n")

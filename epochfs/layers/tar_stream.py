@@ -20,12 +20,6 @@ BLOCK = 512
 MAX_HEADER_BYTES = 1 << 20
 """Maximum size of all headers of one entry: names, attributes of up to 64 KiB, sparse map."""
 
-REGULAR, OLD_REGULAR, CONTIGUOUS = b"0", b"\0", b"7"
-HARD_LINK, LINK, DIRECTORY = b"1", b"2", b"5"
-CHARACTER_DEVICE, BLOCK_DEVICE, FIFO = b"3", b"4", b"6"
-SPARSE, LONG_NAME, LONG_LINK = b"S", b"L", b"K"
-EXTENDED, SOLARIS_EXTENDED, GLOBAL = b"x", b"X", b"g"
-
 _BUFFER_BYTES = 1 << 20
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 _CHECKSUM = slice(148, 156)
@@ -68,10 +62,6 @@ class TarStream:
         self._read = 0
         self._header_bytes = 0
 
-    def block(self) -> bytes:
-        """Return the next block of a header, cut short only at the end of the stream."""
-        return self.take(BLOCK)
-
     def take(self, count: int) -> bytes:
         """Return `count` bytes of a header, fewer at the end of the stream."""
         self._header_bytes += count
@@ -85,14 +75,12 @@ class TarStream:
         self.position += count
         return found
 
-    def next_entry(self) -> None:
-        """Begin a new count of header bytes."""
-        self._header_bytes = 0
+    def next_entry(self, position: int) -> None:
+        """Skip to the headers of the next entry.
 
-    def skip_to(self, position: int) -> None:
-        """Skip to a position. Raises ProtocolViolation if it is behind us, as a header that lies
-        may have it, or beyond the end of the stream.
+        Raises ProtocolViolation if a lying header has put that behind us or beyond the end.
         """
+        self._header_bytes = 0
         left = position - self.position
         if left < 0:
             raise ProtocolViolation("a tar stream that leads backwards")
@@ -112,14 +100,12 @@ class TarStream:
     def _take_over(self, count: int) -> bytes:
         """Return bytes that are not all in the buffer yet."""
         pieces = []
-        while count:
+        while count and (self._start < self._stop or self._fill()):
             piece = bytes(self._buffer[self._start : min(self._stop, self._start + count)])
             self._start += len(piece)
             self.position += len(piece)
             pieces.append(piece)
             count -= len(piece)
-            if count and not self._fill():
-                break
         return b"".join(pieces)
 
     def _fill(self) -> int:
@@ -174,16 +160,12 @@ def _has_checksum(block: bytes) -> bool:
     Adler-32 is fast, and its lower half is the sum of all bytes plus 1, modulo a prime.
     """
     field = block[_CHECKSUM]
-    stated = _number(field) + sum(field) - _SPACES
-    if (zlib.adler32(block) & 0xFFFF) == (stated + 1) % _ADLER:
+    checksum = number.__wrapped__(field) - _SPACES
+    if (zlib.adler32(block) & 0xFFFF) == (checksum + sum(field) + 1) % _ADLER:
         return True
     # Some old writers summed signed bytes.
-    return sum(block) - _excess(block) == stated - _excess(field)
-
-
-def _excess(field: bytes) -> int:
-    """How much smaller the sum is if the bytes are signed."""
-    return sum(256 for byte in field if byte > 127)
+    signed = memoryview(block).cast("b")
+    return sum(signed) == checksum + sum(signed[_CHECKSUM])
 
 
 def _has_prefix(magic: bytes, prefix: bytes) -> bool:
@@ -205,7 +187,8 @@ def text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-def _number(field: bytes) -> int:
+@lru_cache(maxsize=_CACHED_NUMBERS)
+def number(field: bytes) -> int:
     """Parse a numeric field: octal digits or, if the first bit is set, two's complement."""
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
@@ -216,10 +199,6 @@ def _number(field: bytes) -> int:
         return int(digits or b"0", 8)
     except ValueError:
         raise ProtocolViolation(f"not a tar stream: not a number: {printable(digits)}") from None
-
-
-number = lru_cache(maxsize=_CACHED_NUMBERS)(_number)
-"""The same, cached: many headers have equal fields."""
 
 
 def decimal(digits: bytes) -> int:
