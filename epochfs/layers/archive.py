@@ -25,7 +25,6 @@ from epochfs.layers.decoders import (
     BlobFile,
     GuardedDecoder,
     gzip_decoder,
-    gzip_spacing,
     read_to_end,
     zstd_decoder,
 )
@@ -55,24 +54,24 @@ def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archi
     has no copy yet.
     """
     compression = index.meta["compression"]
-    try:
-        copy = _copied(index, blob, cache) if compression == "zstd" else None
-        if copy is None and not blob.verified:
+    with contextlib.ExitStack() as closing:
+        closing.callback(blob.close)
+        if compression == "zstd":
+            try:
+                return _CopyArchive(_decompressed(index, blob, cache))
+            except CacheFailure as error:
+                cache.directory.report(error)
+        if not blob.verified:
             # It was when the index was made, and has been evicted since.
             read_to_end(blob, 0)
-    except BaseException:
-        blob.close()
-        raise
-    if copy is not None:
-        blob.close()
-        return copy
+        closing.pop_all()
     if compression == "none":
         return _PlainArchive(blob)
     if compression == "zstd":
         return _DecodedArchive(blob, lambda: zstd_decoder(BlobFile(blob)), seeks_back=False)
 
     def start_gzip() -> GuardedDecoder:
-        return gzip_decoder(BlobFile(blob), gzip_spacing(blob.size), index.gzip_points())
+        return gzip_decoder(BlobFile(blob), index.gzip_points())
 
     return _DecodedArchive(blob, start_gzip, seeks_back=True)
 
@@ -155,17 +154,11 @@ class _CopyArchive:
         read_exactly(self._fd, view, piece.offset + offset)
 
 
-def _copied(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archive | None:
-    """Open the decompressed copy of a zstd blob, made if need be; None if the cache has no room."""
-    try:
-        return _CopyArchive(_decompressed(index, blob, cache))
-    except CacheFailure as error:
-        cache.directory.report(error)
-        return None
-
-
 def _decompressed(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> int:
-    """Return a descriptor of the copy. Raises CacheFailure if the cache has no room for it."""
+    """Return a descriptor of a zstd blob's decompressed copy, made if need be.
+
+    Raises CacheFailure if the cache has no room for it.
+    """
     digest, size = Digest.parse(str(index.meta["tar_digest"])), int(index.meta["tar_size"])
     if size > cache.quota.size_limit:
         raise CacheFailure(f"a layer decompresses to {size} bytes, over the maximum cache size")

@@ -18,18 +18,14 @@ from epochfs.blobs.store import BlobHandle
 from epochfs.client.single_flight import SingleFlight
 from epochfs.errors import ContentMismatch, DeadlineExceeded
 from epochfs.layers import toc
-from epochfs.layers.decoders import BlobFile, GzipMember, read_up_to, zstd_decoder
+from epochfs.layers.decoders import BlobFile, GzipMember, Source, read_up_to, zstd_decoder
 from epochfs.layers.entry import Piece
-from epochfs.layers.tar_stream import Source
 from epochfs.oci.names import Digest
 
 _CACHED_BYTES = 128 << 20
 _MAX_DECODERS = 4
 _PATIENCE_SECONDS = 30.0
 """How long a chunk waits for a decoder: half the time that a read has."""
-
-_Chunk = tuple[Digest, Piece]
-"""A chunk of the layer with that digest."""
 
 
 class ChunkCache:
@@ -42,8 +38,8 @@ class ChunkCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
-        self._chunks: LRUCache[_Chunk, bytes] = LRUCache(_CACHED_BYTES, len)
-        self._flights = SingleFlight[_Chunk, bytes](
+        self._chunks: LRUCache[tuple[Digest, Piece], bytes] = LRUCache(_CACHED_BYTES, len)
+        self._flights = SingleFlight[tuple[Digest, Piece], bytes](
             self._lock, self._chunks.__setitem__, lambda _: "a chunk of a layer is not read yet"
         )
 

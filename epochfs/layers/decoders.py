@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from epochfs.blobs.buffers import page_aligned
 from epochfs.blobs.store import BlobHandle
@@ -27,7 +26,6 @@ from epochfs.errors import (
     fresh,
     printable,
 )
-from epochfs.layers.tar_stream import Source
 
 try:
     import indexed_gzip
@@ -50,7 +48,7 @@ _MAX_WINDOW = 128 << 20
 _READ_BYTES = 256 << 10
 _MEMBER_BYTES = 32 << 10
 _GZIP = 16 + zlib.MAX_WBITS
-_POINTS = 4096
+_MAX_POINTS = 4096
 _MIN_SPACING = 2 << 20
 _FREE_BYTES = 2 << 30
 _MAX_RATIO = 100
@@ -72,14 +70,6 @@ def size_limit(blob_size: int) -> int:
     return max(_FREE_BYTES, _MAX_RATIO * blob_size)
 
 
-def gzip_spacing(blob_size: int) -> int:
-    """Return the distance in bytes between the points of a gzip index, each of which takes 32 KiB.
-
-    Bounds an index at 128 MiB; a usual layer's is a fiftieth of its decompressed size.
-    """
-    return max(_MIN_SPACING, size_limit(blob_size) // _POINTS)
-
-
 class BlobFile(io.RawIOBase):
     """A blob as the file that a decoder reads.
 
@@ -89,6 +79,7 @@ class BlobFile(io.RawIOBase):
     def __init__(self, blob: BlobHandle) -> None:
         self._blob = blob
         self._position = 0
+        self.size = blob.size
         self.failure: EpochfsError | None = None
 
     def readable(self) -> bool:
@@ -101,7 +92,7 @@ class BlobFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._blob.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
@@ -116,6 +107,13 @@ class BlobFile(io.RawIOBase):
 
 
 File = BlobFile | io.BytesIO
+
+
+class Source(Protocol):
+    """A decoder, or a file that needs none."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill some of `buffer`; return how much, and 0 at the end."""
 
 
 def compression_of(blob: BlobHandle) -> str:
@@ -161,10 +159,15 @@ class GuardedDecoder:
             ) from error
 
 
-def gzip_decoder(file: BlobFile, spacing: int, index: bytes = b"") -> GuardedDecoder:
-    """Decompress gzip. It resumes at points `spacing` bytes apart, which `index` has."""
+def gzip_decoder(file: BlobFile, index: bytes = b"") -> GuardedDecoder:
+    """Decompress gzip, resuming at the points that `index` has.
+
+    A point takes 32 KiB, and an index at most 128 MiB; a usual layer's takes a fiftieth of the
+    decompressed size.
+    """
     if indexed_gzip is None:
         raise Unsupported(f"a layer compressed with gzip cannot be read: {NEEDED}")
+    spacing = max(_MIN_SPACING, size_limit(file.size) // _MAX_POINTS)
     decoder = indexed_gzip.IndexedGzipFile(
         fileobj=file, spacing=spacing, readbuf_size=_READ_BYTES, buffer_size=_READ_BYTES
     )
@@ -260,21 +263,6 @@ def zstd_content(blob: BlobHandle, limit: int) -> Iterator[memoryview]:
     read_to_end(blob, file.tell())
 
 
-class WholeZstd:
-    """A whole blob decompressed, as the source of a tar stream."""
-
-    def __init__(self, blob: BlobHandle) -> None:
-        self._pieces = zstd_content(blob, sys.maxsize)  # the stream has a limit
-        self._rest = memoryview(b"")
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        self._rest = self._rest or next(self._pieces, memoryview(b""))
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
 def check_gzip(blob: BlobHandle, size: int) -> None:
     """Raise ProtocolViolation if a blob that decompressed to `size` bytes ends within a member.
 
@@ -300,6 +288,13 @@ def read_to_end(blob: BlobHandle, offset: int) -> None:
         offset += count
     if blob.size and not blob.verified:
         raise ContentMismatch("a layer was read to its end without being verified")
+
+
+def pieces_of(source: Source) -> Iterator[memoryview]:
+    """Yield all that a source has, in pieces that are each valid until the next."""
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    while count := source.readinto(buffer):
+        yield buffer[:count]
 
 
 def read_up_to(decoder: Source, count: int) -> bytes:

@@ -92,17 +92,14 @@ class LayerIndex:
         self._connection = connection
         self._lock = threading.Lock()
         weakref.finalize(self, connection.close).atexit = False
-        self.resident_bytes = self._resident_bytes()
+        [(_, _, path)] = self._rows("PRAGMA database_list")
+        [(pages,)], [(size,)] = self._rows("PRAGMA page_count"), self._rows("PRAGMA page_size")
+        self.resident_bytes = 0 if path else int(pages * size)
+        """How much memory the index takes; 0 if it is in a file."""
         self.meta: dict[str, str | int] = dict(self._rows("SELECT key, value FROM meta"))
         self.has_aliases = any(self._rows("SELECT 1 FROM alias LIMIT 1"))
         self._has_hidden = any(self._rows("SELECT 1 FROM hidden LIMIT 1"))
         self.has_foreign_links = any(self._rows("SELECT 1 FROM foreign_link LIMIT 1"))
-
-    def _resident_bytes(self) -> int:
-        """Return how much memory the index takes; 0 for a file."""
-        [(_, _, path)] = self._rows("PRAGMA database_list")
-        [(pages,)], [(size,)] = self._rows("PRAGMA page_count"), self._rows("PRAGMA page_size")
-        return 0 if path else int(pages * size)
 
     def see(self, path: bytes) -> Seen:
         """Look up a path, and whether the layer hides what is below it.
@@ -133,13 +130,11 @@ class LayerIndex:
 
     def children(self, directory: bytes) -> list[tuple[bytes, int]]:
         """Return the names in a directory, each with its mode."""
-        rows = self._rows(
+        query = (
             "SELECT name, coalesce(mode, ?) FROM name LEFT JOIN inode ON id = inode "
-            "WHERE parent = ? AND name != x''",
-            stat.S_IFDIR,
-            directory,
+            "WHERE parent = ? AND name != x''"
         )
-        return [(name, mode) for name, mode in rows]
+        return self._rows(query, stat.S_IFDIR, directory)
 
     def hidden(self, directory: bytes) -> set[bytes]:
         """Return the names in a directory that are whited out in the layers below."""
@@ -181,14 +176,13 @@ class LayerIndex:
             "SELECT inode, coalesce(mode, ?) FROM name LEFT JOIN inode ON id = inode "
             "WHERE parent=? AND name=?"
         )
-        for inode, mode in self._rows(query, stat.S_IFDIR, parent, name):
-            return inode, mode
-        return None, 0
+        rows: list[tuple[int | None, int]] = self._rows(query, stat.S_IFDIR, parent, name)
+        return rows[0] if rows else (None, 0)
 
     def _hides(self, parent: bytes, name: bytes) -> bool:
         return any(self._rows("SELECT 1 FROM hidden WHERE parent=? AND name=?", parent, name))
 
-    def _rows(self, query: str, *values: bytes | int) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, *values: bytes | int) -> list[Any]:
         try:
             with self._lock:
                 return self._connection.execute(query, values).fetchall()

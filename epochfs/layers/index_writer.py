@@ -39,7 +39,6 @@ _CACHE_KIB = 16 << 10
 _KNOWN_DIRECTORIES = 10_000
 _BATCH = 2000
 _FILTER_BITS = 1 << 23
-_NO_XATTRS = "{}"
 
 _INODE = "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _NAME = "INSERT OR REPLACE INTO name VALUES (?, ?, ?)"
@@ -67,10 +66,6 @@ class _Rows:
         self.names: dict[tuple[bytes, bytes], int] = {}
         self.pieces: list[tuple[_Value, ...]] = []
         self.aliases: list[tuple[_Value, ...]] = []
-
-    def insert_if_many(self) -> None:
-        if len(self.names) + len(self.pieces) > _BATCH:
-            self.insert()
 
     def insert(self) -> None:
         names = [(*key, inode) for key, inode in self.names.items()]
@@ -157,21 +152,22 @@ class IndexWriter:
         entry = self._placed(entry)
         self._count(entry)
         parent, name = split_path(entry.path)
-        if _is_reserved(parent) or (name.startswith(_RESERVED) and name != _OPAQUE):
-            self._set_aside(entry)
-            return
-        hides = name.startswith(_WHITEOUT)
+        is_reserved = _is_reserved(entry.path) and (name != _OPAQUE or _is_reserved(parent))
+        is_whiteout = name.startswith(_WHITEOUT)
         # Where a directory became a link, whiteouts of what was in it may follow: they apply to
         # where the link leads, and create nothing there.
-        if entry.path == stated or not hides:
+        if not is_reserved and (entry.path == stated or not is_whiteout):
             self._imply(parent)
-        if hides:
+        if is_reserved:
+            self._set_aside(entry)
+        elif is_whiteout:
             self._hide(parent, name)
         elif entry.is_hard_link:
             self._add_link(entry, parent, name)
         else:
             self._give_name(parent, name, self._new_inode(entry), entry.mode)
-        self._rows.insert_if_many()
+        if len(self._rows.names) + len(self._rows.pieces) > _BATCH:
+            self._rows.insert()
 
     def set_gzip_points(self, points: bytes) -> None:
         """Record the index of a gzip stream."""
@@ -308,18 +304,17 @@ class IndexWriter:
         else:
             inode = self._new_inode(entry._replace(path=b""))
         self._rows.names[_place(entry.path)] = inode
-        self._rows.insert_if_many()
 
     def _new_inode(self, entry: Entry) -> int:
         self._inodes += 1
-        text = _NO_XATTRS
+        xattrs = "{}"
         if entry.xattrs:
-            text = json.dumps({key: raw.decode("latin-1") for key, raw in entry.xattrs.items()})
+            xattrs = json.dumps({name: raw.decode("latin-1") for name, raw in entry.xattrs.items()})
         number = self._inodes
         self._rows.inodes.append(
             (
                 *(number, entry.mode, entry.uid, entry.gid, entry.size, entry.time_ns),
-                *(entry.rdev, entry.link, text, entry.path),
+                *(entry.rdev, entry.link, xattrs, entry.path),
             )
         )
         for piece in entry.pieces:

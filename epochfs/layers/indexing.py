@@ -24,12 +24,12 @@ import hashlib
 import logging
 import os
 import secrets
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Protocol
 
-from epochfs.blobs.store import BlobHandle
+from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.directory import LAYERS, READ_FLAGS, is_ours
 from epochfs.cache.quota import cached_files, remove_unused, shrink
@@ -37,19 +37,20 @@ from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarg
 from epochfs.layers import toc
 from epochfs.layers.decoders import (
     BlobFile,
-    WholeZstd,
     check_gzip,
     compression_of,
     gzip_decoder,
-    gzip_spacing,
+    pieces_of,
     read_to_end,
     size_limit,
+    zstd_content,
 )
 from epochfs.layers.index import FORMAT, LayerIndex, open_index
 from epochfs.layers.index_writer import IndexWriter
-from epochfs.layers.tar import walk
+from epochfs.layers.tar import TarReader
 from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.manifests import Descriptor
+from epochfs.oci.names import Repository
 
 log = logging.getLogger(__name__)
 
@@ -61,53 +62,47 @@ _ATTEMPTS = 3
 _NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
-class OpenBlob(Protocol):
-    """Opens a layer's blob; `precise` as in `BlobStore.open`."""
-
-    def __call__(self, *, precise: bool = False) -> BlobHandle: ...
-
-
 def write_index(
-    layer: Descriptor, open_blob: OpenBlob, closed: threading.Event, writer: IndexWriter
+    blobs: BlobStore,
+    repository: Repository,
+    layer: Descriptor,
+    closed: threading.Event,
+    writer: IndexWriter,
 ) -> None:
     """Write the index of a layer. Raises Vanished once `closed` is set."""
-    if not toc.has_toc(layer) or not _write_toc(layer, open_blob, writer):
-        with closing(open_blob()) as blob:
-            _write_tar(blob, closed, writer)
-
-
-def _write_toc(layer: Descriptor, open_blob: OpenBlob, writer: IndexWriter) -> bool:
-    """Index a layer by its table of contents; return False if it has none that can be used."""
-    with closing(open_blob(precise=True)) as blob:
-        for compression, read in toc.READERS.items():
+    for compression in toc.formats(layer):
+        with closing(blobs.open(repository, layer.digest, layer.size, precise=True)) as blob:
             try:
-                entries = read(layer, blob)
+                entries = toc.read_entries(compression, layer, blob)
             except (InvalidName, ProtocolViolation, TooLarge) as error:
                 digest = layer.digest
                 log.warning("layer %s is read whole; bad table of contents: %s", digest, error)
                 continue
-            if entries is not None:
-                for entry in entries:
-                    writer.add(entry)
-                writer.set_meta("compression", compression)
-                return True
-    return False
+        for entry in entries:
+            writer.add(entry)
+        writer.set_meta("compression", compression)
+        return
+    with closing(blobs.open(repository, layer.digest, layer.size)) as blob:
+        _write_whole(blob, closed, writer)
 
 
-def _write_tar(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:
+def _write_whole(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:
     """Read all of a blob, and index its tar stream."""
     compression, file, hasher = compression_of(blob), BlobFile(blob), hashlib.sha256()
+    gzip = gzip_decoder(file) if compression == "gzip" else None
 
-    def observe(view: memoryview) -> None:
-        if closed.is_set():
-            raise Vanished("the mount is ending")
-        if compression == "zstd":
-            hasher.update(view)
+    def pieces() -> Iterator[memoryview]:
+        limitless = sys.maxsize  # the stream has a limit
+        whole = zstd_content(blob, limitless) if compression == "zstd" else pieces_of(gzip or file)
+        for piece in whole:
+            if closed.is_set():
+                raise Vanished("the mount is ending")
+            if compression == "zstd":
+                hasher.update(piece)
+            yield piece
 
-    gzip = gzip_decoder(file, gzip_spacing(blob.size)) if compression == "gzip" else None
-    source = WholeZstd(blob) if compression == "zstd" else gzip or file
-    stream = TarStream(source, size_limit(blob.size), observe)
-    for entry in walk(stream):
+    stream = TarStream(pieces(), size_limit(blob.size))
+    for entry in TarReader(stream):
         writer.add(entry)
     size = stream.drain()
     writer.set_meta("compression", compression)
@@ -121,41 +116,32 @@ def _write_tar(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -
         writer.set_gzip_points(gzip.export_index())
 
 
-class IndexFiles:
-    """The stored indexes. Any thread may call anything."""
-
-    def __init__(self, cache: BlobCache) -> None:
-        self._cache = cache
-
-    def get(self, layer: Descriptor, write: Write) -> LayerIndex:
-        """Return the index of a layer, written now if there is none. Raises what `write` does."""
-        for _ in range(_ATTEMPTS):
-            try:
-                return self._found_or_made(layer, write)
-            except FileNotFoundError as error:
-                log.debug("another process removed the indexes of layers: %s", error)
-            except (OSError, CacheFailure) as error:
-                self._cache.directory.report(error)
-                if not self._cache.quota.evict_some():
-                    break
-        return _in_memory(write)
-
-    def _found_or_made(self, layer: Descriptor, write: Write) -> LayerIndex:
-        name = f"{layer.digest.encoded}.{toc.voucher(layer)}.{FORMAT}"
-        with self._cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
-            found = _open(directory, name)
-            if found is None:
-                limit = self._cache.quota.size_limit // _SHARE
-                files = cached_files(directory)
-                shrink(limit, files, lambda file: remove_unused(directory, file.name))
-                found = _make(directory, name, write)
-        return found
-
-
-def _in_memory(write: Write) -> LayerIndex:
+def stored_index(cache: BlobCache, layer: Descriptor, write: Write) -> LayerIndex:
+    """Return the index of a layer, written now if there is none. Raises what `write` does."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return _found_or_made(cache, layer, write)
+        except FileNotFoundError as error:
+            log.debug("another process removed the indexes of layers: %s", error)
+        except (OSError, CacheFailure) as error:
+            cache.directory.report(error)
+            if not cache.quota.evict_some():
+                break
     with IndexWriter(":memory:") as writer:
         write(writer)
         return LayerIndex(writer.finish())
+
+
+def _found_or_made(cache: BlobCache, layer: Descriptor, write: Write) -> LayerIndex:
+    name = f"{layer.digest.encoded}.{toc.voucher(layer)}.{FORMAT}"
+    with cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
+        found = _open(directory, name)
+        if found is None:
+            limit = cache.quota.size_limit // _SHARE
+            files = cached_files(directory)
+            shrink(limit, files, lambda file: remove_unused(directory, file.name))
+            found = _make(directory, name, write)
+    return found
 
 
 def _make(directory: int, name: str, write: Write) -> LayerIndex:

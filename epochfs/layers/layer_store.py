@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from cachetools import LRUCache, TTLCache
 
 from epochfs.blobs.buffers import clear
-from epochfs.blobs.store import BlobHandle, BlobStore
+from epochfs.blobs.store import BlobStore
 from epochfs.cache.blobs import BlobCache
 from epochfs.client.single_flight import PooledFlight
 from epochfs.errors import (
@@ -29,7 +29,7 @@ from epochfs.layers import toc
 from epochfs.layers.archive import Archive, open_archive
 from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.index import Inode, LayerIndex
-from epochfs.layers.indexing import IndexFiles, write_index
+from epochfs.layers.indexing import stored_index, write_index
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
 
@@ -156,7 +156,6 @@ class Layers:
     def __init__(self, blobs: BlobStore, cache: BlobCache) -> None:
         self._blobs = blobs
         self._cache = cache
-        self._files = IndexFiles(cache)
         self._closed = threading.Event()
         self._indexes: LoadingCache[_Key, LayerIndex] = LoadingCache("layer", _MAX_INDEXES, _weight)
         self._archives: LoadingCache[tuple[Repository, _Key], Archive]
@@ -193,19 +192,15 @@ class Layers:
         self, repository: Repository, layer: Descriptor, index: LayerIndex
     ) -> Archive:
         compression = str(index.meta["compression"])
-        if compression in toc.READERS:
-            open_blob = partial(self._open_blob, repository, layer, precise=True)
-            return ChunkedArchive(layer.digest, compression, open_blob, self._chunks)
-        return open_archive(index, self._open_blob(repository, layer), self._cache)
-
-    def _open_blob(
-        self, repository: Repository, layer: Descriptor, *, precise: bool = False
-    ) -> BlobHandle:
-        return self._blobs.open(repository, layer.digest, layer.size, precise=precise)
+        open_blob = partial(self._blobs.open, repository, layer.digest, layer.size)
+        if compression in (toc.ESTARGZ, toc.ZSTD_CHUNKED):
+            precisely = partial(open_blob, precise=True)
+            return ChunkedArchive(layer.digest, compression, precisely, self._chunks)
+        return open_archive(index, open_blob(), self._cache)
 
     def _make_index(self, repository: Repository, layer: Descriptor) -> LayerIndex:
-        open_blob = partial(self._open_blob, repository, layer)
-        return self._files.get(layer, partial(write_index, layer, open_blob, self._closed))
+        write = partial(write_index, self._blobs, repository, layer, self._closed)
+        return stored_index(self._cache, layer, write)
 
 
 def _key(layer: Descriptor) -> _Key:

@@ -18,10 +18,9 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from itertools import chain
 
 from epochfs.errors import InvalidName, ProtocolViolation, TooLarge, printable
-from epochfs.layers.entry import NO_XATTRS, Entry, PathCleaner, Piece, checked_time
+from epochfs.layers.entry import NO_XATTRS, Entry, Piece, checked_time, clean_path
 from epochfs.layers.tar_stream import (
     BLOCK,
     MAX_HEADER_BYTES,
@@ -73,7 +72,6 @@ _MAP = b"GNU.sparse.map"
 _MAP_NUMBERS = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _MAP_VERSION = (b"GNU.sparse.major", b"GNU.sparse.minor")
 _REAL_SIZES = (b"GNU.sparse.realsize", b"GNU.sparse.size")
-_NO_NUMBER = re.compile(rb"[^0-9]")
 
 _Spans = list[tuple[int, int]]
 """A sparse file's data map: the (offset, size) in the file of each stored span, in order."""
@@ -91,23 +89,18 @@ class _Extensions:
 _NONE = _Extensions()
 
 
-def walk(stream: TarStream) -> Iterator[Entry]:
-    """Yield the entries; none of an empty stream. Raises ProtocolViolation if it is no tar stream.
+class TarReader:
+    """Iterates over the entries of a stream; an empty stream has none.
 
-    Entries whose path is invalid are left out, with one log line for all of them.
+    Raises ProtocolViolation if it is no tar stream. Entries with invalid paths are left out, with
+    one log line for all of them.
     """
-    return _Walker(stream).entries()
-
-
-class _Walker:
-    """One walk through a stream."""
 
     def __init__(self, stream: TarStream) -> None:
         self._stream = stream
         self._globals: dict[bytes, bytes] = {}
-        self._clean = PathCleaner()
 
-    def entries(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Entry]:
         stream, extensions = self._stream, _NONE
         refused: InvalidName | None = None
         while header := parse_header(block := stream.take(BLOCK)):
@@ -152,9 +145,9 @@ class _Walker:
         if header.kind == _GLOBAL:
             self._globals.update(parse_records(body))
             # They are part of each entry's headers.
-            count, size = len(self._globals), sum(map(len, chain(*self._globals.items())))
-            if count > _MAX_GLOBAL_HEADERS or size > MAX_HEADER_BYTES:
-                raise TooLarge(f"a layer with {count} global headers, of {size} bytes")
+            total = sum(len(key) + len(value) for key, value in self._globals.items())
+            if len(self._globals) > _MAX_GLOBAL_HEADERS or total > MAX_HEADER_BYTES:
+                raise TooLarge(f"{len(self._globals)} global headers in a layer, of {total} bytes")
             return extensions
         if header.kind == _LONG_NAME:
             return replace(extensions, long_name=text(body))
@@ -196,11 +189,11 @@ class _Walker:
         kind = _TYPES.get(header.kind)
         if kind is None:
             return None
-        path = self._clean(header.name)
+        path = clean_path(header.name)
         if not path and kind != stat.S_IFDIR:
             raise InvalidName("the root is not a directory")
         if header.kind == _HARD_LINK:
-            return Entry(path, kind, link=self._clean(header.link), is_hard_link=True)
+            return Entry(path, kind, link=clean_path(header.link), is_hard_link=True)
         uid, gid = number(header.uid), number(header.gid)
         time_ns, xattrs, rdev = number(header.mtime) * 10**9, NO_XATTRS, 0
         if records:
@@ -318,7 +311,7 @@ def _spans_in_data(stream: TarStream) -> _Spans:
 
 
 def _map_number(digits: bytes) -> int:
-    if not digits or _NO_NUMBER.search(digits):
+    if not digits.isdigit():
         raise ProtocolViolation("not a number in a sparse file's map")
     return decimal(digits)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from epochfs.errors import ProtocolViolation, TooLarge, printable
 
@@ -20,7 +20,6 @@ BLOCK = 512
 MAX_HEADER_BYTES = 1 << 20
 """Maximum size of all headers of one entry: names, attributes of up to 64 KiB, sparse map."""
 
-_BUFFER_BYTES = 1 << 20
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 _CHECKSUM = slice(148, 156)
 _SPACES = sum(b" " * 8)
@@ -39,25 +38,17 @@ Records = list[tuple[bytes, bytes]]
 """The records of an extended header, in order."""
 
 
-class Source(Protocol):
-    """Where the bytes of a tar stream come from, in order."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill some of `buffer`; return how much, and 0 at the end."""
-
-
 class TarStream:
-    """Reads a source to its end; raises TooLarge beyond `limit` bytes.
+    """Reads a stream that comes in pieces, each valid until the next.
 
-    `observe` is given every byte. `position` is that of the next byte.
+    Raises TooLarge beyond `limit` bytes. `position` is that of the next byte.
     """
 
-    def __init__(self, source: Source, limit: int, observe: Callable[[memoryview], None]) -> None:
+    def __init__(self, pieces: Iterator[memoryview], limit: int) -> None:
         self.position = 0
-        self._source = source
+        self._pieces = pieces
         self._limit = limit
-        self._observe = observe
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._piece = memoryview(b"")
         self._start = self._stop = 0
         self._read = 0
         self._header_bytes = 0
@@ -70,7 +61,7 @@ class TarStream:
         stop = self._start + count
         if stop > self._stop:
             return self._take_over(count)
-        found = bytes(self._buffer[self._start : stop])
+        found = bytes(self._piece[self._start : stop])
         self._start = stop
         self.position += count
         return found
@@ -98,25 +89,24 @@ class TarStream:
         return self._read
 
     def _take_over(self, count: int) -> bytes:
-        """Return bytes that are not all in the buffer yet."""
-        pieces = []
+        """Return bytes that go beyond the piece at hand."""
+        parts = []
         while count and (self._start < self._stop or self._fill()):
-            piece = bytes(self._buffer[self._start : min(self._stop, self._start + count)])
-            self._start += len(piece)
-            self.position += len(piece)
-            pieces.append(piece)
-            count -= len(piece)
-        return b"".join(pieces)
+            part = bytes(self._piece[self._start : self._start + count])
+            self._start += len(part)
+            self.position += len(part)
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
 
     def _fill(self) -> int:
-        """Replace the buffer's content with what comes next; return its length."""
-        count = self._source.readinto(self._buffer) or 0
-        self._start, self._stop = 0, count
-        self._read += count
+        """Go on to the next piece; return its length, and 0 at the end."""
+        self._piece = next(self._pieces, memoryview(b""))
+        self._start, self._stop = 0, len(self._piece)
+        self._read += self._stop
         if self._read > self._limit:
             raise TooLarge(f"a layer that decompresses to more than {self._limit} bytes")
-        self._observe(self._buffer[:count])
-        return count
+        return self._stop
 
 
 class Header(NamedTuple):

@@ -18,13 +18,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from io import BytesIO
+from itertools import chain
 from typing import Any
 
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import ContentMismatch, ProtocolViolation, TooLarge
 from epochfs.layers.decoders import GzipMember, read_range, read_up_to, zstd_decoder
 from epochfs.layers.entry import Entry, Piece, checked_time, clean_path
-from epochfs.layers.tar import is_xattr, walk
+from epochfs.layers.tar import TarReader, is_xattr
 from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.manifests import Descriptor, load_json
 from epochfs.oci.names import Digest
@@ -38,21 +39,21 @@ MAX_ROWS = 100_000
 MAX_CHUNK_BYTES = 64 << 20
 """Maximum size of a chunk, which is verified in memory before any of it is shown."""
 
-_ESTARGZ_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
-"""The annotation with the digest of an eStargz table, not compressed."""
+_DIGESTS = {
+    ESTARGZ: ("containerd.io/snapshot/stargz/toc.digest",),
+    ZSTD_CHUNKED: (
+        "io.github.containers.zstd-chunked.manifest-checksum",
+        "io.containers.zstd-chunked.manifest-checksum",
+    ),
+}
+"""The annotation with the digest of a table: of eStargz decompressed, of zstd:chunked compressed.
+The last name is the one that skopeo 1.9 writes."""
 
-_CHUNKED_DIGESTS = (
-    "io.github.containers.zstd-chunked.manifest-checksum",
-    "io.containers.zstd-chunked.manifest-checksum",
-)
-"""The annotation with the digest of a compressed zstd:chunked table: today's name, and the one that
-skopeo 1.9 writes."""
-
-_CHUNKED_POSITIONS = (
+_POSITIONS = (
     "io.github.containers.zstd-chunked.manifest-position",
     "io.containers.zstd-chunked.manifest-position",
 )
-"""The annotation with that table's offset, length, decompressed length, and version."""
+"""The annotation with a zstd:chunked table's offset, length, decompressed length, and version."""
 
 _VOUCHER_DIGITS = 32
 
@@ -85,55 +86,46 @@ def voucher(layer: Descriptor) -> str:
     The annotations in one manifest vouch for a table of contents, and another manifest need not
     believe it: the index is kept under them. Without any, the blob's digest is enough.
     """
-    names = (_ESTARGZ_DIGEST, *_CHUNKED_DIGESTS, *_CHUNKED_POSITIONS)
+    names = (*chain(*_DIGESTS.values()), *_POSITIONS)
     found = [(name, layer.annotations[name]) for name in names if name in layer.annotations]
     if not found:
         return "tar"
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:_VOUCHER_DIGITS]
 
 
-def has_toc(layer: Descriptor) -> bool:
-    """Whether an annotation vouches for a table of contents."""
-    return any(name in layer.annotations for name in (_ESTARGZ_DIGEST, *_CHUNKED_DIGESTS))
+def formats(layer: Descriptor) -> list[str]:
+    """Return the formats of the tables of contents that an annotation vouches for."""
+    return [
+        name for name, keys in _DIGESTS.items() if any(key in layer.annotations for key in keys)
+    ]
 
 
-def read_estargz(layer: Descriptor, blob: BlobHandle) -> list[Entry] | None:
-    """Return the entries of an eStargz layer; None if nothing vouches for a table.
+def read_entries(compression: str, layer: Descriptor, blob: BlobHandle) -> list[Entry]:
+    """Return the entries of a layer by its table of contents, which is of one of its `formats`.
 
     Raises ProtocolViolation, InvalidName or TooLarge for a table that cannot be used.
     """
-    annotation = layer.annotations.get(_ESTARGZ_DIGEST)
-    if annotation is None:
-        return None
-    digest, table = Digest.parse(annotation), _estargz_table(blob)
-    if not digest.matches(table):
-        raise ContentMismatch("it does not match the digest in its annotation")
-    return _parse(table, _OWN_FILES)
-
-
-def read_zstd_chunked(layer: Descriptor, blob: BlobHandle) -> list[Entry] | None:
-    """Return the entries of a zstd:chunked layer; otherwise like `read_estargz`."""
-    annotation = _first(layer, _CHUNKED_DIGESTS)
-    if annotation is None:
-        return None
-    position = _POSITION.match(_first(layer, _CHUNKED_POSITIONS) or "")
+    digest = Digest.parse(_first(layer, _DIGESTS[compression]))
+    if compression == ESTARGZ:
+        return _parse(_verified(_estargz_table(blob), digest), _OWN_FILES)
+    position = _POSITION.match(_first(layer, _POSITIONS))
     if position is None:
         raise ProtocolViolation("no annotation says where it is")
     offset, packed_size, size = (int(number) for number in position.groups())
     if max(packed_size, size) > MAX_BYTES:
         raise TooLarge(f"it has {size} bytes, compressed {packed_size}")
-    digest, packed = Digest.parse(annotation), read_range(blob, offset, packed_size)
-    if not digest.matches(packed):
-        raise ContentMismatch("it does not match the digest in its annotation")
+    packed = _verified(read_range(blob, offset, packed_size), digest)
     return _parse(read_up_to(zstd_decoder(BytesIO(packed)), size), frozenset())
 
 
-READERS = {ESTARGZ: read_estargz, ZSTD_CHUNKED: read_zstd_chunked}
-"""The formats, as they are recorded for a layer's compression."""
+def _first(layer: Descriptor, names: tuple[str, ...]) -> str:
+    return next((layer.annotations[name] for name in names if name in layer.annotations), "")
 
 
-def _first(layer: Descriptor, names: tuple[str, ...]) -> str | None:
-    return next((layer.annotations[name] for name in names if name in layer.annotations), None)
+def _verified(table: bytes, digest: Digest) -> bytes:
+    if not digest.matches(table):
+        raise ContentMismatch("it does not match the digest in its annotation")
+    return table
 
 
 def _estargz_table(blob: BlobHandle) -> bytes:
@@ -146,7 +138,7 @@ def _estargz_table(blob: BlobHandle) -> bytes:
         raise TooLarge(f"it takes {end - start} bytes")
     packed = BytesIO(read_range(blob, start, end - start))
     stream = read_up_to(GzipMember(packed), MAX_BYTES + _TAR_OVERHEAD)
-    file = next(walk(TarStream(BytesIO(stream), len(stream), lambda _: None)), None)
+    file = next(iter(TarReader(TarStream(iter([memoryview(stream)]), len(stream)))), None)
     if file is None or file.path != _TOC_FILE:
         raise ProtocolViolation(f"there is no {_TOC_FILE.decode()}")
     if file.size > MAX_BYTES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from epochfs.errors import (
     UsageError,
 )
 from epochfs.layers.entry import clean_path
-from epochfs.layers.tar import walk
+from epochfs.layers.tar import TarReader
 from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.kinds import SparseMap, StoredFile, parse_config
 from epochfs.oci.manifests import MAX_SIZE, Index, load_json, parse
@@ -99,7 +98,7 @@ def _ascends(holes: SparseMap) -> bool:
 
 
 def _tar(data: bytes) -> None:
-    for entry in walk(TarStream(io.BytesIO(data), 1 << 40, lambda _: None)):
+    for entry in TarReader(TarStream(iter([memoryview(data)]), 1 << 40)):
         assert clean_path(entry.path) == entry.path
         end = 0
         for piece in entry.pieces:

@@ -18,7 +18,7 @@ from epochfs.errors import CacheFailure, ContentMismatch
 from epochfs.layers.entry import Entry
 from epochfs.layers.index import FORMAT, LayerIndex
 from epochfs.layers.index_writer import IndexWriter
-from epochfs.layers.indexing import IndexFiles
+from epochfs.layers.indexing import stored_index
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest
 
@@ -51,34 +51,34 @@ def refuse(_: IndexWriter) -> None:
 
 
 def test_an_index_is_made_once(cache: BlobCache) -> None:
-    assert names(IndexFiles(cache).get(LAYER, write)) == 300
-    assert names(IndexFiles(cache).get(LAYER, refuse)) == 300
+    assert names(stored_index(cache, LAYER, write)) == 300
+    assert names(stored_index(cache, LAYER, refuse)) == 300
     assert files(cache) == [f"{LAYER.digest.encoded}.tar.{FORMAT}"]
 
 
 def test_of_two_mounts_that_make_an_index_the_first_keeps_it(cache: BlobCache) -> None:
     def overtaken(writer: IndexWriter) -> None:
         write(writer)
-        IndexFiles(opened(cache.directory.path)).get(LAYER, write)
+        stored_index(opened(cache.directory.path), LAYER, write)
 
     inode = cache.directory.path / "v1/layers/sha256" / f"{LAYER.digest.encoded}.tar.{FORMAT}"
-    index = IndexFiles(cache).get(LAYER, overtaken)
+    index = stored_index(cache, LAYER, overtaken)
     first = inode.stat().st_ino
     assert names(index) == 300
-    assert names(IndexFiles(cache).get(LAYER, refuse)) == 300
+    assert names(stored_index(cache, LAYER, refuse)) == 300
     assert (inode.stat().st_ino, len(files(cache))) == (first, 1)
 
 
 def test_many_mounts_that_make_the_same_indexes_at_once_all_have_them(tmp_path: Path) -> None:
-    mounts = [IndexFiles(opened(tmp_path / "cache")) for _ in range(4)]
+    mounts = [opened(tmp_path / "cache") for _ in range(4)]
     layers = [Descriptor("", Digest.of(b"%d" % number), 7) for number in range(25)]
     together = threading.Barrier(len(mounts))
 
-    def look(mount: IndexFiles) -> list[int]:
+    def look(mount: BlobCache) -> list[int]:
         found = []
         for layer in layers:
             together.wait()
-            found.append(names(mount.get(layer, write)))
+            found.append(names(stored_index(mount, layer, write)))
         return found
 
     with ThreadPoolExecutor(len(mounts)) as pool:
@@ -90,9 +90,9 @@ def test_an_index_that_is_being_written_is_not_removed_to_make_room(tmp_path: Pa
 
     def with_another(writer: IndexWriter) -> None:
         write(writer)
-        IndexFiles(cache).get(OTHER, write)
+        stored_index(cache, OTHER, write)
 
-    assert names(IndexFiles(cache).get(LAYER, with_another)) == 300
+    assert names(stored_index(cache, LAYER, with_another)) == 300
     assert f"{LAYER.digest.encoded}.tar.{FORMAT}" in files(cache)
 
 
@@ -100,14 +100,14 @@ def test_what_a_killed_mount_was_writing_goes_first(tmp_path: Path) -> None:
     cache = opened(tmp_path / "cache", limit=10 * PAGE)
     with cache.directory.opened("layers", "sha256"):
         (cache.directory.path / "v1/layers/sha256/draft").write_bytes(bytes(5 * PAGE))
-    IndexFiles(cache).get(LAYER, write)
+    stored_index(cache, LAYER, write)
     assert files(cache) == [f"{LAYER.digest.encoded}.tar.{FORMAT}"]
 
 
 def test_a_file_that_goes_away_while_room_is_made_is_no_failure(
     cache: BlobCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    IndexFiles(cache).get(OTHER, write)
+    stored_index(cache, OTHER, write)
     honest = os.scandir
 
     def scandir(path: int) -> Iterator[os.DirEntry[str]]:
@@ -117,7 +117,7 @@ def test_a_file_that_goes_away_while_room_is_made_is_no_failure(
         return _Closing(found)
 
     monkeypatch.setattr("epochfs.layers.indexing.os.scandir", scandir)
-    assert names(IndexFiles(cache).get(LAYER, write)) == 300
+    assert names(stored_index(cache, LAYER, write)) == 300
 
 
 class _Closing(list["os.DirEntry[str]"]):
@@ -133,7 +133,7 @@ def test_what_cannot_be_made_sense_of_is_told_and_leaves_nothing(cache: BlobCach
         raise ContentMismatch("wrong")
 
     with pytest.raises(ContentMismatch):
-        IndexFiles(cache).get(LAYER, fail)
+        stored_index(cache, LAYER, fail)
     assert files(cache) == []
 
 
@@ -148,7 +148,7 @@ def test_where_no_file_can_be_made_an_index_is_in_memory(
     cache: BlobCache, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(number))
-    index = IndexFiles(cache).get(LAYER, write)
+    index = stored_index(cache, LAYER, write)
     assert names(index) == 300
     assert index.resident_bytes > 10_000
     assert files(cache) == []
@@ -163,7 +163,7 @@ def test_an_index_for_which_the_disk_is_too_full_is_in_memory(
             raise CacheFailure("cannot write the index of a layer: database or disk is full")
         write(writer)
 
-    assert names(IndexFiles(cache).get(LAYER, full)) == 300
+    assert names(stored_index(cache, LAYER, full)) == 300
     assert files(cache) == []
 
 
@@ -178,7 +178,7 @@ def writer_path(writer: IndexWriter) -> str:
 def test_on_a_read_only_disk_what_is_there_is_read_and_the_rest_is_in_memory(
     cache: BlobCache,
 ) -> None:
-    IndexFiles(cache).get(LAYER, write)
+    stored_index(cache, LAYER, write)
     with read_only(cache.directory.path):
-        assert names(IndexFiles(cache).get(LAYER, refuse)) == 300
-        assert names(IndexFiles(cache).get(OTHER, write)) == 300
+        assert names(stored_index(cache, LAYER, refuse)) == 300
+        assert names(stored_index(cache, OTHER, write)) == 300

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import stat
@@ -19,7 +18,7 @@ from support.builders import random_bytes
 
 from epochfs.errors import ProtocolViolation, TooLarge
 from epochfs.layers.entry import Entry
-from epochfs.layers.tar import walk
+from epochfs.layers.tar import TarReader
 from epochfs.layers.tar_stream import TarStream, number
 
 END = bytes(1024)
@@ -28,12 +27,8 @@ LONG = "/".join(["long" * 20] * 4)
 
 def entries(stream: bytes, piece: int = 1 << 30) -> list[Entry]:
     """Return the entries of a stream that is given `piece` bytes at a time."""
-
-    class Source(io.BytesIO):
-        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-            return super().readinto(buffer[:piece])
-
-    return list(walk(TarStream(Source(stream), 1 << 40, lambda _: None)))
+    pieces = (memoryview(stream)[at : at + piece] for at in range(0, len(stream), piece))
+    return list(TarReader(TarStream(pieces, 1 << 40)))
 
 
 def content(entry: Entry, stream: bytes) -> bytes:
