@@ -17,7 +17,7 @@ _GIVE_AUTHORITY = f"give the certificate of its authority with --ca-cert, {_SKIP
 
 
 class Cause(enum.Enum):
-    """A cause, and its sentence, with facts to fill in in braces."""
+    """A cause, and its sentence; braces hold the facts to fill in."""
 
     # Who asks
     NO_LOGIN = f"no credentials were sent: {_LOG_IN}"
@@ -53,26 +53,26 @@ class Cause(enum.Enum):
         "Bearer: have one of these enabled on the registry"
     )
     NO_CHALLENGE = (
-        "the registry refuses access and does not say how to log in (no WWW-Authenticate): look"
-        " at what stands in front of it"
+        "the registry refuses access and does not say how to log in (no WWW-Authenticate): check"
+        " what is in front of it"
     )
     PASSWORD_WANTED = (
         f"the registry asks for a user name and password (Basic), and a token was given "
         f"({{account}}): {_LOG_IN}"
     )
     MIRROR_REFUSES = (
-        "the mirror lets nobody read without a login: give it in the header of its hosts.toml, or "
-        "use docker, podman or skopeo login for it"
+        "the mirror does not allow anonymous reads: give a login in the header of its hosts.toml, "
+        "or use docker, podman or skopeo login for it"
     )
 
     # Credentials that cannot be had
-    HELPER_MISNAMED = "has no name that a program can have"
+    HELPER_MISNAMED = "is not a valid program name"
     HELPER_ABSENT = "is not installed: install it, or take it out of the file"
     HELPER_UNRUNNABLE = "cannot be run: {reason}"
     HELPER_FAILED = "failed with exit code {code}: try '{path} get' by hand"
-    HELPER_SLOW = "did not answer within {seconds} s: does it wait for somebody?"
-    HELPER_VERBOSE = "says more than credentials can be: try its 'get' by hand"
-    HELPER_UNINTELLIGIBLE = "gives an answer that holds no credentials: try its 'get' by hand"
+    HELPER_SLOW = "did not answer within {seconds} s: is it waiting for input?"
+    HELPER_VERBOSE = "prints more than credentials can be: try its 'get' by hand"
+    HELPER_UNINTELLIGIBLE = "gives an answer with no credentials: try its 'get' by hand"
     HELPER_EMPTY = "gives an empty secret: log in once more"
 
     # The way there
@@ -116,7 +116,7 @@ class Cause(enum.Enum):
         "enabled on the server"
     )
     TLS_REFUSED = (
-        "the server aborts the handshake: look at its log, and check that it serves the host in"
+        "the server aborts the handshake: check its log, and check that it serves the host in"
         " the URL"
     )
 
@@ -125,7 +125,7 @@ class Cause(enum.Enum):
         "the registry's token server {realm} cannot be reached: check that it is running, and "
         "that this machine can reach it"
     )
-    TOKEN_SERVER_FAILS = "the registry's token server {realm} fails: look at its log"
+    TOKEN_SERVER_FAILS = "the registry's token server {realm} fails: check its log"
     TOKEN_SERVER_LIMITS = "the registry's token server {realm} limits requests: try again {later}"
     TOKEN_SERVER_REFUSES_LOGIN = (
         "the registry's token server {realm} refuses the credentials: check the credentials "
@@ -136,7 +136,7 @@ class Cause(enum.Enum):
         "check the service and realm that the registry is configured with"
     )
     TOKEN_SERVER_UNINTELLIGIBLE = (
-        "the registry's token server {realm} does not answer as one does: check the realm that "
+        "the registry's token server {realm} does not answer like one: check the realm that "
         "the registry is configured with"
     )
     TOKEN_SERVER_REDIRECTS = (
@@ -144,13 +144,13 @@ class Cause(enum.Enum):
         "sent: check the realm that the registry is configured with"
     )
     TOKEN_SERVER_DOUBTFUL = (
-        "the registry's token server must not be shown credentials, as {why}: check the realm "
+        "the registry's token server must not be sent credentials, as {why}: check the realm "
         "that the registry is configured with"
     )
 
     # The registry
     LIMITS = "the registry limits requests: try again {later}"
-    FAILS = "the registry fails, or what stands in front of it: look at its log"
+    FAILS = "the registry fails, or what is in front of it: check its log"
     UNREACHED = "check the URL, and that it is running"
     NO_REGISTRY = "check the URL"
 

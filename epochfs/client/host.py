@@ -116,7 +116,9 @@ class Host:
         pages = self._pages(listing, scope, listing, refused=_without_referrers)
         for number, reply in enumerate(pages):
             if number == 0 and not _is_of_an_index(reply):
-                raise _without_referrers(ProtocolViolation(f"{reply.what}: the answer is no index"))
+                raise _without_referrers(
+                    ProtocolViolation(f"{reply.what}: the answer is not an index")
+                )
             page = parse(reply.body)
             if not isinstance(page, Index):
                 raise ProtocolViolation(f"{reply.what}: the referrers are not an index")
@@ -136,7 +138,7 @@ class Host:
             reply.check_encoding()
             if not reply.body.lstrip(_BLANK).startswith(b"{"):
                 # No digest vouches for it, and a login page must not pass for the manifest.
-                raise ProtocolViolation(f"{reply.what}: the answer is no manifest")
+                raise ProtocolViolation(f"{reply.what}: the answer is not a manifest")
         for digest in (reference, announced):
             if isinstance(digest, Digest) and not digest_matches(digest, reply.body):
                 raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
@@ -175,7 +177,9 @@ class Host:
         if size is None:
             size = self._told_by_first_byte(left, repository, digest)
         if size is None:
-            raise ProtocolViolation(f"{digest} in {repository}: the registry tells no size")
+            raise ProtocolViolation(
+                f"{digest} in {repository}: the registry does not state its size"
+            )
         return size
 
     def small_blob(
@@ -269,7 +273,7 @@ class Host:
             if len(found) > _MOST_NAMES:
                 raise ProtocolViolation(f"{what}: over {_MOST_NAMES} names")
         if left_out:
-            log.warning("%s: left out %d names that are no text", what, left_out)
+            log.warning("%s: left out %d names that are not strings", what, left_out)
         return found
 
     def _pages(

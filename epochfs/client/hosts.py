@@ -284,7 +284,7 @@ def _described(section: _Section, host: HostConfig) -> HostConfig:
         connect_timeout=section.take("dial_timeout", _seconds, "a time such as 500ms or 1m30s"),
     )
     for key in section.table:
-        log.warning("'%s': %s is not known, and left out", section.what, printable(key))
+        log.warning("'%s': %s is unknown, and ignored", section.what, printable(key))
     return host
 
 

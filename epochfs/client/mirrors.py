@@ -327,8 +327,8 @@ class Mirrors:
             if senders:
                 self._wrong[digest] = None
         for mirror in senders:
-            log.warning("wrong bytes came of %s, perhaps from mirror %s", digest, mirror.config.url)
-            mirror.failed(ProtocolViolation(f"wrong bytes came of {digest}"), 0.0)
+            log.warning("got wrong bytes for %s, perhaps from mirror %s", digest, mirror.config.url)
+            mirror.failed(ProtocolViolation(f"got wrong bytes for {digest}"), 0.0)
         return bool(senders)
 
 

@@ -247,10 +247,10 @@ def test_headers_do_not_show(tmp_path: Path) -> None:
     assert "secret" not in repr(hosts(tmp_path, '[host.a.header]\nAuthorization = "secret"'))
 
 
-@pytest.mark.expects_log(r"hosts\.toml': server_name is not known")
-@pytest.mark.expects_log(r"hosts\.toml: host m\.example': host is not known")
+@pytest.mark.expects_log(r"hosts\.toml': server_name is unknown")
+@pytest.mark.expects_log(r"hosts\.toml: host m\.example': host is unknown")
 @pytest.mark.expects_log(r"hosts\.toml: host m\.example': header Range is not for a file to set")
-def test_what_is_not_known_is_left_out_with_a_warning(tmp_path: Path) -> None:
+def test_unknown_keys_are_ignored_with_a_warning(tmp_path: Path) -> None:
     text = """
         server_name = "registry"
         [host."m.example".host."nested.example"]

@@ -506,8 +506,8 @@ PAGE = b"<html><title>404 Not Found</title></html>"
 @pytest.mark.parametrize(
     ("answer", "trouble"),
     [
-        (reply(401, WWW_Authenticate="Basic realm=x"), "401: the mirror lets nobody read without"),
-        (reply(403), "403: the mirror lets nobody read without a login"),
+        (reply(401, WWW_Authenticate="Basic realm=x"), "401: the mirror does not allow anonymous"),
+        (reply(403), "403: the mirror does not allow anonymous reads"),
         (reply(404, PAGE), "404 (a web page, '404 Not Found')"),
     ],
 )

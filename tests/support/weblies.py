@@ -99,7 +99,7 @@ UNUSABLE_CHALLENGES = {
     "a scheme nobody has": ('Digest realm="x", nonce="y"', errno.EACCES),
     "Negotiate": ("Negotiate YWJj", errno.EACCES),
     "nothing but commas": (",,,,", errno.EACCES),
-    "bytes that are no text": ("\xff\x80", errno.EACCES),
+    "bytes that are not strings": ("\xff\x80", errno.EACCES),
     "60 KB of backslashes": ('Digest a="' + "\\" * 60_000, errno.EACCES),
     "60 KB of schemes": ("a " * 30_000, errno.EACCES),
     "60 KB of parameters": ("Digest " + "a=b," * 15_000, errno.EACCES),

@@ -166,7 +166,7 @@ class Transport:
         server refuses Range, the whole blob is requested, now and from then on. Raises the refusal,
         Unavailable, DeadlineExceeded, and ProtocolViolation for an answer that does not fit.
         """
-        watch = self.watch(seconds)
+        watch = self._watchdog.watch(self.timeout if seconds is None else seconds)
         try:
             result = self._open(request, start, end, kind, watch)
             watch.suspend()

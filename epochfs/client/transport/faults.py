@@ -42,6 +42,10 @@ _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
 """How http.client reports that a proxy refused."""
 
 
+_CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+"""Errors of TLS that are no more than a closed connection."""
+
+
 class WrongHost(Exception):
     """A certificate that verifies, but is for other hosts: `names`, if known.
 
@@ -121,7 +125,7 @@ def convert(error: Exception, what: str, watch: Watch, *, identified: bool = Fal
             return Unreached(f"{what}: {_reason(causes)}")
         if isinstance(cause, TimeoutError):
             return DeadlineExceeded(f"{what}: no answer within the time limit")
-        if isinstance(cause, ssl.SSLError) and not _cut_off(cause):
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT_OFF):
             return TlsFailure(f"{what}: {_tls_failure(cause.reason or '', identified)}")
     if _malformed(causes):
         return ProtocolViolation(f"{what}: the answer is not HTTP")
@@ -182,11 +186,6 @@ def _reason(causes: list[BaseException]) -> str:
         if isinstance(cause, TimeoutError):
             return "no connection within the time limit"
     return "the connection broke"
-
-
-def _cut_off(error: ssl.SSLError) -> bool:
-    """Whether a TLS error is no more than a closed connection."""
-    return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
 
 
 def _malformed(causes: list[BaseException]) -> bool:

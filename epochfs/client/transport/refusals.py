@@ -122,10 +122,10 @@ def _by_status(reply: Reply, shown: str) -> EpochfsError:
     if reply.status in (405, 501) or "UNSUPPORTED" in codes:
         return Unsupported(f"{shown}: the registry does not offer this")
     if reply.status == 413:
-        return TooLarge(f"{shown}: the registry takes no document so large")
+        return TooLarge(f"{shown}: the document is too large for the registry")
     if reply.status in TRANSIENT_STATUSES:
         return Unavailable(shown)
-    return ProtocolViolation(f"{shown}: not an answer to expect")
+    return ProtocolViolation(f"{shown}: unexpected answer")
 
 
 def describe(reply: Reply, clean: Callable[[str], str]) -> str:

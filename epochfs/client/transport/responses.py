@@ -85,7 +85,7 @@ class Reply:
     def check_encoding(self) -> None:
         """Raise ProtocolViolation for a body that is encoded."""
         if self.encoded:
-            raise ProtocolViolation(f"{self.what}: the body is encoded, in spite of our asking")
+            raise ProtocolViolation(f"{self.what}: the body is encoded, which was not asked for")
 
 
 class Answer:
@@ -218,7 +218,7 @@ def content_length(what: str, headers: Mapping[str, str]) -> int | None:
     if text is None or "Transfer-Encoding" in headers:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise ProtocolViolation(f"{what}: the Content-Length is no length")
+        raise ProtocolViolation(f"{what}: the Content-Length is malformed")
     return int(text)
 
 
@@ -316,7 +316,7 @@ class BlobStream:
         self._received += count
         if self._expected is not None:
             if self._received > self._expected:
-                raise ProtocolViolation(f"{self._answer.what}: more than the bytes announced")
+                raise ProtocolViolation(f"{self._answer.what}: more bytes than announced")
             if not count and self._received < self._expected:
                 received = f"{self._received} of {self._expected} bytes"
                 raise Unavailable(f"{self._answer.what}: the stream ended after {received}")
@@ -350,7 +350,7 @@ def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, i
     total = None if match[3] == "*" else int(match[3])
     stop = total if end is None or (total is not None and total < end) else end
     if first != start or last < first or (stop is not None and last + 1 > stop):
-        raise ProtocolViolation(f"{answer.what}: 206 with another range than was asked for")
+        raise ProtocolViolation(f"{answer.what}: 206 with a different range than requested")
     return total, last + 1 - first, stop is not None and last + 1 < stop
 
 

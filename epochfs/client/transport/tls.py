@@ -117,38 +117,28 @@ class TlsPolicy:
     def _kind(self, host: str) -> tuple[bool, bool]:
         """Return whether `host` must present a certificate, and whether it is sent ours."""
         identified = bool(self._options.client_certs) and host.lower() == self._registry
-        return self._verifies(host), identified
-
-    def _verifies(self, host: str) -> bool:
-        if self._options.tls_verify is not None:
-            return self._options.tls_verify
-        return bool(self._options.ca_certs) or not is_loopback(host)
+        verifies = self._options.tls_verify
+        if verifies is None:
+            verifies = bool(self._options.ca_certs) or not is_loopback(host)
+        return verifies, identified
 
     def _make(self, verify: bool, identified: bool) -> ssl.SSLContext:
         context = ssl.create_default_context()
         # A name that stands only in the subject is none (RFC 9525, section 6.3).
         context.hostname_checks_common_name = False
         if verify:
-            self._load_authorities(context)
+            context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
         else:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        if identified:
-            self._load_identity(context)
-        return context
-
-    def _load_authorities(self, context: ssl.SSLContext) -> None:
-        context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
-        for path in self._options.ca_certs:
+        for path in self._options.ca_certs if verify else ():
             try:
                 context.load_verify_locations(path)
             except OSError as error:
                 raise UsageError(
                     f"no usable CA certificate in '{printable(path)}': {_reason(error)}"
                 ) from error
-
-    def _load_identity(self, context: ssl.SSLContext) -> None:
-        for certificate, key in self._options.client_certs:
+        for certificate, key in self._options.client_certs if identified else ():
             try:
                 # An empty password, or OpenSSL would ask for a key's on the terminal.
                 context.load_cert_chain(certificate, key, password="")
@@ -157,6 +147,7 @@ class TlsPolicy:
                     f"no usable client certificate in '{printable(certificate)}', with its key in "
                     f"'{printable(key or certificate)}': {_reason(error)}"
                 ) from error
+        return context
 
 
 def names_of(certificate: Mapping[str, object]) -> list[str]:

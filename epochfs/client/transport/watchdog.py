@@ -65,15 +65,21 @@ class Watch:
         with self._watchdog._lock:
             self._connection = connection
             connection.watch = self
-        self.check()
+        if self.aborted or self.deadline <= time.monotonic():
+            self.check()
 
     def renew(self) -> None:
         """Restart the time limit: there was progress, or a new wait begins."""
-        self._watchdog._set_deadline(self, time.monotonic() + self.timeout)
+        watchdog = self._watchdog
+        with watchdog._lock:
+            self.deadline = time.monotonic() + self.timeout
+            if self.deadline < watchdog._wakes_at:
+                watchdog._wake_by(self.deadline)
 
     def suspend(self) -> None:
         """Stop the clock until `renew`: nobody is waiting for the server."""
-        self._watchdog._set_deadline(self, math.inf)
+        with self._watchdog._lock:
+            self.deadline = math.inf
 
     def abort(self) -> None:
         """End the operation now, from any thread; one blocked in it wakes with an error."""
@@ -145,12 +151,6 @@ class Watchdog:
                 watch.aborted = True
                 watch._shut_down()
             self._changed.notify()
-
-    def _set_deadline(self, watch: Watch, deadline: float) -> None:
-        with self._lock:
-            watch.deadline = deadline
-            if deadline < self._wakes_at:
-                self._wake_by(deadline)
 
     def _wake_by(self, deadline: float) -> None:
         """Make the thread look again at `deadline`, which is earlier. The caller holds the lock.

@@ -154,9 +154,9 @@ def test_a_failing_helper_is_denied_by_name_and_its_words_are_not_shown(
     ("name", "why"),
     [
         ("absent", "not installed"),
-        ("../../bin/sh", "no name"),
-        ("a b; true", "no name"),
-        ("", "no name"),
+        ("../../bin/sh", "not a valid program name"),
+        ("a b; true", "not a valid program name"),
+        ("", "not a valid program name"),
         ("broken", "cannot be run"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_failing_store_for_all_registries_matters_where_one_asks_for_a_login(
     ("script", "why"),
     [
         ("exit 3", "docker-credential-test, named in '{config}', failed with exit code 3"),
-        ("", "docker-credential-test, named in '{config}', gives an answer that holds no"),
+        ("", "docker-credential-test, named in '{config}', gives an answer with no"),
         (EMPTY, "docker-credential-test, named in '{config}', gives an empty secret"),
         (NOT_FOUND, "'{config}' cannot be used: docker-credential-test has none for the entry of"),
     ],

@@ -142,7 +142,7 @@ def test_a_mirror_that_dies_in_the_middle_of_a_blob_costs_the_reader_nothing(
         assert mirror.count() > 0
 
 
-@pytest.mark.expects_log("wrong bytes came of sha256:.* from mirror")
+@pytest.mark.expects_log("got wrong bytes for sha256:.* from mirror")
 def test_a_blob_of_the_wrong_size_is_asked_of_the_registry(
     tmp_path: Path, origin: EmbeddedRegistry
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_blob_of_the_wrong_size_is_asked_of_the_registry(
         assert (mirror.count(), origin.count()) == (1, 1)
 
 
-@pytest.mark.expects_log("wrong bytes came of sha256:.* from mirror")
+@pytest.mark.expects_log("got wrong bytes for sha256:.* from mirror")
 def test_what_a_mirror_sends_behind_a_blob_is_no_part_of_it(
     tmp_path: Path, origin: EmbeddedRegistry
 ) -> None:
@@ -159,7 +159,7 @@ def test_what_a_mirror_sends_behind_a_blob_is_no_part_of_it(
         assert read(tmp_path, client, SMALL) == SMALL
 
 
-@pytest.mark.expects_log("wrong bytes came of sha256:.* from mirror|have another digest")
+@pytest.mark.expects_log("got wrong bytes for sha256:.* from mirror|have another digest")
 def test_wrong_bytes_that_nobody_has_read_are_fetched_from_the_registry(
     tmp_path: Path, origin: EmbeddedRegistry
 ) -> None:
@@ -168,7 +168,7 @@ def test_wrong_bytes_that_nobody_has_read_are_fetched_from_the_registry(
         assert (mirror.count(), origin.count()) == (1, 1)
 
 
-@pytest.mark.expects_log("wrong bytes came of sha256:.* from mirror")
+@pytest.mark.expects_log("got wrong bytes for sha256:.* from mirror")
 def test_wrong_bytes_that_were_read_end_in_an_error_and_the_next_read_is_right(
     tmp_path: Path, origin: EmbeddedRegistry
 ) -> None:
