@@ -338,7 +338,7 @@ class FramesFile:
         number = 0 if self._began else min(offset // expected, last)
         stride = self._stride_by(number, deadline)
         if stride != expected and stride != self._stride_by(0 if number else 1, deadline):
-            raise ContentMismatch("the chunks of a file are not of one length")
+            raise ContentMismatch("the chunks of a file differ in length")
         self._stride = stride
         return stride
 

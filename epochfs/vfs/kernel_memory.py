@@ -148,7 +148,7 @@ class GeneratedHandle(InMemory):
 
     def read_into(self, view: memoryview, offset: int) -> int:
         if self._held is not None and self._held.changed:
-            raise Vanished("the file has changed since it was opened: open it anew")
+            raise Vanished("the file has changed since it was opened: open it again")
         return super().read_into(view, offset)
 
     def close(self) -> None:

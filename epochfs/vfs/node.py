@@ -122,7 +122,7 @@ class Node:
     def entries(self, context: Context) -> Entries:
         """Yield what this directory lists; then raise why that is not all, if it is not.
 
-        Whoever lists the directory is given those entries, and the error after the last of them.
+        A listing has those entries, and ends with the error.
         """
         raise NotImplementedError
 

@@ -94,19 +94,10 @@ class MountedFiles:
             return int(os.getxattr(self._root + path, CACHED_XATTR, follow_symlinks=False))
 
     def pieces(self, path: str) -> Generator[memoryview, None, None]:
-        with _mount_errors(path):
-            fd = os.open(self._root + path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with _mount_errors(path), Path(self._root + path).open("rb", buffering=0) as file:
             buffer = memoryview(bytearray(_PIECE))
-            while count := _read(fd, buffer, path):
+            while count := file.readinto(buffer):
                 yield buffer[:count]
-        finally:
-            os.close(fd)
-
-
-def _read(fd: int, buffer: memoryview, path: str) -> int:
-    with _mount_errors(path):
-        return os.readv(fd, [buffer])
 
 
 @contextlib.contextmanager

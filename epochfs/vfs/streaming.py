@@ -1,7 +1,7 @@
 """Decompresses zstd frames as they are read, if the cache's disk has no room for the output.
 
 A stream only goes forwards. Its last few MiB are kept, for the kernel reads ahead with several
-requests at once; for what is further back the frame is begun anew.
+requests at once; for what is further back the frame is restarted.
 
 Locks: `StreamedFrame._lock` is held by the thread that reads; others wait for it until their
 deadlines. `Decoders._lock` guards the order of use; a frame's lock is taken under it only if free.
@@ -114,7 +114,7 @@ class StreamedFrame:
     @contextmanager
     def _alone(self, deadline: float) -> Iterator[None]:
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise DeadlineExceeded("others read the same blob")
+            raise DeadlineExceeded("other readers of the blob kept it busy")
         try:
             self._decoders.used(self)
             yield
@@ -142,7 +142,7 @@ class StreamedFrame:
             self._position += len(piece)
 
     def _end(self) -> None:
-        """Stop: the next piece begins anew. The lock is held, or nobody reads any more."""
+        """Stop; the next read starts over. The lock is held, or nobody reads any more."""
         blob, self._blob = self._blob, None
         self._content = iter(())
         self._recent = bytearray()

@@ -86,7 +86,7 @@ class Namespace(Node):
     def child(self, name: str) -> Node:
         if name in RESERVED:
             if self.segments and name in _REPOSITORY:
-                return _REPOSITORY[name](self.repository)
+                return _REPOSITORY[name](Repository("/".join(self.segments)))
             if self.is_root and name == CONTROL:
                 return ControlDirectory()
             raise NotFound(f"no {name} here")

@@ -109,7 +109,7 @@ class Unpacked:
     def grown(self, position: int) -> None:
         """Show readers what is before a position. Raises Unavailable if there are no readers."""
         if not self.readers:
-            raise Unavailable("nobody reads it any more")
+            raise Unavailable("it has no readers any more")
         with self._changed:
             self._position = max(self._position, position)
             self._changed.notify_all()
@@ -141,7 +141,7 @@ class Unpacked:
                     self._is_filled = True
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
-                    raise DeadlineExceeded("a blob is not decompressed yet; that goes on")
+                    raise DeadlineExceeded("a blob is still being decompressed")
             if self._length is not None and stop is not None and stop > self._length:
                 raise ContentMismatch(f"a blob decompresses to {self._length} bytes only")
 

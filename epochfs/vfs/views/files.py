@@ -121,7 +121,7 @@ class FilesNode(ManifestView):
             return Attr(DIRECTORY)
         shown = self.shown(context)
         if isinstance(shown, Descriptor):
-            return Attr(LINK, len(self.target(context).encode()))
+            return Attr(LINK, len(self.link(shown, context).encode()))
         return Attr(FILE, shown.size)
 
     def entries(self, context: Context) -> Entries:
@@ -134,15 +134,15 @@ class FilesNode(ManifestView):
     def target(self, context: Context) -> str:
         shown = self.shown(context)
         if not isinstance(shown, Descriptor):
-            raise NotFound(f"{self.path} is no link")
-        up = "../" * (1 + self.path.count("/"))
-        return f"{up}{self.below_manifest(shown, context)}"
+            raise NotFound(f"{self.path} is not a link")
+        return self.link(shown, context)
 
-    def below_manifest(self, layer: Descriptor, context: Context) -> str:
-        """Return the path of what shows a layer, relative to the manifest's directory."""
+    def link(self, layer: Descriptor, context: Context) -> str:
+        """Return where a link to a layer points."""
+        up = "../" * (1 + self.path.count("/"))
         if kinds.is_snapshot(self.document(context)):
-            return f"{SPARSE}/{self.path}"
-        return f"../../blobs/{layer.digest}"
+            return f"{up}{SPARSE}/{self.path}"
+        return f"{up}../../blobs/{layer.digest}"
 
     def open(self, context: Context) -> Opened:
         composed = self.shown(context)

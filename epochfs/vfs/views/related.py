@@ -2,7 +2,7 @@
 
 `platforms/` has the manifests of an index by their platforms (OCI Image specification 1.1,
 image-index.md). Attestations, which BuildKit puts into an index as manifests of the platform
-`unknown/unknown`, and whatever has no platform that could be a name, are found by digest under
+`unknown/unknown`, and manifests whose platform cannot be a name, are found by digest under
 `unknown/`.
 
 `referrers/` has the manifests that refer to this one, such as signatures and SBOMs (OCI

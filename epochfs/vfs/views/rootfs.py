@@ -271,7 +271,7 @@ class RootfsNode(ManifestView):
         image = self._image(context)
         found = image.find(self.path)
         if not stat.S_ISREG(found.inode.mode):
-            raise Denied("a device of an image is not opened")
+            raise Denied("devices and FIFOs of an image cannot be opened")
         file = image.open(found)
         return Opened(file, context.kernel.keeps_pages(self, verified=file.verified))
 
@@ -279,7 +279,7 @@ class RootfsNode(ManifestView):
         """Return the layers for one operation. Raises NotFound where the image has no root."""
         layers = _layers_of(self.document(context))
         if layers is None:
-            raise NotFound(f"{self.digest} is no container image")
+            raise NotFound(f"{self.digest} is not a container image")
         deadline = time.monotonic() + context.timeout
         return Image(context.layers, self.repository, layers, deadline)
 

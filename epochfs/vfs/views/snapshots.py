@@ -68,8 +68,8 @@ class SparseNode(FilesNode):
         parsed = context.listings.snapshot_config(self.repository, config.digest)
         return _content_of(self.document(context), layer, parsed)
 
-    def below_manifest(self, layer: Descriptor, context: Context) -> str:
-        return f"../../blobs/{layer.digest}"
+    def link(self, layer: Descriptor, context: Context) -> str:
+        return f"{'../' * (3 + self.path.count('/'))}blobs/{layer.digest}"
 
 
 def _content_of(
@@ -82,7 +82,9 @@ def _content_of(
     entry = config.file(title_of(layer))
     if not may_be_chunked(document):
         if entry.chunks or _is_packed(layer):
-            raise ProtocolViolation(f"{layer.digest} is as no snapshot of the first version has it")
+            raise ProtocolViolation(
+                f"{layer.digest} is chunked or compressed, in a snapshot of the first version"
+            )
         if entry.holes is not None and entry.holes.size != entry.holes.stated:
             raise ProtocolViolation(
                 f"a sparse map does not fit a file of {entry.holes.stated} bytes"
@@ -90,13 +92,13 @@ def _content_of(
         return _composed((layer,), entry, packed=False)
     assert isinstance(document.view, Manifest)
     if document.view.config is None or document.view.config.media_type != _CONFIG_TYPE:
-        raise ProtocolViolation("a snapshot whose config is of an unknown type")
+        raise ProtocolViolation("the snapshot's config is of an unknown type")
     pieces = _pieces(_layers(document.view, title_of(layer)), entry)
     packed = _is_packed(pieces[0])
     if any(_is_packed(piece) != packed for piece in pieces):
-        raise ProtocolViolation("a file of which only some chunks are compressed")
+        raise ProtocolViolation("only some chunks of the file are compressed")
     if (entry.chunks or packed) and not entry.size:
-        raise ProtocolViolation("a file in chunks, or compressed, of which no size is told")
+        raise ProtocolViolation("the config gives no size for a file that is chunked or compressed")
     return _composed(pieces, entry, packed=packed)
 
 
@@ -112,18 +114,20 @@ def _layers(view: Manifest, title: str) -> dict[str, Descriptor]:
             )
         known = found.setdefault(str(layer.digest), layer)
         if (known.media_type, known.size) != (layer.media_type, layer.size):
-            raise ProtocolViolation(f"{layer.digest} is described in two ways")
+            raise ProtocolViolation(f"{layer.digest} has conflicting descriptors")
     return found
 
 
 def _pieces(layers: dict[str, Descriptor], entry: StoredFile) -> tuple[Descriptor, ...]:
     """Return the layers that a file is in, in order."""
     if not entry.chunks and len(layers) > 1:
-        raise ProtocolViolation("a file in several layers whose order is not told")
+        raise ProtocolViolation(
+            "the file is in several layers, and the config does not tell their order"
+        )
     try:
         return tuple(layers[digest] for digest in entry.chunks or layers)
     except KeyError as error:
-        raise ProtocolViolation(f"no layer of the file is its chunk {printable(error)}") from None
+        raise ProtocolViolation(f"the file has no layer for its chunk {printable(error)}") from None
 
 
 def _composed(
@@ -131,7 +135,7 @@ def _composed(
 ) -> Descriptor | Composed:
     length = entry.size if packed else checked_size(sum(piece.size for piece in pieces))
     if entry.size not in (0, length):
-        raise ProtocolViolation(f"layers of {length} bytes for a file of {entry.size}")
+        raise ProtocolViolation(f"layers of {length} bytes do not fit a file of {entry.size}")
     if entry.holes is not None and entry.holes.length != length:
         raise ProtocolViolation(
             f"a sparse map of {entry.holes.length} bytes does not fit layers of {length}"
