@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from epochfs.errors import InvalidName, ProtocolViolation, printable
 from epochfs.oci.names import Digest
@@ -43,6 +43,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 MAX_SIZE = 2**50 - 1
 """Largest content size believed of a descriptor, in bytes: no blob of 1 PiB exists."""
 
+_T = TypeVar("_T")
 _NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -224,34 +225,31 @@ def _schema_1_blobs(document: Mapping[str, Any]) -> tuple[Digest, ...]:
     return tuple(dict.fromkeys(_digest(layer.get("blobSum", "")) for layer in layers))
 
 
-def _text(document: Mapping[str, Any], key: str) -> str:
+def _field(document: Mapping[str, Any], key: str, kind: type[_T], name: str) -> _T | None:
+    """Return a field, or None if it is absent or null, as some clients write it."""
     value = document.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ProtocolViolation(f"'{key}' is not text")
+    if value is not None and not isinstance(value, kind):
+        raise ProtocolViolation(f"'{key}' is not {name}")
     return value
 
 
+def _text(document: Mapping[str, Any], key: str) -> str:
+    return _field(document, key, str, "text") or ""
+
+
 def _annotations(document: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the annotations; one that is null, as some clients write them, is none."""
-    value = document.get("annotations")
+    """Return the annotations; one that is null is none."""
+    value = _field(document, "annotations", dict, "a map of text to text")
     if value is None:
         return _NO_ANNOTATIONS
-    if isinstance(value, dict):
-        found = {key: text for key, text in value.items() if text is not None}
-        if all(isinstance(text, str) for text in found.values()):
-            return MappingProxyType(found)
-    raise ProtocolViolation("'annotations' is not a map of text to text")
+    found = {key: text for key, text in value.items() if text is not None}
+    if not all(isinstance(text, str) for text in found.values()):
+        raise ProtocolViolation("'annotations' is not a map of text to text")
+    return MappingProxyType(found)
 
 
 def _descriptors(document: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
-    value = document.get(key)
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise ProtocolViolation(f"'{key}' is not a list")
-    return tuple(_descriptor(item) for item in value)
+    return tuple(_descriptor(item) for item in _field(document, key, list, "a list") or ())
 
 
 def _descriptor_or_none(document: Mapping[str, Any], key: str) -> Descriptor | None:
@@ -262,16 +260,13 @@ def _descriptor_or_none(document: Mapping[str, Any], key: str) -> Descriptor | N
 def _descriptor(value: object) -> Descriptor:
     if not isinstance(value, dict):
         raise ProtocolViolation("a descriptor that is not a JSON object")
-    platform = value.get("platform")
-    if platform is not None and not isinstance(platform, dict):
-        raise ProtocolViolation("'platform' is not a JSON object")
     return Descriptor(
         media_type=_text(value, "mediaType"),
         digest=_digest(value.get("digest", "")),
         size=checked_size(value.get("size")),
         artifact_type=_text(value, "artifactType"),
         annotations=_annotations(value),
-        platform=platform,
+        platform=_field(value, "platform", dict, "a JSON object"),
     )
 
 

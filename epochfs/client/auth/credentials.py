@@ -5,7 +5,7 @@ where a login comes from. What was given for the registry alone never reaches it
 `Credentials` are made by `Credentials.for_other_hosts`, which names what may go there.
 
 Locks: `CredentialStore._lock` guards the secrets that were handed out and the login shown last;
-nothing is called under it. A `LoginFiles` has none: two threads that read a file keep the same.
+nothing is called under it. `LoginFiles` needs none: two threads that read a file keep the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from cachetools import LRUCache
 
@@ -30,7 +29,7 @@ from epochfs.client.auth.login_files import (
     read_password,
     read_token,
 )
-from epochfs.config import Credentials
+from epochfs.config import Credentials, server_of
 from epochfs.errors import CredentialsUnavailable, printable
 
 ANONYMOUS = "anonymous"
@@ -249,11 +248,8 @@ class CredentialStore:
 
 
 def _registry_names(base_url: str) -> tuple[str, ...]:
-    """Return what the registry may be called in a file: with the port, if it is the default one."""
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    host = f"[{host}]" if ":" in host else host
-    default = _DEFAULT_PORTS.get(parts.scheme, 0)
-    port = parts.port or default
-    with_port = f"{host}:{port}"
-    return (host, with_port) if port == default else (with_port,)
+    """Return what the registry may be called in a file: with its port, or without the default."""
+    scheme, host, port = server_of(base_url)
+    name = f"[{host}]" if host and ":" in host else host or ""
+    with_port = f"{name}:{port}"
+    return (name, with_port) if port == _DEFAULT_PORTS.get(scheme) else (with_port,)

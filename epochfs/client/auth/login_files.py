@@ -123,7 +123,11 @@ class AuthFile:
         the registry as a whole. Raises CredentialsUnavailable for a malformed entry.
         """
         names = [normal_key(registry) for registry in registries]
-        entries = [key for key in _keys(names, repository) if key in self.entries]
+        segments = repository.split("/") if repository else []
+        keys = (
+            "/".join([name, *segments[:n]]) for n in range(len(segments), -1, -1) for name in names
+        )
+        entries = [key for key in keys if key in self.entries]
         named = next((name for name in names if self.helpers.get(name)), None)
         login = None
         if named is None:
@@ -132,20 +136,18 @@ class AuthFile:
                 yield login
         helper = self.store if named is None else self.helpers[named]
         if helper:
+            name = named or names[0]
+            if not isinstance(helper, str):
+                raise malformed(self.path, f"the helper of {printable(name)} is not a name")
+            server = _HUB_SERVER if name == _HUB else name
             dedicated = named is not None or (bool(entries) and login is None)
-            yield self._helper(named or names[0], helper, dedicated=dedicated)
+            yield Helper(helper, server, printable(self.path), dedicated)
         if entries and login is None:
             shown = printable(entries[0])
             what = f"the entry of {shown} is empty"
             if helper:
                 what = f"docker-credential-{printable(helper)} has none for the entry of {shown}"
             yield malformed(self.path, f"{what}: log in once more, or log out")
-
-    def _helper(self, registry: str, name: object, *, dedicated: bool) -> Helper:
-        if not isinstance(name, str):
-            raise malformed(self.path, f"the helper of {printable(registry)} is not a name")
-        server = _HUB_SERVER if registry == _HUB else registry
-        return Helper(name, server, printable(self.path), dedicated)
 
     def _login(self, key: str) -> Login | None:
         """Return the credentials of an entry; None if it has none, as with a helper."""
@@ -178,14 +180,6 @@ def normal_key(key: str) -> str:
         host = _HUB
     path = path.strip("/") if text == key else ""
     return f"{host}/{path}" if path else host
-
-
-def _keys(registries: Sequence[str], repository: str) -> Iterator[str]:
-    """Yield the keys that a repository's credentials may have, longest first."""
-    segments = repository.split("/") if repository else []
-    for count in range(len(segments), -1, -1):
-        for registry in registries:
-            yield "/".join([registry, *segments[:count]])
 
 
 def _section(path: Path, document: Mapping[str, object], name: str) -> dict[str, object]:
