@@ -16,7 +16,6 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -195,7 +194,7 @@ class Authenticator:
         return self._bearer(replace(key, login=login), sent_at, turn)
 
     def bearer_for(
-        self, salt: bytes, repository: str, deadline: float, besides: Sequence[bytes] = ()
+        self, salt: bytes, repository: str, deadline: float, besides: tuple[bytes, ...] = ()
     ) -> Bearer:
         """Return who reads a repository now, as told by the login and what is shown `besides`.
 
@@ -207,12 +206,7 @@ class Authenticator:
         # Where a helper for all registries fails, only what is public is read.
         with suppress(StoreFailed):
             login = self._store.login(repository, deadline)
-        if login is None and not besides:
-            return _NOBODY
-        token = login.token if login else ""
-        who = [login.username, login.password, login.identity_token] if login and not token else []
-        shown = json.dumps([token, who, [one.hex() for one in besides]])
-        return Bearer(str(login or ""), _slow_hash(salt, shown))
+        return _bearer_of(salt, login, besides)
 
     def redact(self, text: str, authorization: str) -> str:
         """Return text from a server without the credentials, should it have sent them back.
@@ -358,6 +352,12 @@ class Authenticator:
 
 
 @lru_cache(100)
-def _slow_hash(salt: bytes, shown: str) -> str:
-    """Return a salted hash that takes a while to compute, and is remembered."""
-    return hashlib.scrypt(shown.encode(), salt=salt, n=2**14, r=8, p=1).hex()
+def _bearer_of(salt: bytes, login: Login | None, besides: tuple[bytes, ...]) -> Bearer:
+    """Return who shows a login; remembered, as the hash is slow on purpose."""
+    if login is None and not besides:
+        return _NOBODY
+    token = login.token if login else ""
+    who = [login.username, login.password, login.identity_token] if login and not token else []
+    shown = json.dumps([token, who, [one.hex() for one in besides]])
+    fingerprint = hashlib.scrypt(shown.encode(), salt=salt, n=2**14, r=8, p=1).hex()
+    return Bearer(str(login or ""), fingerprint)

@@ -14,7 +14,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cachetools import LRUCache
@@ -24,13 +24,14 @@ from epochfs.client.auth.login_files import (
     HEADER_SAFE,
     MAX_FILE_BYTES,
     AuthFile,
+    Candidate,
     Login,
     malformed,
     read_password,
     read_token,
 )
 from epochfs.config import Credentials, server_of
-from epochfs.errors import CredentialsUnavailable, printable
+from epochfs.errors import CredentialsUnavailable, fresh, printable
 
 ANONYMOUS = "anonymous"
 """What `describe` says while no credentials were used."""
@@ -38,6 +39,9 @@ ANONYMOUS = "anonymous"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REMEMBERED = 100
 """Most secrets handed out that are remembered, to be redacted."""
+
+_REPOSITORIES = 1024
+"""Most repositories whose logins are remembered."""
 
 
 class Provider:
@@ -106,6 +110,15 @@ class GivenLogin(Provider):
             self.refused(login, deadline)
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A file as it was when it had this `signature`, and what was found in it by repository."""
+
+    signature: tuple[int, int, int]
+    file: AuthFile
+    found: dict[str, tuple[Candidate, ...]]
+
+
 class LoginFiles(Provider):
     """The files of docker and podman, read again when they change, and the helpers they name.
 
@@ -117,26 +130,25 @@ class LoginFiles(Provider):
         self._prefix = given.prefix
         self._names = _registry_names(base_url)
         self._helpers = Helpers()
-        self._read: dict[Path, tuple[tuple[int, int, int], AuthFile]] = {}
+        self._read: dict[Path, _Read] = {}
 
     def login(self, repository: str, deadline: float) -> Login | None:
         failures: list[CredentialsUnavailable] = []
-        for file in self._files():
-            for found in file.find(self._names, repository or self._prefix):
-                if isinstance(found, Login):
-                    return found
-                if isinstance(found, CredentialsUnavailable):
-                    failures.insert(0, found)
-                    continue
-                try:
-                    login = self._helpers.login(found, deadline)
-                except StoreFailed as error:
-                    failures.append(error)
-                else:
-                    if login is not None:
-                        return login
+        for found in self._candidates(repository or self._prefix):
+            if isinstance(found, Login):
+                return found
+            if isinstance(found, CredentialsUnavailable):
+                failures.insert(0, found)
+                continue
+            try:
+                login = self._helpers.login(found, deadline)
+            except StoreFailed as error:
+                failures.append(error)
+            else:
+                if login is not None:
+                    return login
         if failures:
-            raise failures[0]
+            raise fresh(failures[0])
         return None
 
     def refused(self, login: Login, deadline: float) -> None:
@@ -145,8 +157,8 @@ class LoginFiles(Provider):
     def doubted(self, login: Login, deadline: float) -> None:
         self._helpers.doubt(login, deadline)
 
-    def _files(self) -> Iterator[AuthFile]:
-        """Yield the files that are there, as they are now."""
+    def _candidates(self, repository: str) -> Iterator[Candidate]:
+        """Yield what `AuthFile.find` finds in the files that are there, as they are now."""
         for path in self._paths:
             try:
                 status = path.stat()
@@ -154,15 +166,20 @@ class LoginFiles(Provider):
                     raise malformed(path, f"it is no file of at most {MAX_FILE_BYTES} bytes")
                 signature = (status.st_ino, status.st_mtime_ns, status.st_size)
                 known = self._read.get(path)
-                if known is None or known[0] != signature:
+                if known is None or known.signature != signature:
                     with path.open("rb") as opened:
-                        known = signature, AuthFile.parse(path, opened.read(MAX_FILE_BYTES))
-                    self._read[path] = known
+                        file = AuthFile.parse(path, opened.read(MAX_FILE_BYTES))
+                    known = self._read[path] = _Read(signature, file, {})
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
                 raise malformed(path, error.strerror or "it cannot be read") from None
-            yield known[1]
+            found = known.found.get(repository)
+            if found is None:
+                if len(known.found) >= _REPOSITORIES:
+                    known.found.clear()
+                found = known.found[repository] = tuple(known.file.find(self._names, repository))
+            yield from found
 
 
 def _providers(given: Credentials, base_url: str) -> list[Provider]:

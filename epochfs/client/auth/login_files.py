@@ -88,6 +88,10 @@ class Helper:
     dedicated: bool
 
 
+Candidate = Login | Helper | CredentialsUnavailable
+"""A login, a helper that may have one, or the error to raise if nothing else has one."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuthFile:
     """The content of one file; the keys of `entries` and `helpers` are normalized."""
@@ -113,11 +117,9 @@ class AuthFile:
             path, _section(path, document, "auths"), _section(path, document, "credHelpers"), store
         )
 
-    def find(
-        self, registries: Sequence[str], repository: str
-    ) -> Iterator[Login | Helper | CredentialsUnavailable]:
-        """Yield what may have the credentials for a repository, best first; last the error to raise
-        if nothing else has them, where an entry says that there is a login.
+    def find(self, registries: Sequence[str], repository: str) -> Iterator[Candidate]:
+        """Yield what may have the credentials for a repository, best first; last an error, where an
+        entry says that there is a login.
 
         `registries` are the registry's names, `host[:port]`; an empty `repository` stands for
         the registry as a whole. Raises CredentialsUnavailable for a malformed entry.

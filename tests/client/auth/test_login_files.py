@@ -170,6 +170,15 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert store.login("", NOW) is None
 
 
+def test_what_is_remembered_of_a_file_is_remembered_by_repository(tmp_path: Path) -> None:
+    content = auths(**{"reg.example/a": "alice:p", "reg.example/b": "bob:p"})
+    given = Credentials(auth_files=(write(tmp_path / "f", content),))
+    store = CredentialStore(given, "https://reg.example")
+    for _ in range(2):
+        found = [store.login(repository, NOW) for repository in ("a", "b", "c")]
+        assert [login and login.username for login in found] == ["alice", "bob", None]
+
+
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
