@@ -5,8 +5,9 @@ are needed, and what they bring wakes the readers. What to fetch next is `FetchP
 
 Locks: `DownloadState._lock` guards every field; no I/O happens under it, and only `Budget`'s lock,
 a leaf, is taken under it. Read without it are `verified`, `closing` and `failure`, which change
-once, `readable`, which moves forward until a failure resets it, `mark`, a hint, and of the plan
-`whole`, which turns true once, and `ranged`, which the first answer settles.
+once, `readable`, which moves forward until a failure resets it, `mark`, a hint, `overlapped`, once
+all is present, and of the plan `whole`, which turns true once, and `ranged`, which the first answer
+settles.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class DownloadState:
     """The state of one download, shared by its readers and workers. Any thread may call anything.
 
     `readable` is how many bytes from the start may be read without `wait`, and `mark` where a
-    sequential reader should call it all the same, so that more is fetched ahead.
+    sequential reader should call it all the same, so that more is fetched ahead. Where streams
+    `overlapped`, two may have written the same range, so the file must be hashed from its start.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class DownloadState:
         self.failure: EpochfsError | None = None
         self.readable = 0
         self.mark = 0
+        self.overlapped = False
         self._digest = digest
         self._work = work
         self._verify_first = verify_first
@@ -79,7 +82,6 @@ class DownloadState:
         self._unused = False
         self._served = False
         self._finishing = False
-        self._overlapped = False
         self._refetched = False
 
     # ---- for readers -------------------------------------------------------------------------
@@ -190,7 +192,7 @@ class DownloadState:
             self.plan.ranged = stream.ranged
             if not stream.ranged:
                 first = self.plan.take_all(claim)
-                self._overlapped = self._overlapped or len(self.plan.claims) > 1
+                self.overlapped = self.overlapped or len(self.plan.claims) > 1
                 start, stop = (0, self.plan.size) if first else (stop, stop)
             self._start_workers()
             return start, stop, self.plan.whole
@@ -264,11 +266,6 @@ class DownloadState:
             self._finishing = self._finishing or last
             return last
 
-    @property
-    def overlapped(self) -> bool:
-        """Whether two streams may have written the same range, so that the file must be hashed."""
-        return self._overlapped
-
     def confirm(self) -> None:
         """Let everything be read: the digest has matched."""
         with self._lock:
@@ -285,7 +282,7 @@ class DownloadState:
             if self._served or self._refetched:
                 return False
             self._refetched = True
-            self._finishing = self._overlapped = False
+            self._finishing = self.overlapped = False
             self.plan.present = RangeSet()
             self._start_workers()
             return True

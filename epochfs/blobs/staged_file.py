@@ -51,7 +51,7 @@ class StagedFile:
     size: int
     fd: int = field(default=-1, init=False)
     verifier: Verifier = field(init=False)
-    _staged: StagedBlob | None = field(default=None, init=False)
+    _staged: StagedBlob = field(init=False)
     _opening: threading.Lock = field(default_factory=threading.Lock, init=False)
     _recording: threading.Lock = field(default_factory=threading.Lock, init=False)
     _saved: float = field(default_factory=time.monotonic, init=False)
@@ -62,23 +62,22 @@ class StagedFile:
         `resumed` is called once, with what an earlier download left here.
         """
         with self._opening:
-            if self._staged is None:
+            if self.fd < 0:
                 self.verifier = Verifier(self.digest)
-                staged = self.cache.stage(self.digest, self.size)
-                self.fd = staged.fileno()
-                self._staged = staged
-                resumed(staged.resumed)
+                self._staged = self.cache.stage(self.digest, self.size)
+                self.fd = self._staged.fileno()
+                resumed(self._staged.resumed)
             if whole:
                 self._staged.allocate()
 
     def allocate(self) -> None:
         """Make room for the whole blob before it is written."""
         with self._opening:
-            self._file.allocate()
+            self._staged.allocate()
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`; by many threads at once, of different ranges."""
-        self._file.write(offset, view)
+        self._staged.write(offset, view)
 
     def save_now_and_then(self, snapshot: Callable[[], RangeSet]) -> None:
         """If it is time, make what `snapshot` says is present outlive a crash.
@@ -90,7 +89,7 @@ class StagedFile:
         try:
             if time.monotonic() - self._saved > _SAVE_SECONDS:
                 self._saved = time.monotonic()
-                self._file.checkpoint(snapshot())
+                self._staged.checkpoint(snapshot())
         except CacheFailure as error:
             log.debug("what is here of %s would not survive a crash: %s", self.digest, error)
         finally:
@@ -99,20 +98,20 @@ class StagedFile:
     def forget(self) -> None:
         """Let no later download take any byte here for present."""
         with self._recording:
-            self._file.forget()
+            self._staged.forget()
 
     def promote(self) -> None:
         """Have the cache keep the verified blob; report that it cannot."""
         try:
             with self._recording:
-                self._file.promote()
+                self._staged.promote()
         except CacheFailure as error:
             self.cache.directory.report(f"{self.digest}: {error}")
 
     def discard(self) -> None:
         """Remove the file's name; open readers keep what they have."""
         with self._recording:
-            self._file.discard()
+            self._staged.discard()
 
     def put_away(self, present: RangeSet | None) -> None:
         """After the last worker: leave what is `present` to a later download, and close the file.
@@ -120,29 +119,24 @@ class StagedFile:
         Bytes that cannot be put on record, or are not wanted (None), would only fill the disk, and
         are removed; a blob that was promoted is no longer here.
         """
-        if self._staged is None:
+        if self.fd < 0:
             return
         try:
             if present is None:
                 self._staged.discard()
             else:
-                self._keep(self._staged, present)
+                self._keep(present)
         except CacheFailure as error:
             self.cache.directory.report(f"what was fetched of {self.digest}: {error}")
         finally:
             self._staged.close()
 
-    def _keep(self, staged: StagedBlob, present: RangeSet) -> None:
+    def _keep(self, present: RangeSet) -> None:
         try:
-            staged.checkpoint(present)
+            self._staged.checkpoint(present)
         except CacheFailure:
-            staged.discard()
+            self._staged.discard()
             raise
-
-    @property
-    def _file(self) -> StagedBlob:
-        assert self._staged is not None
-        return self._staged
 
 
 class Verifier:
