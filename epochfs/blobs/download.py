@@ -92,7 +92,7 @@ class Download:
         """
         stop = offset + len(view)
         state = self.state
-        asks = stop > state.readable or (run > 0 and stop > state.mark)
+        asks = stop > state.readers.readable or (run > 0 and stop > state.mark)
         if asks and not state.wait(offset, stop, run, timeout):
             # One that trickles on for ever would keep everybody from those bytes. A stream without
             # Range is left alone: what it has brought would have to come again.
@@ -109,7 +109,7 @@ class Download:
 
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Fill `view` with the bytes at `offset`, if all are here; return whether. Unverified."""
-        if not self.state.covers(offset, offset + len(view)):
+        if not self.state.snapshot().covers(offset, offset + len(view)):
             return False
         try:
             read_exactly(self._staged.fd, view, offset)
@@ -120,7 +120,7 @@ class Download:
     @property
     def verified(self) -> bool:
         """Whether the digest has matched."""
-        return self.state.verified
+        return self.state.readers.verified
 
     def rest(self) -> None:
         """Stop what is under way until somebody reads again, unless half of it is here.
@@ -179,7 +179,7 @@ class Download:
         while following is not None:
             claim = following
             try:
-                self._staged.prepare(self.state.resume, whole=self.state.plan.whole)
+                self._staged.prepare(self.state.add, whole=self.state.plan.whole)
                 self._fetch(claim, buffer)
             except (Unavailable, DeadlineExceeded):
                 if self.state.release(claim, refused=True):
@@ -211,14 +211,14 @@ class Download:
             if position == stop:
                 return False
             try:
-                while position < stop and self.state.goes_on(stream):
+                while position < stop and self.state.goes_on(ranged=stream.ranged):
                     data = buffer[: stream.read_into(buffer)]
                     if stream.ranged:
                         data = data[: stop - position]
                     self._store(position, data)
                     position += len(data)
             except (Unavailable, DeadlineExceeded) as error:
-                if not self.state.halted:
+                if self.state.goes_on():
                     self._origin.pause(error, self.state.broke(claim))
         return True
 
@@ -235,7 +235,7 @@ class Download:
         absent = self.state.absent(position, stop)
         for begin, end in absent:
             self._staged.write(begin, data[begin - position : end - position])
-        prefix = self.state.arrived(position, stop)
+        prefix = self.state.add([(position, stop)], len(data))
         if prefix is not None:
             written = data if absent == [(position, stop)] else data[:0]
             self._staged.verifier.received(position, written, self._staged.fd, prefix)

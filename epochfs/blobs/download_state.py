@@ -3,18 +3,18 @@
 `DownloadState` opens no file and no stream: it starts the worker threads of a `Download` as they
 are needed, and what they bring wakes the readers. What to fetch next is `FetchPlan`'s to say.
 
-Locks: `DownloadState._lock` guards every field; no I/O happens under it, and only `Budget`'s lock,
-a leaf, is taken under it. Read without it are `verified`, `closing` and `failure`, which change
-once, `readable`, which moves forward until a failure resets it, `mark`, a hint, `overlapped`, once
-all is present, and of the plan `whole`, which turns true once, and `ranged`, which the first answer
-settles.
+Locks: `DownloadState._lock` guards every field, `Readers` and the plan; no I/O happens under it,
+and only `Budget`'s lock, a leaf, is taken under it. Read without it are `closing`, `failure` and
+`verified`, which change once, `readable`, which moves forward until a failure resets it, `mark`, a
+hint, `overlapped`, once all is present, and of the plan `whole`, which turns true once, and
+`ranged`, which the first answer settles.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from epochfs.blobs.fetch_plan import Claim, Closeable, FetchPlan
@@ -46,12 +46,62 @@ class Waiter:
     error: EpochfsError | None = None
 
 
+class Readers:
+    """Who waits for which bytes of a blob, and what may be read. The caller locks.
+
+    `readable` is how many bytes from the start may be read without waiting. Once a reader was
+    `served`, a mismatch can only be an error. `settled` is how the download ends.
+    """
+
+    def __init__(self, plan: FetchPlan, *, verify_first: bool) -> None:
+        self.waiters: list[Waiter] = []
+        self.readable = 0
+        self.served = False
+        self.verified = False
+        self.settled = False
+        self._plan = plan
+        self._verify_first = verify_first
+
+    def may_read(self, start: int, stop: int) -> bool:
+        """Whether `[start, stop)` is present, and need not wait for the digest."""
+        if self.verified:
+            return True
+        if self._verify_first or not self._plan.present.covers(start, stop):
+            return False
+        return stop < self._plan.size or not (self._plan.whole or self._plan.complete)
+
+    def wake(self, error: EpochfsError | None = None) -> None:
+        """Wake those whose range may be read now; with an error, everybody."""
+        for waiter in list(self.waiters):
+            if error is not None or self.may_read(waiter.start, waiter.stop):
+                waiter.error = error
+                if error is None:
+                    self.serve()
+                self.waiters.remove(waiter)
+                waiter.done.set()
+
+    def serve(self) -> None:
+        """Note that a reader gets bytes."""
+        self.served = True
+        self.publish()
+
+    def publish(self) -> None:
+        """Let readers take the contiguous bytes without the lock, once any has been served."""
+        if self.served and not self.settled and not self._verify_first:
+            self.readable = min(self._plan.prefix, self._plan.size - 1)
+
+    def settle(self, *, verified: bool) -> None:
+        """Let everything be read from now on, or nothing more without asking."""
+        self.settled, self.verified = True, verified
+        self.readable = self._plan.size if verified else 0
+
+
 class DownloadState:
     """The state of one download, shared by its readers and workers. Any thread may call anything.
 
-    `readable` is how many bytes from the start may be read without `wait`, and `mark` where a
-    sequential reader should call it all the same, so that more is fetched ahead. Where streams
-    `overlapped`, two may have written the same range, so the file must be hashed from its start.
+    `mark` is where a sequential reader should `wait` even for readable bytes, so that more is
+    fetched ahead. Where streams `overlapped`, two may have written the same range, so the file must
+    be hashed from its start.
     """
 
     def __init__(
@@ -64,23 +114,19 @@ class DownloadState:
     ) -> None:
         """`work` is what a worker thread does, given its first claim."""
         self.plan = plan
-        self.verified = False
+        self.readers = Readers(plan, verify_first=verify_first)
         self.closing = False
         self.failure: EpochfsError | None = None
-        self.readable = 0
         self.mark = 0
         self.overlapped = False
         self._digest = digest
         self._work = work
-        self._verify_first = verify_first
         self._lock = threading.Lock()
         self._awake = threading.Event()
         self._awake.set()
-        self._waiters: list[Waiter] = []
         self._threads = 0
         self._breaks = 0
         self._unused = False
-        self._served = False
         self._finishing = False
         self._refetched = False
 
@@ -91,30 +137,30 @@ class DownloadState:
 
         Raises the error that keeps the bytes away.
         """
+        readers = self.readers
         with self._lock:
-            self._note_reader(start, stop, run)
+            mark = self.plan.reads(start, stop, run)
+            if run:
+                self.mark = mark
+            self._unused = False
+            self._awake.set()
             if self.failure is not None:
                 raise fresh(self.failure)
-            if self._may_read(start, stop):
-                self._serve()
+            if readers.may_read(start, stop):
+                readers.serve()
                 if run:
                     self._start_workers()
                 return True
             waiter = Waiter(start, stop)
-            self._waiters.append(waiter)
+            readers.waiters.append(waiter)
             self._start_workers()
         in_time = waiter.done.wait(timeout)
         with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if waiter in readers.waiters:
+                readers.waiters.remove(waiter)
             if waiter.error is not None:
                 raise fresh(waiter.error)
         return in_time
-
-    def covers(self, start: int, stop: int) -> bool:
-        """Whether all of `[start, stop)` is present."""
-        with self._lock:
-            return self.plan.present.covers(start, stop)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -148,7 +194,7 @@ class DownloadState:
                 return False
             self.closing = True
             self._awake.set()
-            self._end_waits(Unavailable("the mount is shutting down"))
+            self.readers.wake(Unavailable("the mount is shutting down"))
             return self._threads == 0
 
     # ---- for workers -------------------------------------------------------------------------
@@ -158,21 +204,16 @@ class DownloadState:
         """Whether nothing is fetched any more."""
         return self.closing or self.failure is not None
 
-    @property
-    def halted(self) -> bool:
-        """Whether nothing is fetched for now; a stream without Range is kept meanwhile."""
-        return self.stopped or (not self._awake.is_set() and self.plan.ranged is not False)
-
-    def goes_on(self, stream: BlobStream) -> bool:
-        """Return whether to read on from a stream; wait where it is kept for the next reader."""
-        if not stream.ranged:
+    def goes_on(self, *, ranged: bool = True) -> bool:
+        """Whether to go on fetching. A stream that is not `ranged` waits for the next reader."""
+        if not ranged:
             self._awake.wait()
-        return not self.halted
+        return not self.stopped and (self._awake.is_set() or self.plan.ranged is False)
 
     def lacking(self, claim: Claim) -> tuple[int, int] | None:
         """Return the first absent part of a claimed range."""
         with self._lock:
-            if self.halted:
+            if not self.goes_on():
                 return None
             claim.present_before = self.plan.present.total
             return next(self.plan.present.missing(claim.start, claim.stop), None)
@@ -202,23 +243,22 @@ class DownloadState:
         with self._lock:
             return list(self.plan.present.missing(start, stop))
 
-    def arrived(self, start: int, stop: int) -> int | None:
-        """Count written bytes as present, and wake who waits for them.
+    def add(self, ranges: Iterable[tuple[int, int]], received: int = 0) -> int | None:
+        """Count ranges of the file as present, after so many bytes were `received`; wake readers.
 
         Returns how many are present from the start without a gap; None if not all are wanted.
         """
         with self._lock:
-            self.plan.window.arrived(stop - start)
-            self._add(start, stop)
-            self._end_waits()
+            if received:
+                self.plan.window.arrived(received)
+            was_whole = self.plan.whole
+            for start, stop in ranges:
+                self.plan.add(start, stop)
+            self.readers.publish()
+            self.readers.wake()
+            if self.plan.whole and not was_whole:
+                self._start_workers()
             return self.plan.prefix if self.plan.whole else None
-
-    def resume(self, present: RangeSet) -> None:
-        """Take over what an earlier download left."""
-        with self._lock:
-            for start, stop in present:
-                self._add(start, stop)
-            self._end_waits()
 
     def snapshot(self) -> RangeSet:
         """Return a copy of what is present."""
@@ -269,9 +309,8 @@ class DownloadState:
     def confirm(self) -> None:
         """Let everything be read: the digest has matched."""
         with self._lock:
-            self.verified = True
-            self.readable = self.plan.size
-            self._end_waits()
+            self.readers.settle(verified=True)
+            self.readers.wake()
 
     def start_over(self) -> bool:
         """Forget all bytes and fetch them once more, if none has been served; return whether.
@@ -279,7 +318,7 @@ class DownloadState:
         In one step, so that no reader sees the bytes that are given up.
         """
         with self._lock:
-            if self._served or self._refetched:
+            if self.readers.served or self._refetched:
                 return False
             self._refetched = True
             self._finishing = self.overlapped = False
@@ -300,36 +339,12 @@ class DownloadState:
             for_good = for_good or isinstance(error, Vanished | ProtocolViolation | CacheFailure)
             if for_good:
                 self.failure = error
-                self.readable = 0
-            self._end_waits(error)
+                self.readers.settle(verified=False)
+            self.readers.wake(error)
         log.debug("fetching %s failed: %s", self._digest, error)
         return for_good
 
     # ---- all below: with the lock held -------------------------------------------------------
-
-    def _note_reader(self, start: int, stop: int, run: int) -> None:
-        mark = self.plan.reads(start, stop, run)
-        if run:
-            self.mark = mark
-        self._unused = False
-        self._awake.set()
-
-    def _may_read(self, start: int, stop: int) -> bool:
-        if self.verified:
-            return True
-        if self._verify_first or not self.plan.present.covers(start, stop):
-            return False
-        return stop < self.plan.size or not (self.plan.whole or self.plan.complete)
-
-    def _end_waits(self, error: EpochfsError | None = None) -> None:
-        """Wake those whose range may be read now; with an error, everybody."""
-        for waiter in list(self._waiters):
-            if error is not None or self._may_read(waiter.start, waiter.stop):
-                waiter.error = error
-                if error is None:
-                    self._serve()
-                self._waiters.remove(waiter)
-                waiter.done.set()
 
     def _start_workers(self) -> None:
         """Start as many workers as there is work for."""
@@ -341,33 +356,16 @@ class DownloadState:
             except RuntimeError as error:
                 self.plan.release(claim)
                 if not self.plan.claims:
-                    self._end_waits(Unavailable(f"no thread to fetch {self._digest}: {error}"))
+                    self.readers.wake(Unavailable(f"no thread to fetch {self._digest}: {error}"))
                 return
             self._threads += 1
 
     def _next_claim(self) -> Claim | None:
         if self.closing or self.failure is not None or not self._is_wanted():
             return None
-        return self.plan.next_claim([(waiter.start, waiter.stop) for waiter in self._waiters])
+        waiters = self.readers.waiters
+        return self.plan.next_claim([(waiter.start, waiter.stop) for waiter in waiters])
 
     def _is_wanted(self) -> bool:
         """Whether it has a reader, or is worth finishing."""
-        return not self._unused or bool(self._waiters) or self.plan.half_present
-
-    def _add(self, start: int, stop: int) -> None:
-        was_whole = self.plan.whole
-        self.plan.add(start, stop)
-        self._publish()
-        if self.plan.whole and not was_whole:
-            self._start_workers()
-
-    def _serve(self) -> None:
-        """Note that a reader gets bytes: from now on a mismatch can only be an error."""
-        self._served = True
-        self._publish()
-
-    def _publish(self) -> None:
-        """Let readers take the contiguous bytes without the lock, once any has been served."""
-        settled = self.verified or self.failure is not None
-        if self._served and not settled and not self._verify_first:
-            self.readable = min(self.plan.prefix, self.plan.size - 1)
+        return not self._unused or bool(self.readers.waiters) or self.plan.half_present

@@ -56,7 +56,7 @@ class StagedFile:
     _recording: threading.Lock = field(default_factory=threading.Lock, init=False)
     _saved: float = field(default_factory=time.monotonic, init=False)
 
-    def prepare(self, resumed: Callable[[RangeSet], None], *, whole: bool) -> None:
+    def prepare(self, resumed: Callable[[RangeSet], object], *, whole: bool) -> None:
         """Open the file, and make room for the `whole` blob if all of it will come.
 
         `resumed` is called once, with what an earlier download left here.
