@@ -25,8 +25,8 @@ from epochfs.config import (
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor, encode
 from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.session import Connection, SessionSettings
 from epochfs.session.opening import open_session
-from epochfs.session.settings import Connection, SessionSettings
 
 _PACKAGE = str(Path(epochfs.__file__).parent) + "/"
 _REGISTRY = f"{_PACKAGE}demo/"

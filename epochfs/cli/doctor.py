@@ -40,8 +40,7 @@ from epochfs.layers import decoders
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import Descriptor, Index
 from epochfs.oci.names import Repository
-from epochfs.session import opening
-from epochfs.session.settings import Connection
+from epochfs.session import Connection, opening
 
 _ENOUGH_SPACE = 1024**3
 _BINDINGS = ("mfusepy", "fusepy")

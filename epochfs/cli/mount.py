@@ -30,7 +30,7 @@ from epochfs.cli.options import (
 from epochfs.client import hosts
 from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
 from epochfs.errors import UsageError, printable
-from epochfs.session.settings import Connection, SessionSettings
+from epochfs.session import Connection, SessionSettings
 
 _START_SECONDS = 15.0
 """How long starting may take beyond the registry's own time limit."""

@@ -7,12 +7,13 @@ the variables that say where other tools keep credentials, and those that name p
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import platformdirs
@@ -34,10 +35,8 @@ from epochfs.config import (
 )
 from epochfs.errors import EpochfsError, MountFailure, UsageError, printable
 from epochfs.oci.names import Repository
-from epochfs.session.settings import Connection
+from epochfs.session import Connection
 
-_T = TypeVar("_T")
-_Function = Callable[..., _T]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -106,23 +105,22 @@ def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
     )
 
 
-def cache_dir_option(command: _Function[_T]) -> _Function[_T]:
-    """Give `command` the directory of the cache, by default the user's own, as `cache_dir`."""
+def _gathered(name: str, options: Sequence[_Decorator], build: Callable[..., object]) -> _Decorator:
+    """Return a decorator that adds `options`, and passes what `build` makes of them as `name`."""
+    taken = tuple(inspect.signature(build).parameters)
 
-    @functools.wraps(command)
-    def with_directory(*, cache_dir: Path | None, **others: object) -> _T:
-        directory = cache_dir or platformdirs.user_cache_path("epochfs")
-        return command(cache_dir=directory, **others)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathering(**values: object) -> object:
+            value = build(**{option: values.pop(option) for option in taken})
+            return command(**{name: value}, **values)
 
-    return file_option("--cache-dir", "Cache directory.  [default: ~/.cache/epochfs]")(
-        with_directory
-    )
+        decorated: Callable[..., Any] = gathering
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
 
-
-def _with_options(command: _Function[_T], options: Sequence[_Decorator]) -> _Function[_T]:
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return decorate
 
 
 # ---- how to reach a registry -------------------------------------------------------------------
@@ -179,41 +177,36 @@ _CONNECTION_OPTIONS = (
 )
 
 
-def connection_options(command: _Function[_T]) -> _Function[_T]:
-    """Give `command` the options that say how to reach a registry, as one `connection`."""
+def _connection(
+    timeout: float,
+    repositories: tuple[Repository, ...],
+    username: str,
+    password_file: Path | None,
+    token_file: Path | None,
+    ca_cert: Path | None,
+    client_cert: Path | None,
+    client_key: Path | None,
+    hosts_dir: Path | None,
+    tls_skip_verify: bool,
+) -> Connection:
+    if client_key is not None and client_cert is None:
+        raise UsageError("--client-key needs --client-cert")
+    authority = _readable(ca_cert, "--ca-cert")
+    identity = _readable(client_cert, "--client-cert")
+    key = _readable(client_key, "--client-key")
+    transport = TransportOptions(
+        timeout=timeout,
+        ca_certs=(authority,) if authority else (),
+        client_certs=((identity, key),) if identity else (),
+        tls_verify=False if tls_skip_verify else True if ca_cert else None,
+        proxies=_proxies(),
+    )
+    given = credentials(username, password_file, token_file)
+    return Connection(transport, given, repositories, _hosts_dir(hosts_dir))
 
-    @functools.wraps(command)
-    def with_connection(
-        *,
-        timeout: float,
-        repositories: tuple[Repository, ...],
-        username: str,
-        password_file: Path | None,
-        token_file: Path | None,
-        ca_cert: Path | None,
-        client_cert: Path | None,
-        client_key: Path | None,
-        hosts_dir: Path | None,
-        tls_skip_verify: bool,
-        **others: object,
-    ) -> _T:
-        if client_key is not None and client_cert is None:
-            raise UsageError("--client-key needs --client-cert")
-        authority = _readable(ca_cert, "--ca-cert")
-        identity = _readable(client_cert, "--client-cert")
-        key = _readable(client_key, "--client-key")
-        transport = TransportOptions(
-            timeout=timeout,
-            ca_certs=(authority,) if authority else (),
-            client_certs=((identity, key),) if identity else (),
-            tls_verify=False if tls_skip_verify else True if ca_cert else None,
-            proxies=_proxies(),
-        )
-        given = credentials(username, password_file, token_file)
-        connection = Connection(transport, given, repositories, _hosts_dir(hosts_dir))
-        return command(connection=connection, **others)
 
-    return _with_options(with_connection, _CONNECTION_OPTIONS)
+connection_options = _gathered("connection", _CONNECTION_OPTIONS, _connection)
+"""Gives a command the options that say how to reach a registry, as one `connection`."""
 
 
 def _readable(file: Path | None, option: str) -> Path | None:
@@ -248,6 +241,23 @@ def _hosts_dir(directory: Path | None) -> Path | None:
 
 # ---- what is kept, and how it is fetched -------------------------------------------------------
 
+
+def _cache_dir(cache_dir: Path | None) -> Path:
+    return cache_dir or platformdirs.user_cache_path("epochfs")
+
+
+cache_dir_option = _gathered(
+    "cache_dir",
+    [file_option("--cache-dir", "Cache directory.  [default: ~/.cache/epochfs]")],
+    _cache_dir,
+)
+"""Gives a command the directory of the cache, by default the user's own, as `cache_dir`."""
+
+
+def _fetching(cache_dir: Path, cache_size: int, connections: int, manifest_limit: int) -> Fetching:
+    return Fetching(CacheOptions(cache_dir, cache_size), connections, manifest_limit)
+
+
 _FETCHING_OPTIONS = (
     cache_dir_option,
     value_option(
@@ -275,23 +285,8 @@ _FETCHING_OPTIONS = (
 )
 
 
-def fetching_options(command: _Function[_T]) -> _Function[_T]:
-    """Give `command` the options of what is kept and how it is fetched, as one `fetching`."""
-
-    @functools.wraps(command)
-    def with_fetching(
-        *,
-        cache_dir: Path,
-        cache_size: int,
-        connections: int,
-        manifest_limit: int,
-        **others: object,
-    ) -> _T:
-        cache = CacheOptions(cache_dir, cache_size)
-        return command(fetching=Fetching(cache, connections, manifest_limit), **others)
-
-    return _with_options(with_fetching, _FETCHING_OPTIONS)
-
+fetching_options = _gathered("fetching", _FETCHING_OPTIONS, _fetching)
+"""Gives a command the options of what is kept and how it is fetched, as one `fetching`."""
 
 # ---- which registry ----------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ from epochfs.cli.output import ProgressBar, notify, shown_size
 from epochfs.config import BlobOptions, ListingOptions
 from epochfs.errors import CacheFailure, MountFailure, UsageError, printable
 from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on
+from epochfs.session import Connection, SessionSettings
 from epochfs.session.opening import open_session
 from epochfs.session.prefetcher import Failure, Prefetch, Progress, Selection
-from epochfs.session.settings import Connection, SessionSettings
 from epochfs.vfs.reader import DirectFiles, Files, MountedFiles
 
 _BLOBS_AT_ONCE = 4

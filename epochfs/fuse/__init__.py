@@ -1,6 +1,6 @@
 """The kernel's side of a mount: FUSE operations, errno, libfuse, passthrough, the table of mounts.
 
-`operations` only translates: errors by `errnos`, and all else by what `libfuse` offers, which alone
-imports the binding. Uses `vfs`.
-Used by `session` for what a mount can do here, and by `cli` to serve one.
+`operations` only translates, with the errno table of `errnos`; `libfuse` alone imports the binding.
+Uses `vfs`.
+Used by `session`, whose status shows passthrough, and by `cli` to serve a mount.
 """

@@ -1,4 +1,4 @@
-"""The errno of each error: the one table, and the only user of errno numbers here."""
+"""The errno of each error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ABSENT = errno.ENOENT
 NO_ATTRIBUTE = errno.ENODATA
 UNFORESEEN = errno.EIO
 OF_NAMES = (errno.ENOENT, errno.ENAMETOOLONG)
-"""What nobody need be told of but who asked."""
+"""Not worth a warning in the log: only the caller cares."""
 
 ERRNO: dict[type[EpochfsError], int] = {
     NotFound: errno.ENOENT,
@@ -54,7 +54,7 @@ ERRNO: dict[type[EpochfsError], int] = {
     UsageError: errno.EINVAL,
     MountFailure: errno.EIO,
 }
-"""The one table from errors to errno; every class of `errors` has a row."""
+"""Every class of `errors` has a row."""
 
 
 def errno_of(error: EpochfsError) -> int:

@@ -1,4 +1,4 @@
-"""libfuse: how it is loaded and run, and what the binding has no words for: ctypes and sysfs.
+"""libfuse, through its Python binding, and what the binding lacks, through ctypes and sysfs.
 
 The only importer of the binding, mfusepy or fusepy. Importing this module raises OSError or
 AttributeError where no libfuse can be loaded.
@@ -25,23 +25,23 @@ except ModuleNotFoundError:
 log = logging.getLogger(__name__)
 
 FuseOSError = binding.FuseOSError
-"""The one exception that may leave a callback; made of an errno."""
+"""The only exception that may leave a callback; it takes an errno."""
 
 Operations = binding.Operations
-"""What the callbacks are methods of."""
+"""The base class of the callbacks."""
 
 _CAP_PASSTHROUGH = 1 << 29
 """FUSE_CAP_PASSTHROUGH of libfuse 3.17's fuse_common.h."""
 
 _MAX_BACKGROUND = 40
-"""How many READs ahead the kernel has under way, each of which takes a MiB of memory until it is
-answered. While so many wait for a slow registry, what is cached is not read ahead either."""
+"""How many read-ahead requests the kernel sends at a time, each of which holds a MiB of memory.
+While so many wait for a slow registry, cached blobs are not read ahead either."""
 
 _MAX_THREADS = 128
 _MAX_IDLE_THREADS = 16
 
 _LOOP_FAILED = "8"
-"""What libfuse 3 returns when reading from the kernel failed, be it at the end (fuse_main_real)."""
+"""What libfuse 3 returns if reading from the kernel failed, even at the end (fuse_main_real)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +66,19 @@ def library_version() -> tuple[int, int]:
 def serve(operations: Any, mountpoint: Path, options: FuseOptions) -> None:  # noqa: ANN401
     """Mount, and have `operations` answer the kernel until unmounted.
 
-    Raises MountFailure when libfuse cannot mount, after it said why on stderr, and when the kernel
-    ends the connection under a mount that stands.
+    Raises MountFailure if libfuse cannot mount, which says why on stderr, and if the kernel ends
+    the connection of a mount that still exists.
     """
     try:
         _Fuse(operations, str(mountpoint), raw_fi=True, **_libfuse_options(options))
     except RuntimeError as error:
         if str(error) == _LOOP_FAILED:
             if mounted_on(mountpoint.absolute()) is None:
-                # Who unmounts may close the connection just as a thread begins to read from it.
+                # An unmount may close the connection just as a thread begins to read from it.
                 log.debug("%s was unmounted while it was read from", mountpoint)
                 return
             raise MountFailure(
-                f"the kernel has ended the connection of the mount on {mountpoint}: unmount it"
+                f"the kernel ended the connection of the mount on {mountpoint}: unmount it"
             ) from None
         raise MountFailure(f"libfuse could not mount on {mountpoint} (code {error})") from None
 
@@ -100,7 +100,7 @@ def _libfuse_options(options: FuseOptions) -> dict[str, object]:
     if library_version() >= (3, 0):
         values["max_read"] = MAX_READ
     if library_version() >= (3, 12):
-        # Ten by default, which ten readers of a slow registry would use up.
+        # The default of ten is used up by ten readers of a slow registry.
         values["max_threads"] = _MAX_THREADS
         values["max_idle_threads"] = _MAX_IDLE_THREADS
     for word in options.extra:
@@ -112,8 +112,8 @@ def _libfuse_options(options: FuseOptions) -> dict[str, object]:
 class _Fuse(binding.FUSE):  # type: ignore[misc]
     """The binding's dispatcher, with a `read` that copies nothing.
 
-    The binding's own takes bytes from the operations and copies them into libfuse's buffer. Here
-    the file is read straight into that buffer, which halves the time of a warm read.
+    The binding's own copies bytes from the operations into libfuse's buffer. Here the file is read
+    straight into that buffer, which halves the time of a warm read.
     """
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
@@ -125,9 +125,9 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
 
 
 def configure(connection: Any, passthrough: Passthrough) -> None:  # noqa: ANN401
-    """Ask the kernel for large and many reads, and for passthrough if that is possible.
+    """Ask the kernel for large and many reads, and for passthrough if possible.
 
-    `connection` is libfuse's `struct fuse_conn_info`, while the mount is made.
+    `connection` is libfuse's `struct fuse_conn_info`, while the mount is being made.
     """
     if hasattr(connection, "max_read"):
         connection.max_read = MAX_READ
@@ -136,7 +136,7 @@ def configure(connection: Any, passthrough: Passthrough) -> None:  # noqa: ANN40
     if not passthrough.possible:
         return
     if not connection.capable_ext & _CAP_PASSTHROUGH:
-        passthrough.refuse("this kernel was built without (CONFIG_FUSE_PASSTHROUGH)")
+        passthrough.refuse("this kernel was built without it (CONFIG_FUSE_PASSTHROUGH)")
         return
     connection.want_ext |= _CAP_PASSTHROUGH
     connection.max_backing_stack_depth = passthrough.stack_depth
@@ -144,7 +144,7 @@ def configure(connection: Any, passthrough: Passthrough) -> None:  # noqa: ANN40
 
 
 def _session_device() -> int:
-    """Return the descriptor of /dev/fuse of the session whose callback this thread is in."""
+    """Return the session's descriptor of /dev/fuse; only within a callback."""
     libfuse = binding._libfuse
     libfuse.fuse_get_session.argtypes = [ctypes.c_void_p]
     libfuse.fuse_get_session.restype = ctypes.c_void_p
@@ -154,19 +154,19 @@ def _session_device() -> int:
 
 
 def set_backing_id(fi: Any, number: int) -> None:  # noqa: ANN401
-    """Set what libfuse 3.17 has in `struct fuse_file_info` behind the 32 bits of `poll_events`.
+    """Set `backing_id`, which libfuse 3.17 keeps after the 32 bits of `poll_events`.
 
-    To mfusepy 3.1 both are one field of 64 bits.
+    In mfusepy 3.1 both are one field of 64 bits of `struct fuse_file_info`.
     """
     offset = type(fi).poll_events.offset + ctypes.sizeof(ctypes.c_uint32)
     ctypes.c_int32.from_buffer(fi, offset).value = number
 
 
 def raise_read_ahead(mountpoint: Path) -> None:
-    """Let the kernel read ahead in pieces of `MAX_READ`, where that is permitted.
+    """Let the kernel read ahead by `MAX_READ`, if permitted.
 
-    Its default of 128 KiB bounds every sequential read. Only root may raise it, and only once the
-    mount has answered: the kernel sets the default when it has the answer to FUSE_INIT.
+    Its default of 128 KiB limits every sequential read. Only root may raise it, and only once the
+    mount has answered: the kernel sets the default on the answer to FUSE_INIT.
     """
     try:
         mount = mounted_on(mountpoint.absolute())

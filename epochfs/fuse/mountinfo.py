@@ -1,4 +1,4 @@
-"""The mounts of /proc/self/mountinfo (proc(5)), which never waits for a file system."""
+"""The mounts in /proc/self/mountinfo (proc(5)), read without waiting for any file system."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Mount:
 
 
 def parse_mountinfo(text: str) -> Iterator[Mount]:
-    """Yield the mounts of a mountinfo file in their order: the last one on a path is on top."""
-    for line in text.split("\n"):  # and at nothing else: paths may hold what splitlines() cuts at
+    """Yield the mounts of a mountinfo file in order: the last one on a path is on top."""
+    for line in text.split("\n"):  # not splitlines(), which cuts at characters of paths too
         before, separator, after = line.partition(" - ")
         fields, tail = before.split(" "), after.split(" ")
         if separator and len(fields) >= 6 and len(tail) >= 2:
@@ -56,15 +56,15 @@ def mounted_on(path: Path) -> Mount | None:
 
 
 def mounted_from(device: str) -> Mount | None:
-    """Return our mount of a device, the first that was made, wherever it is by now; or None."""
+    """Return our first mount of a device, wherever it is by now, or None."""
     ours = (mount for mount in _mounts() if mount.is_ours)
     return next((mount for mount in ours if mount.device == device), None)
 
 
 def file_system_of(path: Path) -> str:
-    """Return the type of the file system that holds `path`; empty where that cannot be told.
+    """Return the type of the file system that holds `path`, "" if unknown.
 
-    So it is with Btrfs, whose subvolumes show files another device than mountinfo does.
+    It is unknown on Btrfs, where files of subvolumes have another device than mountinfo shows.
     """
     try:
         number = path.stat().st_dev
@@ -75,5 +75,5 @@ def file_system_of(path: Path) -> str:
 
 
 def _mounts() -> Iterator[Mount]:
-    # As bytes: the kernel writes a carriage return as it is, and text mode makes a newline of it.
+    # As bytes: the kernel does not escape carriage returns, which text mode turns into newlines.
     return parse_mountinfo(os.fsdecode(_MOUNTINFO.read_bytes()))

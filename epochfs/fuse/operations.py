@@ -1,7 +1,7 @@
-"""The FUSE operations: translates between libfuse and `vfs`, and decides nothing.
+"""The FUSE operations: translate between libfuse and `vfs`, and decide nothing.
 
-Importing this module fails where `libfuse` cannot be imported. These methods are called from many
-threads; no exception but FuseOSError leaves them.
+Importing this module fails where `libfuse` cannot be imported. The methods are called from many
+threads, and raise only FuseOSError.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 _BLOCK = 512
 
 _DOTS = 2
-"""How many entries a directory has before what is listed: `.` and `..`."""
+"""How many entries come before what is listed: `.` and `..`."""
 
 _DirectoryEntry = tuple[str, dict[str, int], int]
-"""A name, what is known of its attributes, and the offset of the entry behind it."""
+"""A name, its attributes as far as known, and the offset of the next entry."""
 
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
 
 def _translated(operation: _Operation) -> _Operation:
-    """Let nothing but FuseOSError leave a callback: an OSError of another make becomes EPERM."""
+    """Turn all exceptions into FuseOSError: of any other, the binding makes EPERM."""
 
     @functools.wraps(operation)
     def wrapper(self: EpochOperations, path: str, *arguments: Any) -> Any:  # noqa: ANN401
@@ -66,7 +66,7 @@ def _translated(operation: _Operation) -> _Operation:
 
 
 class EpochOperations(Operations):  # type: ignore[misc]
-    """What libfuse calls. Paths are text, times are nanoseconds, file infos are the C structs."""
+    """The callbacks. Paths are text, times are nanoseconds, file infos are the C structs."""
 
     use_ns = True
 
@@ -78,7 +78,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
         passthrough: Passthrough,
         on_ready: Callable[[], None],
     ) -> None:
-        """`on_ready` is called once the mount on `mountpoint` stands."""
+        """`on_ready` is called once the mount on `mountpoint` answers."""
         self._filesystem = filesystem
         self._mountpoint = mountpoint
         self._options = options
@@ -86,17 +86,17 @@ class EpochOperations(Operations):  # type: ignore[misc]
         self._on_ready = on_ready
 
     def init_with_config(self, connection: Any, config: Any) -> None:  # noqa: ANN401
-        """Configure the connection. Called by mfusepy while the mount is made."""
+        """Configure the connection. Called by mfusepy while the mount is being made."""
         if connection is not None:
             configure(connection, self._passthrough)
         self.init("/")
 
     def init(self, path: str) -> None:
-        """Begin to settle. Called by fusepy; the mount answers nothing before this returns."""
+        """Begin to settle. Called by fusepy; the mount answers only after this returns."""
         threading.Thread(target=self._settle, name="settle", daemon=True).start()
 
     def _settle(self) -> None:
-        """Wait for the mount's first answer, let the kernel read ahead, and tell that it stands."""
+        """Wait for the mount's first answer, let the kernel read ahead, and call `on_ready`."""
         try:
             self._mountpoint.lstat()
         except OSError as error:
@@ -111,24 +111,24 @@ class EpochOperations(Operations):  # type: ignore[misc]
         return self._stat(path, self._filesystem.getattr(path))
 
     def opendir(self, path: str) -> int:
-        """Open a directory; what it lists is asked for when it is read."""
+        """Open a directory; its listing is fetched when it is read."""
         return self._filesystem.opendir()
 
     @_translated
     def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[_DirectoryEntry]:
-        """Names, types and inode numbers of a directory, from the `offset` of one of them on.
+        """Names, types and inode numbers of a directory, from an `offset` on.
 
-        Called by mfusepy, again and again, each time for what fits into a buffer of the kernel's:
-        without offsets libfuse would keep 200 bytes a name while the directory is open.
+        Called by mfusepy once for each buffer of the kernel's: without offsets libfuse would keep
+        200 bytes per name while the directory is open.
         """
         listing = self._filesystem.readdir(path, fh, anew=offset == 0)
         if listing.error is not None and offset >= _DOTS + len(listing):
-            raise listing.error  # behind the last entry, as readdir(3) allows: the names were given
+            raise listing.error  # after the last entry, as readdir(3) allows
         return _shown(path, listing, offset)
 
     @_translated
     def readdir(self, path: str, fh: int) -> Iterator[_DirectoryEntry]:
-        """All of a directory at once. Called by fusepy, which does not tell the offset."""
+        """All of a directory at once. Called by fusepy, which passes no offset."""
         listing = self._filesystem.readdir(path, fh, anew=True)
         if listing.error is not None:
             raise listing.error
@@ -147,9 +147,9 @@ class EpochOperations(Operations):  # type: ignore[misc]
 
     @_translated
     def open(self, path: str, fi: Any) -> int:  # noqa: ANN401
-        """Open for reading; the kernel has refused everything else, the mount being read-only."""
+        """Open for reading; the kernel refuses all else on a read-only mount."""
         if fi.flags & os.O_ACCMODE != os.O_RDONLY:
-            raise ReadOnly(f"{path} cannot be written to")
+            raise ReadOnly(f"{path} is read-only")
         file = self._filesystem.open(path)
         fi.fh = file.handle
         fi.direct_io = file.direct_io
@@ -157,13 +157,13 @@ class EpochOperations(Operations):  # type: ignore[misc]
         if number:
             set_backing_id(fi, number)
         else:
-            # Beside a backing file the kernel refuses it: there are no pages to keep.
+            # The kernel refuses this beside a backing file: there are no pages to keep.
             fi.keep_cache = file.keep_cache
         return 0
 
     @_translated
     def read(self, path: str, view: memoryview, offset: int, fi: Any) -> int:  # noqa: ANN401
-        """Read into the kernel's buffer, called by libfuse; return how much there was."""
+        """Read into libfuse's buffer; return the number of bytes."""
         return self._filesystem.read_into(fi.fh, view, offset)
 
     @_translated
@@ -194,7 +194,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
 
     @_translated
     def statfs(self, path: str) -> dict[str, int]:
-        """A file system that has no blocks of its own, as /proc says; never asks the registry."""
+        """Says, as /proc does, that there are no blocks; never asks the registry."""
         return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": NAME_MAX}
 
     def _stat(self, path: str, attr: Attr) -> dict[str, int]:
@@ -215,7 +215,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
 
 
 def _shown(path: str, listing: Listing, offset: int) -> Iterator[_DirectoryEntry]:
-    """Yield a directory's entries from an offset on, each with the offset of the next."""
+    """Yield a directory's entries from an offset on."""
     if offset < 1:
         yield ".", {"st_mode": 0o040555, "st_ino": inode(path)}, 1
     if offset < _DOTS:

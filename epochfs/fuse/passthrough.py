@@ -1,15 +1,15 @@
-"""Kernel passthrough: a verified file that the kernel reads by itself, without asking us.
+"""Kernel passthrough: the kernel reads a cached blob by itself, without asking us.
 
-The file of a cached blob is registered with the kernel, and an open answered with the number that
-gives is then read, and mapped, from that file (FUSE_DEV_IOC_BACKING_OPEN in linux/fuse.h).
+The blob's file is registered with the kernel (FUSE_DEV_IOC_BACKING_OPEN in linux/fuse.h). An open
+that is answered with the number of that registration reads and maps that file.
 
-The kernel has an inode open either so or through its cache of pages, never both at a time: an open
-of the other kind fails with EIO (fs/fuse/iomode.c). The first open of an inode therefore decides
-for all others until the last of them is released. The kernel asks before it opens, and tells of a
-release after it has let go: what is open here is never less than what is open there.
+The kernel has an inode open either that way or through its page cache, never both at a time: an
+open of the other kind fails with EIO (fs/fuse/iomode.c). So the first open of an inode decides for
+all others until the last of them is released. The kernel asks before it opens, and reports a
+release after the fact: whatever it has open is open here too.
 
 Locks: `Passthrough._lock` guards the table of open inodes; no file and no device is touched under
-it. `_device` is set before the first open, and `_refusal` only tells: both are used without it.
+it. `_device` is set before the first open, and `_refusal` is only shown: both are used without it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _STACKED = frozenset({"overlay", "ecryptfs"})
 _BACKING_OPEN = 0x4010E501
 _BACKING_CLOSE = 0x4004E502
 _BACKING_MAP = "iIQ"
-"""`struct fuse_backing_map`: a descriptor, flags and padding, both of them 0."""
+"""`struct fuse_backing_map`: a descriptor, then flags and padding, which are 0."""
 
 _PROCESS = Path("/proc/self")
 _ALL_USERS = ["0", "0", "4294967295"]
 
 
 def obstacle(library: tuple[int, int]) -> str:
-    """Return why this process cannot have passthrough with that libfuse; empty if it can."""
+    """Return why this process cannot use passthrough with a version of libfuse; "" if it can."""
     if library < _LIBFUSE:
         return f"libfuse {_dotted(library)} cannot: install {_dotted(_LIBFUSE)} (Debian 13 has it)"
     if _kernel() < _KERNEL:
@@ -64,7 +64,7 @@ def _kernel() -> tuple[int, int]:
 
 
 def _is_administrator() -> bool:
-    """Whether this process has CAP_SYS_ADMIN where the kernel asks for it: over all users."""
+    """Whether this process has CAP_SYS_ADMIN in the initial user namespace, as the kernel wants."""
     try:
         status = (_PROCESS / "status").read_text()
         users = (_PROCESS / "uid_map").read_text()
@@ -77,7 +77,7 @@ def _is_administrator() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PassthroughStatus:
-    """For `status.json`: whether it is on, why not, and how many inodes are open in it now."""
+    """Whether passthrough is on, why not, and how many inodes use it now."""
 
     on: bool = field(metadata=gauge("Whether the kernel may read cached blobs by itself."))
     reason: str
@@ -86,7 +86,7 @@ class PassthroughStatus:
 
 @dataclass(slots=True, eq=False)
 class _Inode:
-    """An open file: `backing` is its number with the kernel, or 0 where it is read through us."""
+    """An open file: `backing` is its number with the kernel, or 0 if it is read through us."""
 
     path: str
     backing: int
@@ -94,10 +94,10 @@ class _Inode:
 
 
 class Passthrough:
-    """What the kernel reads by itself of one mount: nothing before `start`."""
+    """The passthrough of one mount, off before `start`."""
 
     def __init__(self, cache: Path, library: tuple[int, int]) -> None:
-        """`cache` is where the files are; `library` is the version of the libfuse in use."""
+        """`cache` is the directory of the files; `library` is the version of libfuse."""
         self._cache = cache
         self._device: int | None = None
         self._refusal = obstacle(library)
@@ -107,23 +107,23 @@ class Passthrough:
 
     @property
     def possible(self) -> bool:
-        """Whether the kernel is to be asked for it."""
+        """Whether to ask the kernel for it."""
         return not self._refusal
 
     @property
     def stack_depth(self) -> int:
-        """How many file systems are stacked below the cache's files, as the kernel wants to know.
+        """How many file systems are stacked below the cache's files, for the kernel.
 
-        Not 1 for good measure: then no overlayfs could be put over the mount.
+        It is not always 1, because an overlayfs could then not be put over the mount.
         """
         return int(file_system_of(self._cache) in _STACKED)
 
     def start(self, device: int) -> None:
-        """Begin: the kernel has been asked, on this descriptor of /dev/fuse, and offers it."""
+        """Begin, once the kernel has offered it; `device` is the descriptor of /dev/fuse."""
         self._device = device
 
     def refuse(self, reason: str) -> None:
-        """Stay off, and tell why in `status`."""
+        """Stay off, and show why in `status`."""
         self._refusal = reason
 
     def status(self) -> PassthroughStatus:
@@ -134,16 +134,16 @@ class Passthrough:
         return PassthroughStatus(on, self._refusal, count)
 
     def open(self, path: str, handle: int, fd: int | None) -> int:
-        """Return the number to answer an open with; 0 for a file that is to be read through us.
+        """Return the number to answer an open with; 0 if the file is to be read through us.
 
-        `fd` is open on the verified bytes of the file, where they are here. Each `handle` is to be
-        released once.
+        `fd` is open on the verified bytes of the file, if they are cached. Release each `handle`
+        once.
         """
         if self._device is None:
             return 0
         with self._lock:
             decided = path in self._inodes
-        # Several first opens may register it at a time; the others' numbers are given back.
+        # Several first opens may register it at once; all but one number is given back.
         fresh = 0 if decided or fd is None else self._register(self._device, fd)
         with self._lock:
             inode = self._inodes.setdefault(path, _Inode(path, fresh))
@@ -154,7 +154,7 @@ class Passthrough:
         return inode.backing
 
     def release(self, handle: int) -> None:
-        """Take back a handle; the last one of an inode lets the next open decide anew."""
+        """Release a handle; after an inode's last, the next open decides anew."""
         with self._lock:
             inode = self._handles.pop(handle, None)
             if inode is None:
@@ -167,7 +167,7 @@ class Passthrough:
             self._unregister(self._device, inode.backing)
 
     def _register(self, device: int, fd: int) -> int:
-        """Return the kernel's number for a file, or 0 if it does not take it."""
+        """Return the kernel's number for a file, or 0 if it refuses the file."""
         argument = bytearray(struct.pack(_BACKING_MAP, fd, 0, 0))
         try:
             number: int = fcntl.ioctl(device, _BACKING_OPEN, argument)
@@ -182,4 +182,4 @@ class Passthrough:
         try:
             fcntl.ioctl(device, _BACKING_CLOSE, bytearray(struct.pack("I", number)))
         except OSError as error:
-            log.warning("the kernel does not forget a cached file: %s", error)
+            log.warning("the kernel did not release a cached file: %s", error)

@@ -97,7 +97,7 @@ def parse(text: str) -> Page:
     about = chunks.pop(0) if chunks else ""
     if not title.startswith("# ") or "\n" in title + about or not about:
         raise ValueError("a page begins with its title and one line that says what it is about")
-    return Page(title[2:], about, tuple(_joined(_blocks(chunks))))
+    return Page(title[2:], about, tuple(_blocks(chunks)))
 
 
 def spans(text: str) -> Iterator[tuple[str, str]]:
@@ -113,22 +113,28 @@ def spans(text: str) -> Iterator[tuple[str, str]]:
         yield "", text[end:]
 
 
-def _blocks(chunks: list[str]) -> Iterator[Block]:
+def _blocks(chunks: list[str]) -> list[Block]:
+    blocks: list[Block] = []
     for chunk in chunks:
         lines = chunk.splitlines()
         if chunk.startswith(_CODE_INDENT):
-            yield Code(tuple(line.removeprefix(_CODE_INDENT) for line in lines))
+            code = tuple(line.removeprefix(_CODE_INDENT) for line in lines)
+            if blocks and isinstance(last := blocks[-1], Code):  # split by a blank line
+                blocks[-1] = Code((*last.lines, "", *code))
+            else:
+                blocks.append(Code(code))
         elif chunk.startswith("## "):
-            yield Heading(" ".join(lines)[3:])
+            blocks.append(Heading(" ".join(lines)[3:]))
         elif chunk.startswith("|"):
             header, _, *rows = (_cells(line) for line in lines)
             if any(len(row) != len(header) for row in rows):
                 raise ValueError(f"a row of another length than its header: {lines[0]}")
-            yield Table(header, tuple(rows))
+            blocks.append(Table(header, tuple(rows)))
         elif _ITEM.match(chunk):
-            yield from _items(lines)
+            blocks.extend(_items(lines))
         else:
-            yield Paragraph(" ".join(lines))
+            blocks.append(Paragraph(" ".join(lines)))
+    return blocks
 
 
 def _items(lines: list[str]) -> Iterator[Item]:
@@ -145,18 +151,3 @@ def _items(lines: list[str]) -> Iterator[Item]:
 def _cells(line: str) -> tuple[str, ...]:
     cells = _CELL.split(line.strip())[1:-1]
     return tuple(cell.strip().replace(r"\|", "|") for cell in cells)
-
-
-def _joined(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Yield the blocks, with code that a blank line had split joined again."""
-    code: list[str] = []
-    for block in blocks:
-        if isinstance(block, Code):
-            code += ["", *block.lines] if code else block.lines
-            continue
-        if code:
-            yield Code(tuple(code))
-            code = []
-        yield block
-    if code:
-        yield Code(tuple(code))

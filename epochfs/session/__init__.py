@@ -1,5 +1,47 @@
-"""A registry opened, mounted or not: wiring, settings, probe, status, metrics, prefetch.
+"""A registry or layout opened, mounted or not: settings, opening, status, prefetch.
 
-Uses every folder below it and knows no command line, so that another front end can open one.
+Uses every folder below it and knows no command line, so that another front end can open one: with
+`SessionSettings`, by `opening.open_session`.
 Used by `cli`.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from epochfs.config import (
+    BlobOptions,
+    CacheOptions,
+    Credentials,
+    LayoutPath,
+    ListingOptions,
+    RegistryUrl,
+    TransportOptions,
+)
+from epochfs.oci.names import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach a registry; `repositories` are listed even where it has no catalog.
+
+    `hosts_dir` is where its mirrors are looked up, if anywhere.
+    """
+
+    transport: TransportOptions
+    credentials: Credentials
+    repositories: tuple[Repository, ...]
+    hosts_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How to open a registry or layout, to mount it or not. All paths are absolute."""
+
+    url: RegistryUrl | LayoutPath
+    connection: Connection
+    cache: CacheOptions
+    listings: ListingOptions
+    blobs: BlobOptions
+    offline_ok: bool

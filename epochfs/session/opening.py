@@ -35,7 +35,7 @@ from epochfs.layers.layer_store import Layers
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, RememberingClient
-from epochfs.session.settings import Connection, SessionSettings
+from epochfs.session import Connection, SessionSettings
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.composed import Composer
 from epochfs.vfs.filesystem import FileSystem

@@ -1,8 +1,8 @@
-"""Filling the cache before anybody reads: which blobs a selection reaches, and reading them all.
+"""Prefetches blobs into the cache: finds those of a selection, then reads them all.
 
-A blob is read through the tree like any other reader would, so it is shared, resumed and verified
-as theirs are; it counts as fetched once the cache has kept it. Both steps, `find` and `fetch`, work
-in parallel and yield as they go on.
+A blob is read through the tree as by any reader, so its download is shared, resumed and verified
+alike. It counts as fetched once it is in the cache. Both steps, `find` and `fetch`, work in
+parallel and yield as they progress.
 
 Locks: `Prefetch._lock` guards `_blobs` and the replacing of `_progress`; no I/O happens under it.
 """
@@ -30,7 +30,7 @@ from epochfs.vfs.reader import Files
 from epochfs.vfs.tree import CONTROL, RESERVED, STATUS_FILE, shown_segment
 
 TICK_SECONDS = 0.2
-"""At least so often `find` and `fetch` yield."""
+"""How often `find` and `fetch` yield at least."""
 
 _KEEPING_SECONDS = 60.0
 _KEEPING_POLL = 0.02
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A repository by its `path` in the tree: all its tags, or what one reference names."""
+    """What to prefetch of the repository at `path` in the tree: one reference, or all tags."""
 
     path: str
     reference: Reference | None = None
@@ -49,7 +49,7 @@ class Selection:
     def parse(cls, text: str) -> Selection:
         """Parse `REPO`, `REPO:TAG` or `REPO@DIGEST`; raises InvalidName.
 
-        In `REPO:TAG@DIGEST` the digest counts, as it does for other tools.
+        In `REPO:TAG@DIGEST` the digest wins, as it does in other tools.
         """
         name, at, digest = text.partition("@")
         head, colon, tag = name.rpartition(":")
@@ -67,7 +67,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A selected blob, and how many of its `size` bytes were `here` when it was found."""
+    """A selected blob, and how many of its `size` bytes were cached (`here`) when it was found."""
 
     path: str
     size: int
@@ -75,7 +75,7 @@ class Blob:
 
     @property
     def complete(self) -> bool:
-        """Whether it was verified and kept already."""
+        """Whether it was completely cached already."""
         return self.here == self.size
 
     def __str__(self) -> str:
@@ -95,9 +95,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How many blobs were found, and of how many bytes; what became of them so far.
+    """How many blobs were found, of what `size` in all, and what became of them so far.
 
-    In bytes: `moved` were fetched, `left` are still to be. In blobs: `fetched`, `there`, `failed`.
+    In bytes: `moved` were fetched, `left` remain. In blobs: `fetched`, `there` before, `failed`.
     """
 
     blobs: int = 0
@@ -118,7 +118,7 @@ class CacheSpace:
 
 
 class Prefetch:
-    """One filling of the cache: `find`, then `fetch`, then `close`, all by one thread."""
+    """One run: `find`, then `fetch`, then `close`, all called by one thread."""
 
     def __init__(self, files: Files, parallel: int) -> None:
         """`parallel` is how many blobs are fetched at a time."""
@@ -130,23 +130,23 @@ class Prefetch:
         self._progress = Progress()
 
     def find(self, selections: Sequence[Selection]) -> Iterator[Failure | None]:
-        """Find the blobs of the selections; of every repository listed if there are none.
+        """Find the blobs of the selections; without any, those of every listed repository.
 
-        Yields each failure as it comes, and None when time has passed.
+        Yields each failure as it occurs, and None every now and then.
         """
         wanted = list(selections)
         if not wanted:
             yield from self._find_repositories(wanted)
         if not wanted:
-            error = NotFound("none is listed: name what is wanted, as REPO[:TAG|@DIGEST]")
+            error = NotFound("none are listed: name what to prefetch, as REPO[:TAG|@DIGEST]")
             yield Failure("repositories", error)
         yield from self._each(self._find_blobs, wanted)
 
     def fetch(self) -> Iterator[Failure | None]:
-        """Bring the blobs that were found into the cache; yields as `find` does.
+        """Download the blobs that were found into the cache; yields as `find` does.
 
-        Those that are there count as used first, so that none is evicted for another. Of the others
-        the largest begin, so that none of them is left to the end alone.
+        Cached ones are marked as used first, so that none is evicted for another. The largest of
+        the others start first, so that no large one is left to the end alone.
         """
         blobs = sorted(self._blobs.values(), key=lambda blob: (not blob.complete, -blob.size))
         yield from self._each(self._fetch_blob, blobs)
@@ -159,16 +159,16 @@ class Prefetch:
 
     @property
     def progress(self) -> Progress:
-        """How far it has come. For any thread."""
+        """The progress so far. Any thread may ask."""
         return self._progress
 
     def close(self) -> None:
-        """Stop what is still under way, at its next piece; what has arrived is kept."""
+        """Stop what is in progress at its next piece; what has arrived is kept."""
         self._closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _each(self, work: Callable[[_T], None], items: Iterable[_T]) -> Iterator[Failure | None]:
-        """Do `work` for all items in parallel; one that fails does not keep the others."""
+        """Call `work` for all items in parallel; a failure does not stop the others."""
 
         def attempt(item: _T) -> Failure | None:
             try:
@@ -230,7 +230,7 @@ class Prefetch:
                 self._count(blobs=1, size=blob.size, left=blob.size - blob.here)
 
     def _digests(self, selection: Selection) -> Iterator[Digest]:
-        """Yield the blobs of a selection; then raise what kept others from being found."""
+        """Yield the blobs of a selection, then raise the error that hid others."""
         if selection.reference is None:
             try:
                 yield from map(Digest.parse, self._files.names(f"{selection.path}/blobs"))
@@ -259,12 +259,12 @@ class Prefetch:
         found.complete()
 
     def _fetched(self, manifests: str, digest: Digest) -> Fetched:
-        """Fetch a manifest and what refers to it, as far as they can be had; raises NotFound."""
+        """Fetch a manifest and its referrers, as far as possible; raises NotFound."""
         document = Document(digest, "", self._content(f"{manifests}/{digest}/{MANIFEST_FILE}"))
         referrers: list[Digest] = []
         missing: EpochfsError | None = None
         try:
-            document.view  # noqa: B018 - parsed here so that a malformed one is known here
+            document.view  # noqa: B018 - a malformed one raises here
             listed = self._files.names(f"{manifests}/{digest}/{REFERRERS}")
             referrers.extend(map(Digest.parse, listed))
         except EpochfsError as error:
@@ -287,7 +287,7 @@ class Prefetch:
                 for piece in pieces:
                     if self._closing.is_set():
                         raise Unavailable("interrupted")
-                    # What an earlier try left counts as a prefix, wherever in the blob it is.
+                    # Bytes of an earlier run count as a prefix, wherever in the blob they are.
                     position += len(piece)
                     moved = max(0, left - (blob.size - position))
                     self._count(moved=moved, left=-moved)
@@ -299,7 +299,7 @@ class Prefetch:
             raise
 
     def _use(self, blob: Blob) -> bool:
-        """Let the cache count a blob as used now; return False if it was evicted meanwhile."""
+        """Mark a cached blob as used now; return False if it was evicted meanwhile."""
         if self._files.cached_percent(blob.path) != 100:
             return False
         with contextlib.closing(self._files.pieces(blob.path)) as pieces:
@@ -307,7 +307,7 @@ class Prefetch:
         return True
 
     def _wait_until_kept(self, blob: Blob) -> None:
-        """Return once a blob that was wholly read is in the cache, which may take a sync."""
+        """Return once a blob that was read to its end is in the cache, which may take a sync."""
         deadline = time.monotonic() + _KEEPING_SECONDS
         while (percent := self._files.cached_percent(blob.path)) != 100:
             if percent < 99 or time.monotonic() > deadline:

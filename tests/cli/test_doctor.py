@@ -17,8 +17,7 @@ from epochfs.demo import samples
 from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.errors import Denied, MountFailure, ProtocolViolation, TlsFailure, Unavailable
 from epochfs.oci.names import Repository
-from epochfs.session import opening
-from epochfs.session.settings import Connection
+from epochfs.session import Connection, opening
 
 ANONYMOUS = Credentials()
 

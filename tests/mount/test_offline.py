@@ -34,8 +34,7 @@ from epochfs.config import (
 from epochfs.demo.http_server import OciError
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.oci.names import Digest
-from epochfs.session import opening
-from epochfs.session.settings import Connection, SessionSettings
+from epochfs.session import Connection, SessionSettings, opening
 
 CONTENT = image(random_bytes(1 << 20, 1), random_bytes(4096, 2))
 HEAL_SECONDS = 10.0

@@ -175,7 +175,7 @@ def test_a_name_that_is_unknown_is_told_and_the_others_are_fetched(
 
 def test_that_nothing_is_listed_is_a_failure(registry: Interfering, tmp_path: Path) -> None:
     _, failed = prefetched(registry, tmp_path)
-    assert "name what is wanted" in str(failed[0])
+    assert "name what to prefetch" in str(failed[0])
 
 
 # --- what is fetched --------------------------------------------------------------------------
