@@ -25,13 +25,7 @@ from typing import Generic, Protocol, TypeVar
 from epochfs.blobs.buffers import clear
 from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache
-from epochfs.errors import (
-    ContentMismatch,
-    DeadlineExceeded,
-    ProtocolViolation,
-    Vanished,
-    fresh,
-)
+from epochfs.errors import ContentMismatch, DeadlineExceeded, ProtocolViolation, Vanished, fresh
 from epochfs.oci.kinds import SparseMap
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Repository

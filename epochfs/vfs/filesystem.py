@@ -12,9 +12,9 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from epochfs.blobs.buffers import give_back
 from epochfs.blobs.store import Timers
@@ -93,7 +93,7 @@ class Paths:
 
     def __init__(self, root: Node) -> None:
         self._root = root
-        self._directory = lru_cache(_MAX_DIRECTORIES)(self._walk)
+        self._directory = lru_cache(_MAX_DIRECTORIES)(partial(_below, root))
 
     def node(self, path: str) -> Node:
         """Return the node an absolute, normal path means.
@@ -102,16 +102,13 @@ class Paths:
         """
         if path == "/":
             return self._root
-        directory, _, name = path.rpartition("/")
-        return _below(self._directory(directory), (name,))
-
-    def _walk(self, path: str) -> Node:
-        """Return the node of a path without a slash at its end, "" being the root's."""
-        return _below(self._root, path.split("/")[1:])
+        slash = path.rindex("/")
+        return _below(self._directory(path[:slash]), path[slash:])
 
 
-def _below(node: Node, names: Iterable[str]) -> Node:
-    for name in names:
+def _below(node: Node, path: str) -> Node:
+    """Return the node that a path such as `/a/b` leads to from another; "" leads nowhere else."""
+    for name in path.split("/")[1:]:
         if len(name) * _MOST_BYTES > NAME_MAX:
             length = len(name.encode("utf-8", "surrogateescape"))
             if length > NAME_MAX:

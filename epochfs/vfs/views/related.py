@@ -21,14 +21,7 @@ from functools import lru_cache
 from epochfs.errors import NotFound
 from epochfs.oci.manifests import Descriptor, Document, Index
 from epochfs.oci.names import Digest, labels
-from epochfs.vfs.node import (
-    REMEMBERED,
-    Context,
-    Entries,
-    ManifestLink,
-    ManifestView,
-    Node,
-)
+from epochfs.vfs.node import REMEMBERED, Context, Entries, ManifestLink, ManifestView, Node
 
 UNKNOWN = "unknown"
 """The directory of what has no platform; no platform is shown so, for each has a `-`."""
