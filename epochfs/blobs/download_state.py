@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from epochfs.blobs.fetch_plan import Claim, Closeable, FetchPlan
+from epochfs.blobs.fetch_plan import Claim, FetchPlan
 from epochfs.cache.staged_blob import RangeSet
 from epochfs.client import BlobStream
 from epochfs.errors import (
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A thread that waits for a range, and how its wait ended."""
+    """A thread that waits for a range, and the error that ended its wait."""
 
     start: int
     stop: int
@@ -168,7 +168,7 @@ class DownloadState:
         with self._lock:
             return self.plan.present.total, len(self.plan.claims)
 
-    def streams(self, start: int, stop: int) -> list[Closeable]:
+    def streams(self, start: int, stop: int) -> list[BlobStream]:
         """Return the streams that bring some of the bytes `[start, stop)`."""
         with self._lock:
             claims = [claim for claim in self.plan.claims if claim.overlaps(start, stop)]
@@ -332,7 +332,7 @@ class DownloadState:
             if self.closing:
                 return False
             if isinstance(error, UnconfirmedNotFound):
-                error = Unavailable(str(error))  # who has answered may not be the registry
+                error = Unavailable(str(error))  # what answered may not be the registry
             elif isinstance(error, NotFound):
                 known = self.plan.present.total
                 error = Vanished(str(error)) if known else NeverThere(str(error))

@@ -24,9 +24,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from epochfs.cache.staged_blob import RangeSet
+from epochfs.client import BlobStream
 
 MIB = 1 << 20
 SMALLEST_SEGMENT = MIB
@@ -37,7 +37,7 @@ _SLOW_SIZE = 4
 """How many to try at once when the first connection proves slow."""
 
 _FAST = 128 * MIB
-"""Bytes a second that show that a connection waits for us, not we for it."""
+"""Bytes a second at which a connection waits for us, not we for it."""
 
 _TICK_SECONDS = 0.2
 _SEGMENT_SECONDS = 0.25
@@ -69,8 +69,8 @@ SEGMENT_ALONE = 64 * MIB
 class Budget:
     """How many connections the downloads of one registry use together.
 
-    Each may have its first whatever the others do; more than that only while `limit` is not used
-    up, so that many readers of many blobs do not each open as many as one alone.
+    Each may have its first whatever the others do, and more only while `limit` is not used up, so
+    that many readers of many blobs do not each open as many as one alone.
     """
 
     def __init__(self, limit: int) -> None:
@@ -119,7 +119,7 @@ class Window:
         self._idle_since = self._clock()
 
     def asked(self) -> None:
-        """Note that something is asked for; that nothing came before says nothing."""
+        """Note that something is asked for: the idle time before it does not count."""
         if self._idle_since is not None:
             self._asked = self._clock()
             self._began += self._asked - self._idle_since
@@ -164,20 +164,13 @@ class Window:
         self._held_until = self._clock() + _HOLD_SECONDS
 
 
-class Closeable(Protocol):
-    """A stream that another thread may close."""
-
-    def close(self) -> None:
-        """Close it, waking whoever reads from it."""
-
-
 @dataclass(slots=True, eq=False)
 class Claim:
     """A range `[start, stop)` that one worker has undertaken to fetch."""
 
     start: int
     stop: int
-    stream: Closeable | None = None
+    stream: BlobStream | None = None
     present_before: int = 0
     """How many bytes of the blob were present when its stream was opened."""
 
@@ -289,9 +282,8 @@ class FetchPlan:
     def take_all(self, claim: Claim) -> bool:
         """Grow a claim to the blob whose server sends all of it; False if another did already."""
         self.whole = True
-        if any(
-            other is not claim and other.stop - other.start == self.size for other in self.claims
-        ):
+        others = [other for other in self.claims if other is not claim]
+        if any(other.stop - other.start == self.size for other in others):
             return False
         claim.start, claim.stop = 0, self.size
         return True
