@@ -63,7 +63,9 @@ class RegistryUrl:
         """
         text = text.strip() or DEFAULT_URL
         if "@" in unicodedata.normalize("NFKC", text):
-            raise UsageError("a registry URL must not hold credentials, or any @: use --username")
+            raise UsageError(
+                "a registry URL must not contain credentials, or any @: use --username"
+            )
         try:
             if "://" not in text:
                 host = urlsplit(f"//{text}").hostname or ""

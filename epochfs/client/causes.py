@@ -73,7 +73,7 @@ class Cause(enum.Enum):
     HELPER_SLOW = "did not answer within {seconds} s: is it waiting for input?"
     HELPER_VERBOSE = "prints more than credentials can be: try its 'get' by hand"
     HELPER_UNINTELLIGIBLE = "gives an answer with no credentials: try its 'get' by hand"
-    HELPER_EMPTY = "gives an empty secret: log in once more"
+    HELPER_EMPTY = "gives an empty secret: log in again"
 
     # The way there
     REDIRECTED = (

@@ -92,7 +92,7 @@ class Walk:
         if fetched.document is None and fetched.error is None:
             if not step.required:
                 return []
-            absent = f"a tag leads to {step.digest}, which is not there"
+            absent = f"a tag leads to {step.digest}, which the registry does not have"
             self._found.fail(ProtocolViolation(absent))
         self._found.manifests[step.digest] = None
         children = _children(fetched.document, self._found)
@@ -113,7 +113,7 @@ class Walk:
         """Return what was found, once there is no step left."""
         for digest in self._too_deep:
             if digest not in self._taken:
-                nested = f"{digest} is below indexes within indexes, {_MAX_INDEX_DEPTH} deep"
+                nested = f"{digest} is nested more than {_MAX_INDEX_DEPTH} indexes deep"
                 self._found.fail(TooLarge(nested))
         return self._found
 

@@ -237,7 +237,7 @@ def _weigh(raw: bytes) -> None:
     counted = sum(dense.count(token) for token in (b'"', b",", b"{", b"["))
     escaped = sum(dense.count(token) for token in (b'\\"', b',\\"', b'{\\"', b",{"))
     if counted - escaped > _MAX_TOKENS:
-        raise TooLarge(f"a snapshot's config of more than {_MAX_TOKENS} values")
+        raise TooLarge(f"a snapshot's config has more than {_MAX_TOKENS} values")
 
 
 def _file(entry: object, known: dict[str, str]) -> StoredFile | ProtocolViolation:
@@ -261,7 +261,7 @@ def _file(entry: object, known: dict[str, str]) -> StoredFile | ProtocolViolatio
 def _holes(entry: Mapping[str, Any]) -> SparseMap:
     stated, text = checked_size(entry.get("sparseSize")), entry["sparseMap"]
     if not isinstance(text, str):
-        raise ProtocolViolation("a sparse map is not a text")
+        raise ProtocolViolation("a sparse map is not text")
     starts, stored = array(_ARRAY), array(_ARRAY, [0])
     end = total = 0
     for offset, length in _pieces(text):

@@ -203,7 +203,7 @@ def parse(raw: bytes) -> Manifest | Index:
     annotations = _annotations(document)
     if document.get("mediaType") == OCI_ARTIFACT:
         if not document.keys().isdisjoint(("config", "layers", "manifests")):
-            raise ProtocolViolation("a document that is an artifact manifest and another")
+            raise ProtocolViolation("a document that is both an artifact manifest and another kind")
         return Manifest(None, _descriptors(document, "blobs"), subject, artifact_type, annotations)
     if "manifests" in document:
         if "layers" in document or "config" in document:

@@ -77,7 +77,7 @@ class Repository:
     def parse(cls, text: str) -> Repository:
         """Parse a name; raises InvalidName for one that could not be a path below the mount."""
         if not isinstance(text, str) or len(text) > MAX_REPOSITORY_BYTES:
-            raise InvalidName(f"repository name is no text or too long: '{printable(text)}'")
+            raise InvalidName(f"repository name is not text, or too long: '{printable(text)}'")
         if len(text) <= MAX_SEGMENT_BYTES and _CONFORMING_REPOSITORY.match(text):
             return cls(text)
         for segment in text.split("/"):
@@ -148,7 +148,7 @@ class Tag:
     def parse(cls, text: str) -> Tag:
         """Parse a tag; raises InvalidName for one that could not be one path segment."""
         if not isinstance(text, str):
-            raise InvalidName(f"tag is no text: '{printable(text)}'")
+            raise InvalidName(f"tag is not text: '{printable(text)}'")
         return cls(text if _CONFORMING_TAG.match(text) else _checked_segment(text, "tag"))
 
     @property

@@ -68,7 +68,7 @@ def test_the_version_is_printed_at_once() -> None:
         (["mount", "a", "b", "c"], "give [URL] MOUNTPOINT"),
         (["mount", "--frobnicate", "a"], "--frobnicate"),
         (["mount", "ftp://host", "DIR"], "not a registry URL: 'ftp://host'"),
-        (["mount", "http://me:secret@host", "DIR"], "must not hold credentials"),
+        (["mount", "http://me:secret@host", "DIR"], "must not contain credentials"),
         (["mount", "http://host/UP//x", "DIR"], "empty or relative segment"),
         (["mount", "--cache-size", "huge", "http://h", "DIR"], "not a size: 'huge'"),
         (["mount", "--metadata-ttl", "soon", "http://h", "DIR"], "not a duration: 'soon'"),

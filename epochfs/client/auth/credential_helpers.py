@@ -83,7 +83,7 @@ class Helpers:
         self._asking = SingleFlight[Helper, _Kept](
             self._lock,
             self._kept.__setitem__,
-            lambda helper: f"{_program(helper)} took all of the time limit",
+            lambda helper: f"{_program(helper)} used up the time limit",
             in_turn=True,
         )
 

@@ -60,11 +60,11 @@ class Provider:
         """
         raise NotImplementedError
 
-    def refused(self, login: Login, deadline: float) -> None:
-        """Look again where a login came from that was refused: there may be another by now."""
+    def refused(self, login: Login) -> None:
+        """Look up a refused login anew the next time: there may be another by now."""
 
     def doubted(self, login: Login, deadline: float) -> None:
-        """Look again, with little effort, after a 403, which may say nothing about the login."""
+        """Look up a login anew, with little effort: a 403 may say nothing about it."""
 
 
 class GivenToken(Provider):
@@ -96,10 +96,10 @@ class GivenLogin(Provider):
 
     def login(self, repository: str, deadline: float) -> Login | None:
         if not self._login.password:
-            raise CredentialsUnavailable(f"no password is given for {self._given.given}")
+            raise CredentialsUnavailable(f"no password was given for {self._given.given}")
         return self._login
 
-    def refused(self, login: Login, deadline: float) -> None:
+    def refused(self, login: Login) -> None:
         file = self._given.password_file
         # A pipe cannot be read again.
         if login == self._login and file is not None and file.is_file():
@@ -107,7 +107,7 @@ class GivenLogin(Provider):
 
     def doubted(self, login: Login, deadline: float) -> None:
         with suppress(CredentialsUnavailable):
-            self.refused(login, deadline)
+            self.refused(login)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class LoginFiles(Provider):
             raise fresh(failures[0])
         return None
 
-    def refused(self, login: Login, deadline: float) -> None:
+    def refused(self, login: Login) -> None:
         self._helpers.refuse(login)
 
     def doubted(self, login: Login, deadline: float) -> None:
@@ -163,7 +163,9 @@ class LoginFiles(Provider):
             try:
                 status = path.stat()
                 if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-                    raise malformed(path, f"it is no file of at most {MAX_FILE_BYTES} bytes")
+                    raise malformed(
+                        path, f"it is not a regular file of at most {MAX_FILE_BYTES} bytes"
+                    )
                 signature = (status.st_ino, status.st_mtime_ns, status.st_size)
                 known = self._read.get(path)
                 if known is None or known.signature != signature:
@@ -234,7 +236,7 @@ class CredentialStore:
     def after_refusal(self, refused: Login, repository: str, deadline: float) -> Login | None:
         """Return what to try in place of credentials that were refused, or None; as `login`."""
         for provider in self.providers:
-            provider.refused(refused, deadline)
+            provider.refused(refused)
         login = self.login(repository, deadline)
         return None if login == refused else login
 

@@ -149,7 +149,7 @@ class AuthFile:
             what = f"the entry of {shown} is empty"
             if helper:
                 what = f"docker-credential-{printable(helper)} has none for the entry of {shown}"
-            yield malformed(self.path, f"{what}: log in once more, or log out")
+            yield malformed(self.path, f"{what}: log in again, or log out")
 
     def _login(self, key: str) -> Login | None:
         """Return the credentials of an entry; None if it has none, as with a helper."""

@@ -104,13 +104,13 @@ def checked_realm(realm: str, registry_scheme: str) -> str:
     except ValueError:
         host = None
     if host is None or parts.scheme not in ("http", "https"):
-        doubt = "is no http(s) URL"
+        doubt = "is not an http(s) URL"
     elif parts.username is not None or parts.password is not None:
-        doubt = "has some in its URL"
+        doubt = "has user information in it"
     elif registry_scheme == "https" and parts.scheme != "https":
-        doubt = "is on http, and the registry on https"
+        doubt = "is on http, while the registry is on https"
     elif _is_link_local(host):
-        doubt = "is link-local"
+        doubt = "is at a link-local address"
     else:
         return realm
     why = f"'{printable_url(realm)}' {doubt}"

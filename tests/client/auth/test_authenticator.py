@@ -388,7 +388,9 @@ def test_an_unusable_token_file_is_denied_by_name_and_not_shown(
 
 def test_a_user_name_without_a_password_makes_nobody_anonymous() -> None:
     for root in ("", "Basic", CHALLENGE):
-        with pytest.raises(CredentialsUnavailable, match="no password is given for the login of u"):
+        with pytest.raises(
+            CredentialsUnavailable, match="no password was given for the login of u"
+        ):
             authenticator(username="u").header("", TokenServer(), lambda: root, 1)  # noqa: B023
 
 

@@ -221,7 +221,7 @@ def test_an_entry_without_a_secret_is_denied_by_its_file_and_name(
     tmp_path: Path, entry: object, repository: str
 ) -> None:
     file = write(tmp_path / "the-file", {"auths": {"reg.example": entry}})
-    expected = f"'{file}' cannot be used: the entry of reg.example is empty: log in once more"
+    expected = f"'{file}' cannot be used: the entry of reg.example is empty: log in again"
     with pytest.raises(CredentialsUnavailable, match=expected):
         login(file, repository=repository)
     assert login(file, url="https://other.example") is None

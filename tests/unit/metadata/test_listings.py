@@ -588,7 +588,7 @@ class TestReachable:
             load(registry, "team/app", "latest", content)
             reachable = opened(registry).listings.reachable(APP)
             assert isinstance(reachable.error, TooLarge)
-            assert "indexes within indexes" in str(reachable.error)
+            assert "nested more than 4 indexes deep" in str(reachable.error)
             assert len(reachable.manifests) == 4
             assert registry.count("GET", "/manifests/") < 10
 
