@@ -10,6 +10,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from cachetools import LRUCache
@@ -60,32 +61,26 @@ class ChunkCache:
             self._slots.release()
 
 
+@dataclass(frozen=True)
 class ChunkedArchive:
     """A layer with a table of contents (an `Archive`); each chunk is verified by itself."""
 
+    layer: Digest
+    compression: str
+    open_blob: Callable[[], BlobHandle]
+    cache: ChunkCache
+
     verified = True
 
-    def __init__(
-        self,
-        layer: Digest,
-        compression: str,
-        open_blob: Callable[[], BlobHandle],
-        cache: ChunkCache,
-    ) -> None:
-        self._layer = layer
-        self._compression = compression
-        self._open_blob = open_blob
-        self._cache = cache
-
     def read_piece(self, piece: Piece, offset: int, view: memoryview) -> None:
-        chunk = self._cache.get(self._layer, piece, partial(self._read_chunk, piece))
+        chunk = self.cache.get(self.layer, piece, partial(self._read_chunk, piece))
         view[:] = chunk[offset : offset + len(view)]
 
     def _read_chunk(self, piece: Piece) -> bytes:
-        with contextlib.closing(self._open_blob()) as blob:
+        with contextlib.closing(self.open_blob()) as blob:
             file = BlobFile(blob)
             file.seek(piece.offset)
-            is_gzip = self._compression == toc.ESTARGZ
+            is_gzip = self.compression == toc.ESTARGZ
             decoder: Source = GzipMember(file) if is_gzip else zstd_decoder(file)
             read_up_to(decoder, piece.skip)
             chunk = read_up_to(decoder, piece.size)

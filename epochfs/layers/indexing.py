@@ -4,16 +4,14 @@
 
     <cache>/v1/layers/<algorithm>/<encoded>.<voucher>.<format>    the index of a layer
 
-An index is made from the layer's table of contents if it has one, otherwise from its tar stream. A
-table is believed only if an annotation, and so the manifest's digest, vouches for it; each chunk is
-then verified by itself. Otherwise the whole blob is read, and its index is not complete until the
-blob has matched its digest. Either way, everything in an index has been verified.
+Everything in an index has been verified. It is made from the layer's table of contents if an
+annotation, and so the manifest's digest, vouches for one; each chunk is then verified by itself.
+Otherwise the whole blob is read, and its index is not complete until the blob matches its digest.
 
-An index is written under a temporary name, synced, and only then renamed, so that an index under
-its own name is complete. Its file is locked (flock) while it is written; if two mounts write the
-same index, the first to finish keeps it, and the other uses that one. When the indexes take over a
-tenth of the maximum cache size, the least recently used are removed. If the disk takes none, an
-index is kept in memory.
+An index is written under a temporary name, locked (flock), synced, and only then renamed: what has
+an index's name is complete. If two mounts write the same index, both use the one finished first.
+When the indexes exceed a tenth of the maximum cache size, the least recently used are removed. If
+the disk takes none, an index is kept in memory.
 """
 
 from __future__ import annotations

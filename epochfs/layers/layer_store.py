@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -104,39 +105,36 @@ class LoadingCache(Generic[K, V]):
             raise
 
 
+@dataclass(frozen=True, slots=True)
 class LayerFile:
-    """One open file of `size` bytes: its pieces, and zeros between them.
+    """One open file: its pieces, and zeros between them.
 
     `on_failure` is called when this archive cannot read the pieces and never will.
     """
 
-    def __init__(
-        self, index: LayerIndex, inode: Inode, archive: Archive, on_failure: Callable[[], None]
-    ) -> None:
-        self._index = index
-        self._number = inode.id
-        self._size = inode.size
-        self._archive = archive
-        self._on_failure = on_failure
+    index: LayerIndex
+    inode: Inode
+    archive: Archive
+    on_failure: Callable[[], None]
 
     @property
     def verified(self) -> bool:
         """Whether what is read from now on has been checked against a digest."""
-        return self._archive.verified
+        return self.archive.verified
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Read exactly `min(len(view), size - offset)` bytes; return that, or raise."""
-        count = max(0, min(len(view), self._size - offset))
+        count = max(0, min(len(view), self.inode.size - offset))
         stop, position = offset + count, offset
-        for piece in self._index.pieces(self._number, offset, stop):
+        for piece in self.index.pieces(self.inode.id, offset, stop):
             start, end = max(piece.start, offset), min(piece.start + piece.size, stop)
             if start < end:
                 clear(view[position - offset : start - offset])
                 try:
                     part = view[start - offset : end - offset]
-                    self._archive.read_piece(piece, start - piece.start, part)
+                    self.archive.read_piece(piece, start - piece.start, part)
                 except (ProtocolViolation, Vanished):
-                    self._on_failure()
+                    self.on_failure()
                     raise
                 position = end
         clear(view[position - offset : count])

@@ -251,18 +251,16 @@ def _owner(value: bytes) -> int:
 
 
 def _xattrs(records: Mapping[bytes, bytes]) -> dict[str, bytes]:
-    found = {
+    return {
         os.fsdecode(key[len(_XATTR) :]): value
         for key, value in records.items()
-        if key.startswith(_XATTR)
+        if key.startswith(_XATTR) and is_xattr(key[len(_XATTR) :], value)
     }
-    return {name: value for name, value in found.items() if is_xattr(name, value)}
 
 
-def is_xattr(name: str, value: bytes) -> bool:
+def is_xattr(name: bytes, value: bytes) -> bool:
     """Whether Linux allows such an extended attribute (xattr(7))."""
-    encoded = name.encode("utf-8", "surrogateescape")
-    is_name = 0 < len(encoded) <= _MAX_XATTR_NAME and b"\0" not in encoded
+    is_name = 0 < len(name) <= _MAX_XATTR_NAME and b"\0" not in name
     return is_name and len(value) <= _MAX_XATTR_BYTES
 
 

@@ -58,13 +58,14 @@ class TarStream:
         self._header_bytes += count
         if self._header_bytes > MAX_HEADER_BYTES:
             raise TooLarge(f"a tar header of more than {MAX_HEADER_BYTES} bytes")
-        stop = self._start + count
-        if stop > self._stop:
-            return self._take_over(count)
-        found = bytes(self._piece[self._start : stop])
-        self._start = stop
-        self.position += count
-        return found
+        parts = []
+        while count and (self._start < self._stop or self._fill()):
+            part = bytes(self._piece[self._start : self._start + count])
+            self._start += len(part)
+            self.position += len(part)
+            count -= len(part)
+            parts.append(part)
+        return b"".join(parts)
 
     def next_entry(self, position: int) -> None:
         """Skip to the headers of the next entry.
@@ -87,17 +88,6 @@ class TarStream:
         while self._fill():
             pass
         return self._read
-
-    def _take_over(self, count: int) -> bytes:
-        """Return bytes that go beyond the piece at hand."""
-        parts = []
-        while count and (self._start < self._stop or self._fill()):
-            part = bytes(self._piece[self._start : self._start + count])
-            self._start += len(part)
-            self.position += len(part)
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
 
     def _fill(self) -> int:
         """Go on to the next piece; return its length, and 0 at the end."""

@@ -267,4 +267,8 @@ def _xattrs(value: object) -> dict[str, bytes]:
         found = {name: base64.b64decode(text, validate=True) for name, text in value.items()}
     except (binascii.Error, ValueError, TypeError):
         raise ProtocolViolation("'xattrs' is not in base64") from None
-    return {name: raw for name, raw in found.items() if is_xattr(name, raw)}
+    return {
+        name: raw
+        for name, raw in found.items()
+        if is_xattr(name.encode("utf-8", "surrogateescape"), raw)
+    }
