@@ -33,9 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.cache.database import Database
-from epochfs.cache.directory import is_shortage
 from epochfs.client.auth import Bearer
-from epochfs.errors import CacheFailure, DeadlineExceeded, Denied
+from epochfs.errors import DeadlineExceeded, Denied
 
 log = logging.getLogger(__name__)
 
@@ -122,21 +121,11 @@ class AnswerStore:
         self._retry_at = 0.0
         self._undeleted: set[tuple[str, str]] = set()
         self._salt = secrets.token_bytes(_SALT_BYTES)
-        self._database = self._opened(path, make_room)
+        self._database = Database.open_or_none(
+            path, _SCHEMA, "what the registry said", make_room, report, self._salted
+        )
         self._thread = threading.Thread(target=self._write_on, name="answers", daemon=True)
         self._thread.start()
-
-    def _opened(self, path: Path | None, make_room: Callable[[], bool]) -> Database | None:
-        if path is None:
-            return None
-        try:
-            return Database(path, _SCHEMA, "what the registry said", self._salted, make_room)
-        except (OSError, sqlite3.Error) as error:
-            problem = f"cannot keep what the registry says in {path}: {error}"
-            if not is_shortage(error):
-                raise CacheFailure(problem) from error
-            self._report(problem)
-            return None
 
     def _salted(self, database: sqlite3.Connection) -> None:
         """Take the salt of a file, which is made at its first use."""
@@ -369,8 +358,10 @@ class Proofs:
             self._accepted.add(asker.scope)
             scopes = self._proved.setdefault((asker.principal, asker.repository), [])
             if scopes[-1:] != [asker.scope]:
-                others = [one for one in scopes if one != asker.scope]
-                scopes[:] = [*others, asker.scope][-_MOST_EARLIER:]
+                if asker.scope in scopes:
+                    scopes.remove(asker.scope)
+                scopes.append(asker.scope)
+                del scopes[:-_MOST_EARLIER]
 
     def remove(self, asker: Asker) -> None:
         """Note that the registry denies a repository.

@@ -1,12 +1,12 @@
-"""SQLite files of the cache: opened by several processes at once, and begun anew when damaged.
+"""SQLite files of the cache: shared by several processes, and replaced when damaged.
 
 A `flock` of the directory lets one process at a time open a file: two that make it at once would
 each find it locked, and take that for damage. Write-ahead logging lets several mounts share it.
 
-Most damage shows only when a page is read. Who meets it then opens the file again, which another
-mount may have replaced by then, and replaces it only if a check of the whole finds the damage too.
+Most damage shows only when a page is read. Then the file is opened again, since another mount may
+have replaced it by now, and replaced only if a check of the whole file finds the damage too.
 
-A file on a disk that cannot be written to is read all the same.
+A file on a disk that cannot be written to is still read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from epochfs.cache.directory import is_shortage
-from epochfs.errors import printable
+from epochfs.errors import CacheFailure, printable
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ T = TypeVar("T")
 class Database:
     """A file that has the tables of `schema`; used by any thread, but by one at a time.
 
-    `what` is in it, as a log line may say. `prepare` is called with each connection made, which may
-    be one that cannot write; `make_room` when the disk is full, and returns whether there is some
-    now. Raises OSError and sqlite3.Error, as does `run`.
+    `what` it holds is said in log lines. `prepare` is called with each connection made, which may
+    be read-only; `make_room` when the disk is full, and returns whether there is some now. Raises
+    OSError and sqlite3.Error, as does `run`.
     """
 
     def __init__(
@@ -44,39 +44,58 @@ class Database:
         path: Path,
         schema: str,
         what: str,
+        make_room: Callable[[], bool],
         prepare: Callable[[sqlite3.Connection], None] = lambda _: None,
-        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self._path = path
         self._schema = schema
         self._what = what
-        self._prepare = prepare
         self._make_room = make_room
+        self._prepare = prepare
         self._connection = self._open(_connect)
 
-    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do this with the connection; once more, where the file proves damaged, with a new one.
+    @classmethod
+    def open_or_none(
+        cls,
+        path: Path | None,
+        schema: str,
+        what: str,
+        make_room: Callable[[], bool],
+        report: Callable[[object], None],
+        prepare: Callable[[sqlite3.Connection], None] = lambda _: None,
+    ) -> Database | None:
+        """Open a file; None without a path, or where the disk is at fault, which is reported.
 
-        Also once more where the disk was full and there is room now.
+        Raises CacheFailure if it cannot be opened for any other reason.
+        """
+        if path is None:
+            return None
+        try:
+            return cls(path, schema, what, make_room, prepare)
+        except (OSError, sqlite3.Error) as error:
+            problem = f"cannot keep {what} in {path}: {error}"
+            if not is_shortage(error):
+                raise CacheFailure(problem) from error
+            report(problem)
+            return None
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `work` with the connection; again if the disk was full and there is room now, and
+        again with a new connection if the file proves damaged.
         """
         try:
-            return self._with_room(work)
+            return work(self._connection)
         except sqlite3.DatabaseError as error:
+            is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+            if is_full and self._make_room():
+                return work(self._connection)
             if not _is_damage(error):
                 raise
             log.info("%s in %s seems damaged: %s", self._what, self._path, error)
-        fresh = self._open(_checked)
+        fresh = self._open(_connect_checked)
         self.close()
         self._connection = fresh
         return work(fresh)
-
-    def _with_room(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            return work(self._connection)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._make_room():
-                raise
-        return work(self._connection)
 
     def close(self) -> None:
         """Close the file."""
@@ -105,9 +124,8 @@ class Database:
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether an error says that the file is wrong; its subclasses are about other things.
-
-    Such as a file that is locked, or a disk that fails.
+    """Whether an error says that the file is wrong. Its subclasses are about other things, such as
+    a file that is locked or a disk that fails.
     """
     return type(error) is sqlite3.DatabaseError
 
@@ -127,10 +145,10 @@ def _alone_in(directory: Path) -> Iterator[None]:
 def _connect_somehow(
     connect: Callable[[Path, str], sqlite3.Connection], path: Path, schema: str
 ) -> sqlite3.Connection:
-    """Connect, to read only if the disk lets nobody write and the file has something in it.
+    """Connect; read-only if the disk cannot be written to and the file has something in it.
 
     A file in which another process may have written last is read with its log of writes; that
-    needs memory they share, which where nobody can write may not be there.
+    needs shared memory, which may not exist where nobody can write.
     """
     try:
         return connect(path, schema)
@@ -138,45 +156,41 @@ def _connect_somehow(
         if not is_shortage(error):
             raise
         for how in ("mode=ro", "mode=ro&immutable=1"):
-            with contextlib.suppress(sqlite3.OperationalError):
-                return _connect_to_read(path, how)
+            uri = f"file:{quote(os.fsencode(path))}?{how}"
+            with (
+                contextlib.suppress(sqlite3.OperationalError),
+                _closed_on_error(sqlite3.connect(uri, uri=True, check_same_thread=False)) as found,
+            ):
+                if found.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+                    return found
+                raise sqlite3.OperationalError("there is nothing in it") from None
         raise
-
-
-def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
-    uri = f"file:{quote(str(path))}?{how}"
-    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-    try:
-        if not connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            raise sqlite3.OperationalError("there is nothing in it")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
 
 
 def _connect(path: Path, schema: str) -> sqlite3.Connection:
     path.touch(mode=0o600)
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
-    try:
+    found = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
+    with _closed_on_error(found) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.executescript(schema)
         connection.commit()
-    except sqlite3.Error:
-        connection.close()
-        raise
     return connection
 
 
-def _checked(path: Path, schema: str) -> sqlite3.Connection:
+def _connect_checked(path: Path, schema: str) -> sqlite3.Connection:
     """Connect, and read all of the file; raises sqlite3.DatabaseError if it is damaged."""
-    connection = _connect(path, schema)
-    try:
+    with _closed_on_error(_connect(path, schema)) as connection:
         [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise sqlite3.DatabaseError(found)
+    return connection
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    try:
+        yield connection
     except sqlite3.Error:
         connection.close()
         raise
-    return connection

@@ -79,9 +79,8 @@ def verify(
 ) -> Iterator[BadBlob]:
     """Hash complete blobs, on all processors, and yield those whose bytes are wrong, removed.
 
-    `progress` is called, from several threads, with the bytes that were hashed since. A blob that
-    is evicted meanwhile is skipped. Partial blobs are not among them: one is hashed when it is
-    complete, before it is kept.
+    `progress` is called, from several threads, with the number of bytes just hashed. A blob that is
+    evicted meanwhile is skipped. Partial blobs are hashed once complete, before they are kept.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checks = [pool.submit(_check, cache, entry, progress) for entry in entries]
@@ -94,8 +93,8 @@ def verify(
 
 
 def prune(cache: BlobCache, size: int | None, partial_age: float) -> Removal:
-    """Remove partial blobs that nobody wrote to for `partial_age` seconds; then, where `size` is
-    given, the least recently used until no more than `size` bytes are left.
+    """Remove partial blobs not written to for `partial_age` seconds; then, where `size` is given,
+    the least recently used until no more than `size` bytes are left.
     """
     removal = Removal()
     abandoned = time.time() - partial_age
@@ -113,9 +112,7 @@ def prune(cache: BlobCache, size: int | None, partial_age: float) -> Removal:
 
 def clear(cache: BlobCache) -> Removal:
     """Remove everything that no reader or download has open; if there is no mount, also the
-    databases and the indexes of layers.
-
-    Raises CacheFailure.
+    databases and the indexes of layers. Raises CacheFailure.
     """
     removal = Removal()
     for entry in list(cache.quota.entries()):
@@ -157,7 +154,7 @@ def _indexes(cache: BlobCache) -> Iterator[tuple[int, CachedFile]]:
 
 
 def _check(cache: BlobCache, entry: Entry, progress: Callable[[int], None]) -> BadBlob | None:
-    """Hash one blob; remove it if it is wrong, and say what is wrong with it."""
+    """Hash one blob; if it is wrong, remove it and say what is wrong with it."""
     name = entry.digest.encoded
     with (
         cache_errors(f"verifying {entry.digest}"),
@@ -169,8 +166,11 @@ def _check(cache: BlobCache, entry: Entry, progress: Callable[[int], None]) -> B
             return None
         try:
             problem = _problem(fd, entry.digest, progress)
-            if problem and _is_named(fd, directory, name):
-                os.unlink(name, dir_fd=directory)
+            # It may have been replaced by a right one meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                named = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if problem and os.path.samestat(os.fstat(fd), named):
+                    os.unlink(name, dir_fd=directory)
         finally:
             os.close(fd)
     return BadBlob(entry.digest, problem) if problem else None
@@ -188,12 +188,3 @@ def _problem(fd: int, digest: Digest, progress: Callable[[int], None]) -> str:
     if hasher.hexdigest() == digest.encoded:
         return ""
     return f"its bytes hash to {digest.algorithm}:{hasher.hexdigest()}"
-
-
-def _is_named(fd: int, directory: int, name: str) -> bool:
-    """Whether an open file still has its name: it may have been replaced by a right one."""
-    try:
-        named = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(fd), named)

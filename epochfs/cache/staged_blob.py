@@ -63,13 +63,14 @@ class RangeSet:
 
     def missing(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the absent parts of `[start, stop)` in rising order."""
+        index = bisect_right(self._stops, start)
         while start < stop:
-            start = self.end_of_run(start)
-            index = bisect_right(self._starts, start)
-            until = min(stop, self._starts[index]) if index < len(self._starts) else stop
-            if start < until:
-                yield start, until
-            start = until
+            begin, end = stop, stop
+            if index < len(self._starts):
+                begin, end = self._starts[index], self._stops[index]
+            if start < begin:
+                yield start, min(begin, stop)
+            start, index = end, index + 1
 
     @property
     def total(self) -> int:

@@ -2,12 +2,12 @@
 
 A tag link's time must change when the tag moves and at no other moment, or incremental backups
 would miss it or copy everything again. The registry does not tell, so the first sight is recorded.
-So is that of all the tags of a repository together: a tag that is deleted, and two that swap their
-digests, leave no newer time on any link, and yet `layout/index.json` is another file.
+So is that of all the tags of a repository together: when a tag is deleted, or two swap their
+digests, no link has a newer time, and yet `layout/index.json` is another file.
 
-A `database` that several mounts may share. A damaged file is replaced: times then begin anew, which
-costs a backup a second look and nothing else. Where the disk does not take a first sight, it is
-remembered here for as long as the mount lasts: no tag is hidden for want of room.
+Several mounts may share the `database`. A damaged one is replaced: times then begin anew, which
+costs a backup a second look and nothing else. A first sight that the disk does not take is kept in
+memory for as long as the mount lasts: no tag is hidden for want of room.
 
 Locks: `TagHistory._lock` serialises use of the database and of what is remembered. The local
 statements under it take microseconds, unless a damaged file is replaced; none waits for the
@@ -21,20 +21,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cachetools import LRUCache
 
 from epochfs.cache.database import Database
-from epochfs.cache.directory import is_shortage
-from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest, Repository, Tag
 
 log = logging.getLogger(__name__)
 
 _MOST_REMEMBERED = 100_000
-"""So many tags that the disk did not take are remembered, in about 300 bytes each."""
+"""How many tags that the disk did not take are remembered, in about 300 bytes each."""
 
 _Key = tuple[str, ...]
 """Registry, repository and tag; of a layout registry and repository."""
@@ -51,46 +49,35 @@ CREATE TABLE IF NOT EXISTS layout (
     PRIMARY KEY (registry, repository)
 ) WITHOUT ROWID;
 """
-"""`layout` came later: a file of before has no such table, and is given one when it is opened."""
+"""`layout` came later: an older file is given this table when it is opened."""
 
 
-def _moved(since: str) -> str:
-    """Return how a sight of another digest is recorded, and from when on that is to count.
-
-    In one statement, so that of two mounts that see a tag move at once, one tells both the time.
-    """
-    return (
-        f"ON CONFLICT DO UPDATE SET since_ns = iif(digest = excluded.digest, since_ns, {since}), "
-        "digest = excluded.digest RETURNING since_ns"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """How to ask for one kind of thing: what is known of it, and how a sight of it is recorded."""
-
-    select: str
-    upsert: str
-
-
-_TAG = _Question(
-    "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
-    f"INSERT INTO tag VALUES (?, ?, ?, ?, ?) {_moved('excluded.since_ns')}",
+_UPSERT = (
+    "ON CONFLICT DO UPDATE SET since_ns = iif(digest = excluded.digest, since_ns, {since}), "
+    "digest = excluded.digest RETURNING since_ns"
 )
-_LAYOUT = _Question(
+"""One statement, so that two mounts that see a tag move at once agree on the time."""
+
+_Statements = tuple[str, str]
+"""Selects what is known of a tag or layout; records a sight of it."""
+
+_TAG: _Statements = (
+    "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
+    "INSERT INTO tag VALUES (?, ?, ?, ?, ?) " + _UPSERT.format(since="excluded.since_ns"),
+)
+_LAYOUT: _Statements = (
     "SELECT digest, since_ns FROM layout WHERE registry=? AND repository=?",
     "INSERT INTO layout VALUES (?, ?, ?, ?) "
-    + _moved(f"max(excluded.since_ns, (since_ns / {_SECOND} + 1) * {_SECOND})"),
+    + _UPSERT.format(since=f"max(excluded.since_ns, (since_ns / {_SECOND} + 1) * {_SECOND})"),
 )
 """A layout's index keeps its size when two tags swap, and rsync compares times by the second: so a
 change is in another second than what it changes, if need be in the next."""
 
 
 class TagHistory:
-    """The first sights of one registry's tags and layouts, in the SQLite file `path`; in memory
-    without one.
+    """The first sights of one registry's tags and layouts, in the SQLite file `path`, or in memory.
 
-    What the disk does not take is told to `report`. `make_room` is `Database`'s.
+    What the disk does not take is told to `report`; `make_room` is `Database`'s.
     """
 
     def __init__(
@@ -108,18 +95,10 @@ class TagHistory:
         self._report = report
         self._lock = threading.Lock()
         self._remembered: LRUCache[_Key, tuple[str, int]] = LRUCache(_MOST_REMEMBERED)
-        self._database: Database | None = None
-        if path is None:
-            return
-        try:
-            self._database = Database(path, _SCHEMA, "the tag history", make_room=make_room)
-        except (OSError, sqlite3.Error) as error:
-            if not is_shortage(error):
-                raise CacheFailure(f"cannot keep the tag history in {path}: {error}") from error
-            report(f"the tag history: {error}")
+        self._database = Database.open_or_none(path, _SCHEMA, "the tag history", make_room, report)
 
     def since(self, repository: Repository, tag: Tag, digest: Digest) -> int:
-        """Return since when `tag` has `digest`, in nanoseconds of the epoch; now if that is new."""
+        """Return since when `tag` has `digest`, in epoch nanoseconds; now if that is new."""
         return self._since(_TAG, (self._registry, repository.name, tag.name), str(digest))
 
     def layout_since(self, repository: Repository, index: bytes) -> int:
@@ -143,31 +122,30 @@ class TagHistory:
                 return False
         return row is not None
 
-    def _since(self, question: _Question, key: _Key, digest: str) -> int:
+    def _since(self, statements: _Statements, key: _Key, digest: str) -> int:
         with self._lock:
             if self._database is not None:
                 try:
-                    return self._database.run(
-                        lambda found: self._seen(found, question, key, digest)
-                    )
+                    return self._database.run(partial(self._seen, statements, key, digest))
                 except (OSError, sqlite3.Error) as error:
                     self._report(f"the tag history: {error}")
             return self._first_sight(key, digest)
 
     def _seen(
-        self, database: sqlite3.Connection, question: _Question, key: _Key, digest: str
+        self, statements: _Statements, key: _Key, digest: str, database: sqlite3.Connection
     ) -> int:
+        select, upsert = statements
         with database:
-            row = database.execute(question.select, key).fetchone()
+            row = database.execute(select, key).fetchone()
             if row is not None and row[0] == digest:
                 return int(row[1])
             first_sight = self._first_sight(key, digest)
-            row = database.execute(question.upsert, (*key, digest, first_sight)).fetchone()
+            row = database.execute(upsert, (*key, digest, first_sight)).fetchone()
         self._remembered.pop(key, None)
         return int(row[0])
 
     def _first_sight(self, key: _Key, digest: str) -> int:
-        """Return the moment a digest is remembered to be seen at first; now if it is not."""
+        """Return when a digest was first seen, as far as it is remembered; else now."""
         seen, since_ns = self._remembered.get(key, ("", 0))
         if seen != digest:
             since_ns = self._clock()

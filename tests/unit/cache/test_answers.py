@@ -202,7 +202,7 @@ def test_damage_that_shows_only_in_use_costs_what_was_kept_and_no_more(
 
 def test_a_place_that_cannot_be_written_is_a_cache_failure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CacheFailure, match="cannot keep what the registry says"):
+    with pytest.raises(CacheFailure, match="cannot keep what the registry said"):
         AskingStore(tmp_path / "file" / "answers.sqlite", REGISTRY, shown(ALICE))
 
 
