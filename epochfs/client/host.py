@@ -34,7 +34,6 @@ from epochfs.errors import (
 )
 from epochfs.oci.manifests import (
     ACCEPT,
-    MEDIA_TYPE,
     OCI_INDEX,
     Descriptor,
     Document,
@@ -49,7 +48,6 @@ from epochfs.oci.names import Digest, Reference, Repository
 
 log = logging.getLogger(__name__)
 
-_UNTYPED = "application/octet-stream"
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 """What may precede a JSON document: even a byte order mark, though it is not allowed."""
 
@@ -143,7 +141,7 @@ class Host:
             if isinstance(digest, Digest) and not digest_matches(digest, reply.body):
                 raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
         named = reference if isinstance(reference, Digest) else announced
-        return Document(named or Digest.of(payload(reply.body)), _media_type(reply), reply.body)
+        return Document(named or Digest.of(payload(reply.body)), reply.media_type, reply.body)
 
     def resolve(
         self, seconds: float, repository: Repository, reference: Reference, limit: int
@@ -173,14 +171,14 @@ class Host:
     def blob_size(self, seconds: float, repository: Repository, digest: Digest) -> int:
         """Ask for a blob's size in bytes: by HEAD, or else by GET of its first byte."""
         reply, left = self._head(self._blob_request(repository, digest), seconds)
-        size = None if reply is None else _announced_size(reply)
+        size = None if reply is None else reply.content_length
         if size is None:
             size = self._told_by_first_byte(left, repository, digest)
         if size is None:
             raise ProtocolViolation(
                 f"{digest} in {repository}: the registry does not state its size"
             )
-        return size
+        return checked_size(size)
 
     def small_blob(
         self, seconds: float, repository: Repository, digest: Digest, limit: int
@@ -351,28 +349,16 @@ def announced_digest(reply: Reply) -> Digest | None:
         return None
 
 
-def _announced_size(reply: Reply) -> int | None:
-    """Return the size in bytes that a HEAD's Content-Length gives, or None if it has none."""
-    length = reply.content_length
-    return None if length is None else checked_size(length)
-
-
 def _announced(reply: Reply, reference: Reference) -> Descriptor | None:
     """Return what the answer to a HEAD says a reference names, None where it says too little."""
-    digest, size = announced_digest(reply), _announced_size(reply)
+    digest, size = announced_digest(reply), reply.content_length
     if isinstance(reference, Digest):
         if digest and digest.algorithm == reference.algorithm and digest != reference:
             raise ContentMismatch(f"{reply.what}: resolves to {digest}")
         digest = reference
     if digest is None or size is None or reply.encoded:
         return None
-    return Descriptor(_media_type(reply), digest, size)
-
-
-def _media_type(reply: Reply) -> str:
-    """Return the media type, or that of arbitrary bytes where there is no usable one."""
-    media_type = reply.media_type
-    return media_type if MEDIA_TYPE.match(media_type) else _UNTYPED
+    return Descriptor(reply.media_type, digest, checked_size(size))
 
 
 def _without_referrers(error: EpochfsError) -> Unsupported:

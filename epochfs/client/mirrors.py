@@ -262,8 +262,8 @@ class Mirrors:
     """All hosts of one registry; thread-safe."""
 
     def __init__(self, origin: Host, mirrors: Sequence[Mirror]) -> None:
+        self.origin = origin
         self.all = mirrors
-        self._origin = origin
         self._able = {
             capability: [one for one in mirrors if capability in one.config.capabilities]
             for capability in Capability
@@ -281,7 +281,7 @@ class Mirrors:
         `mirrors` are asked in place of all such mirrors. Raises what the registry raises.
         """
         hosts = self._able[capability] if mirrors is None else mirrors
-        left = self._origin.transport.timeout
+        left = self.origin.transport.timeout
         for position, mirror in enumerate(hosts):
             hosts_left = len(hosts) - position + 1
             seconds = left / hosts_left / 2
@@ -293,7 +293,7 @@ class Mirrors:
             except EpochfsError as error:
                 log.debug("asking the next host: %s", error)
             left -= round(time.monotonic() - started, 1)
-        return ask(self._origin, left)
+        return ask(self.origin, left)
 
     def open_blob(
         self, repository: Repository, digest: Digest, start: int, end: int | None
@@ -332,31 +332,23 @@ class Mirrors:
         return bool(senders)
 
 
-def origin_of(hosts: RegistryHosts, credentials: Credentials, options: TransportOptions) -> Host:
-    """Return the registry itself, at the address that the file gives it.
+def hosts_of(hosts: RegistryHosts, credentials: Credentials, options: TransportOptions) -> Mirrors:
+    """Return all hosts of a registry.
 
-    The login that was given is for the host of the URL. A host elsewhere is sent only what a
-    credentials file has for that host.
+    The login that was given is for the host of the URL. If the file names another server, that is
+    sent only what a credentials file has for it, and so are mirrors. A mirror is asked once: the
+    next host is the better second attempt. Raises UsageError for a CA or certificate that cannot be
+    used.
     """
-    if hosts.elsewhere:
-        credentials, options = credentials.for_other_hosts(), replace(options, client_certs=())
-    options = hosts.origin.options(options, hosts.namespace)
-    return Host(Transport(hosts.origin.base, credentials, options))
-
-
-def mirrors_of(
-    hosts: RegistryHosts, origin: Host, credentials: Credentials, options: TransportOptions
-) -> Mirrors:
-    """Return the hosts of a registry, whose own is `origin`.
-
-    What is given for the registry is not for its mirrors. A mirror is asked once: the next host is
-    the better second attempt. Raises UsageError for a CA or certificate that cannot be used.
-    """
-    plain = replace(options, tls_verify=None, client_certs=(), retries=0)
     others = credentials.for_other_hosts()
+    plain = replace(options, tls_verify=None, client_certs=(), retries=0)
+    if hosts.elsewhere:
+        credentials, options = others, replace(options, client_certs=())
+    options = hosts.origin.options(options, hosts.namespace)
+    origin = Transport(hosts.origin.base, credentials, options)
     mirrors = []
     for config in hosts.mirrors:
         told = config.options(plain, hosts.namespace)
-        transport = Transport(config.base, others, told, origin.transport.stats, mirror=True)
+        transport = Transport(config.base, others, told, origin.stats, mirror=True)
         mirrors.append(Mirror(config, transport))
-    return Mirrors(origin, mirrors)
+    return Mirrors(Host(origin), mirrors)

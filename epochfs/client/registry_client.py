@@ -27,7 +27,7 @@ from epochfs.client.host import (
 )
 from epochfs.client.hosts import Capability, RegistryHosts
 from epochfs.client.hosts import find as find_hosts
-from epochfs.client.mirrors import MirrorState, mirrors_of, origin_of
+from epochfs.client.mirrors import MirrorState, hosts_of
 from epochfs.client.transport import BlobStream, Request, TransportStats
 from epochfs.client.uploads import BlobUploader
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
@@ -107,9 +107,9 @@ class RegistryClient:
         elif given.token and not given.is_token_for(url.base):
             self._withheld = f"the token is for {given.token_for}, and is not sent to {url.base}"
             given = replace(given, token="")
-        self._origin = origin_of(hosts, given, options)
+        self._mirrors = hosts_of(hosts, given, options)
+        self._origin = self._mirrors.origin
         self._transport = self._origin.transport
-        self._mirrors = mirrors_of(hosts, self._origin, given, options)
         self._uploader = BlobUploader(self._transport)
 
     @property

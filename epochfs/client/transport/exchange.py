@@ -22,21 +22,9 @@ from epochfs.client.transport.faults import (
     Unreached,
     convert,
 )
-from epochfs.client.transport.refusals import (
-    Asker,
-    TokenServer,
-    redirected,
-    refusal,
-    retry_after,
-)
-from epochfs.client.transport.request import Origin, Request, UploadBody, Url, described
-from epochfs.client.transport.responses import (
-    Answer,
-    BlobStream,
-    Reply,
-    TransportStats,
-    may_refuse_range,
-)
+from epochfs.client.transport.refusals import Asker, TokenServer, redirected, refusal, retry_after
+from epochfs.client.transport.request import Origin, Request, UploadBody, Url
+from epochfs.client.transport.responses import Answer, BlobStream, Reply, TransportStats
 from epochfs.client.transport.tls import TlsPolicy
 from epochfs.client.transport.watchdog import Watch, Watchdog
 from epochfs.config import Credentials, TransportOptions
@@ -45,6 +33,7 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
     UsageError,
+    printable,
     printable_url,
     without_user_information,
 )
@@ -218,7 +207,7 @@ class Transport:
             request = request.without_range()
         found = ask(request)
         ranged = "Range" in request.headers
-        if ranged and isinstance(found, Reply) and may_refuse_range(found, start):
+        if ranged and isinstance(found, Reply) and found.may_refuse_range(start):
             log.debug("%s: %d: asking for all, without Range", found.what, found.status)
             found = ask(request.without_range())
             if isinstance(found, BlobStream) and (found.total is None or found.total > start):
@@ -270,7 +259,7 @@ class Transport:
             try:
                 watch.sleep(delay)
             except CONVERTED as ended:
-                raise convert(ended, described(request, request.url), watch) from ended
+                raise convert(ended, _described(request, request.url), watch) from ended
             attempt += 1
 
     def _authenticated(self, request: Request, watch: Watch) -> Answer:
@@ -316,7 +305,7 @@ class Transport:
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
             if request.body is not None and not request.restart():
-                raise Unavailable(f"{described(request, url)}: the body cannot be sent again")
+                raise Unavailable(f"{_described(request, url)}: the body cannot be sent again")
             answer = self._send(request, url, authorization if url.origin == home else "", watch)
             location = answer.location if answer.status // 100 == 3 else ""
             if not location:
@@ -326,7 +315,7 @@ class Transport:
             if request.confined and url.origin != home:
                 site = url.origin.site
                 raise ProtocolViolation(f"{answer.what}: redirects credentials to {site}")
-        raise ProtocolViolation(f"{described(request, request.url)}: over 5 redirects")
+        raise ProtocolViolation(f"{_described(request, request.url)}: over 5 redirects")
 
     def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
         """Send one request to one server and return its answer, whatever it is."""
@@ -350,7 +339,7 @@ class Transport:
         prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
         proxies = {"all": proxy} if proxy else {}
         timeout = (options.connect_timeout, self.timeout)
-        what = described(request, url, proxy)
+        what = _described(request, url, proxy)
         self.stats.count(requests=1)
         token = watch_in_use.set(watch)
         try:
@@ -394,3 +383,15 @@ class Transport:
 def _backoff(attempt: int) -> float:
     """Return the seconds to wait after attempt 0, 1, …: exponential with jitter, at most 5."""
     return min(_FIRST_DELAY * 2.0 ** min(attempt, 10), _LONGEST_DELAY) * random.uniform(0.5, 1.0)
+
+
+def _described(request: Request, url: Url, proxy: str = "") -> str:
+    """Return a request as an error or the log may show it: without query, and without path
+    elsewhere.
+
+    It names the `proxy` it goes through, which may be what failed.
+    """
+    way = f" (by the proxy {printable_url(proxy)})" if proxy else ""
+    if url.origin == request.url.origin:
+        return f"{request.method} {url.origin.site}{printable(url.target.partition('?')[0])}{way}"
+    return f"{request.method} {url.origin.site} (redirected from {request.url.origin.site}){way}"

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import parse_qs, quote, unquote, urljoin
 
 from epochfs.client.transport.watchdog import Watch
-from epochfs.errors import ProtocolViolation, UsageError, printable, printable_url
+from epochfs.errors import ProtocolViolation, UsageError, printable_url
 
 _ABSOLUTE = re.compile(
     r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._~-]+)(?::([0-9]{1,5}))?([/?].*)?\Z", re.IGNORECASE
@@ -241,15 +241,3 @@ class Request:
         """Return the same request for all of a blob."""
         headers = {name: value for name, value in self.headers.items() if name != "Range"}
         return replace(self, headers=headers)
-
-
-def described(request: Request, url: Url, proxy: str = "") -> str:
-    """Return a request as an error or the log may show it: without query, and without path
-    elsewhere.
-
-    It names the `proxy` it goes through, which may be what failed.
-    """
-    way = f" (by the proxy {printable_url(proxy)})" if proxy else ""
-    if url.origin == request.url.origin:
-        return f"{request.method} {url.origin.site}{printable(url.target.partition('?')[0])}{way}"
-    return f"{request.method} {url.origin.site} (redirected from {request.url.origin.site}){way}"

@@ -18,6 +18,7 @@ from epochfs.client.transport.faults import CONVERTED, Broken, convert, error_en
 from epochfs.client.transport.request import Url
 from epochfs.client.transport.watchdog import Watch
 from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, Unavailable
+from epochfs.oci.manifests import MEDIA_TYPE
 
 _ERROR_BODY_LIMIT = 64 * 1024
 _READ_BYTES = 64 * 1024
@@ -69,8 +70,9 @@ class Reply:
 
     @property
     def media_type(self) -> str:
-        """The Content-Type without parameters, as the server wrote it; "" if there is none."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip()
+        """The Content-Type without parameters, or that of arbitrary bytes if it is unusable."""
+        text = self.headers.get("Content-Type", "").partition(";")[0].strip()
+        return text if MEDIA_TYPE.match(text) else "application/octet-stream"
 
     @property
     def codes(self) -> list[str]:
@@ -81,6 +83,17 @@ class Reply:
     def encoded(self) -> bool:
         """Whether the headers say that the body is encoded, which we never ask for."""
         return self.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
+
+    def may_refuse_range(self, start: int) -> bool:
+        """Whether this refusal of a range from `start` may be a refusal of Range itself.
+
+        Some servers that do not know Range answer 400, 416 or 501. A 416 that states a size (RFC
+        9110, section 15.5.17) of at most `start` says only that the blob ends before.
+        """
+        size = _UNSATISFIED.match(self.headers.get("Content-Range", "").strip())
+        if self.status == 416 and size is not None:
+            return int(size[1]) > start
+        return self.status in _RANGE_REFUSALS
 
     def check_encoding(self) -> None:
         """Raise ProtocolViolation for a body that is encoded."""
@@ -352,15 +365,3 @@ def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, i
     if first != start or last < first or (stop is not None and last + 1 > stop):
         raise ProtocolViolation(f"{answer.what}: 206 with a different range than requested")
     return total, last + 1 - first, stop is not None and last + 1 < stop
-
-
-def may_refuse_range(reply: Reply, start: int) -> bool:
-    """Whether the refusal of a range from `start` may be a refusal of Range itself.
-
-    Some servers that do not know Range answer 400, 416 or 501. A 416 that states a size (RFC 9110,
-    section 15.5.17) of at most `start` says only that the blob ends before.
-    """
-    size = _UNSATISFIED.match(reply.headers.get("Content-Range", "").strip())
-    if reply.status == 416 and size is not None:
-        return int(size[1]) > start
-    return reply.status in _RANGE_REFUSALS
