@@ -14,6 +14,7 @@ that file and of no other.
 
 from __future__ import annotations
 
+import re
 import threading
 from array import array
 from bisect import bisect_right
@@ -53,9 +54,11 @@ _IMAGE_CONFIGS = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-_DISK_PREFIXES = ("application/vnd.cocoonstack.disk.", "application/vnd.cocoonstack.windows.disk.")
 _DISK_FORMATS = ("qcow2", "raw")
-_PART = ".part"
+_DISK = re.compile(
+    rf"application/vnd\.cocoonstack\.(?:windows\.)?disk\.({'|'.join(_DISK_FORMATS)})(?:\.part)?\Z"
+)
+"""The media type of a disk, or of a part of one."""
 
 MAX_CONFIG_BYTES = 64 << 20
 """The largest config that Epoch takes."""
@@ -111,24 +114,17 @@ def split_disks(document: Document) -> list[SplitDisk]:
     view = document.view
     if kind_of(document) != CLOUD_IMAGE or not isinstance(view, Manifest):
         return []
+    matches = ((layer, _DISK.match(layer.media_type)) for layer in view.layers)
+    disks = [(layer, match[1]) for layer, match in matches if match]
     found = []
     for disk_format in _DISK_FORMATS:
-        layers = [layer for layer in view.layers if _disk_format(layer) == disk_format]
+        layers = [one for one, found_format in disks if found_format == disk_format]
         if len(layers) > 1:
             # By code points, which is the order of their bytes in UTF-8, as Epoch sorts them.
             parts = tuple(sorted(layers, key=title_of))
             name = _common_stem([title_of(part) for part in parts], disk_format)
             found.append(SplitDisk(name, parts))
     return [disk for disk in found if disk.size <= MAX_SIZE]
-
-
-def _disk_format(layer: Descriptor) -> str:
-    """Return the format of a disk or part of one; "" for any other layer."""
-    for prefix in _DISK_PREFIXES:
-        if layer.media_type.startswith(prefix):
-            found = layer.media_type.removeprefix(prefix).removesuffix(_PART)
-            return found if found in _DISK_FORMATS else ""
-    return ""
 
 
 def title_of(layer: Descriptor) -> str:
@@ -140,11 +136,11 @@ def _common_stem(titles: list[str], disk_format: str) -> str:
     """Return the name of the whole for the titles of its parts: `disk.qcow2` for
     `disk.qcow2.00.part` and `disk.qcow2.01.part`, or for `disk-0.qcow2` and `disk-1.qcow2`.
     """
-    shortest, longest = min(titles), max(titles)
+    first, last = min(titles), max(titles)
     same = 0
-    while same < len(shortest) and shortest[same] == longest[same]:
+    while same < len(first) and first[same] == last[same]:
         same += 1
-    stem, extension, _ = shortest[:same].partition(f".{disk_format}")
+    stem, extension, _ = first[:same].partition(f".{disk_format}")
     if not extension:
         stem = stem.rstrip("0123456789._-").removesuffix("part").rstrip("._-")
     return f"{stem or 'disk'}.{disk_format}"
