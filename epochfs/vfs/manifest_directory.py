@@ -1,8 +1,6 @@
 """The directory of a manifest: its bytes, links to what it names, and the views of it.
 
-A view shows the content once more, as people want it. One rule holds in all of them: a link where
-the bytes already have a path, a regular file only where they do not. A new view is a module in
-`views`, and a row in `VIEWS`.
+A new view is a module in `views` and a row in `VIEWS`; nothing else knows of it.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def parsed_segment(name: str) -> str:
 
 @dataclass(frozen=True)
 class Namespace(Node):
-    """A repository, a parent of repositories, or both; the registry where there are no segments."""
+    """A repository, a parent of repositories, or both; without segments, the whole registry."""
 
     segments: tuple[str, ...] = ()
     is_root: bool = field(default=False, compare=False)

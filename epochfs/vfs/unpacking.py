@@ -10,7 +10,7 @@ A few threads decompress frames to their ends, and readers follow. The length of
 once its blob has matched its digest, and not before.
 
 Locks: `Unpacker._lock` guards its tables and the counts of readers, `Unpacked._changed` what is
-known of one frame. No I/O happens under either, and neither is taken with the other held.
+known of one frame; the second may be taken with the first held. No I/O happens under either.
 """
 
 from __future__ import annotations
