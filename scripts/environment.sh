@@ -3,6 +3,14 @@
 
 VENV=.venv
 
+# -h: print what stands at the top of the script.
+case "${1-}" in
+-h | --help)
+    sed -n '2,/^[^#]/s/^#[ ]\{0,1\}//p' "scripts/${0##*/}"
+    exit
+    ;;
+esac
+
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 # as_root COMMAND…: run it as root, without ever asking for a password.

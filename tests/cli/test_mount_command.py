@@ -273,7 +273,9 @@ def test_a_terminal_is_told_what_is_waited_for(directory: Path) -> None:
         assert process.wait(10) == 1
     os.close(ours)
     assert f"\repochfs: waiting for {url}, 1 s".encode() in shown
-    assert shown.split(b"\x1b[K")[-1].startswith(b"epochfs: registry")
+    wiped, told, _ = shown.split(b"\r")[-3:]
+    assert not wiped.strip()
+    assert told.startswith(b"epochfs: registry")
 
 
 # --- signals ----------------------------------------------------------------------------------
