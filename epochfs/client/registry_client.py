@@ -120,14 +120,14 @@ class RegistryClient:
     @property
     def account(self) -> str:
         """The account that requests are made with, and where its credentials come from."""
-        return self._transport.authenticator.describe()
+        return self._transport.authenticator.credentials.describe()
 
     @property
     def unused_login(self) -> str:
         """A warning, if the registry was never sent the login that was given, else ""."""
         if self._withheld:
             return self._withheld
-        if unused := self._transport.authenticator.unused():
+        if unused := self._transport.authenticator.credentials.unused():
             return f"{unused} was not used: {self.base_url} asks for none, and is read anonymously"
         return ""
 

@@ -23,7 +23,7 @@ from functools import lru_cache, partial
 from cachetools import LRUCache
 
 from epochfs.client.auth.credential_helpers import StoreFailed
-from epochfs.client.auth.credentials import ANONYMOUS, CredentialStore
+from epochfs.client.auth.credentials import CredentialStore
 from epochfs.client.auth.login_files import Login
 from epochfs.client.auth.tokens import (
     OF_THIS_PROCESS,
@@ -87,18 +87,17 @@ class Authenticator:
     A challenge is remembered per `scope`, the caller's name for a kind of access:
     `library/nginx:pull`, or "" and `registry:catalog` for the registry as a whole. So only the
     first request of a kind is ever answered with 401, and with a login not even that one.
-    `static` says that a token was given, which is sent as it is.
+    `credentials` know in whose name it asks.
     """
 
     def __init__(
         self,
-        store: CredentialStore,
+        credentials: CredentialStore,
         registry_scheme: str,
         refresh_tokens: RefreshTokens = OF_THIS_PROCESS,
     ) -> None:
-        self._store = store
-        self.static = store.static
-        self._has_providers = bool(store.providers)
+        self.credentials = credentials
+        self._has_providers = bool(credentials.providers)
         self._refresh_tokens = refresh_tokens
         self._registry_scheme = registry_scheme
         self._lock = threading.Lock()
@@ -144,15 +143,15 @@ class Authenticator:
         It is the same where there is no other. Amazon ECR answers an expired login with 403, so a
         helper is asked once more (`credential_helpers`). Raises the errors of `renew`.
         """
-        if not forbidden or self.static:
+        if not forbidden or self.credentials.static:
             return forbidden
         turn = _Turn.begin(scope, fetch, patience)
-        login = self._store.login(turn.repository, turn.deadline)
+        login = self.credentials.login(turn.repository, turn.deadline)
         with self._lock:
             key, asked = self._keys.get(scope), self._asked_of_all
         value = self._value(login, asked, key, turn)
         if value == forbidden and login is not None:
-            another = self._store.after_forbidden(login, turn.repository, turn.deadline)
+            another = self.credentials.after_forbidden(login, turn.repository, turn.deadline)
             if another is not None:
                 value = self._value(another, asked, key, turn)
         return value or forbidden
@@ -176,9 +175,9 @@ class Authenticator:
         """
         turn = _Turn.begin(scope, fetch, patience)
         asked = answerable(challenge)
-        if asked.scheme not in ("bearer", "basic") and not self.static:
+        if asked.scheme not in ("bearer", "basic") and not self.credentials.static:
             return ""
-        login = self._store.login(turn.repository, turn.deadline)
+        login = self.credentials.login(turn.repository, turn.deadline)
         if login is not None and login.token:
             return f"Bearer {login.token}"
         if asked.scheme == "basic":
@@ -205,7 +204,7 @@ class Authenticator:
         login = None
         # Where a helper for all registries fails, only what is public is read.
         with suppress(StoreFailed):
-            login = self._store.login(repository, deadline)
+            login = self.credentials.login(repository, deadline)
         return _bearer_of(salt, login, besides)
 
     def redact(self, text: str, authorization: str) -> str:
@@ -213,23 +212,10 @@ class Authenticator:
 
         `authorization` was sent with the request that the text answers.
         """
-        secrets = self._store.secrets() | {authorization.partition(" ")[2]} - {""}
+        secrets = self.credentials.secrets() | {authorization.partition(" ")[2]} - {""}
         for secret in sorted(secrets, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
-
-    @property
-    def anonymous(self) -> bool:
-        """Whether no credentials have been shown to anybody."""
-        return self._store.describe() == ANONYMOUS
-
-    def describe(self) -> str:
-        """Return in whose name requests are made, and where the credentials come from."""
-        return self._store.describe()
-
-    def unused(self) -> str:
-        """Return the given credentials that have not been shown to anybody, or ""."""
-        return self._store.unused()
 
     def token_expiry(self) -> float | None:
         """Return when the last of the tokens in use expires, as Unix time; None without one."""
@@ -261,9 +247,9 @@ class Authenticator:
         to a registry that asks nobody for a login; others may show the public less.
         """
         try:
-            return self._store.login(turn.repository, turn.deadline)
+            return self.credentials.login(turn.repository, turn.deadline)
         except CredentialsUnavailable as error:
-            if self.static or self._learned(learn, turn).scheme:
+            if self.credentials.static or self._learned(learn, turn).scheme:
                 raise
             if not isinstance(error, StoreFailed):
                 raise
@@ -288,13 +274,13 @@ class Authenticator:
     def _basic(self, login: Login | None, turn: _Turn, refused: str) -> str:
         """Return the Authorization value for Basic, other than the one `refused` if possible."""
         if login is not None and login.basic() == refused:
-            login = self._store.after_refusal(login, turn.repository, turn.deadline) or login
+            login = self.credentials.after_refusal(login, turn.repository, turn.deadline) or login
         if login is None:
             return ""
         value = login.basic()
         if not value:
             raise CredentialsUnavailable(Cause.PASSWORD_WANTED.told(account=login))
-        self._store.used(login)
+        self.credentials.used(login)
         return value
 
     def _bearer(self, key: TokenKey, asked_since: float, turn: _Turn) -> str:
@@ -307,7 +293,7 @@ class Authenticator:
         except Denied:
             if key.login is None:
                 raise
-            another = self._store.after_refusal(key.login, turn.repository, turn.deadline)
+            another = self.credentials.after_refusal(key.login, turn.repository, turn.deadline)
             if another is None:
                 raise
             token = self._token(replace(key, login=another), asked_since, turn)
@@ -327,7 +313,7 @@ class Authenticator:
         anonymous requests; that is remembered, so that not every request asks again.
         """
         if key.login is not None:
-            self._store.used(key.login)
+            self.credentials.used(key.login)
             if key.login.identity_token:
                 return self._refreshed(key, key.login, turn)
         try:
@@ -342,12 +328,12 @@ class Authenticator:
         """Get a token for an identity token, or for the one that replaced it."""
         original = login.identity_token
         with self._refresh_tokens.held(key.realm, original, turn.deadline) as chain:
-            self._store.keep_secret(chain.token)
+            self.credentials.keep_secret(chain.token)
             shown = replace(key, login=replace(login, identity_token=chain.token))
             token = ask(shown, turn.fetch)
             if token.refresh_token:
                 chain.token = token.refresh_token
-                self._store.keep_secret(chain.token)
+                self.credentials.keep_secret(chain.token)
         return token
 
 

@@ -33,9 +33,7 @@ from epochfs.client.auth.login_files import (
 from epochfs.config import Credentials, server_of
 from epochfs.errors import CredentialsUnavailable, fresh, printable
 
-ANONYMOUS = "anonymous"
-"""What `describe` says while no credentials were used."""
-
+_ANONYMOUS = "anonymous"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REMEMBERED = 100
 """Most secrets handed out that are remembered, to be redacted."""
@@ -259,11 +257,16 @@ class CredentialStore:
         return "" if shown or self.static else self._given.given
 
     def describe(self) -> str:
-        """Return in whose name requests are made, as far as any had to be."""
+        """Return in whose name requests are made, and where the credentials come from."""
         with self._lock:
             if self._last is not None:
                 return str(self._last)
-        return next((one.account for one in self.providers if one.account), ANONYMOUS)
+        return next((one.account for one in self.providers if one.account), _ANONYMOUS)
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether no credentials have been shown to anybody."""
+        return self.describe() == _ANONYMOUS
 
 
 def _registry_names(base_url: str) -> tuple[str, ...]:

@@ -176,7 +176,7 @@ class Transport:
 
     def refusal(self, reply: Reply) -> EpochfsError:
         """Return the error for an answer that was not hoped for."""
-        known = self.authenticator
+        known = self.authenticator.credentials
         clean = partial(self._cleaned, reply.authorization)
         asker = Asker(known.describe(), known.anonymous, known.static, self._mirror, clean)
         return refusal(reply, asker, self.base.origin)
@@ -370,7 +370,7 @@ class Transport:
             form = wanted.form.encode("ascii")
             request = Request("POST", url, headers=_FORM, body=form, confined=True)
         clean = partial(self._cleaned, wanted.authorization)
-        server = TokenServer(url, self.authenticator.describe(), clean)
+        server = TokenServer(url, self.authenticator.credentials.describe(), clean)
         send = partial(self._follow, request, url.origin, wanted.authorization, watch)
         read = partial(Answer.read_reply, limit=SMALL_BODY)
         try:
