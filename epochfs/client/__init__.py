@@ -1,7 +1,7 @@
-"""Everything on the wire: `RegistryClient`, its mirrors, `auth/`, `hosts/`, `transport/`.
+"""Everything on the wire: `RegistryClient`, one `Host` per endpoint, `Mirrors` that choose among
+hosts, `hosts` (containerd's hosts.toml), `auth/`, `transport/`.
 
-One method per endpoint of the specification. Uses `oci` and `config`. `single_flight` is here, as
-the lowest that needs it: whoever makes something slow for many uses it.
+Uses `oci` and `config`. `single_flight` is here, as this is the lowest folder that needs it.
 Used by `cache`, `metadata`, `blobs`, `layers` and `session`, and by programs as a library.
 """
 

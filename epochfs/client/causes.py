@@ -19,7 +19,7 @@ _GIVE_AUTHORITY = f"give the certificate of its authority with --ca-cert, {_SKIP
 class Cause(enum.Enum):
     """A cause, and its sentence; braces hold the facts to fill in."""
 
-    # Who asks
+    # Access
     NO_LOGIN = f"no credentials were sent: {_LOG_IN}"
     NO_TOKEN = (
         "no token was sent, as the registry's token server {realm} gave none: check the "
@@ -65,7 +65,7 @@ class Cause(enum.Enum):
         "or use docker, podman or skopeo login for it"
     )
 
-    # Credentials that cannot be had
+    # Unavailable credentials
     HELPER_MISNAMED = "is not a valid program name"
     HELPER_ABSENT = "is not installed: install it, or take it out of the file"
     HELPER_UNRUNNABLE = "cannot be run: {reason}"
@@ -75,7 +75,7 @@ class Cause(enum.Enum):
     HELPER_UNINTELLIGIBLE = "gives an answer with no credentials: try its 'get' by hand"
     HELPER_EMPTY = "gives an empty secret: log in again"
 
-    # The way there
+    # Reaching the registry
     REDIRECTED = (
         "{registry} redirects to {site}, where credentials are not sent: use {site} as the URL"
     )

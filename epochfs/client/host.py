@@ -206,7 +206,7 @@ class Host:
     def _head(self, get: Request, seconds: float) -> tuple[Reply | None, float]:
         """Return the answer to a HEAD of what `get` asks for, and the seconds left.
 
-        None stands for a refusal that is not to be believed: GET decides, whose body has the
+        None stands for a refusal that is not to be believed: GET decides, as its body has the
         reason. Some registries refuse HEAD, in any words, for what GET gives, and redirect to URLs
         that are signed for GET alone.
         """

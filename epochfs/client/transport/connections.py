@@ -99,7 +99,7 @@ class StrictResponse(http.client.HTTPResponse):
 def _read_head(stream: IO[bytes]) -> tuple[list[bytes], bool]:
     """Return the lines of an answer's head, and whether they are all there.
 
-    Includes any "100 Continue" before. What is too long is left for http.client to refuse.
+    Includes any "100 Continue" before. What is too long or not HTTP is for http.client to refuse.
     """
     lines: list[bytes] = []
     start = 0
@@ -108,7 +108,7 @@ def _read_head(stream: IO[bytes]) -> tuple[list[bytes], bool]:
         if not line:
             return lines, False
         lines.append(line)
-        if len(line) > _LINE_BYTES:
+        if len(line) > _LINE_BYTES or not lines[start].startswith(b"HTTP/"):
             break
         if line in (b"\r\n", b"\n"):
             if lines[start].split(None, 2)[1:2] != [b"100"]:

@@ -177,7 +177,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    """Return what the operating system said of a failure."""
+    """Return what the operating system said about a failure."""
     for cause in causes:
         if isinstance(cause, socket.gaierror):
             return f"the host name does not resolve ({cause.strerror})"

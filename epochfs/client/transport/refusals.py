@@ -136,7 +136,7 @@ def describe(reply: Reply, clean: Callable[[str], str]) -> str:
 
 
 def web_page(body: bytes) -> str:
-    """Return that a body is a web page, and its title; "" if it is none."""
+    """Return that a body is a web page, with its title; "" if it is not."""
     if not _HTML.match(body):
         return ""
     title = _TITLE.search(body)

@@ -124,7 +124,7 @@ class TlsPolicy:
 
     def _make(self, verify: bool, identified: bool) -> ssl.SSLContext:
         context = ssl.create_default_context()
-        # A name that stands only in the subject is none (RFC 9525, section 6.3).
+        # A name in the subject only does not count (RFC 9525, section 6.3).
         context.hostname_checks_common_name = False
         if verify:
             context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)

@@ -228,6 +228,15 @@ def test_an_encoded_body_is_refused_unless_it_is_hashed(serve: Serve, encoding: 
     assert {seen.headers["accept-encoding"] for seen in server.seen} == {"identity"}
 
 
+@pytest.mark.parametrize("banner", [b"SSH-2.0-OpenSSH_9.2\r\n", b"220 mail.example ESMTP\r\n"])
+def test_a_server_of_another_protocol_that_waits_for_us_is_told_at_once(
+    serve: Serve, banner: bytes
+) -> None:
+    _, transport = serve(lambda _: iter([banner, 60.0]))
+    with pytest.raises(ProtocolViolation, match="the answer is not HTTP"):
+        get(transport)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
