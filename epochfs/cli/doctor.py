@@ -218,19 +218,16 @@ def _rootfs() -> str:
 def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
     client = opening.connect(url, connection)
     try:
-        reached = next(_run([("registry", lambda: _reach(client, connection))]))
-        yield reached
-        if reached.state != "FAIL":
-            access = next(_run([("access", lambda: _access(client, connection))]))
-            yield access
-        # After a failure, the other checks would only blame something else.
-        if reached.state != "FAIL" and access.state != "FAIL":
-            yield from _run(
-                [
-                    ("catalog", lambda: _catalog(client)),
-                    ("range", lambda: _range(client, connection)),
-                ]
-            )
+        checks: list[Check] = [
+            ("registry", lambda: _reach(client, connection)),
+            ("access", lambda: _access(client, connection)),
+            ("catalog", lambda: _catalog(client)),
+            ("range", lambda: _range(client, connection)),
+        ]
+        for row in _run(checks):
+            yield row
+            if row.state == "FAIL" and row.subject in ("registry", "access"):
+                break  # the other checks would only blame something else
         client.ping_mirrors()
         yield from _run(("mirror", partial(_mirror, mirror)) for mirror in client.mirrors)
     finally:

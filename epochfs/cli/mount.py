@@ -11,9 +11,10 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -31,6 +32,10 @@ from epochfs.client import hosts
 from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
 from epochfs.errors import UsageError, printable
 from epochfs.session import Connection, SessionSettings
+
+if TYPE_CHECKING:
+    from epochfs.fuse.passthrough import Passthrough
+    from epochfs.vfs.filesystem import FileSystem
 
 _START_SECONDS = 15.0
 """How long starting may take beyond the registry's own time limit."""
@@ -272,7 +277,6 @@ def _serve(settings: MountSettings, ready: process.Ready) -> None:
     # Imported only now: this is most of epochfs, fails without libfuse, and takes its time.
     from epochfs.blobs.buffers import share_one_heap
     from epochfs.fuse import libfuse
-    from epochfs.fuse.operations import EpochOperations
     from epochfs.fuse.passthrough import Passthrough
     from epochfs.session.opening import open_session
     from epochfs.session.status import serve_metrics
@@ -303,21 +307,32 @@ def _serve(settings: MountSettings, ready: process.Ready) -> None:
             log.info("SIGHUP: dropping cached listings")
             session.filesystem.drop_listings()
 
-        fuse = libfuse.FuseOptions(
-            fsname=str(settings.url),
-            kernel_ttl=settings.listings.kernel_ttl,
-            uid=settings.uid,
-            gid=settings.gid,
-            allow_other=settings.allow_other,
-            extra=settings.kernel_words,
-        )
         exit_code = 1
         try:
-            operations = EpochOperations(
-                session.filesystem, settings.path, fuse, passthrough, mounted
-            )
-            libfuse.serve(operations, settings.path, fuse)
+            _run_fuse(settings, session.filesystem, passthrough, mounted)
             exit_code = 0
         finally:
             process.exit_within(process.GRACE, exit_code)
     log.info("%s is unmounted", printable(settings.path))
+
+
+def _run_fuse(
+    settings: MountSettings,
+    filesystem: FileSystem,
+    passthrough: Passthrough,
+    on_ready: Callable[[], None],
+) -> None:
+    """Mount, and answer the kernel until unmounted."""
+    from epochfs.fuse import libfuse
+    from epochfs.fuse.operations import EpochOperations
+
+    options = libfuse.FuseOptions(
+        fsname=str(settings.url),
+        kernel_ttl=settings.listings.kernel_ttl,
+        uid=settings.uid,
+        gid=settings.gid,
+        allow_other=settings.allow_other,
+        extra=settings.kernel_words,
+    )
+    operations = EpochOperations(filesystem, settings.path, options, passthrough, on_ready)
+    libfuse.serve(operations, settings.path, options)
