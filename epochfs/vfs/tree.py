@@ -58,7 +58,7 @@ def root(prefix: Repository | None = None) -> Namespace:
 
 
 def shown_segment(segment: str) -> str:
-    """Return how a repository segment appears in the tree: reserved words get one `_` in front."""
+    """Return how a repository segment appears in the tree: reserved names get one `_` in front."""
     return f"_{segment}" if segment in RESERVED or segment.startswith("_") else segment
 
 

@@ -180,7 +180,7 @@ class Unpacker:
         with self._lock:
             read = list(self._read.values())
         for one in read:
-            one.fail(Vanished("the mount is ending"))
+            one.fail(Vanished("the mount is closing"))
 
     def _stream(self, repository: Repository, frame: Frame, error: CacheFailure) -> StreamedFrame:
         """Return a frame that bypasses the cache, which has no room for it."""
@@ -212,7 +212,7 @@ class Unpacker:
         try:
             self._pool.submit(self._fill, repository, frame, one)
         except RuntimeError:
-            raise Vanished("the mount is ending") from None
+            raise Vanished("the mount is closing") from None
 
     def _fill(self, repository: Repository, frame: Frame, one: Unpacked) -> None:
         try:

@@ -90,11 +90,11 @@ def _platforms(document: Document) -> Mapping[str, Digest]:
 def _platform(child: Descriptor) -> str:
     """Return how a platform is shown; empty text where it is unknown or could not be a name."""
     platform = child.platform or {}
-    words = [platform.get(key) or "" for key in ("os", "architecture", "variant")]
-    if _ATTESTATION in child.annotations or not all(isinstance(word, str) for word in words):
+    parts = [platform.get(key) or "" for key in ("os", "architecture", "variant")]
+    if _ATTESTATION in child.annotations or not all(isinstance(part, str) for part in parts):
         return ""
-    name = "-".join(word for word in words if word)
-    is_known = all(word not in ("", UNKNOWN) for word in words[:2])
+    name = "-".join(part for part in parts if part)
+    is_known = all(part not in ("", UNKNOWN) for part in parts[:2])
     return name if is_known and "/" not in name else ""
 
 
