@@ -190,31 +190,22 @@ def zstd_decoder(file: File) -> GuardedDecoder:
 class GzipMember:
     """Decompresses one gzip member from the file's position, with the standard library alone.
 
-    It reads beyond the member: the last `unused` bytes that it read are not the member's.
+    It reads beyond the member: `unpacker.unused_data` is not the member's.
     """
 
     def __init__(self, file: File) -> None:
         self._file = file
-        self._unpacker = zlib.decompressobj(_GZIP)
+        self.unpacker = zlib.decompressobj(_GZIP)
         self._packed = b""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the end of the member was reached."""
-        return self._unpacker.eof
-
-    @property
-    def unused(self) -> int:
-        return len(self._unpacker.unused_data)
-
     def readinto(self, buffer: memoryview, /) -> int:
-        while not self._unpacker.eof:
+        while not self.unpacker.eof:
             packed = self._packed or self._file.read(_MEMBER_BYTES)
             try:
-                data = self._unpacker.decompress(packed or b"", len(buffer))
+                data = self.unpacker.decompress(packed or b"", len(buffer))
             except zlib.error as error:
                 raise ProtocolViolation(f"a layer cannot be decompressed: {error}") from None
-            self._packed = self._unpacker.unconsumed_tail
+            self._packed = self.unpacker.unconsumed_tail
             buffer[: len(data)] = data
             if data or not packed:
                 return len(data)
@@ -276,9 +267,9 @@ def check_gzip(blob: BlobHandle, size: int) -> None:
         member = GzipMember(file)
         while member.readinto(buffer):
             pass
-        if not member.is_whole:
+        if not member.unpacker.eof:
             raise ProtocolViolation("a layer ends within a gzip member")
-        file.seek(file.tell() - member.unused)
+        file.seek(file.tell() - len(member.unpacker.unused_data))
 
 
 def read_to_end(blob: BlobHandle, offset: int) -> None:

@@ -1,7 +1,7 @@
 """The index writer: adds a layer's entries to a new index, in order, and bounds everything.
 
 The result is what extracting the layer in order would leave: a later entry takes the name of an
-earlier one of the same path, a hard link is one more name of whatever its target was at that
+earlier one of the same path, a hard link is one more name of what its target was at that
 moment, and an entry below a link goes where the link leads.
 """
 
@@ -335,17 +335,15 @@ class IndexWriter:
 
     def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
         inode, mode, link, first = self._linked(entry)
-        if mode == 0:  # the target, or the target of that, is in a lower layer
+        if not mode:  # the target, or the target of that, is in a lower layer
             inode = self._new_inode(entry._replace(mode=0, link=link))
-            self._give_name(parent, name, inode, 0)
-            self._rows.run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
-            return
         self._give_name(parent, name, inode, mode)
-        if not first:  # it was set aside, and this is the first name to be shown
+        if not mode:
+            self._rows.run("INSERT OR IGNORE INTO foreign_link VALUES (?, ?)", link, entry.path)
+        elif not first:  # it was set aside, and this is the first name to be shown
             self._rows.run("UPDATE inode SET first=? WHERE id=?", entry.path, inode)
-            return
-        for path in (first, entry.path):
-            self._rows.aliases.append((inode, *split_path(path)))
+        else:
+            self._rows.aliases += [(inode, *split_path(path)) for path in (first, entry.path)]
 
     def _give_name(self, parent: bytes, name: bytes, inode: int, mode: int) -> None:
         """Make a name that of an inode."""

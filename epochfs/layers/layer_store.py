@@ -80,7 +80,7 @@ class LoadingCache(Generic[K, V]):
         return self._flights.do(key, look, work, deadline)
 
     def drop(self, key: K) -> None:
-        """Forget a value; the next who asks makes it anew."""
+        """Forget a value; the next request makes it again."""
         with self._lock:
             self._kept.pop(key, None)
 
