@@ -1,8 +1,8 @@
 """Reads an OCI image layout on disk as a source of repositories, tags, manifests and blobs.
 
-A layout is one directory of content and an index of the names in it. A plain tag belongs to a
-repository named after the directory; a name with a repository, such as `library/app:1.0`, belongs
-to that one. A manifest without a name is tagged with the hexadecimal part of its digest.
+A layout is a directory of content with an index of the names in it. A plain tag belongs to a
+repository named after the directory; a name such as `library/app:1.0` belongs to the repository in
+it. A manifest without a name is tagged with the hexadecimal part of its digest.
 
 The directory is as hostile as a registry: all content is hashed, links are not followed, and only
 regular files are read. Source: OCI Image specification 1.1, image-layout.md.
@@ -70,18 +70,14 @@ class _Contents:
     @cached_property
     def media_types(self) -> Mapping[Digest, str]:
         """The types of the manifests that have names."""
-        return {one.digest: one.media_type for one in self.all()}
-
-    def all(self) -> Iterator[Descriptor]:
-        """Yield the manifests that have names."""
-        for tags in self.names.values():
-            yield from tags.values()
+        named = (one for tags in self.names.values() for one in tags.values())
+        return {one.digest: one.media_type for one in named}
 
 
 class OciLayout:
-    """The layout in one directory (a `Source`). `manifest_limit` is in bytes.
+    """The layout in one directory, a `Source`. `manifest_limit` is in bytes.
 
-    Changes are picked up: `index.json` is read again whenever its identity changes.
+    `index.json` is read again whenever its identity changes.
     """
 
     stats = TransportStats()
@@ -101,7 +97,7 @@ class OciLayout:
         try:
             layout = load_json(self._small_file(("oci-layout",), _INDEX_LIMIT))
             if not isinstance(layout, dict) or "imageLayoutVersion" not in layout:
-                raise ProtocolViolation("oci-layout does not say which version it is")
+                raise ProtocolViolation("oci-layout has no imageLayoutVersion")
             self._contents()
         except BaseException:
             self.close()
@@ -134,24 +130,24 @@ class OciLayout:
     def get_manifest(
         self, name: Repository, reference: Digest, limit: int | None = None
     ) -> Document:
-        """Return a manifest. Only the content tells manifests from blobs here."""
+        """Return a manifest. Only its content tells it from a blob here."""
         named = self._contents().media_types
         try:
             raw = self.read_blob(name, reference, self._manifest_limit if limit is None else limit)
         except TooLarge as error:
             if reference in named:
                 raise
-            raise NotFound(f"{reference} is no manifest: {error}") from error
+            raise NotFound(f"{reference} is not a manifest: {error}") from error
         document = Document(reference, named.get(reference, ""), raw)
         if document.readable_view is None and reference not in named:
-            raise NotFound(f"{reference} is no manifest")
+            raise NotFound(f"{reference} is not a manifest")
         if document.media_type == document.own_type:
             return document
         return Document(reference, document.own_type, raw)
 
     def referrers(self, name: Repository, digest: Digest) -> Answer[list[Descriptor]]:
-        """Return the manifests in `index.json` that have `digest` as their subject, and those in
-        the index that is tagged as a client tags it for registries that keep no count.
+        """Return the manifests in `index.json` whose subject is `digest`, and those in the index
+        under the referrers' fallback tag.
         """
         tags = self._tags(name)
         found = [*self._referrers_by_subject().get(digest, ())]
@@ -198,7 +194,7 @@ class OciLayout:
             os.close(directory)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise ProtocolViolation(f"{'/'.join(path)} is no regular file")
+            raise ProtocolViolation(f"{'/'.join(path)} is not a regular file")
         return fd
 
     def _small_file(self, path: tuple[str, ...], limit: int) -> bytes:
@@ -217,7 +213,7 @@ class OciLayout:
         return names[name]
 
     def _referrers_by_subject(self) -> Mapping[Digest, list[Descriptor]]:
-        """Return the named manifests by their subjects; all are read once."""
+        """Return the named manifests by their subjects; all are read, once."""
         contents = self._contents()
         with self._lock:
             known, identity = self._subjects
@@ -229,7 +225,7 @@ class OciLayout:
                 try:
                     subject = self.get_manifest(name, descriptor.digest).view.subject
                 except (Unavailable, Denied):
-                    raise  # what it refers to is not known now, and may be soon
+                    raise  # its subject may be known soon
                 except EpochfsError as error:
                     log.debug("no subject of %s: %s", descriptor.digest, error)
                     continue
@@ -252,7 +248,7 @@ class OciLayout:
             raise TooLarge(f"index.json is over {_INDEX_LIMIT} bytes")
         index = parse(raw)
         if not isinstance(index, Index):
-            raise ProtocolViolation("index.json is no image index")
+            raise ProtocolViolation("index.json is not an image index")
         read = _Contents(identity, _names(index, self._name))
         with self._lock:
             self._read = read
@@ -260,7 +256,7 @@ class OciLayout:
 
 
 def identity_of(fd: int) -> Identity:
-    """Return the identity of a file: it changes when the file is replaced or written to."""
+    """Return the identity of a file, which changes when it is replaced or written to."""
     found = os.fstat(fd)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -296,7 +292,7 @@ def _names(index: Index, own: Repository) -> Names:
 def _parse_name(text: str, own: Repository) -> tuple[Repository, Tag]:
     """Return the repository and tag that a name means; raises InvalidName.
 
-    A colon in the last segment parts them; with slashes but no such colon the tag is `latest`.
+    A colon in the last segment separates them; with slashes but no such colon the tag is `latest`.
     """
     before, colon, after = text.rpartition(":")
     if colon and "/" not in after:

@@ -1,4 +1,4 @@
-"""Answers what is in the registry: repositories, tags, tag → digest, manifests, blob sizes.
+"""Answers what is in a registry: repositories, tags, tag → digest, manifests, blob sizes.
 
 Every answer is remembered in a bounded `TtlCache`; the tree asks here and nowhere else.
 
@@ -32,14 +32,13 @@ from epochfs.errors import (
     Unsupported,
 )
 from epochfs.metadata.content import Documents, Referrers
-from epochfs.metadata.parallel import Ahead, AheadOfWalk, InParallel, in_turn, tolerant
+from epochfs.metadata.parallel import Ahead, AheadOfWalk, InParallel, in_turn
 from epochfs.metadata.repositories import Repositories
 from epochfs.metadata.source import Answer, Facts, Source
 from epochfs.metadata.ttl_cache import CachePolicy, Resolved, TagTables, TtlCache
 from epochfs.oci.closure import Fetched, Reachable, Step, Walk
-from epochfs.oci.kinds import SnapshotConfig
 from epochfs.oci.manifests import Descriptor, Document
-from epochfs.oci.names import Catalog, Digest, Repository, Tag
+from epochfs.oci.names import Digest, Repository, Tag
 
 log = logging.getLogger(__name__)
 
@@ -83,56 +82,38 @@ class Listings:
         self._referrers = Referrers(source, self._tagged, changing, facts)
         depth = options.parallel
         following = partial(self._repositories.following, count=depth)
-        self._tags_walk = AheadOfWalk(self._ahead, following, self._repositories.tags, depth)
-        self._reachable_walk = AheadOfWalk(self._ahead, following, self._reach_ahead, depth)
+        self._tags_ahead = AheadOfWalk(self._ahead, following, self._repositories.tags, depth)
+        self._reachable_ahead = AheadOfWalk(self._ahead, following, self._reach_ahead, depth)
         self._listed = Ahead(self._ahead, self._last_listed, self._resolved.get, depth)
-
-    @property
-    def kernel_ttl(self) -> float:
+        self.kernel_ttl = options.kernel_ttl
         """How long the kernel may cache attributes and names, in seconds."""
-        return self._options.kernel_ttl
-
-    @property
-    def shows_rootfs(self) -> bool:
+        self.shows_rootfs = options.show_rootfs
         """Whether an image's root filesystem is listed, or only opens by name."""
-        return self._options.show_rootfs
+        # Handed on as they are.
+        self.catalog = self._repositories.catalog
+        self.known_catalog = self._repositories.known
+        self.settle = self._repositories.settle
+        self.check = self._repositories.check
+        self.holds_tags = self._repositories.holds_tags
+        self.layout_since = history.layout_since
+        self.manifest = self._documents.manifest
+        self.snapshot_config = self._documents.snapshot_config
+        self.referrers = self._referrers.of
+        self.expect_resolves = self._listed.expect
 
     # ---- what the tree asks ------------------------------------------------------------------
 
-    def catalog(self) -> Catalog:
-        """Return the repositories listed; only those of `--repo` where there is no catalog.
-
-        Raises Denied or ProtocolViolation where the registry had one before and has none now.
-        """
-        return self._repositories.catalog()
-
-    def settle(self, seconds: float) -> str:
-        """Find out whether there is a catalog; return a message about it, or ""."""
-        return self._repositories.settle(seconds)
-
-    def known_catalog(self) -> Catalog | None:
-        """Return the last catalog that was read, however old; None if none ever was."""
-        return self._repositories.known()
-
     def tags(self, repository: Repository) -> tuple[Tag, ...]:
         """Return the repository's tags, sorted; raises NotFound for what is no repository."""
-        self._tags_walk.seen(repository)
+        self._tags_ahead.seen(repository)
         return self._repositories.tags(repository)
 
-    def check(self, repository: Repository, *, or_parent: bool = False) -> None:
-        """Raise NotFound unless a repository is there or can be entered (`Repositories.check`)."""
-        self._repositories.check(repository, or_parent=or_parent)
-
-    def holds_tags(self, repository: Repository) -> bool:
-        """Return whether a directory is to list what a repository has (`Repositories`)."""
-        return self._repositories.holds_tags(repository)
-
-    def expect_resolves(self, repository: Repository) -> None:
-        """Note that the tags were listed: once one is resolved, `ls -l` will ask for all."""
-        self._listed.expect(repository)
-
     def resolve(self, repository: Repository, tag: Tag) -> Resolved:
-        """Return what a tag names now; with the first of a listing, begin to resolve the rest."""
+        """Return what a tag names now.
+
+        After `expect_resolves`, the first of a listing's tags makes the rest be resolved ahead,
+        since `ls -l` asks for all.
+        """
         if self._listed.expected and self._resolved.peek((repository, tag)) is None:
             self._listed.seen(repository)
         return self._resolve(repository, tag).value
@@ -142,22 +123,18 @@ class Listings:
 
         A tag that was deleted meanwhile is left out; any other error is raised.
         """
-        in_parallel = self._in_parallel()
+        in_parallel = InParallel(self._pool, self._options.timeout)
 
-        def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor]:
-            resolved = self._resolve(repository, tag, listed=True).value
-            return tag, resolved, self._describe(repository, tag, resolved.digest)
+        def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor] | None:
+            try:
+                resolved = self._resolve(repository, tag, listed=True).value
+            except NotFound:
+                return None
+            with _led_to(repository, tag, resolved.digest):
+                return tag, resolved, self._documents.describe(repository, resolved.digest)
 
-        answers = in_parallel(tolerant(ask), self._repositories.tags(repository))
+        answers = in_parallel(ask, self._repositories.tags(repository))
         return [one for one in answers if one is not None]
-
-    def layout_since(self, repository: Repository, index: bytes) -> int:
-        """Return since when a repository has this index of its tags, in epoch nanoseconds."""
-        return self._history.layout_since(repository, index)
-
-    def manifest(self, repository: Repository, digest: Digest) -> Document:
-        """Return a manifest, hashed and parsed; its descriptors are known from then on."""
-        return self._documents.manifest(repository, digest)
 
     def descriptor(self, repository: Repository, digest: Digest) -> Descriptor:
         """Describe a blob: as a manifest of the repository does, else as a HEAD says."""
@@ -168,37 +145,26 @@ class Listings:
         """Whether a manifest of the repository is known to name a digest as a blob's."""
         return self._documents.named_blob(repository, digest) is not None
 
-    def referrers(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
-        """Return the referrers of a manifest, sorted: signatures, SBOMs and the like."""
-        return self._referrers.of(repository, digest)
-
-    def snapshot_config(self, repository: Repository, digest: Digest) -> SnapshotConfig:
-        """Return a blob as the config of a snapshot, hashed and parsed.
-
-        Raises TooLarge for one that is larger than Epoch accepts.
-        """
-        return self._documents.snapshot_config(repository, digest)
-
     def reachable(self, repository: Repository) -> Reachable:
-        """Follow all tags through indexes and to what refers to them, in parallel.
+        """Return what all tags lead to, through indexes and referrers, asked for in parallel.
 
         `Reachable.error` says what is missing. What the registry itself does not have is skipped: a
-        tag deleted meanwhile, a platform in an index that nobody pushed.
+        tag deleted meanwhile, a platform in an index that was never pushed.
         """
-        self._reachable_walk.seen(repository)
-        return self._follow(repository, self._in_parallel())
+        self._reachable_ahead.seen(repository)
+        return self._follow(repository, InParallel(self._pool, self._options.timeout))
 
     def closure(self, repository: Repository, digest: Digest) -> Reachable:
         """Return what one manifest leads to through indexes, itself included, without referrers.
 
-        `Reachable.error` says what is missing. The answer is kept for a moment, complete or not: a
-        walk asks again for each name.
+        `Reachable.error` says what is missing. The result is kept for a moment, complete or not,
+        since a walk asks again for each name.
         """
         self.manifest(repository, digest)
         with self._lock:
             found = self._closures.get((repository, digest))
         if found is None:
-            in_parallel, walk = self._in_parallel(), Walk()
+            in_parallel, walk = InParallel(self._pool, self._options.timeout), Walk()
             late = in_parallel.spread(
                 lambda step: self._had(repository, step.digest),
                 walk.begin([digest], required=False),
@@ -225,18 +191,14 @@ class Listings:
     # ---- in parallel, and ahead --------------------------------------------------------------
 
     def _last_listed(self, repository: Repository) -> list[tuple[Repository, Tag]]:
-        """Return all tags of the last listing, in its order, without asking for another."""
+        """Return all tags of the last listing, in its order, without a new listing."""
         return [(repository, tag) for tag in self._repositories.last_tags(repository)]
-
-    def _in_parallel(self) -> InParallel:
-        """Return a spreader of one operation's questions, within its time limit."""
-        return InParallel(self._pool, self._options.timeout)
 
     def _reach_ahead(self, repository: Repository) -> None:
         """Follow the tags of a repository that nobody waits for yet, in this thread.
 
-        Many repositories are followed at once, and threads that wait for others of their own
-        pool would deadlock.
+        Many repositories are followed at once, and threads that wait for others of their own pool
+        would deadlock.
         """
         if not self._repositories.has_current_tags(repository):
             self._follow(repository, None)
@@ -248,29 +210,21 @@ class Listings:
     ) -> Answer[Resolved]:
         """Return what a tag names. Raises NotFound only for a tag that is no longer listed.
 
-        `listed` says that the caller has it from a listing, whether that is remembered or not.
+        `listed`: the caller has it from a listing, whether that is remembered or not.
         """
         try:
             return self._resolved.answer((repository, tag))
         except NotFound as error:
             listed = listed or _holds(self._repositories.last_tags(repository), tag)
-            if listed and self._lists_now(repository, tag):
+            soon = self._options.negative_ttl
+            if listed and _holds(self._repositories.tags(repository, soon), tag):
                 raise ProtocolViolation(
                     f"the registry lists tag {tag} of {repository}, but: {error}"
                 ) from error
             raise
 
-    def _lists_now(self, repository: Repository, tag: Tag) -> bool:
-        """Return whether the registry lists a tag, by a listing of the last few seconds."""
-        tags = self._repositories.tags(repository, self._options.negative_ttl)
-        return _holds(tags, tag)
-
-    def _describe(self, repository: Repository, tag: Tag, digest: Digest) -> Descriptor:
-        with _led_to(repository, tag, digest):
-            return self._documents.describe(repository, digest)
-
     def _follow(self, repository: Repository, in_parallel: InParallel | None) -> Reachable:
-        """Follow a repository's tags, `in_parallel` or, where that is None, in this thread."""
+        """Follow a repository's tags, `in_parallel`, or in this thread if that is None."""
         walk = Walk()
         missing: list[EpochfsError] = []
 
@@ -305,7 +259,7 @@ class Listings:
         return found
 
     def _fetched(self, repository: Repository, step: Step) -> Fetched:
-        """Take a step: fetch a manifest, or ask what refers to one."""
+        """Take a step: fetch a manifest, or its referrers."""
         if step.referrers:
             try:
                 return Fetched(referrers=self.referrers(repository, step.digest))
@@ -320,13 +274,13 @@ class Listings:
         try:
             document = self.manifest(repository, digest)
         except UnconfirmedNotFound as error:
-            return Fetched(error=ProtocolViolation(f"{error}: no answer of a registry"))
+            return Fetched(error=ProtocolViolation(f"{error}: not a registry's answer"))
         except NotFound:
             return Fetched()
         except EpochfsError as error:
             return Fetched(error=error)
         try:
-            document.view  # noqa: B018 - parsed here so that a malformed one is known here
+            document.view  # noqa: B018 - parsed now, to know if it is malformed
         except EpochfsError as error:
             return Fetched(document, error=error)
         return Fetched(document)
@@ -365,7 +319,7 @@ class Listings:
 
 @contextmanager
 def _led_to(repository: Repository, tag: Tag, digest: Digest) -> Iterator[None]:
-    """Take what a tag leads to and is not found for an error of the registry's."""
+    """If what a tag leads to is not found, say that the registry is wrong."""
     try:
         yield
     except NotFound as error:

@@ -23,7 +23,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from cachetools import LRUCache
 
-from epochfs.errors import DeadlineExceeded, EpochfsError, NotFound, Unavailable, printable
+from epochfs.errors import DeadlineExceeded, EpochfsError, Unavailable, printable
 
 log = logging.getLogger(__name__)
 
@@ -99,18 +99,6 @@ def in_turn(ask: Callable[[A], B], items: Iterable[A], then: Callable[[A, B], It
     while waiting:
         item = waiting.popleft()
         waiting.extend(then(item, ask(item)))
-
-
-def tolerant(ask: Callable[[A], B]) -> Callable[[A], B | None]:
-    """Return `ask` with None for what the registry does not have."""
-
-    def asking(item: A) -> B | None:
-        try:
-            return ask(item)
-        except NotFound:
-            return None
-
-    return asking
 
 
 class Ahead(Generic[S, K]):

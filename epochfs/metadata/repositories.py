@@ -1,17 +1,17 @@
 """Decides which repositories exist, by the catalog and the tag lists.
 
-A catalog may be denied, absent, slow or wrong, and what it does not list may be there all the same.
-So the catalog decides what is listed, but never alone what can be opened:
+A catalog may be denied, absent, slow or wrong, and a repository that it does not list may exist all
+the same. So the catalog decides what is listed, but not alone what can be opened:
 
 ====================================  ==========================================================
 the catalog                           a name
 ====================================  ==========================================================
-lists it, in a copy of whatever age   is there; the catalog is read again in the background
-is whole and does not list it         is there if its tag list has a tag; if that is empty or the
+lists it, in a copy of any age        exists; the catalog is read again in the background
+is complete and does not list it      exists if its tag list has a tag; if that is empty or the
                                       registry does not know it, the catalog is read again, and
-                                      then it is not there; whatever else the tag list's answer
-                                      is, it can be entered, and what is asked for below decides
-is denied, absent, failing or empty   can be entered, if it is one the specification allows
+                                      then it does not exist; with any other answer for the tag
+                                      list it can be entered, and what is asked below decides
+is denied, absent, failing or empty   can be entered, if the specification allows such a name
 ====================================  ==========================================================
 
 A repository that the catalog or the tag history has seen is not gone because of a refusal, or of an
@@ -94,9 +94,9 @@ class Repositories:
                 self._settled = True
 
     def settle(self, seconds: float) -> str:
-        """Find out whether there is a catalog, within so many seconds; return a message about it.
+        """Find out within so many seconds whether there is a catalog; return a message if not.
 
-        That is "" where all is well. A catalog that takes longer is read on in the background.
+        A catalog that takes longer is read on in the background.
         """
         try:
             catalog = self._background.submit(self.catalog).result(seconds)
@@ -119,7 +119,7 @@ class Repositories:
     def known(self) -> Catalog | None:
         """Return the last catalog that was read, however old; None if none ever was.
 
-        This waits for an answer only if none was asked for yet.
+        Waits for an answer only if none was asked for yet.
         """
         with self._lock:
             settled = self._settled
@@ -132,7 +132,7 @@ class Repositories:
         return current or self._catalogs.last(())
 
     def following(self, repository: Repository, count: int) -> list[Repository]:
-        """Return the repositories that a walk comes to next after one."""
+        """Return the repositories that a walk comes to after one."""
         catalog = self._catalogs.peek(())
         return catalog.following(repository, count) if catalog is not None else []
 
@@ -153,12 +153,11 @@ class Repositories:
         with contextlib.suppress(RuntimeError):  # the pool is shut down while unmounting
             self._background.submit(read)
 
-    # ---- who is there ------------------------------------------------------------------------
+    # ---- which repositories exist ------------------------------------------------------------
 
     def check(self, repository: Repository, *, or_parent: bool = False) -> None:
-        """Raise NotFound unless a repository is there or can be entered.
-
-        `or_parent`: a mere parent of repositories will do as well.
+        """Raise NotFound unless a repository exists or can be entered; `or_parent`: or is a mere
+        parent of repositories.
         """
 
         def lists(catalog: Catalog) -> bool:
@@ -181,9 +180,9 @@ class Repositories:
             raise absent
 
     def holds_tags(self, repository: Repository) -> bool:
-        """Return whether a directory is to list what a repository has, and not only its children.
+        """Whether a directory is to list what a repository has, and not only its children.
 
-        Raises what asking for the tags raised, where that leaves it open.
+        Raises the error of asking for the tags, where that leaves it open.
         """
         known = self.known()
         if known is not None and repository in known:
@@ -200,7 +199,7 @@ class Repositories:
         raise answer
 
     def _has_tags(self, repository: Repository) -> bool | EpochfsError:
-        """Return whether a repository's tag list has a tag, or the error that leaves it open."""
+        """Whether a repository's tag list has a tag, or the error that leaves it open."""
         try:
             return bool(self._tags.get(repository))
         except UnconfirmedNotFound as error:
@@ -208,7 +207,7 @@ class Repositories:
         except NotFound:
             return False
         except EpochfsError as error:
-            log.debug("whether %s is there cannot be told: %s", repository, error)
+            log.debug("cannot tell whether %s exists: %s", repository, error)
             return error
 
     def tags(self, repository: Repository, max_age: float | None = None) -> tuple[Tag, ...]:
@@ -220,7 +219,7 @@ class Repositories:
     ) -> Answer[tuple[Tag, ...]]:
         """Return the same with whether it is current.
 
-        Epoch has an empty list for whatever is asked: an empty list alone is no repository.
+        Epoch answers any name with an empty list, so an empty list alone is no repository.
         """
         answer = self._tags.answer(repository, max_age)
         if not answer.value and not self._is_listed(repository):
@@ -234,11 +233,11 @@ class Repositories:
         return self._tags.last(repository) or ()
 
     def has_current_tags(self, repository: Repository) -> bool:
-        """Return whether the tags can be had without asking the registry."""
+        """Whether the tags are known without asking the registry."""
         return self._tags.peek(repository) is not None
 
     def clear(self) -> None:
-        """Expire everything. Until it is read again, the old catalog tells what can be entered."""
+        """Expire everything. Until it is read again, the old catalog says what can be entered."""
         self._catalogs.expire(())
         self._tags.clear()
 
@@ -263,7 +262,7 @@ class Repositories:
                 raise
             raise ProtocolViolation(
                 f"{error}: the registry listed its repositories before; "
-                "name them with --repo if it does so no more"
+                "name them with --repo if it no longer does"
             ) from error
         found = parsed(answer.value, Repository.parse, "repositories")
         if found:
@@ -276,7 +275,7 @@ class Repositories:
         except UnconfirmedNotFound as error:
             if self._is_listed(repository) or self._history.has_seen(repository):
                 raise ProtocolViolation(
-                    f"{error}: no answer of a registry, for a repository that was listed"
+                    f"{error}: not a registry's answer, for a repository that was listed"
                 ) from error
             raise
         except NotFound:
@@ -290,7 +289,7 @@ class Repositories:
 
 
 def parsed(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tuple[Name, ...]:
-    """Parse names from the server, sorted; leave out what could not be a path, and log that."""
+    """Parse names from the server, sorted; log and leave out those that could not be a path."""
     names: set[Name] = set()
     refused: list[InvalidName] = []
     for text in texts:
