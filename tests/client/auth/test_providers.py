@@ -1,0 +1,63 @@
+"""Providers of credentials: what a new one has to bring, and which of them is asked."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from support.tokenservers import TokenServer, open_to_all
+
+from epochfs.client.auth import Authenticator, CredentialStore, Login
+from epochfs.client.auth.credentials import Provider
+from epochfs.config import Credentials
+
+NOW = float("inf")
+
+
+class Rotating(Provider):
+    """Has a login with another password each time one was refused."""
+
+    def __init__(self) -> None:
+        self.refusals = 0
+
+    def login(self, repository: str, deadline: float) -> Login | None:
+        return Login("from elsewhere", "me", f"secret-{self.refusals}") if repository else None
+
+    def refused(self, login: Login) -> None:
+        self.refusals += 1
+
+
+def basic(password: str) -> str:
+    return f"Basic {base64.b64encode(f'me:{password}'.encode()).decode()}"
+
+
+@pytest.fixture
+def store() -> CredentialStore:
+    store = CredentialStore(Credentials(), "https://reg.example")
+    store.providers.append(Rotating())
+    return store
+
+
+def test_a_provider_needs_no_more_than_to_have_logins(store: CredentialStore) -> None:
+    subject, server = Authenticator(store, "https"), TokenServer()
+    assert subject.header("a:pull", server, lambda: "Basic", 1) == basic("secret-0")
+    assert subject.renew("a:pull", "Basic", basic("secret-0"), 0, server, 1) == basic("secret-1")
+    assert store.describe() == "as me, from elsewhere"
+    assert subject.redact("secret-0, secret-1", "") == "***, ***"
+    assert subject.bearer_for(b"salt", "a", NOW).principal == "as me, from elsewhere"
+
+
+def test_the_first_provider_that_has_a_login_is_the_one(store: CredentialStore) -> None:
+    class Second(Provider):
+        def login(self, repository: str, deadline: float) -> Login | None:
+            return Login("from a second", "other", "p")
+
+    store.providers.append(Second())
+    found = [store.login(repository, NOW) for repository in ("a", "")]
+    assert [login and login.source for login in found] == ["from elsewhere", "from a second"]
+
+
+def test_a_login_is_not_shown_where_nobody_asks_for_one(store: CredentialStore) -> None:
+    subject = Authenticator(store, "https")
+    assert subject.header("a:pull", TokenServer(), open_to_all, 1) == ""
+    assert store.anonymous
