@@ -172,7 +172,7 @@ _CONNECTION_OPTIONS = (
     click.option(
         "--tls-skip-verify",
         is_flag=True,
-        help="Trust any certificate. A registry on loopback is never verified.",
+        help="Trust any certificate; the default for a registry on loopback.",
     ),
 )
 
