@@ -131,9 +131,7 @@ class Authenticator:
             return ""
         turn = _Turn.begin(scope, fetch, patience)
         login = self._login(learn, turn)
-        if login is not None and login.token:
-            return f"Bearer {login.token}"
-        if key is None and login is not None:
+        if key is None and login is not None and not login.token:
             asked = self._learned(learn, turn)
         return self._value(login, asked, key, turn)
 
@@ -179,7 +177,7 @@ class Authenticator:
             return ""
         login = self.credentials.login(turn.repository, turn.deadline)
         if login is not None and login.token:
-            return f"Bearer {login.token}"
+            return self._value(login, None, None, turn)
         if asked.scheme == "basic":
             with self._lock:
                 self._asked_of_all = asked
@@ -229,6 +227,9 @@ class Authenticator:
         """Return the Authorization value for a login, given what is asked of everybody, and by
         `key` what is asked of this kind of access.
         """
+        if login is not None and login.token:
+            self.credentials.used(login)
+            return f"Bearer {login.token}"
         if asked is not None and asked.scheme == "basic":
             return self._basic(login, turn, "")
         if key is None:

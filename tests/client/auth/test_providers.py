@@ -57,6 +57,23 @@ def test_the_first_provider_that_has_a_login_is_the_one(store: CredentialStore) 
     assert [login and login.source for login in found] == ["from elsewhere", "from a second"]
 
 
+@pytest.mark.parametrize("challenge", ["Basic", 'Bearer realm="https://auth.example/"'])
+def test_a_provider_may_have_a_token_that_is_sent_as_it_is(challenge: str) -> None:
+    class Tokens(Provider):
+        def login(self, repository: str, deadline: float) -> Login | None:
+            return Login("with the token of this machine", token="t")
+
+    store, server = CredentialStore(Credentials(), "https://reg.example"), TokenServer()
+    store.providers.append(Tokens())
+    subject = Authenticator(store, "https")
+    assert store.anonymous
+    assert subject.renew("a:pull", challenge, "", 0, server, 1) == "Bearer t"
+    assert subject.header("a:pull", server, lambda: challenge, 1) == "Bearer t"
+    assert subject.instead("a:pull", "Bearer t", server, 1) == "Bearer t"
+    assert store.describe() == "with the token of this machine"
+    assert server.requests == []
+
+
 def test_a_login_is_not_shown_where_nobody_asks_for_one(store: CredentialStore) -> None:
     subject = Authenticator(store, "https")
     assert subject.header("a:pull", TokenServer(), open_to_all, 1) == ""
