@@ -209,15 +209,25 @@ class AnswerStore:
             return None
         return None if row is None else (float(row[0]), bytes(row[1]))
 
-    def forget(self, asker: Asker | None, question: Question) -> None:
-        """Delete this answer."""
-        if asker is not None:
-            self._delete(asker, question)
+    def forget(self, asker: Asker | None, question: Question | None) -> None:
+        """Delete the answers to a question, or all about the asker's repository."""
+        if asker is None:
+            return
+        scopes = self._proofs.scopes(asker, also_refused=True)
+        with self._database_lock:
+            self._write_pending()
+            with self._pending_lock:
+                for scope, one in tuple(self._pending):
+                    is_meant = one.repository == asker.repository and question in (None, one)
+                    if is_meant and scope in scopes:
+                        self._drop((scope, one))
+            for scope in scopes:
+                self._delete_kept(scope, asker.repository, question)
 
     def forget_repository(self, asker: Asker | None) -> None:
         """Delete all answers about the repository, to which the registry now denies access."""
+        self.forget(asker, None)
         if asker is not None:
-            self._delete(asker)
             self._proofs.remove(asker)
 
     def close(self) -> None:
@@ -231,19 +241,6 @@ class AnswerStore:
             if self._database is not None:
                 self._database.close()
             self._database = None  # a listing in the background may still ask, and gets nothing
-
-    def _delete(self, asker: Asker, question: Question | None = None) -> None:
-        """Delete all answers about the asker's repository, or those to one question about it."""
-        scopes = self._proofs.scopes(asker, also_refused=True)
-        with self._database_lock:
-            self._write_pending()
-            with self._pending_lock:
-                for scope, one in tuple(self._pending):
-                    is_meant = one.repository == asker.repository and question in (None, one)
-                    if is_meant and scope in scopes:
-                        self._drop((scope, one))
-            for scope in scopes:
-                self._delete_kept(scope, asker.repository, question)
 
     def _drop(self, key: tuple[str, Question]) -> None:
         """Do not write an answer. The lock of what is pending is held."""
@@ -319,21 +316,17 @@ class AnswerStore:
 
     def _shrink(self, database: sqlite3.Connection) -> None:
         """Delete the oldest answers, a tenth at a time, until the file is within its limit."""
-        while _used(database) > self._limit:
+        sizes = ("page_count", "freelist_count", "page_size")
+        deleted = 1
+        while deleted:
+            pages, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in sizes)
+            if (pages - free) * size <= self._limit:  # free pages are used again
+                return
             with database:
-                gone = database.execute(
+                deleted = database.execute(
                     "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer ORDER BY given "
                     "LIMIT (SELECT 1 + count(*) / 10 FROM answer))"
-                )
-            if not gone.rowcount:
-                return
-
-
-def _used(database: sqlite3.Connection) -> int:
-    """Return how many bytes of the file hold something; free pages are used again."""
-    sizes = ("page_count", "freelist_count", "page_size")
-    pages, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in sizes)
-    return int((pages - free) * size)
+                ).rowcount
 
 
 class Proofs:

@@ -284,30 +284,22 @@ def announced(directory: CacheDirectory, user: CacheUser) -> Iterator[None]:
     Files of mounts that were killed are removed first. Raises CacheFailure.
     """
     name = f"{user.pid}.{secrets.token_hex(4)}"
-    with cache_errors("announcing the mount"), directory.alone():
-        users(directory)
-        fd = _announce(directory, name, json.dumps(dataclasses.asdict(user)).encode())
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError), directory.opened(_MOUNTS) as mounts:
-            os.unlink(name, dir_fd=mounts)
-        os.close(fd)
-
-
-def _announce(directory: CacheDirectory, name: str, text: bytes) -> int:
-    """Make a file with this text; return a descriptor that has it locked."""
-    with directory.opened(_MOUNTS) as mounts:
-        fd = os.open(name, NEW_FILE_FLAGS, 0o600, dir_fd=mounts)
-        try:
+    with contextlib.ExitStack() as closing:
+        with cache_errors("announcing the mount"), directory.alone():
+            users(directory)
+            with directory.opened(_MOUNTS) as mounts:
+                fd = os.open(name, NEW_FILE_FLAGS, 0o600, dir_fd=mounts)
+            closing.callback(os.close, fd)
+            closing.callback(_remove_user, directory, name)
             os.fchmod(fd, 0o600)
-            os.write(fd, text)
+            os.write(fd, json.dumps(dataclasses.asdict(user)).encode())
             fcntl.flock(fd, fcntl.LOCK_EX)
-        except BaseException:
-            os.close(fd)
-            os.unlink(name, dir_fd=mounts)
-            raise
-    return fd
+        yield
+
+
+def _remove_user(directory: CacheDirectory, name: str) -> None:
+    with contextlib.suppress(OSError), directory.opened(_MOUNTS) as mounts:
+        os.unlink(name, dir_fd=mounts)
 
 
 def users(directory: CacheDirectory) -> list[CacheUser]:

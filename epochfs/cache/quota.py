@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from epochfs.cache.directory import READ_FLAGS, CacheDirectory, is_ours, unlink
 from epochfs.errors import InvalidName
@@ -34,22 +34,11 @@ _STEP = 64 << 20
 """How many bytes are evicted at a time after a write that failed."""
 
 
-class Evictable(Protocol):
-    """What can be evicted: `size` is what it takes on disk in bytes, `used` when it last was."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def used(self) -> float: ...
-
-
-E = TypeVar("E", bound=Evictable)
-
-
 @dataclass(frozen=True, slots=True)
 class CachedFile:
-    """A file in an open directory; not `is_ours` if others could have written to it."""
+    """A file in an open directory: `size` is what it takes on disk in bytes, `used` when it was
+    last used. Not `is_ours` if others could have written to it.
+    """
 
     name: str
     size: int
@@ -59,12 +48,15 @@ class CachedFile:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A blob in the cache: `size` is what it takes on disk in bytes, `used` when last opened."""
+    """A blob in the cache, with its size and last use."""
 
     kind: str
     digest: Digest
     size: int
     used: float
+
+
+E = TypeVar("E", CachedFile, Entry)
 
 
 @dataclass(slots=True)

@@ -107,18 +107,15 @@ class OciLayout:
         """Close the directory."""
         os.close(self._directory)
 
-    # ---- what Source promises ----------------------------------------------------------------
+    # ---- as `Source` says --------------------------------------------------------------------
 
     def catalog(self) -> Answer[list[str]]:
-        """Return the repositories that the names are in."""
         return Answer([repository.name for repository in self._contents().names])
 
     def list_tags(self, name: Repository) -> Answer[list[str]]:
-        """Return the tags of one repository."""
         return Answer([tag.name for tag in self._tags(name)])
 
     def resolve(self, name: Repository, reference: Reference) -> Answer[Descriptor]:
-        """Describe what a tag names, or the manifest that has a digest."""
         tags = self._tags(name)
         if isinstance(reference, Tag):
             if reference not in tags:
@@ -158,7 +155,6 @@ class OciLayout:
         return Answer(found)
 
     def blob_size(self, name: Repository, digest: Digest) -> Answer[int]:
-        """Return the size of a file of content."""
         self._tags(name)
         fd = self.open_blob(digest)
         try:
@@ -167,7 +163,6 @@ class OciLayout:
             os.close(fd)
 
     def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
-        """Return all of a file of content."""
         self._tags(name)
         data = self._small_file(_place(digest), limit)
         if not digest.matches(data):

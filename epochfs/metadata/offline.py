@@ -161,7 +161,7 @@ class Health:
 
 
 class RememberingClient:
-    """A `Source` and `PullClient` over one registry. Any thread may call anything."""
+    """A `Source` and `PullClient`, which document its methods. Any thread may call anything."""
 
     def __init__(
         self, client: RegistryClient, answers: AnswerStore, health: Health, max_age: float
@@ -182,16 +182,13 @@ class RememberingClient:
         return self._recalled
 
     def catalog(self) -> Answer[list[str]]:
-        """Return the names of all repositories."""
         return self._ask(Question(_CATALOG), self._client.catalog, _dump, _names, self._max_age)
 
     def list_tags(self, name: Repository) -> Answer[list[str]]:
-        """Return a repository's tags."""
         ask = partial(self._client.list_tags, name)
         return self._ask(Question(_TAGS, name.name), ask, _dump, _names, self._max_age)
 
     def resolve(self, name: Repository, reference: Reference) -> Answer[Descriptor]:
-        """Describe what a tag names now, or what a digest does."""
         return self._ask(
             Question(_DESCRIPTION, name.name, str(reference)),
             partial(self._client.resolve, name, reference),
@@ -213,7 +210,6 @@ class RememberingClient:
         ).value
 
     def referrers(self, name: Repository, digest: Digest) -> Answer[list[Descriptor]]:
-        """Return the referrers of a manifest."""
         return self._ask(
             Question(_REFERRERS, name.name, str(digest)),
             partial(self._client.referrers, name, digest),
@@ -232,7 +228,6 @@ class RememberingClient:
         ).value
 
     def blob_size(self, name: Repository, digest: Digest) -> Answer[int]:
-        """Return a blob's size in bytes."""
         return self._ask(
             Question(_BLOB, name.name, str(digest)),
             partial(self._client.blob_size, name, digest),
@@ -255,7 +250,6 @@ class RememberingClient:
         return stream
 
     def distrust_mirrors(self, digest: Digest) -> bool:
-        """Report wrong bytes of a blob; return whether a mirror may have sent them."""
         return self._client.distrust_mirrors(digest)
 
     def check_registry(self) -> None:

@@ -68,16 +68,16 @@ class Entry(Generic[V]):
 
 
 class Store(Protocol[K_contra, V]):
-    """Where a cache keeps its entries, bounded; called under the lock of the cache."""
+    """Where a cache keeps its entries, bounded; called under the lock of the cache.
 
-    def get(self, key: K_contra) -> Entry[V] | None:
-        """Return the entry for `key`, which is the most recently used from then on."""
+    `get` makes an entry the most recently used; `put` replaces any other for the key.
+    """
 
-    def put(self, key: K_contra, entry: Entry[V]) -> None:
-        """Keep this entry, in place of any other for `key`."""
+    def get(self, key: K_contra) -> Entry[V] | None: ...
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def put(self, key: K_contra, entry: Entry[V]) -> None: ...
+
+    def clear(self) -> None: ...
 
 
 class LruStore(Generic[K, V]):
@@ -100,7 +100,7 @@ class LruStore(Generic[K, V]):
         self.clear = self._entries.clear
 
     def put(self, key: K, entry: Entry[V]) -> None:
-        """Keep this entry, in place of any other for `key`; not if it alone is over the limit."""
+        """Keep this entry, unless it alone is over the limit."""
         self._entries.pop(key, None)
         try:
             self._entries[key] = entry
@@ -114,7 +114,7 @@ class LruStore(Generic[K, V]):
 
 
 class TtlCache(Generic[K, V]):
-    """A cache over `fetch`; `name` says in log lines what it holds.
+    """A cache over `fetch`; `name` says in errors what it holds.
 
     Without a `store` it keeps entries by number, or by `size_of` their values. `denied` is called
     with each key that the registry denies.
@@ -131,14 +131,17 @@ class TtlCache(Generic[K, V]):
         denied: Callable[[K], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name = name
         self._fetch = fetch
         self._policy = policy
         self._denied = denied
         self._clock = clock
         self._lock = threading.Lock()
         self._store = store or LruStore[K, V](policy.limit, size_of)
-        self._flights = SingleFlight[K, Entry[V]](self._lock, self._store.put, self._late)
+        self._flights = SingleFlight[K, Entry[V]](
+            self._lock,
+            self._store.put,
+            lambda key: f"{name} {printable(key)} did not arrive in time",
+        )
 
     def get(self, key: K, max_age: float | None = None) -> V:
         """Return the value for `key`, remembered or fetched; raises what the fetch raises.
@@ -210,9 +213,6 @@ class TtlCache(Generic[K, V]):
         until = self._clock() + (ttl if answer.is_current else min(ttl, soon))
         return Entry(answer.value, None, until, answer.is_current)
 
-    def _late(self, key: K) -> str:
-        return f"{self._name} {printable(key)} did not arrive in time"
-
 
 # ---- tags ----------------------------------------------------------------------------------------
 
@@ -257,7 +257,6 @@ class TagTables:
                 self._tables[repository] = table
 
     def get(self, key: TagKey) -> Entry[Resolved] | None:
-        """Return the entry of a tag."""
         repository, tag = key
         with self._lock:
             table = self._tables.get(repository)
@@ -265,7 +264,6 @@ class TagTables:
             return entry if entry is not None else self._others.get(key)
 
     def put(self, key: TagKey, entry: Entry[Resolved]) -> None:
-        """Replace the entry of a tag."""
         repository, tag = key
         with self._lock:
             self._others.pop(key, None)
@@ -274,7 +272,6 @@ class TagTables:
                 self._others[key] = entry
 
     def clear(self) -> None:
-        """Forget everything."""
         with self._lock:
             self._tables.clear()
             self._others.clear()

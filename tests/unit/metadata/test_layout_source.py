@@ -225,6 +225,21 @@ class TestTheTree:
             assert refused.value.errno == errno.EIO
             assert names(view, place) == [str(signature.digest)]
 
+    def test_a_failing_disk_is_an_error_at_once_and_no_older_listing(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(layout: OciLayout, path: tuple[str, ...]) -> int:
+            raise Unavailable("Input/output error")
+
+        with viewed(directory) as view:
+            before = names(view, "/app/tags")
+            with monkeypatch.context() as disk:
+                disk.setattr(OciLayout, "_open", failing)
+                with pytest.raises(OSError) as refused:
+                    names(view, "/app/tags")
+            assert refused.value.errno == errno.EIO
+            assert names(view, "/app/tags") == before
+
 
 class TestMalice:
     @pytest.mark.parametrize("at", [0, 4_000_000, 8_999_999])

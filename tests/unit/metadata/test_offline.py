@@ -20,14 +20,14 @@ from epochfs.client import RegistryClient
 from epochfs.client.hosts import RegistryHosts, find
 from epochfs.config import Credentials, ListingOptions, RegistryUrl, TransportOptions
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
-from epochfs.demo.samples import descriptor
+from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import CredentialsUnavailable, Denied, NotFound, Unavailable, Unsupported
 from epochfs.metadata import offline
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, Outage, RememberingClient
 from epochfs.metadata.source import Answer
-from epochfs.oci.manifests import OCI_MANIFEST
-from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
+from epochfs.oci.names import Digest, Repository, Tag, referrers_tag
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 IMAGE = image()
@@ -371,6 +371,31 @@ def test_an_answer_recalled_for_one_failure_of_the_registry_is_soon_asked_for_ag
             registry.status = 0
             time.sleep(0.15)
             assert listings.resolve(APP, LATEST).digest == SIGNATURE.digest
+
+
+def test_referrers_found_by_a_recalled_tag_are_soon_asked_for_again(
+    opened: Open, tmp_path: Path
+) -> None:
+    def tagged(*manifests: bytes) -> bytes:
+        listed = [descriptor(raw, OCI_MANIFEST) for raw in manifests]
+        return encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed})
+
+    fallback = referrers_tag(IMAGE.digest).name
+    with Closing(Behaviour(referrers=False)) as registry:
+        load(registry, "team/app", "latest", IMAGE)
+        registry.put_manifest("team/app", fallback, tagged(SIGNATURE.raw), OCI_INDEX)
+        client = opened(registry)
+        options = ListingOptions(metadata_ttl=60, negative_ttl=0.1)
+        history = TagHistory(None, registry.url)
+        before, after = (Listings(client, options, history, client.facts) for _ in range(2))
+        with closing(history), closing(before), closing(after):
+            assert before.referrers(APP, IMAGE.digest) == (SIGNATURE.digest,)
+            registry.put_manifest("team/app", fallback, tagged(), OCI_INDEX)
+            registry.status = 503
+            assert after.referrers(APP, IMAGE.digest) == (SIGNATURE.digest,)
+            registry.status = 0
+            time.sleep(0.15)
+            assert after.referrers(APP, IMAGE.digest) == ()
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"=application/json\n{}", b"=\xff\n{}", b"=[7]"])
