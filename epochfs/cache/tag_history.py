@@ -35,7 +35,9 @@ _MOST_REMEMBERED = 100_000
 """How many tags that the disk did not take are remembered, in about 300 bytes each."""
 
 _Key = tuple[str, ...]
-"""Registry, repository and tag; of a layout registry and repository."""
+"""Registry, repository and tag; of a layout, registry and repository."""
+
+_TAG_KEY_LENGTH = 3
 
 _SECOND = 1_000_000_000
 
@@ -58,14 +60,12 @@ _UPSERT = (
 )
 """One statement, so that two mounts that see a tag move at once agree on the time."""
 
-_Statements = tuple[str, str]
-"""Selects what is known of a tag or layout; records a sight of it."""
-
-_TAG: _Statements = (
+# Each selects what is known of a tag or layout, and records a sight of it.
+_TAG = (
     "SELECT digest, since_ns FROM tag WHERE registry=? AND repository=? AND tag=?",
     "INSERT INTO tag VALUES (?, ?, ?, ?, ?) " + _UPSERT.format(since="excluded.since_ns"),
 )
-_LAYOUT: _Statements = (
+_LAYOUT = (
     "SELECT digest, since_ns FROM layout WHERE registry=? AND repository=?",
     "INSERT INTO layout VALUES (?, ?, ?, ?) "
     + _UPSERT.format(since=f"max(excluded.since_ns, (since_ns / {_SECOND} + 1) * {_SECOND})"),
@@ -97,14 +97,26 @@ class TagHistory:
         self._remembered: LRUCache[_Key, tuple[str, int]] = LRUCache(_MOST_REMEMBERED)
         self._database = Database.open_or_none(path, _SCHEMA, "the tag history", make_room, report)
 
-    def since(self, repository: Repository, tag: Tag, digest: Digest) -> int:
-        """Return since when `tag` has `digest`, in epoch nanoseconds; now if that is new."""
-        return self._since(_TAG, (self._registry, repository.name, tag.name), str(digest))
+    def since(self, repository: Repository, tag: Tag | None, digest: Digest) -> int:
+        """Return since when `tag` has `digest`, in epoch nanoseconds; now if that is new.
+
+        Without a tag, the digest is that of the index of all of them.
+        """
+        key: _Key = (self._registry, repository.name)
+        if tag is not None:
+            key = (*key, tag.name)
+        text = str(digest)
+        with self._lock:
+            if self._database is not None:
+                try:
+                    return self._database.run(partial(self._seen, key, text))
+                except (OSError, sqlite3.Error) as error:
+                    self._report(f"the tag history: {error}")
+            return self._first_sight(key, text)
 
     def layout_since(self, repository: Repository, index: bytes) -> int:
         """Return since when a repository has this index of its tags, as `since` does of a tag."""
-        key = (self._registry, repository.name)
-        return self._since(_LAYOUT, key, str(Digest.of(index)))
+        return self.since(repository, None, Digest.of(index))
 
     def has_seen(self, repository: Repository) -> bool:
         """Return whether any tag of a repository was ever seen."""
@@ -122,19 +134,8 @@ class TagHistory:
                 return False
         return row is not None
 
-    def _since(self, statements: _Statements, key: _Key, digest: str) -> int:
-        with self._lock:
-            if self._database is not None:
-                try:
-                    return self._database.run(partial(self._seen, statements, key, digest))
-                except (OSError, sqlite3.Error) as error:
-                    self._report(f"the tag history: {error}")
-            return self._first_sight(key, digest)
-
-    def _seen(
-        self, statements: _Statements, key: _Key, digest: str, database: sqlite3.Connection
-    ) -> int:
-        select, upsert = statements
+    def _seen(self, key: _Key, digest: str, database: sqlite3.Connection) -> int:
+        select, upsert = _TAG if len(key) == _TAG_KEY_LENGTH else _LAYOUT
         with database:
             row = database.execute(select, key).fetchone()
             if row is not None and row[0] == digest:
