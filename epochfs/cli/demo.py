@@ -73,12 +73,13 @@ def _serve(url: str, path: Path, scratch: Path) -> None:
 
 def _say(url: str, path: Path) -> None:
     shown = shlex.quote(str(path))
-    click.echo(f"registry  {url}")
-    click.echo(f"mounted   {path}")
-    click.echo(f"try       ls {shown}/library/hello/tags")
-    click.echo(f"          cat {shown}/library/hello/tags/latest/manifest.json")
-    click.echo("Ctrl-C unmounts it.")
-    sys.stdout.flush()
+    click.echo(
+        f"registry  {url}\n"
+        f"mounted   {path}\n"
+        f"try       ls {shown}/library/hello/tags\n"
+        f"          cat {shown}/library/hello/tags/latest/manifest.json\n"
+        "Ctrl-C unmounts it."
+    )
 
 
 def _stay(child: subprocess.Popen[bytes]) -> None:

@@ -225,17 +225,17 @@ def umount_command(directory: str) -> None:
     deadline = time.monotonic() + _GONE_SECONDS
     while mounted_on(path) == mount:
         if problem:
-            raise MountFailure(_explain_use(path, problem, holders(path)))
+            raise MountFailure(_explain_use(path, problem))
         if time.monotonic() > deadline:
             raise MountFailure(f"{shown} is still mounted {_GONE_SECONDS:.0f} s after unmounting")
         time.sleep(0.02)
 
 
-def _explain_use(path: Path, problem: str, holders: list[str]) -> str:
+def _explain_use(path: Path, problem: str) -> str:
     shown, lsof = f"'{printable(path)}'", f"lsof +f -- {shlex.quote(str(path))}"
-    if holders:
+    if found := holders(path):
         return (
-            f"{shown} is in use by {', '.join(holders)}: end them, or leave the directory, "
+            f"{shown} is in use by {', '.join(found)}: end them, or leave the directory, "
             f"and try again ('{lsof}' shows what they have open)"
         )
     return f"cannot unmount {shown}: {problem}; 'sudo {lsof}' shows who uses it"
