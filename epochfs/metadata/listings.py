@@ -11,7 +11,6 @@ Locks: `Listings._lock` guards `_closures`; no I/O happens under it.
 
 from __future__ import annotations
 
-import logging
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -39,8 +38,6 @@ from epochfs.metadata.ttl_cache import CachePolicy, Resolved, TagTables, TtlCach
 from epochfs.oci.closure import Fetched, Reachable, Step, Walk
 from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Repository, Tag
-
-log = logging.getLogger(__name__)
 
 _MAX_CLOSURES = 16
 
