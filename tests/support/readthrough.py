@@ -49,3 +49,9 @@ def opened(blobs: Blobs, data: bytes, *, precise: bool = False) -> Iterator[Blob
 def pread(handle: BlobHandle, offset: int, count: int) -> bytes:
     buffer = bytearray(count)
     return bytes(buffer[: handle.read_into(memoryview(buffer), offset)])
+
+
+def read(blobs: Blobs, data: bytes, step: int = 128 << 10) -> bytes:
+    """Read a blob from start to end as a program does."""
+    with opened(blobs, data) as handle:
+        return b"".join(pread(handle, offset, step) for offset in range(0, len(data), step))
