@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.builders import image, load, random_bytes
 from support.commandline import environment, is_mounted, run, with_samples
-from support.mounts import COMMAND, NO_MIRRORS, Mounts, require_fuse
+from support.mounts import COMMAND, NO_MIRRORS, Mounts, require_fuse, status
 from support.scripted import until
 
 from epochfs.cli import mountpoint
@@ -55,7 +54,7 @@ def test_a_mount_starts_with_closed_standard_descriptors(
     done = shell(f'"$@" {closed}', "mount", *NO_MIRRORS, cache, registry.url, directory)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert (directory / "library/hello/tags").is_dir()
-    served = json.loads((directory / ".epochfs/status.json").read_text())["pid"]
+    served = status(directory)["pid"]
     targets = {os.readlink(f"/proc/{served}/fd/{number}") for number in range(3)}  # noqa: PTH115
     assert targets == {"/dev/null"}
     assert run("umount", directory) == (0, "", "")
@@ -112,7 +111,7 @@ def test_a_mount_point_may_have_any_byte_in_its_name(
     cache = f"--cache-dir={tmp_path / 'cache'}"
     try:
         assert run("mount", cache, registry.url, path) == (0, "", "")
-        assert json.loads((path / ".epochfs/status.json").read_text())["mountpoint"] == str(path)
+        assert status(path)["mountpoint"] == str(path)
         assert run("umount", path) == (0, "", "")
     finally:
         left = is_mounted(path)

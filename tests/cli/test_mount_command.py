@@ -15,68 +15,48 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import CHECKOUT
-from support.commandline import environment, is_mounted, run, start, with_samples
-from support.mounts import COMMAND, NO_MIRRORS, require_fuse
+from support.commandline import (
+    HELLO,
+    environment,
+    is_mounted,
+    mount_point,
+    nothing_is_left,
+    one_line,
+    processes_of,
+    run,
+    start,
+    with_samples,
+)
+from support.mounts import COMMAND, NO_MIRRORS, require_fuse, status
 from support.scripted import until
 from support.subjects import PASSWORD, USERNAME
 
-from epochfs.cli import mountpoint
 from epochfs.demo import samples
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.fuse import mountinfo
 
 pytestmark = pytest.mark.fuse
 
-HELLO = "library/hello/tags/latest/manifest.json"
-
 
 _fuse = pytest.fixture(autouse=True)(require_fuse)
+
+
+directory = pytest.fixture(mount_point)
 registry = pytest.fixture(with_samples)
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory, on which nothing stays mounted."""
-    path = tmp_path / "mount point"
-    path.mkdir()
-    yield path
-    for _ in range(3):
-        if is_mounted(path):
-            mountpoint.unmount(path, lazy=True)
-    assert not is_mounted(path)
-    until(lambda: not processes_of(path))
-
-
-def processes_of(path: Path) -> list[int]:
-    """The processes that have this path on their command line."""
-    found = []
-    for process in Path("/proc").iterdir():
-        with suppress(OSError):
-            if process.name.isdigit() and os.fsencode(path) in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
 
 
 def server_of(path: Path) -> int:
     """The process that serves a mount."""
-    status: dict[str, Any] = json.loads((path / ".epochfs" / "status.json").read_text())
-    return int(status["pid"])
+    return int(status(path)["pid"])
 
 
 def mount(url: str, path: Path, *options: str) -> None:
     """Mount with a cache beside the mount point; it must succeed, and silently."""
     cache = f"--cache-dir={path.parent / 'cache'}"
     assert run("mount", cache, *options, url, path) == (0, "", "")
-
-
-def one_line(errors: str) -> str:
-    assert errors.startswith("epochfs: ")
-    assert errors.count("\n") == 1
-    return errors
 
 
 # --- mount and umount -------------------------------------------------------------------------
@@ -160,11 +140,6 @@ def test_a_mount_in_use_is_kept_and_its_users_named(
 
 
 # --- what keeps a mount from being made -------------------------------------------------------
-
-
-def nothing_is_left(path: Path) -> None:
-    assert not is_mounted(path)
-    until(lambda: not processes_of(path))
 
 
 @pytest.mark.parametrize("option", [[], ["--foreground", "--log-level=error"]])
@@ -388,61 +363,3 @@ def test_mount_8_mounts_it(registry: EmbeddedRegistry, directory: Path, helper: 
     assert "noatime" in line
     subprocess.run(["umount", str(directory)], check=True, timeout=30)
     assert not is_mounted(directory)
-
-
-# --- demo -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def demo(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """`epochfs demo` once it is mounted, with the lines it has printed by their first word."""
-    with start("demo", *arguments) as process:
-        said = {}
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                word, _, rest = line.strip().partition(" ")
-                said[word] = rest.strip()
-                if word == "Ctrl-C":
-                    break
-            yield process, said
-        finally:
-            process.terminate()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_leaves_nothing_behind(number: signal.Signals) -> None:
-    with demo() as (process, said):
-        path = Path(said["mounted"])
-        assert (path / HELLO).exists()
-        assert said["registry"].startswith("http://127.0.0.1:")
-        process.send_signal(number)
-        assert process.wait(6) == 0
-    assert not path.parent.exists()
-    nothing_is_left(path)
-
-
-def test_the_demo_mounts_where_it_is_told(directory: Path) -> None:
-    with demo(directory) as (process, said):
-        assert said["mounted"] == str(directory)
-        assert (directory / HELLO).exists()
-        assert run("umount", directory) == (0, "", "")
-        assert process.wait(6) == 0
-    assert list(directory.iterdir()) == []
-
-
-def test_the_demo_says_why_it_cannot_mount(directory: Path) -> None:
-    (directory / "file").touch()
-    code, _, errors = run("demo", directory)
-    assert code == 1
-    assert "is not empty" in one_line(errors)
-
-
-def test_the_demo_unmounts_under_a_reader(directory: Path) -> None:
-    with demo(directory) as (process, _):
-        reader = os.open(directory / HELLO, os.O_RDONLY)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(8) == 0
-        assert not is_mounted(directory)
-    with suppress(OSError):  # its server is gone
-        os.close(reader)

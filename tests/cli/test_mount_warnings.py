@@ -10,25 +10,13 @@ import pytest
 from support.builders import image, load
 from support.commandline import run
 from support.mounts import NO_MIRRORS, require_fuse
+from support.registries import Answering
 from support.scripted import at_most
 
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EmbeddedRegistry
 
 CONTENT = image(b"content")
 MANIFEST = "team/app/tags/latest/manifest.json"
-
-
-class Answering(EmbeddedRegistry):
-    """Answers some paths with a status alone."""
-
-    def __init__(self, *paths: str, status: int) -> None:
-        super().__init__()
-        self._paths, self._status = paths, status
-
-    def respond(self, request: Request) -> Response:
-        if request.path in self._paths:
-            return Response(self._status)
-        return super().respond(request)
 
 
 @pytest.fixture
@@ -58,15 +46,15 @@ def mounted(
     ("registry", "warning"),
     [
         (
-            Answering("/v2/_catalog", status=404),
+            Answering({"/v2/_catalog": 404}),
             "nothing is listed, as .* no catalog",
         ),
         (
-            Answering("/v2/_catalog", status=403),
+            Answering({"/v2/_catalog": 403}),
             "nothing is listed, as .* no catalog",
         ),
-        (Answering("/v2/_catalog", status=400), "the catalog cannot be read: .*: 400"),
-        (Answering("/v2/", "/v2", status=404), "may not be a registry: GET .*: 404"),
+        (Answering({"/v2/_catalog": 400}), "the catalog cannot be read: .*: 400"),
+        (Answering({"/v2/": 404, "/v2": 404}), "may not be a registry: GET .*: 404"),
     ],
     ids=["absent", "denied", "broken", "no root"],
 )
@@ -81,7 +69,7 @@ def test_a_mount_in_which_something_will_be_missed_says_so(
 
 
 def test_with_repositories_named_a_missing_catalog_is_nothing_to_warn_of(directory: Path) -> None:
-    registry = Answering("/v2/_catalog", status=404)
+    registry = Answering({"/v2/_catalog": 404})
     assert mounted(registry, directory, "--repo", "team/app") == (0, "")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import DockerRegistry, Skopeo
 from support.builders import image, load, random_bytes
-from support.commandline import environment, run, start
+from support.commandline import environment, one_line, run, start
 from support.gates import Gate
 from support.mounts import COMMAND, NO_MIRRORS, Mounts
 from support.scripted import at_most, until
@@ -52,12 +52,6 @@ def source(
     else:
         mounts: Mounts = request.getfixturevalue("mounts")
         yield (mounts(gate.url).path,)
-
-
-def one_line(errors: str) -> str:
-    assert errors.startswith("epochfs: ")
-    assert errors.count("\n") == 1
-    return errors
 
 
 def test_the_cache_is_filled_and_then_nothing_moves(gate: Gate, source: tuple[object, ...]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import DockerRegistry
 from support.builders import random_bytes
-from support.mounts import Mounts
+from support.mounts import Mounts, status
 
 from epochfs.client import RegistryClient
 from epochfs.demo.samples import EMPTY, descriptor, encode
@@ -83,8 +83,7 @@ def joined(disk: Disk, docker_registry: DockerRegistry, mounts: Mounts) -> Path:
 
 def received(joined: Path) -> int:
     """Return how many bytes have come from the registry."""
-    status = joined.parents[4] / ".epochfs/status.json"
-    count = json.loads(status.read_text())["bytes_received"]
+    count = status(joined.parents[4])["bytes_received"]
     assert isinstance(count, int)
     return count
 

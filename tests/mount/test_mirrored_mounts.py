@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import socket
 import threading
@@ -14,7 +13,7 @@ import pytest
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from support.builders import image, load, random_bytes
 from support.commandline import run
-from support.mounts import Mounts
+from support.mounts import Mounts, status
 
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Digest
@@ -125,10 +124,10 @@ def test_a_cache_that_is_killed_in_the_middle_of_a_blob_is_not_missed(
         assert (mount.path / BLOB).read_bytes() == LAYER
         assert cache.process.wait(5) < 0
         assert any("/blobs/" in path for path in asked_by_us(origin))
-        status = json.loads((mount.path / ".epochfs/status.json").read_text())
-        (mirror,) = status["mirrors"]
+        shown = status(mount.path)
+        (mirror,) = shown["mirrors"]
         assert (mirror["host"], mirror["healthy"]) == (url, False)
-        assert mirror["since"] >= status["started"]
+        assert mirror["since"] >= shown["started"]
 
 
 def test_without_its_registry_a_mount_still_reads_from_the_cache(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ import pytest
 from support import CHECKOUT
 from support.builders import image, load, random_bytes
 from support.commandline import run, start
-from support.mounts import Mount, Mounts
+from support.mounts import Mount, Mounts, names_in, status
 from support.scripted import until
 
 from epochfs.blobs.store import BlobCounters
@@ -103,15 +102,6 @@ class TestAddress:
             Address.parse(text)
 
 
-def status(mount: Mount) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((mount.path / ".epochfs/status.json").read_text())
-    return content
-
-
-def names(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
-
-
 def metrics_url(mount: Mount) -> str:
     found = re.search(r"metrics are served on (\S+)", mount.log.read_text())
     assert found is not None
@@ -133,8 +123,8 @@ def test_metrics_and_status_show_the_same_numbers(
     mount = mounts(embedded.url, "--metrics=0")
     assert metrics_url(mount).startswith("http://127.0.0.1:")
     (mount.path / "team/app/tags/latest/layers/00").read_bytes()
-    until(lambda: status(mount)["blobs"]["downloads"] == 0)
-    shown, found = status(mount), scraped(mount)
+    until(lambda: status(mount.path)["blobs"]["downloads"] == 0)
+    shown, found = status(mount.path), scraped(mount)
     shown.pop("pid")
     for name, value in numbers(shown):
         exported = found.get(f"epochfs_{name}", found.get(f"epochfs_{name}_total"))
@@ -196,11 +186,11 @@ def test_downloads_in_flight_are_seen(mounts: Mounts) -> None:
             target=(mount.path / "team/app/tags/latest/layers/00").read_bytes, daemon=True
         )
         reader.start()
-        until(lambda: status(mount)["blobs"]["connections"] == 1)
-        assert status(mount)["blobs"]["downloads"] == 1
+        until(lambda: status(mount.path)["blobs"]["connections"] == 1)
+        assert status(mount.path)["blobs"]["downloads"] == 1
         passing.set()
         reader.join(10)
-        until(lambda: status(mount)["blobs"]["downloads"] == 0)
+        until(lambda: status(mount.path)["blobs"]["downloads"] == 0)
 
 
 def test_a_hangup_drops_cached_listings_and_the_mount_stays(
@@ -209,11 +199,11 @@ def test_a_hangup_drops_cached_listings_and_the_mount_stays(
     load(embedded, "team/app", "old", image())
     mount = mounts(embedded.url, "--metadata-ttl=1h")
     tags = mount.path / "team/app/tags"
-    assert names(tags) == {"old"}
+    assert names_in(tags) == {"old"}
     load(embedded, "team/app", "new", image())
-    assert names(tags) == {"old"}
+    assert names_in(tags) == {"old"}
     mount.process.send_signal(signal.SIGHUP)
-    until(lambda: names(tags) == {"new", "old"})
+    until(lambda: names_in(tags) == {"new", "old"})
     mount.process.send_signal(signal.SIGHUP)
     assert (tags / "new").is_symlink()
     assert "SIGHUP: dropping cached listings" in mount.log.read_text()

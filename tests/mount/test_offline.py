@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from support.builders import image, load, random_bytes
 from support.commandline import run
-from support.mounts import Mount, Mounts
+from support.mounts import Mounts, names_in, status
 from support.scripted import until
 
 from epochfs.config import (
@@ -74,15 +74,6 @@ def registry(tmp_path: Path, skopeo: Skopeo) -> Iterator[Switched]:
     switched.stop()
 
 
-def status(mount: Mount) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((mount.path / ".epochfs/status.json").read_text())
-    return content
-
-
-def names_in(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
-
-
 def walked(root: Path) -> dict[str, bytes | str]:
     """All names below a mount, with what the files hold and where the links point."""
     found: dict[str, bytes | str] = {}
@@ -109,13 +100,18 @@ def test_an_outage_is_survived_seen_and_ends_without_a_remount(
     before = walked(mount.path)
     layout = [path for path in before if "/layout/" in path]
     assert (len(before) - len(layout), len(layout)) == (8, 6)
-    assert status(mount)["health"] == {"up": True, "down_since": None, "reason": "", "recalled": 0}
+    assert status(mount.path)["health"] == {
+        "up": True,
+        "down_since": None,
+        "reason": "",
+        "recalled": 0,
+    }
     registry.stop()
     stopped = time.time()
     time.sleep(1.1)  # nothing is current any more
     assert walked(mount.path) == before
-    until(lambda: not status(mount)["health"]["up"], HEAL_SECONDS)
-    health = status(mount)["health"]
+    until(lambda: not status(mount.path)["health"]["up"], HEAL_SECONDS)
+    health = status(mount.path)["health"]
     assert stopped - 1 < health["down_since"] < time.time()
     assert "refused" in health["reason"]
     assert health["recalled"] > 0
@@ -124,7 +120,7 @@ def test_an_outage_is_survived_seen_and_ends_without_a_remount(
     registry.start()
     skopeo.push(CONTENT, registry.host, "team/app", "new")
     until(lambda: "new" in names_in(mount.path / "team/app/tags"), HEAL_SECONDS)
-    assert status(mount)["health"]["up"]
+    assert status(mount.path)["health"]["up"]
 
 
 @pytest.mark.expects_log("epochfs.fuse.operations: getattr /team/app/tags/never-seen: EIO")
@@ -143,7 +139,7 @@ def test_offline_ok_mounts_what_was_cached_and_heals(
 
     mount = mounts(registry.url, *QUICK, "--offline-ok")
     assert walked(mount.path) == before
-    assert not status(mount)["health"]["up"]
+    assert not status(mount.path)["health"]["up"]
     layer = f"team/app/blobs/{Digest.of(CONTENT.blobs[0])}"
     assert (mount.path / layer).read_bytes() == CONTENT.blobs[0]
     with pytest.raises(OSError, match="Input/output error"):
@@ -152,7 +148,7 @@ def test_offline_ok_mounts_what_was_cached_and_heals(
     registry.start()
     skopeo.push(CONTENT, registry.host, "team/app", "new")
     until(lambda: "new" in names_in(mount.path / "team/app/tags"), HEAL_SECONDS)
-    assert status(mount)["health"]["up"]
+    assert status(mount.path)["health"]["up"]
 
 
 # --- the cache as a boundary ------------------------------------------------------------------
@@ -310,14 +306,14 @@ def test_many_readers_of_two_mounts_share_a_blob_that_is_fetched_meanwhile(
     with ThreadPoolExecutor(len(paths)) as pool:
         digests = list(pool.map(lambda path: Digest.of(path.read_bytes()), paths))
     assert set(digests) == {Digest.of(big)}
-    fetched = [status(mount)["bytes_received"] for mount in (one, two)]
+    fetched = [status(mount.path)["bytes_received"] for mount in (one, two)]
     assert max(fetched) < 1.05 * len(big)
     for mount in (one, two):
         mount.unmount()
     third = mounts(embedded.url)
     assert Digest.of((third.path / layer).read_bytes()) == Digest.of(big)
-    assert status(third)["blobs"]["hits"] == 1
-    assert status(third)["bytes_received"] < 10_000
+    assert status(third.path)["blobs"]["hits"] == 1
+    assert status(third.path)["bytes_received"] < 10_000
 
 
 class Failing(EmbeddedRegistry):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import random
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from support.builders import image, load, random_bytes
-from support.mounts import Mount, Mounts
+from support.mounts import Mount, Mounts, status
 
 from epochfs.cli import system
 from epochfs.demo.registry import EmbeddedRegistry
@@ -259,9 +258,9 @@ def warm(app: EmbeddedRegistry, mounts: Mounts) -> Mount:
 
 
 def status_of(mount: Mount) -> dict[str, object]:
-    status = json.loads((mount.path / ".epochfs/status.json").read_text())["passthrough"]
-    assert isinstance(status, dict)
-    return status
+    shown = status(mount.path)["passthrough"]
+    assert isinstance(shown, dict)
+    return shown
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -24,7 +23,7 @@ from support.layers import (
     gzipped,
     tar,
 )
-from support.mounts import Mounts
+from support.mounts import Mounts, status
 
 from epochfs.demo.registry import EmbeddedRegistry
 
@@ -132,6 +131,5 @@ def test_what_skopeo_compresses_as_zstd_chunked_moves_little(
     mount = mounts(docker_registry.url)
     root = mount.path / "chunked/tags/latest/rootfs"
     assert (root / "etc/os-release").read_bytes() == b"ID=debian\n"
-    status = json.loads((mount.path / ".epochfs/status.json").read_bytes())
-    assert status["bytes_received"] < 2 << 20
+    assert status(mount.path)["bytes_received"] < 2 << 20
     assert (root / "usr/3").read_bytes() == files[3].data

@@ -7,7 +7,6 @@ registry that honours Range and from one that does not, and the log has one warn
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -21,7 +20,7 @@ import pytest
 from support.builders import image, load, random_bytes
 from support.diskcache import read_only
 from support.layers import File, container, gzipped, zstd
-from support.mounts import COMMAND, Mount, Mounts
+from support.mounts import COMMAND, Mount, Mounts, status
 from support.scripted import until
 
 from epochfs.demo.registry import EPOCH, SPECIFICATION, Behaviour, EmbeddedRegistry
@@ -262,7 +261,6 @@ def test_the_mount_of_a_full_disk_is_found_and_ended(mounts: Mounts, disk: Path)
     fill(disk)
     with registry_of(SPECIFICATION) as registry:
         mount = mounts(registry.url, cache=disk)
-        status = json.loads((mount.path / ".epochfs/status.json").read_text())
-        assert status["cache"]["free"] == 0
+        assert status(mount.path)["cache"]["free"] == 0
         mount.unmount()
     assert not re.search("Traceback", mount.said())

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from support.builders import Content, image, load, random_bytes
 from support.mounts import Mounts, require_fuse
+from support.views import refusal
 
 from epochfs import errors
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
@@ -44,13 +45,6 @@ def registry() -> Iterator[Breakable]:
     with Breakable(Behaviour(ranges=False)) as registry:
         load(registry, "library/app", "latest", APP)
         yield registry
-
-
-def refusal(act: Callable[[], object]) -> int:
-    with pytest.raises(OSError) as refused:
-        act()
-    assert refused.value.errno is not None
-    return refused.value.errno
 
 
 def in_pieces(body: Callable[[], Iterator[bytes]]) -> Callable[[Request, Response], Response]:

@@ -10,30 +10,28 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from support.builders import Content, image, load, random_bytes
+from support.builders import image, load
+from support.furnished import LARGE, LENIENT, MADE, NGINX, blob_path, furnished
 from support.mounts import Mounts
 from support.scripted import until
 from support.stacks import stack
-from support.views import Opener, View, names, read, walk
+from support.views import Opener, View, names, read, refusal, walk
 
 from epochfs.client import RegistryClient
 from epochfs.demo import samples
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, EmbeddedRegistry
 from epochfs.demo.samples import ARTIFACT
 from epochfs.oci.manifests import CREATED, OCI_MANIFEST
 from epochfs.oci.names import Digest
 
 SECOND = 10**9
-MADE = "2024-02-29T12:00:00Z"
+
+
 MADE_NS = int(datetime(2024, 2, 29, 12, tzinfo=UTC).timestamp()) * SECOND
-LARGE = random_bytes(9_000_001, 1)
-NGINX = image(LARGE, b"small", annotations={CREATED: MADE})
-LENIENT = Behaviour(validates=False)
 
 
 @pytest.fixture
@@ -43,35 +41,10 @@ def registry() -> Iterator[EmbeddedRegistry]:
         yield registry
 
 
-@contextmanager
-def furnished(behaviour: Behaviour) -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry(behaviour) as registry:
-        samples.load(registry)
-        for tag in ("1.0", "latest"):
-            load(registry, "library/nginx", tag, NGINX)
-        load(registry, "library/nginx/debug", "latest", image(b"a repository below another"))
-        load(registry, "tags/blobs", "tags", image(b"reserved words everywhere"))
-        load(registry, "_private/_tags", "_tag", image(b"underscores"))
-        yield registry
-
-
 @pytest.fixture
 def view(registry: EmbeddedRegistry, through: Opener) -> Iterator[View]:
     with through(registry) as view:
         yield view
-
-
-def blob_path(content: Content, number: int, repository: str = "library/nginx") -> str:
-    return f"/{repository}/blobs/{Digest.of(content.blobs[number])}"
-
-
-def refusal(act: Callable[[], object]) -> int | None:
-    """Return the errno of the OSError that an act raises."""
-    try:
-        act()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 class TestNames:

@@ -6,13 +6,19 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from epochfs.cli import mountpoint
 from epochfs.demo import samples
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fuse import mountinfo
 from support import CHECKOUT
 from support.mounts import COMMAND, NO_MIRRORS
+from support.scripted import until
+
+HELLO = "library/hello/tags/latest/manifest.json"
+"""A file of the samples."""
 
 _OURS = (
     "EPOCH_SERVER",
@@ -78,3 +84,37 @@ def with_samples() -> Iterator[EmbeddedRegistry]:
 
 def is_mounted(path: Path) -> bool:
     return mountinfo.mounted_on(path) is not None
+
+
+def mount_point(tmp_path: Path) -> Iterator[Path]:
+    """A fixture: an empty directory, on which nothing stays mounted."""
+    path = tmp_path / "mount point"
+    path.mkdir()
+    yield path
+    for _ in range(3):
+        if is_mounted(path):
+            mountpoint.unmount(path, lazy=True)
+    assert not is_mounted(path)
+    until(lambda: not processes_of(path))
+
+
+def processes_of(path: Path) -> list[int]:
+    """The processes that have this path on their command line."""
+    found = []
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdigit() and os.fsencode(path) in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def nothing_is_left(path: Path) -> None:
+    assert not is_mounted(path)
+    until(lambda: not processes_of(path))
+
+
+def one_line(errors: str) -> str:
+    """Return what is on stderr, which must be one line of ours."""
+    assert errors.startswith("epochfs: ")
+    assert errors.count("\n") == 1
+    return errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import select
@@ -14,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,16 @@ class Mount:
 
     def said(self) -> str:
         return f"{self.log.read_text()}{self.output.read_text()}"
+
+
+def status(path: Path) -> dict[str, Any]:
+    """Return what a mount tells of itself in `status.json`."""
+    content: dict[str, Any] = json.loads((path / ".epochfs/status.json").read_text())
+    return content
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
 
 
 class Mounts:

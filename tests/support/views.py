@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -273,3 +273,12 @@ class Opener:
         mount = self._mounts(url, f"--metadata-ttl={ttl}", *words, cache=cache)
         yield MountView(mount.path)
         mount.unmount()
+
+
+def refusal(act: Callable[[], object]) -> int | None:
+    """Return the errno of the OSError that an act raises."""
+    try:
+        act()
+    except OSError as error:
+        return error.errno
+    return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ from typing import Any
 import pytest
 from support.builders import Content, image, index, load, random_bytes, write_layout
 from support.commandline import run
-from support.mounts import Mounts
+from support.mounts import Mounts, status
 from support.scripted import until
 from support.stacks import stack_status
-from support.views import MountView, VfsView, names, read, walk
+from support.views import MountView, VfsView, names, read, refusal, walk
 
 from epochfs.blobs.layout_blobs import LayoutBlobs
 from epochfs.cache.blobs import BlobCache
@@ -105,12 +104,8 @@ def store(directory: Path, content: Content) -> None:
         (directory / "blobs/sha256" / Digest.of(data).encoded).write_bytes(data)
 
 
-def refusal(view: VfsView, path: str) -> int | None:
-    try:
-        read(view, path)
-    except OSError as error:
-        return error.errno
-    return None
+def refused(view: VfsView, path: str) -> int | None:
+    return refusal(lambda: read(view, path))
 
 
 class TestTheTree:
@@ -130,8 +125,7 @@ class TestTheTree:
         for path, one in seen.items():
             assert one.content == expected[path].content, path
             assert one.stat.inode == expected[path].stat.inode, path
-        status = json.loads((mounted.path / ".epochfs/status.json").read_text())
-        assert status["registry"] == f"oci:{directory}"
+        assert status(mounted.path)["registry"] == f"oci:{directory}"
 
     def test_no_blob_is_copied(self, directory: Path, mounts: Mounts, tmp_path: Path) -> None:
         mount = mounts(f"oci:{directory}")
@@ -250,13 +244,13 @@ class TestMalice:
         file.write_bytes(data)
         path = f"/app/blobs/{LAYER}"
         with viewed(directory) as view:
-            assert refusal(view, path) == errno.EIO
+            assert refused(view, path) == errno.EIO
             with view.opened(path) as opened, pytest.raises(OSError, match="digest"):
                 opened.pread(10, 8_999_995)
             file.write_bytes(APP.blobs[1])
             assert read(view, path) == APP.blobs[1]
             file.write_bytes(data)
-            assert refusal(view, path) == errno.EIO
+            assert refused(view, path) == errno.EIO
         with (
             viewed(directory, verify_first=True) as view,
             view.opened(path) as opened,
@@ -301,23 +295,23 @@ class TestMalice:
         (directory / "blobs/sha256" / LAYER.encoded).write_bytes(b"short")
         with viewed(directory) as view:
             view.stat(f"/app/manifests/{APP.digest}")
-            assert refusal(view, f"/app/blobs/{LAYER}") == errno.EIO
+            assert refused(view, f"/app/blobs/{LAYER}") == errno.EIO
 
     def test_a_manifest_of_another_digest_is_refused(self, directory: Path) -> None:
         (directory / "blobs/sha256" / APP.digest.encoded).write_bytes(image(b"other").raw)
         with viewed(directory) as view:
-            assert refusal(view, f"/app/manifests/{APP.digest}/manifest.json") == errno.EIO
+            assert refused(view, f"/app/manifests/{APP.digest}/manifest.json") == errno.EIO
 
     def test_a_file_that_is_wrong_is_closed_by_whoever_hashed_it(self, directory: Path) -> None:
         file = directory / "blobs/sha256" / LAYER.encoded
         file.write_bytes(bytes(file.stat().st_size))
         with viewed(directory) as view:
-            assert refusal(view, f"/app/blobs/{LAYER}") == errno.EIO
+            assert refused(view, f"/app/blobs/{LAYER}") == errno.EIO
             gc.disable()
             try:
                 before = len(list(Path("/proc/self/fd").iterdir()))
                 for _ in range(5):
-                    assert refusal(view, f"/app/blobs/{LAYER}") == errno.EIO
+                    assert refused(view, f"/app/blobs/{LAYER}") == errno.EIO
                 until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, 5)
             finally:
                 gc.enable()
@@ -329,11 +323,11 @@ class TestMalice:
         file.unlink()
         file.symlink_to(secret)
         with viewed(directory) as view:
-            assert refusal(view, f"/app/blobs/{LAYER}") == errno.EIO
+            assert refused(view, f"/app/blobs/{LAYER}") == errno.EIO
         (directory / "blobs").rename(tmp_path / "elsewhere")
         (directory / "blobs").symlink_to(tmp_path / "elsewhere")
         with viewed(directory) as view:
-            assert refusal(view, f"/app/manifests/{APP.digest}/manifest.json") == errno.EIO
+            assert refused(view, f"/app/manifests/{APP.digest}/manifest.json") == errno.EIO
 
     @pytest.mark.parametrize("kind", ["fifo", "directory"])
     def test_what_is_no_regular_file_is_refused(self, directory: Path, kind: str) -> None:
@@ -341,20 +335,20 @@ class TestMalice:
         file.unlink()
         os.mkfifo(file) if kind == "fifo" else file.mkdir()
         with viewed(directory) as view:
-            assert refusal(view, f"/app/blobs/{LAYER}") == errno.EIO
+            assert refused(view, f"/app/blobs/{LAYER}") == errno.EIO
 
     def test_what_is_missing_is_not_found(self, directory: Path) -> None:
         (directory / "blobs/sha256" / LAYER.encoded).unlink()
         with viewed(directory) as view:
-            assert refusal(view, f"/app/blobs/{LAYER}") == errno.ENOENT
-            assert refusal(view, f"/app/manifests/{LAYER}/manifest.json") == errno.ENOENT
-            assert refusal(view, f"/app/blobs/{Digest.of(b'nobody')}") == errno.ENOENT
+            assert refused(view, f"/app/blobs/{LAYER}") == errno.ENOENT
+            assert refused(view, f"/app/manifests/{LAYER}/manifest.json") == errno.ENOENT
+            assert refused(view, f"/app/blobs/{Digest.of(b'nobody')}") == errno.ENOENT
 
     def test_a_blob_is_no_manifest(self, directory: Path) -> None:
         with viewed(directory) as view:
             for blob in APP.blobs:
                 path = f"/app/manifests/{Digest.of(blob)}/manifest.json"
-                assert refusal(view, path) == errno.ENOENT
+                assert refused(view, path) == errno.ENOENT
 
     @pytest.mark.parametrize(
         ("file", "text"),
