@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ import trustme
 from epochfs.client.causes import Cause
 from epochfs.demo.registry import EmbeddedRegistry
 from support import certificates
-from support.scripted import Script, ScriptedServer, Seen, Step, reply
+from support.scripted import Script, ScriptedServer, Seen, Step, listening, reply
 
 HERE = "127.0.0.1"
 CHALLENGE = 'Bearer realm="{url}/token",service="s"'
@@ -302,18 +300,13 @@ for cause, alert in ((Cause.TLS_VERSION, 70), (Cause.TLS_REFUSED, 80)):
 
     def _alerted(scene: Scene, alert: int = alert) -> Iterator[None]:
         """The server answers the first message with a fatal alert (RFC 8446, section 6)."""
-        with socket.create_server((HERE, 0)) as listener:
 
-            def answer() -> None:
-                with contextlib.suppress(OSError):
-                    while True:
-                        connection, _ = listener.accept()
-                        connection.recv(4096)
-                        connection.sendall(b"\x15\x03\x03\x00\x02\x02" + bytes([alert]))
-                        connection.close()
+        def answer(connection: socket.socket) -> None:
+            connection.recv(4096)
+            connection.sendall(b"\x15\x03\x03\x00\x02\x02" + bytes([alert]))
 
-            threading.Thread(target=answer, daemon=True).start()
-            scene.url = f"https://{HERE}:{listener.getsockname()[1]}"
+        with listening(answer) as port:
+            scene.url = f"https://{HERE}:{port}"
             yield
 
     setting(cause)(_alerted)

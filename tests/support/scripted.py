@@ -147,6 +147,31 @@ def at_most(seconds: float) -> Iterator[None]:
     assert took < seconds, f"took {took:.2f} s, at most {seconds} s are allowed"
 
 
+@contextlib.contextmanager
+def listening(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Give each connection to a port to `answer`, one after the other, and then close it.
+
+    At the end the listener is shut down, and not only closed: a thread that waits in accept(2)
+    would go on with whatever its descriptor's number stands for by then.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        answer(connection)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+
+
 def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     """Wait for a condition to hold; fail if it does not in time."""
     deadline = time.monotonic() + seconds

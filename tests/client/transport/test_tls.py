@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from support import certificates
-from support.scripted import ScriptedServer, Seen, Step, at_most, reply
+from support.scripted import ScriptedServer, Seen, Step, at_most, listening, reply
 from support.transports import (
     ANYONE,
     HEADERS,
@@ -351,20 +349,16 @@ def _encrypted(key: bytes) -> bytes:
 
 def test_https_to_a_server_without_it_says_so_and_sends_nothing_in_the_clear() -> None:
     received = []
-    with socket.create_server((HERE, 0)) as listener:
 
-        def answer() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    received.append(connection.recv(4096))
-                    connection.sendall(reply(400))
-                    connection.close()
+    def answer(connection: socket.socket) -> None:
+        received.append(connection.recv(4096))
+        connection.sendall(reply(400))
 
-        threading.Thread(target=answer, daemon=True).start()
-        url = f"https://{HERE}:{listener.getsockname()[1]}"
-        with pytest.raises(Unavailable, match="does not fall back to http"):
-            get(Transport(url, ANYONE, TransportOptions(timeout=5.0)))
+    with (
+        listening(answer) as port,
+        pytest.raises(Unavailable, match="does not fall back to http"),
+    ):
+        get(Transport(f"https://{HERE}:{port}", ANYONE, TransportOptions(timeout=5.0)))
     assert received
     assert not any(data.startswith(b"GET") for data in received)
 
