@@ -179,8 +179,6 @@ LONG_OPTIONS = {
     "username": "me",
     "metrics": "9100",
 }
-
-
 FLAGS = ("allow-other", "tls-skip-verify", "foreground", "offline-ok")
 
 

@@ -25,7 +25,6 @@ from support.mounts import require_fuse
 
 pytestmark = pytest.mark.fuse
 
-
 _fuse = pytest.fixture(autouse=True)(require_fuse)
 directory = pytest.fixture(mount_point)
 

@@ -23,7 +23,6 @@ from epochfs.oci.names import Digest
 
 pytestmark = pytest.mark.fuse
 
-
 _fuse = pytest.fixture(autouse=True)(require_fuse)
 registry = pytest.fixture(with_samples)
 

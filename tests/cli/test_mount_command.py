@@ -40,10 +40,7 @@ from epochfs.fuse import mountinfo
 
 pytestmark = pytest.mark.fuse
 
-
 _fuse = pytest.fixture(autouse=True)(require_fuse)
-
-
 directory = pytest.fixture(mount_point)
 registry = pytest.fixture(with_samples)
 

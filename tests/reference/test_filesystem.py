@@ -29,8 +29,6 @@ from epochfs.oci.manifests import CREATED, OCI_MANIFEST
 from epochfs.oci.names import Digest
 
 SECOND = 10**9
-
-
 MADE_NS = int(datetime(2024, 2, 29, 12, tzinfo=UTC).timestamp()) * SECOND
 
 

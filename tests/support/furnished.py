@@ -12,14 +12,8 @@ from epochfs.oci.names import Digest
 from support.builders import Content, image, load, random_bytes
 
 MADE = "2024-02-29T12:00:00Z"
-
-
 LARGE = random_bytes(9_000_001, 1)
-
-
 NGINX = image(LARGE, b"small", annotations={CREATED: MADE})
-
-
 LENIENT = Behaviour(validates=False)
 
 

@@ -22,10 +22,7 @@ from support.builders import image
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 
-
 IMAGE = image()
-
-
 FILE = "answers.sqlite"
 
 Open = Callable[..., RememberingClient]

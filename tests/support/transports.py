@@ -9,7 +9,7 @@ from pathlib import Path
 
 from epochfs.client.transport import BlobStream, Reply, Request, Transport
 from epochfs.config import Credentials, TransportOptions
-from support.scripted import Script, ScriptedServer, Step
+from support.scripted import Script, ScriptedServer, Step, reply
 
 TIMEOUT = 0.6
 """The time limit of the tests' operations, in seconds."""
@@ -65,3 +65,7 @@ def endless(step: bytes, pause: float = 0.0) -> Iterator[Step]:
 def fails(error: type[Exception]) -> Iterator[Step]:
     raise error
     yield b""
+
+
+def redirect(location: str, status: int = 307) -> list[Step]:
+    return [reply(status, Location=location)]

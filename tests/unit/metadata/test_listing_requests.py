@@ -22,7 +22,6 @@ from epochfs.oci.names import Digest, Repository
 
 APP = Repository("team/app")
 
-
 opened = pytest.fixture(stacking)
 
 

@@ -21,11 +21,7 @@ from epochfs.errors import (
 from epochfs.oci.names import Repository, Tag
 
 APP = Repository("team/app")
-
-
 LATEST = Tag("latest")
-
-
 HOSTILE = [
     "",
     ".",
@@ -40,7 +36,6 @@ HOSTILE = [
     "a" * 256,
     "a" * 2**20,
 ]
-
 
 opened = pytest.fixture(stacking)
 

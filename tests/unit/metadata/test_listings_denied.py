@@ -18,10 +18,7 @@ from epochfs.metadata.listings import Listings
 from epochfs.oci.names import Digest, Repository, Tag
 
 APP = Repository("team/app")
-
-
 LATEST = Tag("latest")
-
 
 opened = pytest.fixture(stacking)
 

@@ -25,9 +25,7 @@ from epochfs.oci.names import Digest, Repository, Tag, referrers_tag
 
 SIGNATURE = image(b"signature", subject=descriptor(IMAGE.raw, OCI_MANIFEST))
 
-
 pytestmark = pytest.mark.expects_log("is down, what is cached is served")
-
 
 opened = pytest.fixture(remembering)
 

@@ -15,7 +15,6 @@ from epochfs.oci.names import Repository
 
 pytestmark = pytest.mark.expects_log("is down, what is cached is served")
 
-
 opened = pytest.fixture(remembering)
 
 

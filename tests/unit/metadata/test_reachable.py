@@ -24,7 +24,6 @@ from epochfs.oci.names import Digest, Repository
 
 APP = Repository("team/app")
 
-
 opened = pytest.fixture(stacking)
 
 
