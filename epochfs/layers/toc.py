@@ -16,7 +16,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from io import BytesIO
 from itertools import chain
 from typing import Any
@@ -29,6 +28,7 @@ from epochfs.layers.tar import TarReader, is_xattr
 from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.manifests import Descriptor, load_json
 from epochfs.oci.names import Digest
+from epochfs.oci.times import time_ns
 
 ESTARGZ, ZSTD_CHUNKED = "estargz", "zstd:chunked"
 
@@ -64,7 +64,6 @@ _FOOTER = re.compile(rb"\x1f\x8b.{8}\x1a\0SG\x16\0([0-9a-f]{16})STARGZ", re.DOTA
 _TAR_OVERHEAD = 64 << 10
 _POSITION = re.compile(r"(\d{1,18}):(\d{1,18}):(\d{1,18}):1\Z")
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_NUMBER = 2**63 - 1
 
 _TYPES = {
@@ -245,17 +244,11 @@ def _number(row: _Row, key: str, limit: int = _MAX_NUMBER) -> int:
 
 
 def _time_ns(text: str) -> int:
-    """Parse a time (RFC 3339, to nanoseconds); an empty one is the epoch."""
-    if not text:
-        return 0
-    seconds, dot, rest = text.partition(".")
-    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    """Parse a time; an empty one is the epoch."""
     try:
-        elapsed = datetime.fromisoformat(seconds + rest[len(digits) :]) - _EPOCH
-    except (ValueError, TypeError):
+        return checked_time(time_ns(text)) if text else 0
+    except ValueError:
         raise ProtocolViolation("it has an invalid time") from None
-    fraction = int(digits[:9].ljust(9, "0")) if dot else 0
-    return checked_time((elapsed.days * 86400 + elapsed.seconds) * 10**9 + fraction)
 
 
 def _xattrs(value: object) -> dict[str, bytes]:

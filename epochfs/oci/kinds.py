@@ -18,11 +18,12 @@ import re
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from epochfs.errors import ProtocolViolation, TooLarge, fresh
+from epochfs.oci.artifact_files import TEKTON_KIND
 from epochfs.oci.manifests import (
     MAX_SIZE,
     TITLE,
@@ -38,6 +39,14 @@ CLOUD_IMAGE = "cloud-image"
 SNAPSHOT = "snapshot"
 CONTAINER_IMAGE = "container-image"
 IMAGE_INDEX = "image-index"
+MODEL = "model"
+HELM_CHART = "helm-chart"
+FLUX = "flux"
+WASM = "wasm"
+SIGNATURE = "signature"
+ATTESTATION = "attestation"
+SBOM = "sbom"
+TEKTON_BUNDLE = "tekton-bundle"
 ARTIFACT = "artifact"
 
 OS_IMAGE_TYPE = "application/vnd.cocoonstack.os-image.v1+json"
@@ -49,11 +58,38 @@ _BY_ARTIFACT_TYPE = {
     "application/vnd.cocoonstack.windows-image.v1+json": CLOUD_IMAGE,
     SNAPSHOT_TYPE: SNAPSHOT,
     SNAPSHOT_2_TYPE: SNAPSHOT,
+    "application/vnd.cncf.model.manifest.v1+json": MODEL,
+    "application/vnd.cnai.model.manifest.v1+json": MODEL,
 }
 _IMAGE_CONFIGS = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
+_BY_CONFIG = (
+    ("application/vnd.cncf.model.config.", MODEL),
+    ("application/vnd.cnai.model.config.", MODEL),
+    ("application/vnd.docker.ai.model.config.", MODEL),
+    ("application/vnd.kitops.modelkit.config.", MODEL),
+    ("application/vnd.cncf.helm.config.", HELM_CHART),
+    ("application/vnd.cncf.flux.config.", FLUX),
+    ("application/vnd.wasm.config.", WASM),
+)
+"""What artifacts are by how the media types of their configs begin."""
+
+_BY_LAYER = (
+    ("application/vnd.ollama.image.", MODEL),
+    ("application/vnd.dev.cosign.simplesigning.", SIGNATURE),
+    ("application/jose+json", SIGNATURE),
+    ("application/cose", SIGNATURE),
+    ("application/vnd.dev.sigstore.bundle", ATTESTATION),
+    ("application/vnd.dsse.envelope.", ATTESTATION),
+    ("application/vnd.in-toto+json", ATTESTATION),
+    ("application/spdx+json", SBOM),
+    ("text/spdx+json", SBOM),
+    ("application/vnd.cyclonedx", SBOM),
+)
+"""What artifacts are by how the media type of a layer begins: they have whatever config."""
+
 _DISK_FORMATS = ("qcow2", "raw")
 _DISK = re.compile(
     rf"application/vnd\.cocoonstack\.(?:windows\.)?disk\.({'|'.join(_DISK_FORMATS)})(?:\.part)?\Z"
@@ -81,9 +117,23 @@ def kind_of(document: Document) -> str:
         return _BY_ARTIFACT_TYPE[view.artifact_type]
     if isinstance(view, Index):
         return IMAGE_INDEX
-    if view.config is not None and view.config.media_type in _IMAGE_CONFIGS:
-        return CONTAINER_IMAGE
-    return ARTIFACT
+    config = view.config.media_type if view.config is not None else ""
+    found = _known_by(_BY_CONFIG, config) or _by_layers(view.layers)
+    return found or (CONTAINER_IMAGE if config in _IMAGE_CONFIGS else ARTIFACT)
+
+
+def _known_by(rows: Iterable[tuple[str, str]], media_type: str) -> str:
+    return next((kind for begins, kind in rows if media_type.startswith(begins)), "")
+
+
+def _by_layers(layers: Iterable[Descriptor]) -> str:
+    """Return what an artifact is by the first layer that tells, "" where none does."""
+    for layer in layers:
+        kind = TEKTON_BUNDLE if TEKTON_KIND in layer.annotations else ""
+        kind = kind or _known_by(_BY_LAYER, layer.media_type)
+        if kind:
+            return kind
+    return ""
 
 
 def is_snapshot(document: Document) -> bool:

@@ -57,6 +57,8 @@ class Descriptor:
     artifact_type: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Mapping[str, Any] | None = None
+    name: str = ""
+    """A member of Ollama's own: the name of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +269,7 @@ def _descriptor(value: object) -> Descriptor:
         artifact_type=_text(value, "artifactType"),
         annotations=_annotations(value),
         platform=_field(value, "platform", dict, "a JSON object"),
+        name=name if isinstance(name := value.get("name"), str) else "",
     )
 
 
