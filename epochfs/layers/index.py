@@ -58,13 +58,14 @@ CREATE TABLE piece (
 class Inode:
     """A file's attributes in a layer. `first` is its first path.
 
-    A `mode` of 0 means a hard link to the path `link` in the layers below, and nothing else.
+    A `mode` of 0 means a hard link to the path `link` in the layers below, and nothing else. Where
+    there is no `uid` or `gid`, the mount's owner is shown.
     """
 
     id: int
     mode: int
-    uid: int
-    gid: int
+    uid: int | None
+    gid: int | None
     size: int
     time_ns: int
     rdev: int
@@ -124,10 +125,6 @@ class LayerIndex:
         is_found = inode is not None and depth == len(names)
         return Seen(inode, mode, hides) if is_found else Seen(None, hides_below=hides)
 
-    def is_opaque(self, directory: bytes) -> bool:
-        """Whether the layer hides everything that layers below have in a directory."""
-        return self._hides(directory, b"")
-
     def children(self, directory: bytes) -> list[tuple[bytes, int]]:
         """Return the names in a directory, each with its mode."""
         query = (
@@ -137,7 +134,10 @@ class LayerIndex:
         return self._rows(query, stat.S_IFDIR, directory)
 
     def hidden(self, directory: bytes) -> set[bytes]:
-        """Return the names in a directory that are whited out in the layers below."""
+        """Return the names in a directory that are whited out in the layers below.
+
+        An empty name among them says that the directory is opaque: all below is hidden.
+        """
         return {name for (name,) in self._rows("SELECT name FROM hidden WHERE parent=?", directory)}
 
     def inode(self, number: int) -> Inode:

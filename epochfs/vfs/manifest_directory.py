@@ -8,11 +8,11 @@ from __future__ import annotations
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 from epochfs.errors import NotFound
 from epochfs.oci.kinds import kind_of
 from epochfs.oci.manifests import CREATED, Document, Manifest
+from epochfs.oci.times import time_ns
 from epochfs.vfs.kernel_memory import InMemory
 from epochfs.vfs.node import (
     CONSTANT_TIME_NS,
@@ -34,8 +34,11 @@ from epochfs.vfs.views.related import PlatformsDirectory, ReferrersDirectory
 from epochfs.vfs.views.rootfs import RootfsNode
 from epochfs.vfs.views.skopeo import SkopeoDirectory
 from epochfs.vfs.views.snapshots import SparseNode
+from epochfs.vfs.views.volume import VolumeNode
 
 MANIFEST_FILE = "manifest.json"
+
+VOLUME = "volume"
 
 REFERRERS = "referrers"
 """The one view that does not depend on what the manifest says: every manifest has it."""
@@ -47,11 +50,11 @@ VIEWS: Mapping[str, type[ManifestView]] = {
     REFERRERS: ReferrersDirectory,
     "rootfs": RootfsNode,
     SPARSE: SparseNode,
+    VOLUME: VolumeNode,
 }
 
 _MAX_TIME_NS = 2**63 - 1
 _MAX_XATTR_NAME = 255
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Described(ManifestNode):
@@ -175,8 +178,7 @@ def _created(document: Document) -> int:
     view = document.readable_view
     text = view.annotations.get(CREATED, "") if view is not None else ""
     try:
-        elapsed = datetime.fromisoformat(text) - _EPOCH
-    except (ValueError, TypeError):  # no time, or one without a time zone
+        created = time_ns(text)
+    except ValueError:
         return CONSTANT_TIME_NS
-    time_ns = elapsed // timedelta(microseconds=1) * 1000
-    return time_ns if 0 < time_ns <= _MAX_TIME_NS else CONSTANT_TIME_NS
+    return created if 0 < created <= _MAX_TIME_NS else CONSTANT_TIME_NS

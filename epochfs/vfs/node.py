@@ -9,18 +9,19 @@ does.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import ClassVar
 
-from epochfs.blobs.store import BlobStore
-from epochfs.errors import NotFound
+from epochfs.blobs.store import BlobHandle, BlobStore
+from epochfs.errors import NeverThere, NotFound
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import Document, Manifest
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.composed import Composer, Readable
+from epochfs.oci.platforms import Platform
+from epochfs.vfs.composed import Composed, Composer, Readable
 from epochfs.vfs.kernel_memory import Generated, KernelMemory
 
 CONSTANT_TIME_NS = 1_000_000_000
@@ -40,7 +41,7 @@ class Context:
     """What the nodes of a mount answer from, and what the kernel remembers of their answers.
 
     `timeout` bounds how long one operation waits for layers, in seconds. `status` returns the
-    present content of `status.json`.
+    present content of `status.json`. `platform` chooses among the images of an index.
     """
 
     listings: Listings
@@ -50,6 +51,7 @@ class Context:
     kernel: KernelMemory
     status: Callable[[], bytes]
     timeout: float
+    platform: Platform = field(default_factory=Platform.of_machine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +237,39 @@ def content_xattrs(digest: Digest, media_type: str, artifact_type: str) -> dict[
         "user.oci.artifactType": artifact_type,
     }
     return {name: value for name, value in values.items() if value}
+
+
+def open_blob(
+    context: Context, repository: Repository, digest: Digest, size: int, key: Hashable
+) -> Opened:
+    """Open a blob of `size` bytes as a file; `key` is what the kernel knows it by."""
+    blob = context.blobs.open(repository, digest, size)
+    if context.blobs.was_spoiled(digest):
+        return Opened(blob, direct_io=True)
+    verified = blob.verified
+    backing = blob.fileno() if verified else None
+    keep_cache = context.kernel.keeps_pages(key, verified=verified)
+    named = context.listings.names_blob(repository, digest)
+    return Opened(_NamedBlob(blob) if named else blob, keep_cache, backing=backing)
+
+
+def open_composed(context: Context, repository: Repository, composed: Composed) -> Opened:
+    """Open a file that is composed of blobs."""
+    spoiled = any(context.blobs.was_spoiled(blob.digest) for blob in composed.blobs)
+    return Opened(context.composer.open(repository, composed), direct_io=spoiled)
+
+
+class _NamedBlob:
+    """An open blob that a manifest names, which is no proof that the registry ever had it."""
+
+    def __init__(self, blob: BlobHandle) -> None:
+        self._blob = blob
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        try:
+            return self._blob.read_into(view, offset)
+        except NeverThere as error:
+            raise NotFound(str(error)) from error
+
+    def close(self) -> None:
+        self._blob.close()

@@ -9,6 +9,8 @@
     /<repo>/manifests/<digest>/<view>/          see `manifest_directory`
     /<repo>/blobs/<digest>
     /<repo>/layout/                             see `views.layout`
+    /<repo>:<tag>                               -> <repo>/tags/<tag>/volume
+    /<repo>@<digest>                            -> <repo>/manifests/<digest>/volume
     /.epochfs/status.json
 
 What is named by a digest is immutable: a regular file (or a directory) with exactly one path. What
@@ -22,12 +24,11 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from epochfs.blobs.store import BlobHandle
-from epochfs.errors import EpochfsError, NeverThere, NotFound
+from epochfs.errors import EpochfsError, InvalidName, NotFound
 from epochfs.oci.manifests import Descriptor
-from epochfs.oci.names import Catalog, Digest, Repository, Tag
+from epochfs.oci.names import Catalog, Digest, Reference, Repository, Tag
 from epochfs.vfs.kernel_memory import InMemory
-from epochfs.vfs.manifest_directory import ManifestDirectory
+from epochfs.vfs.manifest_directory import VOLUME, ManifestDirectory
 from epochfs.vfs.node import (
     DIRECTORY,
     FILE,
@@ -41,8 +42,10 @@ from epochfs.vfs.node import (
     RepositoryNode,
     Xattrs,
     content_xattrs,
+    open_blob,
 )
 from epochfs.vfs.views.layout import LayoutDirectory
+from epochfs.vfs.views.volume import VolumeNode
 
 CONTROL = ".epochfs"
 STATUS_FILE = "status.json"
@@ -57,16 +60,50 @@ def root(prefix: Repository | None = None) -> Namespace:
     return Namespace(prefix.segments if prefix is not None else (), is_root=True)
 
 
+class ArtifactRoot(VolumeNode):
+    """The root of a mount that shows the volume of one artifact."""
+
+    def child(self, name: str) -> Node:
+        if name == CONTROL:
+            return ControlDirectory()
+        return VolumeNode(self.repository, self.digest).child(name)
+
+    def attr(self, context: Context) -> Attr:
+        """Return the attributes without reading a layer: the kernel asks before anybody does."""
+        return Attr(DIRECTORY)
+
+
 def shown_segment(segment: str) -> str:
-    """Return how a repository segment appears in the tree: reserved names get one `_` in front."""
+    """Return how a repository segment appears in the tree.
+
+    Names that mean something else there are escaped: a reserved one by one `_` in front, what would
+    be a reference by `_:`.
+    """
+    if parsed_reference(segment) is not None:
+        return f"_:{segment}"
     return f"_{segment}" if segment in RESERVED or segment.startswith("_") else segment
 
 
+def parsed_reference(name: str) -> tuple[str, Reference] | None:
+    """Parse `NAME:TAG`, `NAME@DIGEST` or `NAME:TAG@DIGEST`; None for a name that is none."""
+    name, at, digest = name.partition("@")
+    segment, colon, tag = name.partition(":")
+    if not segment or not (at or colon):
+        return None
+    try:
+        parsed = Tag.parse(tag) if colon else None
+        if parsed is not None and not parsed.conforms:
+            return None
+        reference = Digest.parse(digest) if at else parsed
+    except InvalidName:
+        return None
+    return None if reference is None else (segment, reference)
+
+
 def parsed_segment(name: str) -> str:
-    """Return the repository segment a name in the tree stands for; raises NotFound for none."""
-    segment = name.removeprefix("_")
-    is_escaped = segment != name
-    if is_escaped != (segment in RESERVED or segment.startswith("_")):
+    """Return the repository segment that a name in the tree means; raises NotFound if none."""
+    segment = name.removeprefix("_:" if name.startswith("_:") else "_")
+    if shown_segment(segment) != name:
         raise NotFound(f"no repository segment is shown as {name}")
     return segment
 
@@ -90,6 +127,11 @@ class Namespace(Node):
             if self.is_root and name == CONTROL:
                 return ControlDirectory()
             raise NotFound(f"no {name} here")
+        may_refer = ":" in name or "@" in name
+        referred = parsed_reference(name) if may_refer and not name.startswith("_:") else None
+        if referred is not None:
+            segments = (*self.segments, parsed_segment(referred[0]))
+            return VolumeLink(Repository.parse("/".join(segments)), *referred)
         segments = (*self.segments, parsed_segment(name) if name.startswith("_") else name)
         Repository.parse("/".join(segments))
         return Namespace(segments)
@@ -174,6 +216,25 @@ class TagLink(RepositoryNode):
 
 
 @dataclass(frozen=True)
+class VolumeLink(RepositoryNode):
+    """`<repo>:<tag>` or `<repo>@<digest>`: a link to a volume; `shown` is the repository's name."""
+
+    shown: str
+    reference: Reference
+
+    def attr(self, context: Context) -> Attr:
+        if isinstance(self.reference, Digest):
+            context.listings.manifest(self.repository, self.reference)
+            return Attr(LINK, len(self.target(context).encode()))
+        since_ns = context.listings.resolve(self.repository, self.reference).since_ns
+        return Attr(LINK, len(self.target(context).encode()), since_ns)
+
+    def target(self, context: Context) -> str:
+        kind = "manifests" if isinstance(self.reference, Digest) else "tags"
+        return f"{self.shown}/{kind}/{self.reference}/{VOLUME}"
+
+
+@dataclass(frozen=True)
 class BlobFile(RepositoryNode):
     """`<repo>/blobs/<digest>`: the blob."""
 
@@ -198,30 +259,7 @@ class BlobFile(RepositoryNode):
 
     def open(self, context: Context) -> Opened:
         size = context.listings.descriptor(self.repository, self.digest).size
-        blob = context.blobs.open(self.repository, self.digest, size)
-        if context.blobs.was_spoiled(self.digest):
-            return Opened(blob, direct_io=True)
-        verified = blob.verified
-        backing = blob.fileno() if verified else None
-        keep_cache = context.kernel.keeps_pages(self, verified=verified)
-        named = context.listings.names_blob(self.repository, self.digest)
-        return Opened(_NamedBlob(blob) if named else blob, keep_cache, backing=backing)
-
-
-class _NamedBlob:
-    """An open blob that a manifest names, which is no proof that the registry ever had it."""
-
-    def __init__(self, blob: BlobHandle) -> None:
-        self._blob = blob
-
-    def read_into(self, view: memoryview, offset: int) -> int:
-        try:
-            return self._blob.read_into(view, offset)
-        except NeverThere as error:
-            raise NotFound(str(error)) from error
-
-    def close(self) -> None:
-        self._blob.close()
+        return open_blob(context, self.repository, self.digest, size, self)
 
 
 class ControlDirectory(Node):

@@ -19,6 +19,7 @@ from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, RememberingClient
 from epochfs.oci.names import Repository
+from epochfs.oci.platforms import Platform
 from epochfs.vfs.composed import Composer
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
@@ -52,6 +53,7 @@ def stack(
     cache_size: int = 1 << 30,
     verify_first: bool = False,
     credentials: Credentials | None = None,
+    platform: Platform | None = None,
     **listing: object,
 ) -> Iterator[Stack]:
     """Build the layers over a registry and a cache directory; `listing` are ListingOptions.
@@ -86,7 +88,16 @@ def stack(
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
         tree = root(Repository.parse(prefix) if prefix else None)
-        context = Context(listings, blobs, layers, composer, kernel, stack_status, timeout)
+        context = Context(
+            listings,
+            blobs,
+            layers,
+            composer,
+            kernel,
+            stack_status,
+            timeout,
+            platform or Platform.of_machine(),
+        )
         yield Stack(client, listings, blobs, FileSystem(tree, context))
 
 

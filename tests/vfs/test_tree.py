@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import string
 
 import pytest
@@ -29,6 +31,7 @@ from epochfs.vfs.tree import (
     StatusFile,
     TagLink,
     TagsDirectory,
+    VolumeLink,
     parsed_segment,
     root,
     shown_segment,
@@ -51,6 +54,7 @@ from epochfs.vfs.views.related import (
 )
 from epochfs.vfs.views.skopeo import HeldLink, SkopeoDirectory, TopLink, VersionFile
 from epochfs.vfs.views.snapshots import SparseNode
+from epochfs.vfs.views.volume import VolumeNode
 
 TREE = Paths(root())
 APP = Repository("library/nginx")
@@ -70,6 +74,8 @@ WORDS = [
     "referrers",
 ]
 CONTENT = f"sha256:{DIGEST.encoded}"
+_TAG, _DIGEST = r":[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", "@(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})"
+REFERENCE = re.compile(rf"[^:@]+({_TAG}|{_DIGEST}|{_TAG}{_DIGEST})\Z")
 
 
 def is_harmless(text: str) -> bool:
@@ -92,6 +98,10 @@ awkward = st.sampled_from(
         "config",
         ".epochfs",
         "...",
+        "app:v1",
+        f"app@{DIGEST}",
+        f"app:v1@{DIGEST}",
+        f"app:{DIGEST}",
     ]
 )
 anything = st.text(max_size=20).filter(is_harmless)
@@ -134,6 +144,15 @@ nodes = st.one_of(
     st.builds(VersionFile, repositories, digests),
     st.builds(TopLink, repositories, digests),
     st.builds(HeldLink, repositories, digests, digests, st.booleans()),
+    st.builds(VolumeNode, repositories, digests),
+    st.builds(VolumeNode, repositories, digests, titles.map(os.fsencode)),
+    st.builds(
+        lambda repository, reference: VolumeLink(
+            repository, shown(repository.segments).rpartition("/")[2], reference
+        ),
+        repositories,
+        digests | st.sampled_from(["v1", "1.0", "_x"]).map(Tag),
+    ),
 )
 
 
@@ -141,7 +160,11 @@ def shown(segments: tuple[str, ...]) -> str:
     """Return the path of a repository, after design §1 and not after the code."""
     reserved = ("tags", "manifests", "blobs", "layout", ".epochfs")
     return "".join(
-        f"/_{segment}" if segment in reserved or segment.startswith("_") else f"/{segment}"
+        f"/_:{segment}"
+        if REFERENCE.match(segment)
+        else f"/_{segment}"
+        if segment in reserved or segment.startswith("_")
+        else f"/{segment}"
         for segment in segments
     )
 
@@ -155,6 +178,13 @@ def path_of(node: Node) -> str:
     match node:
         case TagsDirectory():
             return f"{repository}/tags"
+        case VolumeLink():
+            parent = repository.rpartition("/")[0]
+            mark = "@" if isinstance(node.reference, Digest) else ":"
+            return f"{parent}/{node.shown}{mark}{node.reference}"
+        case VolumeNode():
+            below = f"/{os.fsdecode(node.path)}" if node.path else ""
+            return f"{repository}/manifests/{node.digest}/volume{below}"
         case TagLink():
             return f"{repository}/tags/{node.tag}"
         case BlobsDirectory():
@@ -232,7 +262,7 @@ def test_what_is_found_at_a_path_has_no_other_path(names: list[str]) -> None:
         node = TREE.node(path)
     except NotFound:
         return
-    if not isinstance(node, ControlDirectory | StatusFile):
+    if not isinstance(node, ControlDirectory | StatusFile | VolumeLink):
         assert path_of(node) == path
 
 

@@ -1,7 +1,7 @@
-"""`files/`: the layers of an artifact under their titles, and files composed of layers.
+"""`files/`: the layers of an artifact under their names, and files composed of layers.
 
-A title (`org.opencontainers.image.title`) is the registry's word: a layer whose title is no
-harmless path is shown by its digest; if several want one path, all but the first have it appended.
+A name (`oci.artifact_files`) is the registry's word: a layer whose name is no harmless path is
+shown by its digest; if several want one path, all but the first have it appended.
 
 The parts of a split disk are links, and the disk itself is a file. The files of a snapshot lead on
 into `sparse/`, which is not listed: only the snapshot's config, a blob, tells how a file is stored,
@@ -20,6 +20,7 @@ from typing import Self
 
 from epochfs.errors import NotFound
 from epochfs.oci import kinds
+from epochfs.oci.artifact_files import ArtifactFile, artifact_files
 from epochfs.oci.manifests import TITLE, Descriptor, Document, Manifest
 from epochfs.oci.names import labels
 from epochfs.vfs.composed import Composed, Joined
@@ -33,6 +34,7 @@ from epochfs.vfs.node import (
     Entries,
     ManifestView,
     Opened,
+    open_composed,
 )
 
 SPARSE = "sparse"
@@ -76,33 +78,41 @@ class TitledFiles:
 
 @lru_cache(maxsize=REMEMBERED)
 def files_of(document: Document) -> TitledFiles:
-    """Return what a manifest shows under titles; the disks first, whose names are made here."""
+    """Return what a manifest shows as files; the disks first, whose names are made here."""
     found = TitledFiles()
     for disk in kinds.split_disks(document):
         for path in labels(disk.name, disk.parts[0].digest):
             if found.add(path, Joined(disk.parts)):
                 break
-    for layer in _titled(document):
-        for path in labels(layer.annotations[TITLE], layer.digest):
-            if found.add(path, layer):
+    for file in _files(document):
+        for path in labels(file.name, file.layer.digest):
+            if found.add(path, file.layer):
                 break
     return found
 
 
-def _titled(document: Document) -> Iterator[Descriptor]:
-    """Yield the layers that have titles; of those that are chunks of one file, the first."""
+def _files(document: Document) -> Iterator[ArtifactFile]:
+    """Yield the layers that are files; of those that are chunks of one file, the first.
+
+    Those of a container image are its root filesystem, and files only where they are titled.
+    """
+    view = document.view
+    if not isinstance(view, Manifest):
+        return
+    is_image = kinds.kind_of(document) == kinds.CONTAINER_IMAGE
     seen: set[str] = set()
-    for layer in document.view.layers if isinstance(document.view, Manifest) else ():
-        if TITLE in layer.annotations and layer.annotations[TITLE] not in seen:
-            yield layer
-            if kinds.may_be_chunked(document):
-                seen.add(layer.annotations[TITLE])
+    for file in artifact_files(view):
+        if file.name in seen or (is_image and TITLE not in file.layer.annotations):
+            continue
+        if kinds.may_be_chunked(document):
+            seen.add(file.name)
+        yield file
 
 
 @dataclass(frozen=True)
 class FilesNode(ManifestView):
     """`files`, and what is below it at `path`: a link to a layer's blob, a joined disk, or a
-    directory that titles make.
+    directory that names make.
     """
 
     path: str = ""
@@ -148,5 +158,4 @@ class FilesNode(ManifestView):
         composed = self.shown(context)
         if isinstance(composed, Descriptor):
             raise NotFound(f"{self.path} is a link")
-        spoiled = any(context.blobs.was_spoiled(blob.digest) for blob in composed.blobs)
-        return Opened(context.composer.open(self.repository, composed), direct_io=spoiled)
+        return open_composed(context, self.repository, composed)

@@ -21,6 +21,7 @@ from functools import lru_cache
 from epochfs.errors import NotFound
 from epochfs.oci.manifests import Descriptor, Document, Index
 from epochfs.oci.names import Digest, labels
+from epochfs.oci.platforms import platform_of
 from epochfs.vfs.node import REMEMBERED, Context, Entries, ManifestLink, ManifestView, Node
 
 UNKNOWN = "unknown"
@@ -89,13 +90,12 @@ def _platforms(document: Document) -> Mapping[str, Digest]:
 
 def _platform(child: Descriptor) -> str:
     """Return how a platform is shown; empty text where it is unknown or could not be a name."""
-    platform = child.platform or {}
-    parts = [platform.get(key) or "" for key in ("os", "architecture", "variant")]
-    if _ATTESTATION in child.annotations or not all(isinstance(part, str) for part in parts):
+    found = platform_of(child)
+    if found is None or _ATTESTATION in child.annotations:
         return ""
-    name = "-".join(part for part in parts if part)
-    is_known = all(part not in ("", UNKNOWN) for part in parts[:2])
-    return name if is_known and "/" not in name else ""
+    words = (found.os, found.architecture, found.variant)
+    name = "-".join(word for word in words if word)
+    return name if "/" not in name else ""
 
 
 class ReferrersDirectory(ManifestView):

@@ -6,9 +6,8 @@ import errno
 import gzip
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -29,15 +28,17 @@ from epochfs.demo.registry import EmbeddedRegistry, Request, Response
 from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Vanished
 from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.entry import Piece
-from epochfs.layers.layer_store import Layers
+from epochfs.layers.index import Inode
+from epochfs.layers.layer_store import LayerFile, Layers
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.views.rootfs import Image
 
 pytest.importorskip("indexed_gzip")
 
 
 show = pytest.fixture(showing)
+
+APP = Repository("app")
 
 
 @pytest.mark.parametrize("make", [estargz, zstd_chunked], ids=lambda make: make.__name__)
@@ -125,24 +126,42 @@ class Store:
         return Stored(self.data, self)
 
 
-def of_store(store: Store, layer: Layer, directory: Path) -> Callable[[], Image]:
-    """Return what gives an image of one layer, whose blob is the store's."""
+@dataclass
+class OneLayer:
+    """A layer whose blob is the store's; each question is a new one."""
+
+    layers: Layers
+    descriptor: Descriptor
+
+    def inode(self) -> Inode:
+        """Return the inode of the file `a`."""
+        index = self.layers.index(APP, self.descriptor, time.monotonic() + 20)
+        return index.inode(index.see(b"a").inode or 0)
+
+    def open(self) -> LayerFile:
+        """Open the file `a`."""
+        return self.layers.open(APP, self.descriptor, self.inode(), time.monotonic() + 20)
+
+
+def of_store(store: Store, layer: Layer, directory: Path) -> OneLayer:
     layers = Layers(store, BlobCache(CacheOptions(directory, 1 << 30)))
     digest = Digest.of(layer.blob)
-    one = Descriptor(layer.media_type, digest, len(layer.blob), annotations=layer.annotations)
-    return lambda: Image(layers, Repository("app"), (one,), time.monotonic() + 20)
+    descriptor = Descriptor(
+        layer.media_type, digest, len(layer.blob), annotations=layer.annotations
+    )
+    return OneLayer(layers, descriptor)
 
 
 @pytest.mark.parametrize("failure", [ContentMismatch("wrong"), Vanished("gone")])
 def test_a_layer_whose_blob_failed_is_opened_anew(failure: EpochfsError, tmp_path: Path) -> None:
     layer = plain(File("a", b"well"))
     store = Store(layer.blob)
-    image = of_store(store, layer, tmp_path)
-    found = image().find(b"a")
+    one = of_store(store, layer, tmp_path)
+    one.inode()
 
     def content() -> bytes:
         buffer = bytearray(4)
-        image().open(found).read_into(memoryview(buffer), 0)
+        one.open().read_into(memoryview(buffer), 0)
         return bytes(buffer)
 
     store.failure = failure
@@ -157,19 +176,19 @@ def test_a_layer_that_is_read_whole_is_opened_for_that(tmp_path: Path) -> None:
     layer = estargz(File("a", b"in the stream"))
     wrong = dict.fromkeys(layer.annotations, f"sha256:{'0' * 64}")
     store = Store(layer.blob)
-    image = of_store(store, replace(layer, annotations=wrong), tmp_path)
-    assert image().find(b"a").inode.size == 13
+    one = of_store(store, replace(layer, annotations=wrong), tmp_path)
+    assert one.inode().size == 13
     assert store.opened == [True, False]  # precise for the table, and then not
 
 
 def test_a_copy_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
     layer = zstd(File("a", random_bytes(8 * MIB)))
     store = Store(layer.blob)
-    image = of_store(store, layer, tmp_path)
-    found = image().find(b"a")
+    one = of_store(store, layer, tmp_path)
+    one.inode()
     store.failure = DeadlineExceeded("a silent registry")
     with pytest.raises(DeadlineExceeded):
-        image().open(found)
+        one.open()
     assert list((tmp_path / "v1/partial/sha256").iterdir()) == []
 
 

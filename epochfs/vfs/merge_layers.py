@@ -1,0 +1,246 @@
+"""Layers as they are merged into one file system: tars, and files that are a layer each.
+
+What a layer has at its paths is asked in the words of `LayerIndex`, which is that of a tar.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from epochfs.errors import EpochfsError, fresh
+from epochfs.layers.entry import join_path, split_path
+from epochfs.layers.index import IMPLICIT, Inode, LayerIndex, Seen
+from epochfs.oci.artifact_files import FileMetadata, file_metadata
+from epochfs.oci.manifests import Descriptor
+from epochfs.oci.names import Repository
+from epochfs.vfs.composed import Composed
+from epochfs.vfs.node import CONSTANT_TIME_NS, Context, Opened, open_blob, open_composed
+
+
+class Contents(Protocol):
+    """What a layer has at its paths; see `LayerIndex`, which is that of a tar."""
+
+    @property
+    def has_aliases(self) -> bool: ...
+
+    @property
+    def has_foreign_links(self) -> bool: ...
+
+    def see(self, path: bytes) -> Seen: ...
+
+    def children(self, directory: bytes) -> Sequence[tuple[bytes, int]]: ...
+
+    def hidden(self, directory: bytes) -> set[bytes]: ...
+
+    def inode(self, number: int) -> Inode: ...
+
+    def aliases(self, number: int) -> list[bytes]: ...
+
+    def foreign_links(self, target: bytes) -> list[bytes]: ...
+
+
+class Layer(Protocol):
+    """A layer of a repository, as it is merged with others."""
+
+    def begin(self, context: Context, repository: Repository) -> None:
+        """Begin to read what `contents` will return."""
+
+    def contents(self, context: Context, repository: Repository, deadline: float) -> Contents:
+        """Return what the layer has. Raises DeadlineExceeded (`deadline` is monotonic)."""
+
+    def open(
+        self,
+        context: Context,
+        repository: Repository,
+        inode: Inode,
+        deadline: float,
+        key: Hashable,
+    ) -> Opened:
+        """Open a regular file of the layer; `key` is what the kernel knows it by."""
+
+
+@dataclass(frozen=True)
+class TarLayer:
+    """A layer that is a tar, unpacked into a directory; that is the root for an image's."""
+
+    descriptor: Descriptor
+    directory: bytes = b""
+
+    def begin(self, context: Context, repository: Repository) -> None:
+        context.layers.begin(repository, [self.descriptor])
+
+    def contents(self, context: Context, repository: Repository, deadline: float) -> Contents:
+        index = context.layers.index(repository, self.descriptor, deadline)
+        return _Moved(index, self.directory) if self.directory else index
+
+    def open(
+        self,
+        context: Context,
+        repository: Repository,
+        inode: Inode,
+        deadline: float,
+        key: Hashable,
+    ) -> Opened:
+        file = context.layers.open(repository, self.descriptor, inode, deadline)
+        return Opened(file, context.kernel.keeps_pages(key, verified=file.verified))
+
+
+PlainFile = Descriptor | Composed | EpochfsError
+"""A file that is a blob, or is composed of blobs, or of which is told why it is neither."""
+
+
+class PlainFiles:
+    """Plain files as one layer: of two at one path the later wins.
+
+    A file takes the place of a directory, and a directory that of a file; what it hides is gone.
+    """
+
+    has_aliases = False
+    has_foreign_links = False
+
+    def __init__(self, files: Iterable[tuple[bytes, PlainFile]]) -> None:
+        """`files` have their paths, the lowest layer's first."""
+        found: dict[bytes, PlainFile] = {}
+        directories: dict[bytes, int] = {}
+        for path, file in files:
+            hidden = [one for one in _parents(path) if one in found]
+            if path in directories:
+                hidden += [one for one in found if one.startswith(path + b"/")]
+            hidden += [path] if path in found else []
+            for one in hidden:
+                del found[one]
+                for parent in _parents(one):
+                    directories[parent] -= 1
+                    if not directories[parent]:
+                        del directories[parent]
+            found[path] = file
+            for parent in _parents(path):
+                directories[parent] = directories.get(parent, 0) + 1
+        self._paths = list(found)
+        self._numbers = {path: number for number, path in enumerate(found, start=1)}
+        self._files = list(found.values())
+        self._children: dict[bytes, list[tuple[bytes, int]]] = {b"": []}
+        for path in directories:
+            self._children.setdefault(path, [])
+            if path:
+                parent, name = split_path(path)
+                self._children.setdefault(parent, []).append((name, stat.S_IFDIR))
+        for path in found:
+            parent, name = split_path(path)
+            self._children[parent].append((name, stat.S_IFREG))
+
+    def begin(self, context: Context, repository: Repository) -> None:
+        """Nothing is read: the manifest tells it all."""
+
+    def contents(self, context: Context, repository: Repository, deadline: float) -> Contents:
+        return self
+
+    def open(
+        self,
+        context: Context,
+        repository: Repository,
+        inode: Inode,
+        deadline: float,
+        key: Hashable,
+    ) -> Opened:
+        file = self._file(inode.id)
+        if isinstance(file, Descriptor):
+            return open_blob(context, repository, file.digest, file.size, key)
+        return open_composed(context, repository, file)
+
+    def see(self, path: bytes) -> Seen:
+        number = self._numbers.get(path)
+        if number is not None:
+            return Seen(number, stat.S_IFREG, hides_below=True)
+        if path in self._children:
+            return Seen(IMPLICIT, stat.S_IFDIR)
+        return Seen(None, hides_below=any(one in self._numbers for one in _parents(path)))
+
+    def children(self, directory: bytes) -> Sequence[tuple[bytes, int]]:
+        return self._children.get(directory, ())
+
+    def hidden(self, directory: bytes) -> set[bytes]:
+        return set()
+
+    def inode(self, number: int) -> Inode:
+        file, path = self._file(number), self._paths[number - 1]
+        stated = file_metadata(file) if isinstance(file, Descriptor) else FileMetadata()
+        mode = stat.S_IFREG | (0o444 if stated.mode is None else stated.mode)
+        time_ns = CONSTANT_TIME_NS if stated.time_ns is None else stated.time_ns
+        return Inode(number, mode, stated.uid, stated.gid, file.size, time_ns, 0, b"", {}, path)
+
+    def _file(self, number: int) -> Descriptor | Composed:
+        file = self._files[number - 1]
+        if isinstance(file, EpochfsError):
+            raise fresh(file)
+        return file
+
+    def aliases(self, number: int) -> list[bytes]:
+        return []
+
+    def foreign_links(self, target: bytes) -> list[bytes]:
+        return []
+
+
+class _Moved:
+    """The contents of a layer whose root is a directory of the file system."""
+
+    def __init__(self, index: LayerIndex, directory: bytes) -> None:
+        self._index = index
+        self._directory = directory
+        self.has_aliases = index.has_aliases
+        self.has_foreign_links = index.has_foreign_links
+
+    def see(self, path: bytes) -> Seen:
+        inner = self._inner(path)
+        if inner is not None:
+            return self._index.see(inner)
+        return Seen(IMPLICIT, stat.S_IFDIR) if self._next(path) else Seen(None)
+
+    def children(self, directory: bytes) -> Sequence[tuple[bytes, int]]:
+        inner = self._inner(directory)
+        if inner is not None:
+            return self._index.children(inner)
+        name = self._next(directory)
+        return [(name, stat.S_IFDIR)] if name else []
+
+    def hidden(self, directory: bytes) -> set[bytes]:
+        inner = self._inner(directory)
+        return self._index.hidden(inner) if inner is not None else set()
+
+    def inode(self, number: int) -> Inode:
+        found = self._index.inode(number)
+        is_link_below = found.mode == 0
+        link = join_path(self._directory, found.link) if is_link_below else found.link
+        return replace(found, link=link, first=join_path(self._directory, found.first))
+
+    def aliases(self, number: int) -> list[bytes]:
+        return [join_path(self._directory, path) for path in self._index.aliases(number)]
+
+    def foreign_links(self, target: bytes) -> list[bytes]:
+        inner = self._inner(target)
+        links = self._index.foreign_links(inner) if inner is not None else []
+        return [join_path(self._directory, path) for path in links]
+
+    def _inner(self, path: bytes) -> bytes | None:
+        """Return a path as the layer has it; None for one that is not in the directory."""
+        if path == self._directory:
+            return b""
+        begins = self._directory + b"/"
+        return path.removeprefix(begins) if path.startswith(begins) else None
+
+    def _next(self, path: bytes) -> bytes:
+        """Return the name that leads from a path towards the directory, "" if none does."""
+        begins = path + b"/" if path else b""
+        below = self._directory.removeprefix(begins)
+        return below.partition(b"/")[0] if self._directory.startswith(begins) else b""
+
+
+def _parents(path: bytes) -> Iterator[bytes]:
+    """Yield the directories above a path, the nearest first and the root, b"", last."""
+    while path:
+        path = split_path(path)[0]
+        yield path
