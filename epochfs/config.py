@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from epochfs.errors import InvalidName, UsageError, printable, printable_url
-from epochfs.oci.names import Repository
+from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Where Epoch itself listens by default."""
@@ -50,21 +50,27 @@ def parse_seconds(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RegistryUrl:
-    """A registry: its `base` URL without a trailing slash, and an optional repository prefix."""
+    """A registry: its `base` URL without a trailing slash, and what of it is meant.
+
+    That is all of it; the repositories below a `prefix`; or with a `reference` one artifact of the
+    repository `prefix`.
+    """
 
     base: str
     prefix: Repository | None = None
+    reference: Reference | None = None
 
     @classmethod
     def parse(cls, text: str) -> RegistryUrl:
-        """Parse `http(s)://host[:port][/prefix]` or `host[:port][/prefix]`; raises UsageError.
+        """Parse `[http(s)://]HOST[:PORT][/REPO[:TAG|@DIGEST]]`; raises UsageError.
 
         Without a scheme it is https, or http on loopback. Empty text is DEFAULT_URL.
         """
-        text = text.strip() or DEFAULT_URL
+        text, digest = _split_digest(text.strip() or DEFAULT_URL)
         if "@" in unicodedata.normalize("NFKC", text):
             raise UsageError(
-                "a registry URL must not contain credentials, or any @: use --username"
+                "a registry URL must not contain credentials, or any @ but that of REPO@DIGEST: "
+                "use --username"
             )
         try:
             if "://" not in text:
@@ -73,20 +79,39 @@ class RegistryUrl:
             parts = urlsplit(text)
             host, port = parts.hostname or "", parts.port
         except ValueError:
-            raise UsageError(f"not a registry URL: '{printable_url(text)}'") from None
+            raise UsageError(
+                f"not a registry URL: '{printable_url(text)}' (neither HOST:PORT nor "
+                "HOST/REPO:TAG, which needs the host)"
+            ) from None
         known = parts.scheme in ("http", "https") and _HOST.fullmatch(host)
         if not known or parts.query or parts.fragment:
             raise UsageError(f"not a registry URL: '{printable_url(text)}' (http(s)://host[:port])")
-        name = parts.path.strip("/")
+        base = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+        base = f"{base}:{port}" if port else base
+        name, colon, tag = parts.path.strip("/").rpartition(":")
+        if not colon or "/" in tag:
+            name, colon = parts.path.strip("/"), ""
         try:
-            prefix = Repository.parse(name) if name else None
+            tagged = Tag.parse(tag) if colon else None
+            reference = digest or tagged
+            prefix = Repository.parse(name) if name or reference else None
         except InvalidName as error:
             raise UsageError(str(error)) from None
-        base = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
-        return cls(f"{base}:{port}" if port else base, prefix)
+        return cls(base, prefix, reference)
 
     def __str__(self) -> str:
-        return f"{self.base}/{self.prefix}" if self.prefix else self.base
+        shown = f"{self.base}/{self.prefix}" if self.prefix else self.base
+        mark = "@" if isinstance(self.reference, Digest) else ":"
+        return f"{shown}{mark}{self.reference}" if self.reference else shown
+
+
+def _split_digest(text: str) -> tuple[str, Digest | None]:
+    """Split what ends in `@DIGEST`; any other @ is left where it is."""
+    before, at, after = text.rpartition("@")
+    try:
+        return (before, Digest.parse(after)) if at else (text, None)
+    except InvalidName:
+        return text, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +136,39 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class LayoutPath:
-    """An OCI image layout in place of a registry, `oci:DIRECTORY`; it is always shown whole."""
+    """An OCI image layout in place of a registry: `oci:DIRECTORY`.
+
+    With a `name` in its index, or a digest, one artifact is meant: `oci:DIRECTORY:NAME`,
+    `oci:DIRECTORY@DIGEST`.
+    """
 
     directory: Path
+    name: str = ""
+    digest: Digest | None = None
 
     prefix = None
+
+    @classmethod
+    def parse(cls, text: str) -> LayoutPath:
+        """Parse what is behind `oci:`; raises UsageError where it can be read in two ways."""
+        before, digest = _split_digest(text)
+        if digest is not None and not Path(text).exists():
+            return cls(Path(before).absolute(), digest=digest)
+        cuts = [len(text), *(place for place, one in enumerate(text) if one == ":")]
+        found = [
+            cls(Path(text[:cut]).absolute(), text[cut + 1 :])
+            for cut in cuts
+            if text[:cut] and Path(text[:cut]).is_dir()
+        ]
+        if len(found) > 1:
+            readings = " and ".join(
+                f"'{printable(one.name)}' in '{printable(one.directory)}'"
+                if one.name
+                else f"the directory '{printable(one.directory)}'"
+                for one in found
+            )
+            raise UsageError(f"'{LAYOUT_SCHEME}{printable(text)}' can mean {readings}: rename one")
+        return found[0] if found else cls(Path(text).absolute())
 
     @property
     def base(self) -> str:
@@ -123,7 +176,10 @@ class LayoutPath:
         return f"{LAYOUT_SCHEME}{self.directory}".encode(errors="backslashreplace").decode()
 
     def __str__(self) -> str:
-        return f"{LAYOUT_SCHEME}{printable(self.directory)}"
+        shown = f"{LAYOUT_SCHEME}{printable(self.directory)}"
+        if self.digest is not None:
+            return f"{shown}@{self.digest}"
+        return f"{shown}:{printable(self.name)}" if self.name else shown
 
 
 def is_loopback(host: str) -> bool:

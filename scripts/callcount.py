@@ -25,6 +25,7 @@ from epochfs.config import (
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor, encode
 from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings
 from epochfs.session.opening import open_session
 
@@ -76,6 +77,7 @@ def _settings(url: str, directory: Path) -> SessionSettings:
         listings=ListingOptions(),
         blobs=BlobOptions(),
         offline_ok=False,
+        platform=Platform.of_machine(),
     )
 
 

@@ -31,11 +31,12 @@ from epochfs.cli.options import (
 from epochfs.client import hosts
 from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
 from epochfs.errors import UsageError, printable
+from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings
 
 if TYPE_CHECKING:
     from epochfs.fuse.passthrough import Passthrough
-    from epochfs.vfs.filesystem import FileSystem
+    from epochfs.session.opening import Session
 
 _START_SECONDS = 15.0
 """How long starting may take beyond the registry's own time limit."""
@@ -117,7 +118,7 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 
 @click.command("mount", cls=_MountCommand)
 @click.argument(
-    "where", nargs=-1, metavar="[URL|oci:DIR] MOUNTPOINT", shell_complete=completed_as("dir")
+    "where", nargs=-1, metavar="[SOURCE] MOUNTPOINT", shell_complete=completed_as("dir")
 )
 @connection_options
 @fetching_options
@@ -148,6 +149,12 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
     help="Hash a blob as it is read, or all of it before its first byte is served.",
 )
 @click.option("--show-rootfs", is_flag=True, help="List rootfs/ where an image has one.")
+@value_option(
+    "--platform",
+    parse=Platform.parse,
+    metavar="OS/ARCH",
+    about="Platform of volume/ where there is a choice.  [default: this machine's]",
+)
 @click.option("--allow-other", is_flag=True, help="Let other users access the mount.")
 @click.option("--uid", type=_OWNER, metavar="ID", help="Owner of all files.  [default: you]")
 @click.option("--gid", type=_OWNER, metavar="ID", help="Group of all files.  [default: yours]")
@@ -182,6 +189,7 @@ def command(
     offline_ok: bool,
     verify: str,
     show_rootfs: bool,
+    platform: Platform | None,
     allow_other: bool,
     uid: int | None,
     gid: int | None,
@@ -191,14 +199,16 @@ def command(
     metrics: Address | None,
     foreground: bool,
 ) -> None:
-    """Mount a registry, or an OCI image layout, as a directory.
+    """Mount a registry, an OCI image layout, or one artifact as a directory.
 
-    URL is http(s)://host[:port], or host[:port] for https (http on loopback). A path after it
-    shows only the repositories below that prefix. Without URL it is EPOCH_SERVER, or else
-    http://127.0.0.1:8080. oci:DIR is a layout on disk. Returns once the mount answers.
+    SOURCE is http(s)://HOST[:PORT], or HOST[:PORT] for https (http on loopback). A path after it
+    shows only the repositories below that prefix; HOST/REPO:TAG and HOST/REPO@DIGEST show the files
+    of one artifact, of the digest that the tag has now. oci:DIR is a layout on disk, oci:DIR:TAG an
+    artifact of it. Without SOURCE it is EPOCH_SERVER, or else http://127.0.0.1:8080. Returns once
+    the mount answers.
     """
     if not 1 <= len(where) <= 2:
-        raise click.UsageError("give [URL] MOUNTPOINT")
+        raise click.UsageError("give [SOURCE] MOUNTPOINT")
     url = source_url(where[0] if len(where) == 2 else None)
     if not isinstance(url, LayoutPath):
         hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be reported here
@@ -221,6 +231,7 @@ def command(
             connections=fetching.connections,
         ),
         offline_ok=offline_ok,
+        platform=platform or Platform.of_machine(),
         uid=os.getuid() if uid is None else uid,
         gid=os.getgid() if gid is None else gid,
         allow_other=allow_other,
@@ -298,7 +309,7 @@ def _serve(settings: MountSettings, ready: process.Ready) -> None:
             log.info("metrics are served on %s", serve_metrics(settings.metrics, session.status))
 
         def mounted() -> None:
-            log.info("%s is mounted on %s", settings.url, printable(settings.path))
+            log.info("%s is mounted on %s", session.shown, printable(settings.path))
             signals.mounted()
             signals.on_hangup = drop_listings
             ready(warnings)
@@ -309,7 +320,7 @@ def _serve(settings: MountSettings, ready: process.Ready) -> None:
 
         exit_code = 1
         try:
-            _run_fuse(settings, session.filesystem, passthrough, mounted)
+            _run_fuse(settings, session, passthrough, mounted)
             exit_code = 0
         finally:
             process.exit_within(process.GRACE, exit_code)
@@ -318,7 +329,7 @@ def _serve(settings: MountSettings, ready: process.Ready) -> None:
 
 def _run_fuse(
     settings: MountSettings,
-    filesystem: FileSystem,
+    session: Session,
     passthrough: Passthrough,
     on_ready: Callable[[], None],
 ) -> None:
@@ -327,12 +338,12 @@ def _run_fuse(
     from epochfs.fuse.operations import EpochOperations
 
     options = libfuse.FuseOptions(
-        fsname=str(settings.url),
+        fsname=session.shown,
         kernel_ttl=settings.listings.kernel_ttl,
         uid=settings.uid,
         gid=settings.gid,
         allow_other=settings.allow_other,
         extra=settings.kernel_words,
     )
-    operations = EpochOperations(filesystem, settings.path, options, passthrough, on_ready)
+    operations = EpochOperations(session.filesystem, settings.path, options, passthrough, on_ready)
     libfuse.serve(operations, settings.path, options)

@@ -292,9 +292,9 @@ fetching_options = _gathered("fetching", _FETCHING_OPTIONS, _fetching)
 
 
 def source_url(text: str | None) -> RegistryUrl | LayoutPath:
-    """Parse what to mount: `oci:DIRECTORY`, or the URL of a registry."""
+    """Parse what to mount: a registry or a layout, or one artifact of these."""
     if text is not None and text.startswith(LAYOUT_SCHEME):
-        return LayoutPath(Path(text.removeprefix(LAYOUT_SCHEME)).absolute())
+        return LayoutPath.parse(text.removeprefix(LAYOUT_SCHEME))
     return registry_url(text)
 
 

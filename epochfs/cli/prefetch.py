@@ -18,9 +18,10 @@ from epochfs.cli.options import (
     registry_url,
 )
 from epochfs.cli.output import ProgressBar, notify, shown_size
-from epochfs.config import BlobOptions, ListingOptions
+from epochfs.config import BlobOptions, ListingOptions, RegistryUrl
 from epochfs.errors import CacheFailure, MountFailure, UsageError, printable
 from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on
+from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings
 from epochfs.session.opening import open_session
 from epochfs.session.prefetcher import Failure, Prefetch, Progress, Selection
@@ -47,7 +48,8 @@ def command(
     """Fill the cache before anything is read.
 
     Blobs are downloaded and verified. REPO stands for all its tags; without any, everything listed
-    is downloaded. What is cached already is skipped, and interrupted downloads are resumed.
+    is downloaded, or what HOST/REPO:TAG as the URL names. What is cached already is skipped, and
+    interrupted downloads are resumed.
 
     A MOUNTPOINT is read with the mount's own credentials and cache. For a URL, the options are
     those of 'mount': give the same. Exit code 1 if anything could not be downloaded.
@@ -62,7 +64,13 @@ def command(
             _refuse_options(context)
             files: Files = MountedFiles(path)
         else:
-            files = _direct(source, connection, fetching, closing)
+            url = registry_url(source)
+            if url.prefix is not None and url.reference is not None:
+                if selections:
+                    raise UsageError(f"'{url}' names an artifact already: give no REPO with it")
+                selections = [Selection.of(url.prefix, url.reference)]
+                url = RegistryUrl(url.base)
+            files = _direct(url, connection, fetching, closing)
         parallel = min(_BLOBS_AT_ONCE, fetching.connections)
         prefetch = closing.enter_context(contextlib.closing(Prefetch(files, parallel)))
         try:
@@ -81,6 +89,11 @@ def _mount_point(source: str) -> Path | None:
     path = mountpoint.resolve(source)
     mount = mounted_on(path)
     if mount is not None and mount.is_ours:
+        if "@" in mount.source:
+            raise UsageError(
+                f"'{printable(path)}' shows one artifact: prefetch that by its name, "
+                f"epochfs prefetch {printable(mount.source)}"
+            )
         return path
     if source.startswith((".", "/")):
         raise MountFailure(
@@ -99,12 +112,12 @@ def _refuse_options(context: click.Context) -> None:
 
 
 def _direct(
-    source: str, connection: Connection, fetching: Fetching, closing: contextlib.ExitStack
+    url: RegistryUrl, connection: Connection, fetching: Fetching, closing: contextlib.ExitStack
 ) -> Files:
     """Return the tree of a registry, opened in this process."""
     system.raise_open_files()
     settings = SessionSettings(
-        url=registry_url(source),
+        url=url,
         connection=connection,
         cache=fetching.cache,
         listings=ListingOptions(
@@ -114,6 +127,7 @@ def _direct(
         ),
         blobs=BlobOptions(connection.transport.timeout, connections=fetching.connections),
         offline_ok=False,
+        platform=Platform.of_machine(),
     )
     return DirectFiles(open_session(settings, closing).filesystem)
 

@@ -107,6 +107,15 @@ class OciLayout:
         """Close the directory."""
         os.close(self._directory)
 
+    def located(self, name: str) -> tuple[Repository, Tag]:
+        """Return the repository and tag of a name in `index.json`; raises InvalidName."""
+        return _parse_name(name, self._name)
+
+    @property
+    def own_repository(self) -> Repository:
+        """The repository of what has no repository in its name."""
+        return self._name
+
     # ---- as `Source` says --------------------------------------------------------------------
 
     def catalog(self) -> Answer[list[str]]:

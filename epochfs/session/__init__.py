@@ -20,6 +20,7 @@ from epochfs.config import (
     TransportOptions,
 )
 from epochfs.oci.names import Repository
+from epochfs.oci.platforms import Platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """How to open a registry or layout, to mount it or not. All paths are absolute."""
+    """How to open a registry or layout, to mount it or not. All paths are absolute.
+
+    `platform` chooses among the images of an index.
+    """
 
     url: RegistryUrl | LayoutPath
     connection: Connection
@@ -45,3 +49,4 @@ class SessionSettings:
     listings: ListingOptions
     blobs: BlobOptions
     offline_ok: bool
+    platform: Platform

@@ -18,7 +18,7 @@ from epochfs.cache.directory import CacheUser, announced, is_shortage
 from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient, hosts
 from epochfs.client.causes import Cause
-from epochfs.config import ListingOptions, RegistryUrl
+from epochfs.config import LayoutPath, ListingOptions, RegistryUrl
 from epochfs.errors import (
     CacheFailure,
     CredentialsUnavailable,
@@ -35,13 +35,14 @@ from epochfs.layers.layer_store import Layers
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, RememberingClient
+from epochfs.oci.names import Digest, Reference, Repository, Tag
 from epochfs.session import Connection, SessionSettings
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.composed import Composer
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
-from epochfs.vfs.node import Context
-from epochfs.vfs.tree import root
+from epochfs.vfs.node import Context, Node
+from epochfs.vfs.tree import ArtifactRoot, root
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,14 @@ _CATALOG_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Session:
-    """An open registry or layout: its tree, and its status for an operator."""
+    """An open registry or layout: its tree, and its status for an operator.
+
+    `shown` is what the tree shows: an artifact by its digest.
+    """
 
     filesystem: FileSystem
     status: StatusSource
+    shown: str
 
 
 class NoApiRoot(NotFound):
@@ -260,8 +265,17 @@ def _assemble(
         closing.callback(source.client.close)
         # First of all: a request that fails because it was closed says nothing about the registry.
         closing.callback(source.health.close)
+    down = isinstance(source, _Registry) and source.health.outage is not None
+    artifact = _artifact(settings.url, source, listings)
+    top: Node
+    if artifact is None:
+        shown, top = str(settings.url), root(settings.url.prefix)
+        _settle(settings, listings, (lambda _: None) if down else warn)
+    else:
+        shown = _shown(settings.url, *artifact)
+        top = ArtifactRoot(*artifact)
     observer = Observer(
-        registry=str(settings.url),
+        registry=shown,
         mountpoint=mountpoint,
         source=source.client if isinstance(source, _Registry) else source,
         remembering=remembering,
@@ -269,8 +283,6 @@ def _assemble(
         blobs=blobs,
         passthrough=passthrough,
     )
-    down = isinstance(source, _Registry) and source.health.outage is not None
-    _settle(settings, listings, (lambda _: None) if down else warn)
     context = Context(
         listings,
         blobs,
@@ -279,8 +291,43 @@ def _assemble(
         KernelMemory(listings.kernel_ttl),
         observer.status_json,
         settings.blobs.timeout,
+        settings.platform,
     )
-    return Session(FileSystem(root(settings.url.prefix), context), observer.status)
+    if isinstance(top, ArtifactRoot):
+        top.exists(context)
+    return Session(FileSystem(top, context), observer.status, shown)
+
+
+def _artifact(
+    url: RegistryUrl | LayoutPath, source: _Registry | OciLayout, listings: Listings
+) -> tuple[Repository, Digest] | None:
+    """Return the one artifact that is meant, by the digest that its tag has now; None for all.
+
+    Raises NotFound if there is none.
+    """
+    reference: Reference | None
+    if isinstance(url, RegistryUrl):
+        repository, reference = url.prefix, url.reference
+    else:
+        assert isinstance(source, OciLayout)
+        repository, reference = source.own_repository, url.digest
+        if url.name:
+            repository, reference = source.located(url.name)
+    if repository is None or reference is None:
+        return None
+    try:
+        if isinstance(reference, Tag):
+            return repository, listings.resolve(repository, reference).digest
+        return repository, listings.manifest(repository, reference).digest
+    except NotFound as error:
+        raise NotFound(f"{url}: no such artifact: {error}") from None
+
+
+def _shown(url: RegistryUrl | LayoutPath, repository: Repository, digest: Digest) -> str:
+    """Return how an artifact is shown in mountinfo and in the status."""
+    if isinstance(url, RegistryUrl):
+        return str(dataclasses.replace(url, prefix=repository, reference=digest))
+    return str(dataclasses.replace(url, name="", digest=digest))
 
 
 def _settle(settings: SessionSettings, listings: Listings, warn: Callable[[str], None]) -> None:

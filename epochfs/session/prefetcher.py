@@ -55,10 +55,15 @@ class Selection:
         head, colon, tag = name.rpartition(":")
         tagged = bool(colon) and "/" not in tag
         repository = Repository.parse(head if tagged else name)
-        path = "".join(f"/{shown_segment(segment)}" for segment in repository.segments)
         if at:
-            return cls(path, Digest.parse(digest))
-        return cls(path, Tag.parse(tag) if tagged else None)
+            return cls.of(repository, Digest.parse(digest))
+        return cls.of(repository, Tag.parse(tag) if tagged else None)
+
+    @classmethod
+    def of(cls, repository: Repository, reference: Reference | None = None) -> Selection:
+        """Return the selection of a repository, or of one artifact in it."""
+        path = "".join(f"/{shown_segment(segment)}" for segment in repository.segments)
+        return cls(path, reference)
 
     def __str__(self) -> str:
         mark = "@" if isinstance(self.reference, Digest) else ":"

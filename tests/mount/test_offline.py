@@ -34,6 +34,7 @@ from epochfs.config import (
 from epochfs.demo.http_server import OciError
 from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
 from epochfs.oci.names import Digest
+from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings, opening
 
 CONTENT = image(random_bytes(1 << 20, 1), random_bytes(4096, 2))
@@ -339,6 +340,7 @@ def test_a_tag_recalled_for_one_failure_of_a_registry_that_is_up_is_soon_resolve
             listings=ListingOptions(negative_ttl=0.1),
             blobs=BlobOptions(),
             offline_ok=False,
+            platform=Platform.of_machine(),
         )
         load(registry, "team/app", "latest", CONTENT)
         with ExitStack() as closing:

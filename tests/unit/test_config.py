@@ -10,6 +10,7 @@ import pytest
 
 from epochfs.config import (
     Credentials,
+    LayoutPath,
     ListingOptions,
     RegistryUrl,
     is_loopback,
@@ -17,6 +18,7 @@ from epochfs.config import (
     parse_size,
 )
 from epochfs.errors import UsageError
+from epochfs.oci.names import Digest, Reference, Tag
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,55 @@ def test_a_refused_url_is_shown_without_its_query(text: str) -> None:
     with pytest.raises(UsageError, match=r"reg\.example") as raised:
         RegistryUrl.parse(text)
     assert "secret" not in str(raised.value)
+
+
+DIGEST = Digest.of(b"x")
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix", "reference"),
+    [
+        ("reg.example/app:1.0", "app", Tag("1.0")),
+        ("reg.example:5000/team/app:latest", "team/app", Tag("latest")),
+        (f"https://reg.example/team/app@{DIGEST}", "team/app", DIGEST),
+        (f"reg.example/app:1.0@{DIGEST}", "app", DIGEST),
+        ("reg.example:5000/app", "app", None),
+        ("localhost:5000", None, None),
+        ("[::1]:5000/app:v1", "app", Tag("v1")),
+    ],
+)
+def test_a_url_may_name_one_artifact(
+    text: str, prefix: str | None, reference: Reference | None
+) -> None:
+    url = RegistryUrl.parse(text)
+    assert (str(url.prefix) if url.prefix else None, url.reference) == (prefix, reference)
+    assert RegistryUrl.parse(str(url)) == url
+
+
+@pytest.mark.parametrize(
+    "text", ["app:latest", "reg.example/app:", "reg.example/:v1", f"reg.example@{DIGEST}"]
+)
+def test_a_reference_needs_a_host_a_repository_and_a_name(text: str) -> None:
+    with pytest.raises(UsageError):
+        RegistryUrl.parse(text)
+
+
+def test_a_layout_may_name_one_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    layout = tmp_path / "a"
+    for text, expected in {
+        "a": LayoutPath(layout),
+        "a:v1": LayoutPath(layout, "v1"),
+        "a:library/app:1.0": LayoutPath(layout, "library/app:1.0"),
+        f"a@{DIGEST}": LayoutPath(layout, digest=DIGEST),
+        "none:v1": LayoutPath(tmp_path / "none:v1"),
+    }.items():
+        assert LayoutPath.parse(text) == expected
+        assert str(expected) == f"oci:{tmp_path}/{text}"
+    (tmp_path / "a:v1").mkdir()
+    with pytest.raises(UsageError, match=r"can mean the directory .* and 'v1' in"):
+        LayoutPath.parse("a:v1")
 
 
 @pytest.mark.parametrize("host", ["localhost", "x.localhost", "127.0.0.1", "127.9.9.9", "::1"])
