@@ -205,16 +205,19 @@ def command(
     shows only the repositories below that prefix; HOST/REPO:TAG and HOST/REPO@DIGEST show the files
     of one artifact, of the digest that the tag has now. oci:DIR is a layout on disk, oci:DIR:TAG an
     artifact of it. Without SOURCE it is EPOCH_SERVER, or else http://127.0.0.1:8080. Returns once
-    the mount answers.
+    the mount answers. MOUNTPOINT may be /dev/fd/N, which somebody else has mounted; this then stays
+    in the foreground.
     """
     if not 1 <= len(where) <= 2:
         raise click.UsageError("give [SOURCE] MOUNTPOINT")
     url = source_url(where[0] if len(where) == 2 else None)
     if not isinstance(url, LayoutPath):
         hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be reported here
+    path = mountpoint.resolve(where[-1])
+    is_mounted = mountpoint.descriptor(path) is not None
     settings = MountSettings(
         url=url,
-        path=mountpoint.resolve(where[-1]),
+        path=path,
         connection=connection,
         cache=fetching.cache,
         listings=ListingOptions(
@@ -236,7 +239,7 @@ def command(
         gid=os.getgid() if gid is None else gid,
         allow_other=allow_other,
         kernel_words=kernel_words(words),
-        foreground=foreground,
+        foreground=foreground or is_mounted,
         log_file=log_file,
         metrics=metrics,
     )
@@ -245,9 +248,12 @@ def command(
     if isinstance(url, LayoutPath):
         _refuse_hidden(settings.path, "the layout", url.directory)
     mountpoint.prepare(settings.path)
-    system.require_fuse(allow_other=allow_other)
-    output.configure_logging(log_level, log_file, foreground=foreground)
-    if foreground:
+    if is_mounted:
+        system.require_descriptor_support()
+    else:
+        system.require_fuse(allow_other=allow_other)
+    output.configure_logging(log_level, log_file, foreground=settings.foreground)
+    if settings.foreground:
         _serve(settings, ready=lambda _: None)
     else:
         _serve_in_background(settings)

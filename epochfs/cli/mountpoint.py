@@ -25,10 +25,21 @@ from epochfs.errors import MountFailure, printable
 from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on
 
 _PROC = Path("/proc")
+_DESCRIPTORS = Path("/dev/fd")
+_FUSE_DEVICE = os.makedev(10, 229)
+"""The device number of /dev/fuse (the kernel's devices.txt)."""
+
 _POLL = 0.01
 _ANSWER_SECONDS = 5.0
 _GONE_SECONDS = 10.0
 _T = TypeVar("_T")
+
+
+def descriptor(path: Path) -> int | None:
+    """Return N for /dev/fd/N: somebody else has mounted, and handed on what serves the mount."""
+    name = path.name
+    is_number = path.parent == _DESCRIPTORS and name.isascii() and name.isdecimal()
+    return int(name) if is_number else None
 
 
 def resolve(text: str | Path) -> Path:
@@ -37,6 +48,8 @@ def resolve(text: str | Path) -> Path:
     The last component is resolved only if nothing is mounted there: a dead or hanging mount must
     still have a name, so that it can be cleaned up.
     """
+    if descriptor(Path(text)) is not None:
+        return Path(text)
     try:
         absolute = Path(text).absolute()
         path = absolute.parent.resolve() / absolute.name if absolute.name != ".." else absolute
@@ -50,6 +63,10 @@ def prepare(path: Path) -> None:
 
     Raises MountFailure, which says what is wrong and what to do.
     """
+    number = descriptor(path)
+    if number is not None:
+        _require_fuse_device(path, number)
+        return
     clear_dead(path)
     mount = mounted_on(path)
     shown = f"mount point '{printable(path)}'"
@@ -76,6 +93,19 @@ def prepare(path: Path) -> None:
     if not _is_permitted(path, status):
         raise MountFailure(
             f"{shown} is not yours: mount on a directory that you own and can write to, or as root"
+        )
+
+
+def _require_fuse_device(path: Path, number: int) -> None:
+    """Raise MountFailure unless a descriptor is of /dev/fuse."""
+    try:
+        found = os.fstat(number)
+    except OSError:
+        found = None
+    if found is None or not stat.S_ISCHR(found.st_mode) or found.st_rdev != _FUSE_DEVICE:
+        raise MountFailure(
+            f"{path} is no open descriptor of /dev/fuse: whoever starts this must open /dev/fuse, "
+            "mount with fd=N, and let this process inherit the descriptor"
         )
 
 

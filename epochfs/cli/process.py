@@ -226,6 +226,7 @@ class Signals:
         self.on_hangup: Callable[[], None] = lambda: None
         self._path = path
         self._device = ""
+        self._is_mounted = False
         self._terminating = terminating_signals(foreground=foreground)
         self._received = {*self._terminating, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._received)
@@ -233,6 +234,7 @@ class Signals:
 
     def mounted(self) -> None:
         """Remember the mount's device: its path changes if a directory above it is renamed."""
+        self._is_mounted = True
         mount = mountinfo.mounted_on(self._path)
         self._device = mount.device if mount is not None and mount.is_ours else ""
 
@@ -250,17 +252,23 @@ class Signals:
             except Exception:
                 log.exception("unforeseen failure on %s", received.name)
         try:
-            _unmount(received, self._find())
+            mount = self._find()
+            if mount is None:
+                self._end(received)
+            _unmount(received, mount)
         except Exception:
             log.exception("cannot unmount %s", printable(self._path))
             exit_now(1)
 
+    def _end(self, received: signal.Signals) -> NoReturn:
+        """Exit where there is no mount to unmount: not yet, no more, or somebody else's."""
+        when = "" if self._is_mounted else " before the mount was made"
+        log.info("%s%s: exiting", received.name, when)
+        exit_now(0 if self._is_mounted else 1)
 
-def _unmount(received: signal.Signals, mount: mountinfo.Mount | None) -> None:
+
+def _unmount(received: signal.Signals, mount: mountinfo.Mount) -> None:
     """Unmount, and end the process soon after, even if there are still readers."""
-    if mount is None:
-        log.info("%s before the mount was made: exiting", received.name)
-        exit_now(1)
     path = mount.path
     log.info("%s: unmounting %s", received.name, printable(path))
     exit_within(GRACE, 0)

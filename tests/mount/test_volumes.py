@@ -7,17 +7,20 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from support.artifacts import TAR_GZIP, artifact, on, packed, platform_index, raw
 from support.builders import Content, load, random_bytes, write_layout
-from support.commandline import run
+from support.commandline import environment, run
 from support.layers import DIRECTORY, File, Layer, container
-from support.mounts import Mounts
+from support.mounts import NO_MIRRORS, PATIENCE, Mounts, require_fuse
+from support.scripted import until
 
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fuse import mountinfo
@@ -255,3 +258,79 @@ def test_kubernetes_own_example(registry: EmbeddedRegistry, mounts: Mounts) -> N
     load(registry, "kep", "v1", container(Layer(first[1]), Layer(second[1])))
     mount = mounts(f"{registry.url}/kep:v1")
     assert files_in(mount.path) == {"dir/file": b"layer 0\n", "file": b"layer 1\n"}
+
+
+# ---- without privileges --------------------------------------------------------------------------
+
+
+def python_of_nobody() -> tuple[str, dict[str, str]]:
+    """Return a Python that any user can run, and the environment in which it finds epochfs."""
+    found = [str(Path(path)) for path in ("", *sys.path) if "site-packages" in str(path)]
+    for python in (sys.executable, "/usr/bin/python3"):
+        variables = (
+            {} if python == sys.executable else {"PYTHONPATH": ":".join([str(ROOT), *found])}
+        )
+        command = [python, "-c", "import epochfs.cli.mount, mfusepy, zstandard"]
+        with suppress(OSError):
+            done = subprocess.run(
+                command,
+                env={**os.environ, **variables},
+                cwd=ROOT,
+                user=NOBODY,
+                group=NOBODY,
+                extra_groups=[],
+                capture_output=True,
+                check=False,
+            )
+            if done.returncode == 0:
+                return python, variables
+    pytest.skip("no Python here that another user can run")
+
+
+@contextmanager
+def served_by_nobody(source: str, tmp_path: Path, *options: str) -> Iterator[Path]:
+    """Mount as root, and serve as a user without any right, who cannot open /dev/fuse."""
+    require_fuse()
+    if os.geteuid() != 0:
+        pytest.skip("needs the right to mount")
+    path, cache = tmp_path / "mounted", tmp_path / "nobodys"
+    path.mkdir(parents=True)
+    cache.mkdir()
+    os.chown(cache, NOBODY, NOBODY)
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    python, variables = python_of_nobody()
+    command = [python, "-m", "epochfs", "mount", *NO_MIRRORS, *options]
+    command += [f"--log-file={cache}/log", f"--cache-dir={cache}", source, "{}"]
+    mounter = [sys.executable, ROOT / "scripts/fdmount", "--uid", str(NOBODY), path, *command]
+    with subprocess.Popen(mounter, env=environment(**variables)) as process:
+        try:
+            until(lambda: (path / ".epochfs/status.json").exists(), PATIENCE)
+            yield path
+        finally:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+    assert not os.path.ismount(path)
+    assert "WARNING" not in (cache / "log").read_text()
+
+
+def test_a_process_without_rights_serves_what_another_has_mounted(
+    registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    with served_by_nobody(f"{registry.url}/team/model:v1", tmp_path) as path:
+        assert files_in(path) == MODEL
+        status = json.loads((path / ".epochfs/status.json").read_text())
+        assert Path(f"/proc/{status['pid']}").stat().st_uid == NOBODY
+        capabilities = Path(f"/proc/{status['pid']}/status").read_text()
+        assert "CapEff:\t0000000000000000" in capabilities
+    with served_by_nobody(registry.url, tmp_path / "again") as path:
+        assert files_in(path / "team/model:v1") == MODEL
+        assert os.getxattr(path / "team/model/tags/v1/manifest.json", "user.epochfs.kind")
+
+
+@pytest.mark.parametrize("number", [0, 999])
+def test_a_descriptor_that_is_not_of_fuse_is_refused(number: int) -> None:
+    code, _, errors = run("mount", "http://127.0.0.1:1", f"/dev/fd/{number}")
+    assert code == 1
+    assert f"/dev/fd/{number} is no open descriptor of /dev/fuse" in errors
