@@ -44,7 +44,7 @@ from epochfs.oci.manifests import (
     parse,
     payload,
 )
-from epochfs.oci.names import Digest, Reference, Repository
+from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 log = logging.getLogger(__name__)
 
@@ -330,7 +330,8 @@ def repository_path(repository: Repository) -> str:
 
 def manifest_path(repository: Repository, reference: Reference) -> str:
     """Return the path of a manifest."""
-    return f"/{quote(repository.name)}/manifests/{quote(str(reference), safe=':')}"
+    name = reference.name if isinstance(reference, Tag) else str(reference)
+    return f"/{quote(repository.name)}/manifests/{quote(name, safe=':')}"
 
 
 def blob_path(repository: Repository, digest: Digest) -> str:

@@ -189,12 +189,16 @@ class RememberingClient:
         return self._ask(Question(_TAGS, name.name), ask, _dump, _names, self._max_age)
 
     def resolve(self, name: Repository, reference: Reference) -> Answer[Descriptor]:
+        if isinstance(reference, Tag):
+            key, max_age = reference.name, self._max_age
+        else:
+            key, max_age = str(reference), None
         return self._ask(
-            Question(_DESCRIPTION, name.name, str(reference)),
+            Question(_DESCRIPTION, name.name, key),
             partial(self._client.resolve, name, reference),
             _dump,
             lambda raw: _descriptor(json.loads(raw)),
-            self._max_age if isinstance(reference, Tag) else None,
+            max_age,
         )
 
     def get_manifest(
