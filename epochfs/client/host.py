@@ -353,13 +353,15 @@ def announced_digest(reply: Reply) -> Digest | None:
 def _announced(reply: Reply, reference: Reference) -> Descriptor | None:
     """Return what the answer to a HEAD says a reference names, None where it says too little."""
     digest, size = announced_digest(reply), reply.content_length
+    if size is not None:
+        checked_size(size)  # one that is none is an answer too, and a wrong one
     if isinstance(reference, Digest):
         if digest and digest.algorithm == reference.algorithm and digest != reference:
             raise ContentMismatch(f"{reply.what}: resolves to {digest}")
         digest = reference
     if digest is None or size is None or reply.encoded:
         return None
-    return Descriptor(reply.media_type, digest, checked_size(size))
+    return Descriptor(reply.media_type, digest, size)
 
 
 def _without_referrers(error: EpochfsError) -> Unsupported:
