@@ -74,13 +74,7 @@ class ArtifactRoot(VolumeNode):
 
 
 def shown_segment(segment: str) -> str:
-    """Return how a repository segment appears in the tree.
-
-    Names that mean something else there are escaped: a reserved one by one `_` in front, what would
-    be a reference by `_:`.
-    """
-    if parsed_reference(segment) is not None:
-        return f"_:{segment}"
+    """Return how a repository segment appears in the tree: reserved names get one `_` in front."""
     return f"_{segment}" if segment in RESERVED or segment.startswith("_") else segment
 
 
@@ -102,7 +96,7 @@ def parsed_reference(name: str) -> tuple[str, Reference] | None:
 
 def parsed_segment(name: str) -> str:
     """Return the repository segment that a name in the tree means; raises NotFound if none."""
-    segment = name.removeprefix("_:" if name.startswith("_:") else "_")
+    segment = name.removeprefix("_")
     if shown_segment(segment) != name:
         raise NotFound(f"no repository segment is shown as {name}")
     return segment
@@ -127,12 +121,21 @@ class Namespace(Node):
             if self.is_root and name == CONTROL:
                 return ControlDirectory()
             raise NotFound(f"no {name} here")
-        may_refer = ":" in name or "@" in name
-        referred = parsed_reference(name) if may_refer and not name.startswith("_:") else None
-        if referred is not None:
-            segments = (*self.segments, parsed_segment(referred[0]))
-            return VolumeLink(Repository.parse("/".join(segments)), *referred)
-        segments = (*self.segments, parsed_segment(name) if name.startswith("_") else name)
+        referred = parsed_reference(name) if ":" in name or "@" in name else None
+        if referred is None:
+            segments = (*self.segments, parsed_segment(name) if name.startswith("_") else name)
+            Repository.parse("/".join(segments))
+            return Namespace(segments)
+        try:
+            listed = self._below(parsed_segment(name))
+        except NotFound:
+            listed = None
+        repository = self._below(parsed_segment(referred[0])).repository
+        return VolumeLink(repository, *referred, listed)
+
+    def _below(self, segment: str) -> Namespace:
+        """Return a namespace below this one; raises InvalidName."""
+        segments = (*self.segments, segment)
         Repository.parse("/".join(segments))
         return Namespace(segments)
 
@@ -217,21 +220,49 @@ class TagLink(RepositoryNode):
 
 @dataclass(frozen=True)
 class VolumeLink(RepositoryNode):
-    """`<repo>:<tag>` or `<repo>@<digest>`: a link to a volume; `shown` is the repository's name."""
+    """`<repo>:<tag>` or `<repo>@<digest>`: a link to a volume; `shown` is the repository's name.
+
+    The catalog may list a namespace under the same name, as a layout whose names begin with
+    `localhost:5000/` does: then it is that.
+    """
 
     shown: str
     reference: Reference
+    namespace: Namespace | None
+
+    def child(self, name: str) -> Node:
+        if self.namespace is None:
+            raise NotFound(f"no {name} in a link")
+        return self.namespace.child(name)
 
     def attr(self, context: Context) -> Attr:
+        namespace = self._listed(context)
+        if namespace is not None:
+            return namespace.attr(context)
+        length = len(self.target(context).encode())
         if isinstance(self.reference, Digest):
             context.listings.manifest(self.repository, self.reference)
-            return Attr(LINK, len(self.target(context).encode()))
+            return Attr(LINK, length)
         since_ns = context.listings.resolve(self.repository, self.reference).since_ns
-        return Attr(LINK, len(self.target(context).encode()), since_ns)
+        return Attr(LINK, length, since_ns)
+
+    def entries(self, context: Context) -> Entries:
+        namespace = self._listed(context)
+        if namespace is None:
+            raise NotFound("a link lists nothing")
+        return namespace.entries(context)
 
     def target(self, context: Context) -> str:
         kind = "manifests" if isinstance(self.reference, Digest) else "tags"
         return f"{self.shown}/{kind}/{self.reference}/{VOLUME}"
+
+    def _listed(self, context: Context) -> Namespace | None:
+        """Return the namespace, if the catalog lists it."""
+        known, namespace = context.listings.known_catalog(), self.namespace
+        if known is None or namespace is None:
+            return None
+        is_listed = namespace.repository in known or known.is_parent(namespace.segments)
+        return namespace if is_listed else None
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ digests = st.tuples(st.sampled_from(["sha256", "sha512"]), st.binary(max_size=4)
     lambda pair: Digest.of(pair[1], pair[0])
 )
 nodes = st.one_of(
-    repositories.map(lambda repository: Namespace(repository.segments)),
+    repositories.filter(lambda one: not REFERENCE.match(one.segments[-1])).map(
+        lambda repository: Namespace(repository.segments)
+    ),
     st.builds(TagsDirectory, repositories),
     st.builds(ManifestsDirectory, repositories),
     st.builds(BlobsDirectory, repositories),
@@ -147,11 +149,9 @@ nodes = st.one_of(
     st.builds(VolumeNode, repositories, digests),
     st.builds(VolumeNode, repositories, digests, titles.map(os.fsencode)),
     st.builds(
-        lambda repository, reference: VolumeLink(
-            repository, shown(repository.segments).rpartition("/")[2], reference
-        ),
+        lambda repository, reference: TREE.node(f"{shown(repository.segments)}{reference}"),
         repositories,
-        digests | st.sampled_from(["v1", "1.0", "_x"]).map(Tag),
+        digests.map("@{}".format) | st.sampled_from([":v1", ":1.0", ":_x"]),
     ),
 )
 
@@ -160,11 +160,7 @@ def shown(segments: tuple[str, ...]) -> str:
     """Return the path of a repository, after design §1 and not after the code."""
     reserved = ("tags", "manifests", "blobs", "layout", ".epochfs")
     return "".join(
-        f"/_:{segment}"
-        if REFERENCE.match(segment)
-        else f"/_{segment}"
-        if segment in reserved or segment.startswith("_")
-        else f"/{segment}"
+        f"/_{segment}" if segment in reserved or segment.startswith("_") else f"/{segment}"
         for segment in segments
     )
 
