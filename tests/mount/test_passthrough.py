@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from support.artifacts import artifact, raw
 from support.builders import image, load, random_bytes
 from support.mounts import Mount, Mounts, status
 
@@ -293,6 +294,16 @@ def test_a_cached_blob_is_read_and_mapped_while_the_process_is_stopped(warm: Mou
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
                 assert within_seconds(lambda: mapped[4096:9000]) == BLOB[4096:9000]
     assert (warm.path / NAME).read_bytes() == BLOB
+
+
+def test_a_cached_file_of_a_volume_is_read_while_the_process_is_stopped(
+    app: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    load(app, "model", "v1", artifact(raw("weights", BLOB)))
+    mount = mounts(f"{app.url}/model:v1")
+    assert (mount.path / "weights").read_bytes() == BLOB
+    with (mount.path / "weights").open("rb") as file, stopped(mount):
+        assert within_seconds(file.read) == BLOB
 
 
 def test_a_blob_that_is_not_verified_is_read_through_us_by_all_its_readers(
