@@ -127,6 +127,14 @@ def through(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, as a list of one number that the test can change."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
 def embedded() -> Iterator[EmbeddedRegistry]:
     """An empty embedded registry that does all of the specification."""
     with EmbeddedRegistry() as registry:

@@ -199,10 +199,10 @@ def test_what_fuse_says_is_in_the_line(directory: Path) -> None:
 
 
 @contextmanager
-def silent_server() -> Iterator[str]:
-    """The URL of a server that accepts connections and says nothing."""
+def silent_server() -> Iterator[tuple[str, socket.socket]]:
+    """A server that says nothing to who connects: its URL, and its socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", server
 
 
 @pytest.mark.parametrize(
@@ -211,18 +211,19 @@ def silent_server() -> Iterator[str]:
 def test_interrupting_the_wait_leaves_nothing(
     number: signal.Signals, code: int, directory: Path
 ) -> None:
-    with silent_server() as url, start("mount", url, directory) as process:
+    with silent_server() as (url, server), start("mount", url, directory) as process:
         until(lambda: len(processes_of(directory)) == 2)
-        time.sleep(0.3)
+        asking, _ = server.accept()
         process.send_signal(number)
         _, errors = process.communicate(timeout=6)
+        asking.close()
     assert process.returncode == code
     assert errors == "epochfs: interrupted: nothing is mounted\n"
     nothing_is_left(directory)
 
 
 def test_a_silent_registry_is_given_up_after_the_timeout(directory: Path) -> None:
-    with silent_server() as url:
+    with silent_server() as (url, _):
         code, _, errors = run("mount", "--timeout=1", url, directory)
     assert code == 1
     assert "cannot be reached" in one_line(errors)
@@ -234,7 +235,7 @@ def test_a_terminal_is_told_what_is_waited_for(directory: Path) -> None:
         ours, theirs = pty.openpty()
     except OSError:
         pytest.skip("no pseudo-terminal to be had")
-    with silent_server() as url:
+    with silent_server() as (url, _):
         command = [*COMMAND, "mount", *NO_MIRRORS, "--timeout=2", url, str(directory)]
         process = subprocess.Popen(command, stderr=theirs, env=environment())
         os.close(theirs)

@@ -161,7 +161,7 @@ def test_pages_that_never_end_meet_the_time_limit(connect: Connect) -> None:
         return listing("tags", ["a"], Link=f'<{seen.path}?last={len(server.seen)}>; rel="next"')
 
     server, client = connect(script, options=TransportOptions(timeout=0.5))
-    with at_most(1.5), pytest.raises(DeadlineExceeded):
+    with at_most(4), pytest.raises(DeadlineExceeded):
         client.list_tags("x")
 
 

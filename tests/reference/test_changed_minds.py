@@ -57,9 +57,11 @@ def proxy(registry: EmbeddedRegistry) -> Iterator[FaultProxy]:
 
 
 @contextlib.contextmanager
-def opened(proxy: FaultProxy, directory: Path, row: Row, state: State) -> Iterator[View]:
+def opened(
+    proxy: FaultProxy, directory: Path, row: Row, state: State, timeout: float = 0.0
+) -> Iterator[View]:
     """View the registry, and have it known as a state says."""
-    timeout = SHORT if row.turn is SILENT else PATIENT
+    timeout = timeout or (SHORT if row.turn is SILENT else PATIENT)
     with stack(
         proxy.url,
         directory,
@@ -101,9 +103,9 @@ def test_what_a_digest_names_neither_waits_for_a_listing_nor_fails_with_it(
     row = Row(what, turned)
     manifest = f"/lab/app/manifests/{minds.EDGE.digest}/manifest.json"
     blob = f"/top/blobs/{minds.model.digest(b'top' * 40_000)}"
-    with opened(proxy, tmp_path, row, COLD) as view:
+    with opened(proxy, tmp_path, row, COLD, PATIENT) as view:
         row.befall(proxy)
-        with at_most(0.9 * SHORT):
+        with at_most(0.9 * PATIENT):
             for path in (manifest, blob):
                 view.stat("/".join(path.split("/")[:-1]))
                 assert read(view, path) == WHOLE[path]

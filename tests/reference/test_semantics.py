@@ -131,12 +131,12 @@ def test_what_is_cached_is_served_while_the_registry_is_down_and_it_heals(
     embedded: EmbeddedRegistry, mounts: Mounts
 ) -> None:
     load(embedded, "library/app", "latest", APP)
-    mount = mounts(embedded.url, "--metadata-ttl", "1", "--timeout", "5")
+    mount = mounts(embedded.url, "--metadata-ttl", "0.3", "--timeout", "5")
     blobs = mount.path / "library/app/blobs"
     first, second = sorted(blobs.iterdir())[:2]
     content = first.read_bytes()
     embedded.stop()
-    time.sleep(1.1)
+    time.sleep(0.4)
     assert first.read_bytes() == content
     assert (mount.path / "library/app/tags/latest/manifest.json").read_bytes() == APP.raw
     embedded.start()

@@ -178,3 +178,13 @@ def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < deadline, "this took too long"
         time.sleep(0.01)
+
+
+def settled(value: Callable[[], int], seconds: float = 0.5) -> int:
+    """Return a number once it has not changed for a while."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < seconds:
+        time.sleep(0.05)
+        if (now := value()) != last:
+            last, since = now, time.monotonic()
+    return last

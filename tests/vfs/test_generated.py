@@ -82,30 +82,32 @@ def test_what_was_not_told_is_read_past_the_pages(files: Files) -> None:
     assert (content(handle), handle.direct_io) == (ONE, True)
 
 
-def test_an_open_file_stays_as_it_is_for_a_while(files: Files) -> None:
+def test_an_open_file_stays_as_it_is_for_a_while(files: Files, clock: list[float]) -> None:
     files.attr(FILE)
-    time.sleep(0.15)
+    clock[0] += 0.15
     first = files.open(FILE)
     BYTES["a"] = LONGER
-    time.sleep(0.08)  # it was told longer ago than that may be, and opened less long
+    clock[0] += 0.08  # it was told longer ago than that may be, and opened less long
     assert files.attr(FILE).size == len(ONE)
     second = files.open(FILE)
     assert (content(first), content(second)) == (ONE, ONE)
     assert not second.direct_io
-    time.sleep(0.05)
+    clock[0] += 0.05
     third = files.open(FILE)
     assert (content(third), third.direct_io) == (ONE, True)  # nobody keeps it so for ever
-    time.sleep(0.08)
+    clock[0] += 0.08
     assert files.attr(FILE).size == len(LONGER)
     assert content(third) == ONE
 
 
 @pytest.mark.parametrize("after", [OTHER, LONGER, SHORTER])
-def test_every_handle_has_its_own_version_or_an_error(files: Files, after: bytes) -> None:
+def test_every_handle_has_its_own_version_or_an_error(
+    files: Files, clock: list[float], after: bytes
+) -> None:
     files.attr(FILE)
     old = files.open(FILE)
     BYTES["a"] = after
-    time.sleep(0.25)
+    clock[0] += 0.25
     assert files.attr(FILE).size == len(after)
     new = files.open(FILE)
     assert (content(new), new.direct_io) == (after, True)  # the pages are the old one's

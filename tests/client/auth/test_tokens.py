@@ -24,14 +24,6 @@ from epochfs.errors import (
 )
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The monotonic clock, as a list of one number that the test can change."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
-
-
 @pytest.mark.parametrize(
     ("header", "expected"),
     [

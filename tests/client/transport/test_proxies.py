@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 from support.scripted import ScriptedServer, Seen, Step, at_most, reply
-from support.transports import ANYONE, TIMEOUT, get
+from support.transports import ANYONE, SLACK, TIMEOUT, get
 
 from epochfs.cli import options
 from epochfs.client.transport import Transport
@@ -300,5 +300,5 @@ def test_a_silent_proxy_meets_the_time_limit(opened: ExitStack, registry: str) -
     tunnels = opened.enter_context(Tunnels("", b""))
     proxies = Proxies(f"http://{tunnels.host}", f"http://{tunnels.host}")
     transport = to(opened, registry, proxies=proxies, timeout=TIMEOUT)
-    with at_most(TIMEOUT + 0.5), pytest.raises(DeadlineExceeded):
+    with at_most(TIMEOUT + SLACK), pytest.raises(DeadlineExceeded):
         get(transport)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.scripted import Seen, Step, at_most, in_turn, reply
+from support.scripted import Seen, Step, at_most, in_turn, reply, until
 from support.transports import (
     ANYONE,
     CHUNKED,
@@ -172,7 +171,7 @@ def test_a_listener_that_never_accepts_meets_the_time_limit() -> None:
 
 
 def test_closing_the_transport_ends_what_is_blocked(serve: Serve) -> None:
-    _, transport = serve(lambda _: [60.0], timeout=60.0)
+    server, transport = serve(lambda _: [60.0], timeout=60.0)
     errors: list[EpochfsError] = []
 
     def wait() -> None:
@@ -183,9 +182,9 @@ def test_closing_the_transport_ends_what_is_blocked(serve: Serve) -> None:
     threads = [threading.Thread(target=wait) for _ in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    until(lambda: len(server.seen) == 8)
     transport.close()
-    with at_most(1):
+    with at_most(5):
         for thread in threads:
             thread.join(5)
     assert len(errors) == 8

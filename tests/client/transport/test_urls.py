@@ -215,7 +215,7 @@ def test_no_link_breaks_the_parser(link: str) -> None:
 
 @pytest.mark.parametrize("part", [";", '; a="\\', "<>", ";a=", "; a ", ",", " "])
 def test_a_long_hostile_link_is_refused_in_no_time(part: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with contextlib.suppress(ProtocolViolation):
         next_page("</v2/x>" + part * (60_000 // len(part)) + "!", HERE)
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1

@@ -132,9 +132,9 @@ class TestBrokenStreams:
         self, blobs_of: Opener
     ) -> None:
         gate = Turnstile(0)
-        blobs = blobs_of(FakeClient(SMALL, before=gate), timeout=0.6)
+        blobs = blobs_of(FakeClient(SMALL, before=gate), timeout=1.0)
         with opened(blobs, SMALL) as handle:
-            with at_most(1):
+            with at_most(1.9):
                 for _ in range(2):
                     with pytest.raises(DeadlineExceeded):
                         pread(handle, 0, 10)

@@ -12,7 +12,7 @@ import pytest
 from support.builders import image, load, random_bytes
 from support.gates import Gate
 from support.mounts import Mounts
-from support.scripted import until
+from support.scripted import settled, until
 from support.sources import FakeClient, FakeStream
 
 from epochfs.blobs.fetch_plan import FIRST_AHEAD
@@ -63,14 +63,10 @@ def read(handle: BlobHandle, start: int, stop: int) -> None:
         assert buffer == BLOB[offset : offset + len(buffer)]
 
 
-def settled(client: FakeClient) -> int:
-    """Return how much was sent once no more comes for a while, on a busy machine too."""
-    sent, since = -1, time.monotonic()
-    while time.monotonic() - since < 0.9:
-        if sent != client.sent:
-            sent, since = client.sent, time.monotonic()
-        time.sleep(0.1)
-    return sent
+def fetched(blobs: Blobs, client: FakeClient) -> int:
+    """Return how much was sent, once nothing is under way that nobody waits for."""
+    until(lambda: blobs.counters().connections == 0)
+    return client.sent
 
 
 class TestAhead:
@@ -81,7 +77,7 @@ class TestAhead:
     ) -> None:
         handle = open_blob(blobs)
         read(handle, start, start + count)
-        assert count <= settled(client) <= 2 * count + FIRST_AHEAD
+        assert count <= fetched(blobs, client) <= 2 * count + FIRST_AHEAD
         handle.close()
 
     def test_a_reader_who_goes_on_finds_the_next_bytes_there(
@@ -89,7 +85,7 @@ class TestAhead:
     ) -> None:
         handle = open_blob(blobs)
         read(handle, 0, 4 * MIB)
-        settled(client)
+        fetched(blobs, client)
         asked = len(client.asked)
         read(handle, 4 * MIB, 5 * MIB)
         assert len(client.asked) == asked
@@ -116,7 +112,7 @@ class TestAhead:
         one, other = open_blob(blobs), open_blob(blobs)
         read(one, 0, 4 * MIB)
         read(other, 20 * MIB, 20 * MIB + 4096)
-        assert settled(client) <= 2 * 4 * MIB + FIRST_AHEAD + MIB
+        assert fetched(blobs, client) <= 2 * 4 * MIB + FIRST_AHEAD + MIB
         read(one, 4 * MIB, 12 * MIB)
         for handle in (one, other):
             handle.close()
@@ -130,19 +126,17 @@ class TestNobodyReads:
         read(handle, 0, 4 * MIB)
         client.before = Dripping(0.1)
         read(handle, 4 * MIB, 6 * MIB)
+        client.before = Dripping(60)
         handle.close()
-        time.sleep(REST_SECONDS + 0.1)
-        sent = client.sent
-        time.sleep(0.5)
-        assert client.sent == sent
-        assert blobs.counters().connections == 0
+        until(lambda: blobs.counters().connections == 0)
+        assert settled(lambda: client.sent) < len(BLOB) // 2
 
     def test_nothing_more_is_asked_for(self, blobs: Blobs, client: FakeClient) -> None:
         handle = open_blob(blobs)
         read(handle, 0, 4 * MIB)
         handle.close()
         asked = len(client.asked)
-        settled(client)
+        settled(lambda: client.sent, REST_SECONDS + 0.2)
         assert len(client.asked) == asked
 
     def test_who_comes_back_goes_on_where_it_was(self, blobs: Blobs, client: FakeClient) -> None:
@@ -171,10 +165,7 @@ class TestNobodyReads:
         handle = open_blob(blobs)
         read(handle, 0, 2 * MIB)
         handle.close()
-        time.sleep(REST_SECONDS + 0.2)
-        sent = client.sent
-        time.sleep(0.5)
-        assert client.sent == sent < len(BLOB) // 2
+        assert settled(lambda: client.sent) < len(BLOB) // 2
         client.before = lambda _: None
         again = open_blob(blobs)
         read(again, 0, len(BLOB))
@@ -216,9 +207,4 @@ def test_a_program_that_reads_four_megabytes_costs_the_registry_little_more(
         path.stat()
         with path.open("rb", buffering=0) as file:
             assert os.pread(file.fileno(), 4 * MIB, start) == large[start : start + 4 * MIB]
-        time.sleep(1)
-        assert gate.passed < 16 * MIB
-        time.sleep(1)
-        passed = gate.passed
-        time.sleep(1)
-        assert gate.passed == passed
+        assert settled(lambda: gate.passed, 1) < 16 * MIB

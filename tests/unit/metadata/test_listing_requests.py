@@ -194,7 +194,7 @@ class TestTheTimeLimit:
                     break
                 except DeadlineExceeded as error:
                     assert "another try goes on" in str(error)
-                assert 0.5 < time.monotonic() - began < 1.2
+                assert 0.5 < time.monotonic() - began < 5
                 assert tries < 10
             assert found == 40
             assert tries > 1

@@ -149,7 +149,7 @@ def test_a_registry_that_falls_silent_does_not_hold_up_the_listing_of_another_re
         load(registry, "team/other", "latest", image())
         layers = opened(registry, timeout=1.0, retries=0, parallel=4)
         list(layers.filesystem.listdir("/team/app/tags"))
-        with at_most(2), pytest.raises(DeadlineExceeded):
+        with at_most(5), pytest.raises(DeadlineExceeded):
             layers.filesystem.getattr("/team/app/tags/t0")
-        with at_most(2), pytest.raises(DeadlineExceeded):
+        with at_most(5), pytest.raises(DeadlineExceeded):
             list(layers.filesystem.listdir("/team/other/manifests"))
