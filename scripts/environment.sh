@@ -62,7 +62,8 @@ make_venv() {
     stamp="$VENV/installed$extras"
     if ! cmp -s pyproject.toml "$stamp"; then
         say "installing epochfs$extras into $VENV"
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extras" ||
+            return 1
         cp pyproject.toml "$stamp"
     fi
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from epochfs.errors import EpochfsError
-from scripts.benchmark import blobrows, linkrows, namerows, report, sharedrows
+from scripts.benchmark import blobrows, linkrows, namerows, report, sharedrows, volumerows
 from scripts.benchmark.content import MIB
 from scripts.benchmark.lab import Lab
 from scripts.benchmark.programs import Failed, Missing, find
@@ -28,7 +28,14 @@ def _memory(lab: Lab) -> Samples:
     yield Sample(max(lab.peaks) / MIB)
 
 
-ROWS = (*blobrows.ROWS, *linkrows.ROWS, *sharedrows.ROWS, *namerows.ROWS, _memory)
+ROWS = (
+    *blobrows.ROWS,
+    *linkrows.ROWS,
+    *sharedrows.ROWS,
+    *namerows.ROWS,
+    *volumerows.ROWS,
+    _memory,
+)
 """All rows, in the order of the table."""
 
 

@@ -12,10 +12,15 @@ from pathlib import Path
 from epochfs.client import RegistryClient
 from epochfs.config import TransportOptions
 from epochfs.demo.samples import CONFIG, LAYER, descriptor, encode
+from epochfs.oci.artifact_files import FILE_PATHS
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
 
 MIB = 1 << 20
+
+MODEL = "application/vnd.cncf.model.manifest.v1+json"
+MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
+WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
 
 _THREADS = 16
 _PUSH_SECONDS = 120.0
@@ -39,16 +44,50 @@ class Blob:
 def push_blob(url: str, repository: str, file: Path, size: int) -> Blob:
     """Write `size` random bytes to `file`, and push them as a layer of `repository:latest`."""
     random_file(file, size)
-    with file.open("rb") as stream:
-        digest = Digest("sha256", hashlib.file_digest(stream, "sha256").hexdigest())
-        stream.seek(0)
-        client = _client(url)
-        client.put_blob(repository, digest, stream, size)
-    layer = {"mediaType": LAYER, "digest": str(digest), "size": size}
-    config = _config(str(digest))
+    client = _client(url)
+    blob = _push_file(client, repository, file)
+    layer = {"mediaType": LAYER, "digest": str(blob.digest), "size": size}
+    config = _config(str(blob.digest))
     client.put_blob(repository, Digest.of(config), config, len(config))
     client.put_manifest(repository, "latest", _manifest(config, layer), OCI_MANIFEST)
     client.close()
+    return blob
+
+
+def push_model(url: str, repository: str, files: Iterable[Path]) -> list[Blob]:
+    """Push files as a ModelPack, `repository:latest`: each is a layer, titled by its name."""
+    client = _client(url)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        blobs = list(pool.map(lambda file: _push_file(client, repository, file), files))
+    layers: list[dict[str, object]] = [
+        {
+            "mediaType": WEIGHT,
+            "digest": str(blob.digest),
+            "size": blob.size,
+            "annotations": {FILE_PATHS[0]: blob.file.name},
+        }
+        for blob in blobs
+    ]
+    config = b"{}"
+    client.put_blob(repository, Digest.of(config), config, len(config))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": MODEL,
+        "config": descriptor(config, MODEL_CONFIG),
+        "layers": layers,
+    }
+    client.put_manifest(repository, "latest", encode(manifest), OCI_MANIFEST)
+    client.close()
+    return blobs
+
+
+def _push_file(client: RegistryClient, repository: str, file: Path) -> Blob:
+    with file.open("rb") as stream:
+        digest = Digest("sha256", hashlib.file_digest(stream, "sha256").hexdigest())
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        client.put_blob(repository, digest, stream, size)
     return Blob(repository, digest, size, file)
 
 

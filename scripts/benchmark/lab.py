@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from scripts.benchmark import content, mounts, origins
+from scripts.benchmark import content, mounts, origins, tensors
 from scripts.benchmark.content import MIB, Blob
 from scripts.benchmark.programs import Argument, timed
 
@@ -21,7 +21,7 @@ LINK_RATE = 20_000_000
 ROUND_TRIP = 0.040
 """Seconds to a distant registry and back."""
 
-MANY_REPOSITORIES, MANY_TAGS = 1000, 1000
+MANY_REPOSITORIES, MANY_TAGS, MANY_FILES = 1000, 1000, 1000
 TREE_REPOSITORIES, TREE_TAGS = 200, 10
 HUGE_TAGS = 200_000
 
@@ -29,11 +29,13 @@ HUGE_TAGS = 200_000
 class Lab:
     """A context: at its end, everything is stopped and removed.
 
-    `peaks` has the most memory that each epochfs process had resident, in bytes.
+    `peaks` has the most memory that each epochfs process had resident, in bytes; `volume_peaks`
+    that of those which served volumes.
     """
 
     def __init__(self, parent: Path | None) -> None:
         self.peaks: list[int] = []
+        self.volume_peaks: list[int] = []
         self._parent = parent
         self._stack = ExitStack()
 
@@ -72,6 +74,22 @@ class Lab:
     def dozens(self) -> list[Blob]:
         """32 blobs of 64 MiB."""
         return [self._push(f"dozens{number}", 64 * MIB) for number in range(32)]
+
+    @cached_property
+    def model(self) -> Blob:
+        """A safetensors file of 512 MiB, the one file of a model."""
+        file = self._served / "model.safetensors"
+        tensors.write_tensors(file, 512 * MIB)
+        return content.push_model(self.registry.url, "bench/model", [file])[0]
+
+    @cached_property
+    def many_files(self) -> list[Blob]:
+        """A model of `MANY_FILES` small files."""
+        directory = self._make("parts")
+        files = [directory / name for name in _numbered("part", MANY_FILES)]
+        for file in files:
+            content.random_file(file, 1000)
+        return content.push_model(self.registry.url, "bench/parts", files)
 
     @cached_property
     def front(self) -> origins.Front:

@@ -29,6 +29,10 @@ class Mount:
         """Return where a blob is."""
         return self.path / blob.repository / "blobs" / str(blob.digest)
 
+    def volume(self, blob: Blob) -> Path:
+        """Return the volume of the artifact that a blob is of."""
+        return self.path / f"{blob.repository}:latest"
+
     def why_no_passthrough(self) -> str:
         """Return why the kernel does not read by itself what is cached; empty if it does."""
         status = json.loads((self.path / ".epochfs" / "status.json").read_text())

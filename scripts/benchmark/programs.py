@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -37,6 +38,13 @@ def find(program: str) -> str:
     if path is None:
         raise Missing(f"no {program}")
     return path
+
+
+def need_modules(*names: str) -> None:
+    """Raise Missing if this Python does not have all of these modules."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Missing(f"no {' and no '.join(missing)} for Python")
 
 
 def timed(program: str, *arguments: Argument, fed: Iterable[Argument] = ()) -> float:
