@@ -10,7 +10,7 @@ from epochfs.demo.samples import descriptor, encode
 from epochfs.oci.artifact_files import FILE_METADATA, FILE_PATHS
 from epochfs.oci.manifests import OCI_MANIFEST
 from support.builders import Content, index
-from support.layers import File, Layer, container, tar
+from support.layers import File, Layer, container, tar, zstd
 
 MODELPACK = "application/vnd.cncf.model.config.v1+json"
 WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
@@ -45,7 +45,11 @@ def raw(path: str, data: bytes, metadata: object = None) -> Given:
 
 def packed(*files: File, media_type: str = TAR, **notes: str) -> Given:
     data = tar(*files)
-    return media_type, gzip.compress(data, mtime=0) if "gzip" in media_type else data, notes
+    if "gzip" in media_type:
+        data = gzip.compress(data, mtime=0)
+    elif "zstd" in media_type:
+        data = zstd(*files).blob
+    return media_type, data, notes
 
 
 def platform_index(*platforms: dict[str, str] | None) -> Content:
