@@ -24,6 +24,7 @@ TOPICS = (
     "credentials",
     "mirrors",
     "backups",
+    "models",
     "cache",
     "performance",
     "troubleshooting",

@@ -58,7 +58,7 @@ def test_a_page_has_all_that_its_topic_has(topic: str, pages: Path) -> None:
 def test_the_page_of_the_commands_has_each_with_all_options(pages: Path) -> None:
     text = shown(pages / "epochfs.1")
     assert "epochfs - mount an OCI Distribution registry as a directory\n" in text
-    for usage in ("mount [OPTIONS] [URL|oci:DIR] MOUNTPOINT", "cache prune [OPTIONS]"):
+    for usage in ("mount [OPTIONS] [SOURCE] MOUNTPOINT", "cache prune [OPTIONS]"):
         assert f"       epochfs {usage}\n" in text
     for option in stated("Access", CACHE, MOUNT, CARE):
         assert re.search(rf"^       (-f, )?{re.escape(option)}\b", text, re.MULTILINE), option

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from support import CHECKOUT
+from support.artifacts import artifact, raw
 from support.backups import PULLED, Administrator, push_world
 from support.builders import image, load
+from support.integrity import push
 from support.mounts import require_fuse
 
 from epochfs.client import RegistryClient
@@ -39,7 +41,7 @@ COMMANDS = blocks("Two commands")
 FOR_ONESELF, FOR_ALL = blocks("Install")
 WALK = "\n".join(blocks("A walk"))
 [TREE] = blocks("The tree")
-MOUNTED, LISTED, BACKED_UP, WARMED, LOOKED_AT = blocks("Recipes")
+MOUNTED, LISTED, BACKED_UP, WARMED, ONE_ARTIFACT = blocks("Recipes")
 """All the blocks there are; each has a test below."""
 
 
@@ -175,12 +177,13 @@ def test_a_node_is_warmed(administrator: Administrator) -> None:
             assert registry.count("GET", "/blobs/") == 0
 
 
-def test_a_layout_is_looked_at(administrator: Administrator, served: DockerRegistry) -> None:
-    administrator.run(LOOKED_AT, served.host)
-    tags = administrator.mount / "app/tags"
-    assert {tag.name: tag.readlink().name for tag in tags.iterdir()} == {
-        "latest": str(PULLED.digest)
-    }
+def test_one_artifact_is_mounted(
+    administrator: Administrator, docker_registry: DockerRegistry
+) -> None:
+    push(docker_registry.url, "team/app", "latest", artifact(raw("docs/model.bin", b"weights")))
+    administrator.run(ONE_ARTIFACT, docker_registry.host)
+    assert (administrator.mount / "docs/model.bin").read_bytes() == b"weights"
+    assert not (administrator.mount / "docs/model.bin").is_symlink()
 
 
 # --- the installation -------------------------------------------------------------------------

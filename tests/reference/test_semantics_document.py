@@ -100,6 +100,30 @@ EXECUTED_BY = {
             any_bytes_have_their_own_digest
             a_malformed_manifest_is_listed_and_what_it_names_is_an_error""",
     },
+    "Files and volumes": {
+        "Every layer of an artifact": """
+            each_artifact_has_its_kind_and_every_layer_by_its_name_and_in_its_volume
+            of_many_files_one_is_fetched_and_a_listing_fetches_none""",
+        "A file of `volume/`": """
+            it_is_not_listed_and_is_regular_files_only
+            a_volume_bound_alone_is_whole_when_the_mount_is_gone""",
+        "`volume/` and the links": """
+            it_is_not_listed_and_is_regular_files_only
+            a_reference_is_a_link_to_the_volume""",
+        "Where two layers": """
+            files_and_tars_are_one_tree_and_the_later_layer_wins
+            what_a_layer_hides_is_gone""",
+        "A tar layer that cannot be read": "a_tar_that_is_cut_short_leaves_its_neighbours",
+        "A file of an artifact": """
+            mode_owner_and_time_are_those_of_the_file_metadata
+            malformed_file_metadata_is_ignored_in_one_log_line
+            metadata_that_is_no_json_is_ignored""",
+        "A layer of type": """
+            each_artifact_has_its_kind_and_every_layer_by_its_name_and_in_its_volume""",
+        "A mount of one artifact": """
+            an_artifact_is_mounted_by_its_tag_and_stays_what_it_was
+            what_is_not_there_is_told_at_once""",
+    },
     "There when the registry is not": {
         "While the registry is down": """
             what_is_cached_is_served_while_the_registry_is_down_and_it_heals
@@ -173,6 +197,8 @@ EXECUTED_BY = {
     "Errors": {
         "unknown repository": "the_unknown_is_not_there_and_nothing_can_be_written",
         "a blob that a manifest names": "a_blob_that_only_a_manifest_knows_is_not_there",
+        "`volume/` of an index": """
+            a_platform_that_an_index_does_not_have_is_not_found_and_told_what_there_is""",
         "a name over 255 bytes": "a_name_that_is_too_long",
         "a tag that is listed": "a_tag_that_is_listed_and_cannot_be_fetched_is_an_io_error",
         "access denied": "denied_access",
