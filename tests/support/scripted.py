@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Self
 
+from support.listeners import Listener
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -50,7 +52,7 @@ def reply(status: int = 200, body: bytes = b"", **headers: str | None) -> bytes:
 
 
 @dataclass
-class ScriptedServer:
+class ScriptedServer(Listener):
     """Answers each request with what `script` makes of it, in a thread per connection."""
 
     script: Script
@@ -59,20 +61,12 @@ class ScriptedServer:
     connections: int = 0
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
         self._stopping = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        super().__exit__()
 
     @property
     def url(self) -> str:
@@ -82,14 +76,10 @@ class ScriptedServer:
         """Return the requests for a path."""
         return [request for request in self.seen if request.path == path]
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.connections += 1
-                # Otherwise each step after the first waits 40 ms for the other side's word.
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+    def _accepted(self, connection: socket.socket) -> None:
+        self.connections += 1
+        # Otherwise each step after the first waits 40 ms for the other side's word.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, Close):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from support.listeners import Listener, pump
 from support.scripted import ScriptedServer, Seen, Step, at_most, reply
 from support.transports import ANYONE, SLACK, TIMEOUT, get
 
@@ -104,33 +104,13 @@ def test_the_environment_names_proxies_in_either_case(monkeypatch: pytest.Monkey
 # By one
 
 
-class Tunnels:
+class Tunnels(Listener):
     """A proxy that connects whatever is asked for to one server, and keeps what it was asked."""
 
     def __init__(self, upstream: str, answer: bytes = b"HTTP/1.1 200 Connected\r\n\r\n") -> None:
         self._upstream = upstream
         self._answer = answer
         self.heads: list[str] = []
-
-    def __enter__(self) -> Tunnels:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         head = b""
@@ -145,17 +125,8 @@ class Tunnels:
             return
         host, _, port = self._upstream.partition(":")
         upstream = socket.create_connection((host, int(port)))
-        threading.Thread(target=_pump, args=(connection, upstream), daemon=True).start()
-        _pump(upstream, connection)
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    for one in (source, sink):
-        with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+        threading.Thread(target=pump, args=(connection, upstream), daemon=True).start()
+        pump(upstream, connection)
 
 
 @pytest.fixture

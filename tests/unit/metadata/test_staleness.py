@@ -68,7 +68,7 @@ def test_a_repository_whose_last_tag_went_is_an_empty_one(
 def test_while_the_registry_is_down_what_was_seen_is_served_and_nothing_else(
     opened: Open, embedded: EmbeddedRegistry
 ) -> None:
-    listings = opened(embedded, metadata_ttl=0).listings
+    listings = opened(embedded, metadata_ttl=0, retries=0).listings
     load(embedded, "team/app", "latest", image())
     seen = (listings.tags(APP), listings.resolve(APP, LATEST), listings.catalog().children(()))
     listings.manifest(APP, image().digest)
@@ -88,7 +88,7 @@ def test_while_the_registry_is_down_what_was_seen_is_served_and_nothing_else(
 def test_once_the_registry_is_back_what_is_new_shows(
     opened: Open, embedded: EmbeddedRegistry
 ) -> None:
-    listings = opened(embedded, metadata_ttl=0, negative_ttl=0).listings
+    listings = opened(embedded, metadata_ttl=0, negative_ttl=0, retries=0).listings
     load(embedded, "team/app", "old", image())
     listings.tags(APP)
     embedded.stop()
@@ -99,7 +99,7 @@ def test_once_the_registry_is_back_what_is_new_shows(
 
 
 def test_stale_answers_can_be_turned_off(opened: Open, embedded: EmbeddedRegistry) -> None:
-    listings = opened(embedded, metadata_ttl=0, stale_if_error=0).listings
+    listings = opened(embedded, metadata_ttl=0, stale_if_error=0, retries=0).listings
     load(embedded, "team/app", "latest", image())
     listings.tags(APP)
     embedded.stop()
