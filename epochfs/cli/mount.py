@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from epochfs.cli import mountpoint, output, process, system
+from epochfs.cli import mountpoint, output, process, system, systemd
 from epochfs.cli.options import (
     Fetching,
     completed_as,
@@ -254,7 +254,7 @@ def command(
         system.require_fuse(allow_other=allow_other)
     output.configure_logging(log_level, log_file, foreground=settings.foreground)
     if settings.foreground:
-        _serve(settings, ready=lambda _: None)
+        _serve(settings, ready=lambda _: systemd.notify("READY=1", _status(settings)))
     else:
         _serve_in_background(settings)
 
@@ -276,12 +276,18 @@ def _serve_in_background(settings: MountSettings) -> None:
             mountpoint.wait_for_mount(
                 settings.path, before, limit=_START_SECONDS, server_is_alive=daemon.is_alive
             )
+            systemd.notify(f"MAINPID={daemon.pid}", "READY=1", _status(settings))
     except BaseException as error:
         mountpoint.clear_dead(settings.path)
         if isinstance(error, KeyboardInterrupt):
             click.echo("epochfs: interrupted: nothing is mounted", err=True)
             raise click.exceptions.Exit(process.exit_code(error)) from None
         raise
+
+
+def _status(settings: MountSettings) -> str:
+    """Return what `systemctl status` is to show."""
+    return f"STATUS={printable(settings.url)} is mounted on {printable(settings.path)}"
 
 
 def _serve(settings: MountSettings, ready: process.Ready) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, NoReturn
 
-from epochfs.cli import mountpoint
+from epochfs.cli import mountpoint, systemd
 from epochfs.cli.output import ProgressBar
 from epochfs.errors import EpochfsError, MountFailure, printable
 from epochfs.fuse import mountinfo
@@ -59,8 +59,8 @@ class Daemon:
         self._exit_code: int | None = None
         self._pipe, report = os.pipe()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
-        self._pid = os.fork()
-        if self._pid == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             os.close(self._pipe)
             _run(serve, os.fdopen(report, "wb", buffering=0), log_file)
         os.close(report)
@@ -112,9 +112,9 @@ class Daemon:
         """Whether the child is still running."""
         if self._exit_code is None:
             try:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:  # our own parent ignores SIGCHLD, so its code was not kept
-                pid, status = self._pid, 0
+                pid, status = self.pid, 0
             self._exit_code = os.waitstatus_to_exitcode(status) if pid else None
         return self._exit_code is None
 
@@ -129,7 +129,7 @@ class Daemon:
         """Terminate the child, and kill it if that does not end it."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.is_alive():
-                os.kill(self._pid, number)
+                os.kill(self.pid, number)
                 self._await_exit()
 
 
@@ -282,6 +282,7 @@ def _unmount(received: signal.Signals, mount: mountinfo.Mount) -> None:
 
 def exit_within(seconds: float, code: int) -> None:
     """End this process within `seconds`, whatever its threads are waiting for."""
+    systemd.notify("STOPPING=1")
 
     def cut_off() -> None:
         log.info("cut off readers or downloads that were still in progress")
