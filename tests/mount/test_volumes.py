@@ -294,8 +294,7 @@ def served_by_nobody(source: str, tmp_path: Path, *options: str) -> Iterator[Pat
     if os.geteuid() != 0:
         pytest.skip("needs the right to mount")
     path, cache = tmp_path / "mounted", tmp_path / "nobodys"
-    path.mkdir(parents=True)
-    cache.mkdir()
+    cache.mkdir(parents=True)
     os.chown(cache, NOBODY, NOBODY)
     for parent in (tmp_path, *tmp_path.parents):
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
@@ -306,7 +305,7 @@ def served_by_nobody(source: str, tmp_path: Path, *options: str) -> Iterator[Pat
     mounter = [sys.executable, ROOT / "scripts/fdmount", "--uid", str(NOBODY), path, *command]
     with subprocess.Popen(mounter, env=environment(**variables)) as process:
         try:
-            until(lambda: (path / ".epochfs/status.json").exists(), PATIENCE)
+            until(lambda: os.access(path / ".epochfs/status.json", os.F_OK), PATIENCE)
             yield path
         finally:
             process.terminate()
@@ -324,9 +323,27 @@ def test_a_process_without_rights_serves_what_another_has_mounted(
         assert Path(f"/proc/{status['pid']}").stat().st_uid == NOBODY
         capabilities = Path(f"/proc/{status['pid']}/status").read_text()
         assert "CapEff:\t0000000000000000" in capabilities
+        assert "NoNewPrivs:\t1" in capabilities
     with served_by_nobody(registry.url, tmp_path / "again") as path:
         assert files_in(path / "team/model:v1") == MODEL
         assert os.getxattr(path / "team/model/tags/v1/manifest.json", "user.epochfs.kind")
+
+
+def test_what_a_killed_mounter_has_left_is_unmounted_by_the_next(
+    registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    require_fuse()
+    path = tmp_path / "mounted"
+    path.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    command = ["mount", "-i", "-t", "fuse.epochfs", "-o", options, "none", path]
+    subprocess.run(command, pass_fds=[device], check=True)
+    os.close(device)
+    with pytest.raises(OSError, match="not connected"):
+        os.statvfs(path)
+    with served_by_nobody(f"{registry.url}/team/model:v1", tmp_path) as path:
+        assert files_in(path) == MODEL
 
 
 @pytest.mark.parametrize("number", [0, 999])
