@@ -76,12 +76,14 @@ def device() -> str:
     except FileNotFoundError:
         raise MountFailure(
             f"{_DEVICE} does not exist: load the kernel module (modprobe fuse), or give the "
-            f"container the device (--device {_DEVICE} --cap-add SYS_ADMIN)"
+            f"container the device (--device {_DEVICE} --cap-add SYS_ADMIN), or serve /dev/fd/N, "
+            "which another process has mounted: see 'epochfs help kubernetes'"
         ) from None
     except OSError as error:
         raise MountFailure(
             f"{_DEVICE} cannot be opened ({error.strerror}): run as root, make it accessible "
-            f"(chmod 666 {_DEVICE}), or give the container --device {_DEVICE} --cap-add SYS_ADMIN"
+            f"(chmod 666 {_DEVICE}), or give the container --device {_DEVICE} --cap-add SYS_ADMIN; "
+            "or serve /dev/fd/N, which another process has mounted: see 'epochfs help kubernetes'"
         ) from None
     return str(_DEVICE)
 

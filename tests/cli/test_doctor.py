@@ -279,7 +279,15 @@ def test_a_missing_device_is_told_with_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(system, "_DEVICE", tmp_path / "fuse")
-    with pytest.raises(MountFailure, match=r"does not exist: .*modprobe fuse"):
+    with pytest.raises(MountFailure, match=r"does not exist: .*modprobe fuse.* /dev/fd/N"):
+        system.device()
+
+
+def test_a_device_that_may_not_be_opened_is_told_with_what_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "_DEVICE", tmp_path)  # a directory cannot be opened either
+    with pytest.raises(MountFailure, match=r"cannot be opened .* /dev/fd/N, which another process"):
         system.device()
 
 
