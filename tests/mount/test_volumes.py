@@ -310,7 +310,7 @@ def served_by_nobody(source: str, tmp_path: Path, *options: str) -> Iterator[Pat
         finally:
             process.terminate()
             assert process.wait(PATIENCE) == 0
-    assert not os.path.ismount(path)
+    assert mountinfo.mounted_on(path) is None
     assert "WARNING" not in (cache / "log").read_text()
 
 
