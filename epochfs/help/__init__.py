@@ -27,6 +27,8 @@ TOPICS = (
     "models",
     "cache",
     "performance",
+    "systemd",
+    "kubernetes",
     "troubleshooting",
     "design",
 )

@@ -171,7 +171,7 @@ def test_every_page_is_a_topic() -> None:
 @pytest.mark.parametrize("text", [README, *map(page, TOPICS)], ids=["README", *TOPICS])
 def test_what_a_page_refers_to_is_there(text: str) -> None:
     assert set(re.findall(r"epochfs help ([a-z]+)", text)) <= set(TOPICS)
-    files = re.findall(r"(?<![\w/.-])((?:scripts|tests|epochfs)/[\w./*-]+\w)", text)
+    files = re.findall(r"(?<![\w/.-])((?:scripts|tests|epochfs)/[\w./*@-]+\w)", text)
     assert [file for file in files if not list(ROOT.glob(file))] == []
 
 

@@ -18,10 +18,12 @@ from support.systemd import Manager, systemd
 from epochfs.cli import mount
 from epochfs.demo import samples
 from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.help import Code, page, parse
 
 UNITS = CHECKOUT / "scripts/deploy/systemd"
 TEMPLATE, OF_A_USER = UNITS / "epochfs@.service", UNITS / "epochfs.service"
 EXAMPLE = UNITS / "example.conf"
+BLOCKS = [block.lines for block in parse(page("systemd")).blocks if isinstance(block, Code)]
 
 each_unit = pytest.mark.parametrize("unit", [TEMPLATE, OF_A_USER], ids=lambda unit: unit.name)
 
@@ -82,6 +84,29 @@ def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> 
         [*command, tmp_path / unit.name], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_page_has_the_commands_that_install_the_units(tmp_path: Path) -> None:
+    """But for those that speak to a systemd, or to an editor."""
+    places = {"/etc/": f"{tmp_path}/etc/", "~/": f"{tmp_path}/home/"}
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+    lines = [line for block in BLOCKS for line in block if line.startswith(("install ", "cp "))]
+    script = "\n".join(lines)
+    for place, other in places.items():
+        script = script.replace(place, other)
+    subprocess.run(["bash", "-euc", script], cwd=CHECKOUT, check=True)
+    installed = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(tmp_path)) for path in installed) == [
+        "etc/epochfs/registry.conf",
+        "etc/systemd/system/epochfs@.service",
+        "home/.config/epochfs/mount.conf",
+        "home/.config/systemd/user/epochfs.service",
+    ]
+
+
+def test_the_page_has_the_example() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    assert tuple(line for line in lines if not line.startswith("#")) in BLOCKS
 
 
 # --- run by systemd ---------------------------------------------------------------------------
