@@ -199,7 +199,7 @@ def command(
     metrics: Address | None,
     foreground: bool,
 ) -> None:
-    """Mount a registry, an OCI image layout, or one artifact as a directory.
+    """Mount a registry, layout or artifact as a directory.
 
     SOURCE is http(s)://HOST[:PORT], or HOST[:PORT] for https (http on loopback). A path after it
     shows only the repositories below that prefix; HOST/REPO:TAG and HOST/REPO@DIGEST show the files
