@@ -67,6 +67,7 @@ class RegistryUrl:
         Without a scheme it is https, or http on loopback. Empty text is DEFAULT_URL.
         """
         text, digest = _split_digest(text.strip() or DEFAULT_URL)
+        given = text
         if "@" in unicodedata.normalize("NFKC", text):
             raise UsageError(
                 "a registry URL must not contain credentials, or any @ but that of REPO@DIGEST: "
@@ -80,8 +81,8 @@ class RegistryUrl:
             host, port = parts.hostname or "", parts.port
         except ValueError:
             raise UsageError(
-                f"not a registry URL: '{printable_url(text)}' (neither HOST:PORT nor "
-                "HOST/REPO:TAG, which needs the host)"
+                f"not a registry URL: '{printable_url(given)}' (write HOST[:PORT], or "
+                "HOST/REPO:TAG for one artifact)"
             ) from None
         known = parts.scheme in ("http", "https") and _HOST.fullmatch(host)
         if not known or parts.query or parts.fragment:
