@@ -1,6 +1,6 @@
 """Option values, parsed once and frozen. Sizes are in bytes, times in seconds.
 
-The environment is read by `cli` alone, which passes on what it says.
+The environment is read by `cli` and `session.environment`, which pass on what it says.
 """
 
 from __future__ import annotations
@@ -350,10 +350,14 @@ class ListingOptions:
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
-    """Where blobs are cached, and how many bytes of them at most."""
+    """Where blobs are cached, and how many bytes of them at most.
+
+    With the cache `off`, nothing is written: `directory` is not touched.
+    """
 
     directory: Path
     size_limit: int = 10 * 1024**3
+    off: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class BlobCache:
     """The blobs on disk. Raises CacheFailure, and nothing else, for errors of the disk."""
 
     def __init__(self, options: CacheOptions) -> None:
-        self.directory = CacheDirectory(options.directory)
+        self.directory = CacheDirectory(options.directory, off=options.off)
         self.quota = Quota(self.directory, options.size_limit)
         self._descriptors = _Descriptors()
         try:

@@ -77,23 +77,29 @@ _SHORT_SQLITE = frozenset(
 
 
 class CacheDirectory:
-    """The directory of a cache at `path`, which need not exist yet."""
+    """The directory of a cache at `path`, which need not exist yet.
 
-    def __init__(self, path: Path) -> None:
+    One that is `off` is never touched: it fails as one on a full disk does, and so is done without.
+    """
+
+    def __init__(self, path: Path, *, off: bool = False) -> None:
         self.path = path
+        self.off = off
         self._quiet_until = 0.0
         self._failing_until = 0.0
 
     @property
     def fails_now(self) -> bool:
         """Whether something could not be cached a moment ago."""
-        return time.monotonic() < self._failing_until
+        return self.off or time.monotonic() < self._failing_until
 
     def report(self, problem: object) -> None:
         """Log that something cannot be cached: one warning, whatever else fails within the hour.
 
         Readers are not affected, so there is no more to say.
         """
+        if self.off:
+            return
         now = time.monotonic()
         level = logging.DEBUG if now < self._quiet_until else logging.WARNING
         self._quiet_until = now + _QUIET_SECONDS
@@ -177,6 +183,8 @@ class CacheDirectory:
             return None
 
     def _open_top(self) -> int:
+        if self.off:
+            raise OSError(errno.EROFS, "the cache is off")
         try:
             fd = os.open(self.path, _TOP_FLAGS)
         except FileNotFoundError:

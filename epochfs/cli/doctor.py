@@ -23,7 +23,6 @@ from epochfs.cli.options import (
     cache_dir_option,
     connection_options,
     registry_url,
-    server_in_environment,
 )
 from epochfs.cli.output import shown_size
 from epochfs.client import MirrorState, RegistryClient
@@ -41,6 +40,7 @@ from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import Descriptor, Index
 from epochfs.oci.names import Repository
 from epochfs.session import Connection, opening
+from epochfs.session.environment import server_in_environment
 
 _ENOUGH_SPACE = 1024**3
 _BINDINGS = ("mfusepy", "fusepy")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from epochfs.config import (
     CacheOptions,
     Credentials,
     LayoutPath,
-    Proxies,
     RegistryUrl,
     TransportOptions,
     parse_seconds,
@@ -36,6 +33,14 @@ from epochfs.config import (
 from epochfs.errors import EpochfsError, MountFailure, UsageError, printable
 from epochfs.oci.names import Repository
 from epochfs.session import Connection
+from epochfs.session.environment import (
+    auth_files,
+    default_credentials,
+    mirrors_directory,
+    proxies,
+    server_in_environment,
+    token_in_environment,
+)
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -199,10 +204,10 @@ def _connection(
         ca_certs=(authority,) if authority else (),
         client_certs=((identity, key),) if identity else (),
         tls_verify=False if tls_skip_verify else True if ca_cert else None,
-        proxies=_proxies(),
+        proxies=proxies(),
     )
     given = credentials(username, password_file, token_file)
-    return Connection(transport, given, repositories, _hosts_dir(hosts_dir))
+    return Connection(transport, given, repositories, mirrors_directory(hosts_dir))
 
 
 connection_options = _gathered("connection", _CONNECTION_OPTIONS, _connection)
@@ -219,24 +224,6 @@ def _readable(file: Path | None, option: str) -> Path | None:
             f"cannot read '{printable(file)}' ({option}): {error.strerror}"
         ) from None
     return file
-
-
-def _proxies() -> Proxies:
-    """Return the proxies that the environment names, in upper or lower case."""
-    http, https, exempt = (
-        os.environ.get(name) or os.environ.get(name.lower(), "")
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-    )
-    return Proxies(http, https, tuple(exempt.replace(",", " ").split()))
-
-
-def _hosts_dir(directory: Path | None) -> Path | None:
-    """Return where mirrors are looked up, if anywhere."""
-    if directory is None:
-        return hosts.DEFAULT_DIRECTORY if hosts.DEFAULT_DIRECTORY.is_dir() else None
-    if not directory.is_dir():
-        raise UsageError(f"--hosts-dir: '{printable(directory)}' is not a directory")
-    return directory
 
 
 # ---- what is kept, and how it is fetched -------------------------------------------------------
@@ -307,15 +294,6 @@ def registry_url(text: str | None) -> RegistryUrl:
     return RegistryUrl.parse(text)
 
 
-def server_in_environment() -> RegistryUrl | None:
-    """Return the registry that EPOCH_SERVER names, if it is set; raises UsageError."""
-    text = os.environ.get("EPOCH_SERVER", "").strip()
-    try:
-        return RegistryUrl.parse(text) if text else None
-    except UsageError as error:
-        raise UsageError(f"EPOCH_SERVER: {error}") from None
-
-
 # ---- credentials -------------------------------------------------------------------------------
 
 
@@ -327,7 +305,7 @@ def credentials(username: str, password_file: Path | None, token_file: Path | No
     token is only for that registry. A password is read now, as its file may be a pipe, and again
     when it is refused.
     """
-    token = os.environ.pop("EPOCH_REGISTRY_TOKEN", "").strip()
+    token = token_in_environment(remove=True)
     if bool(username) != (password_file is not None):
         raise UsageError("--username and --password-file need each other")
     if password_file is not None and token_file is not None:
@@ -338,29 +316,4 @@ def credentials(username: str, password_file: Path | None, token_file: Path | No
         return Credentials(username, password, password_file, auth_files=files)
     if token_file is not None:
         return Credentials(token_file=_readable(token_file, "--token-file"), auth_files=files)
-    server = server_in_environment() if token else None
-    return Credentials(token=token, token_for=server.base if server else "", auth_files=files)
-
-
-def auth_files() -> tuple[Path, ...]:
-    """Return where `docker login`, `podman login` and `skopeo login` may have kept credentials.
-
-    These are the files of containers-auth.json(5), in their order. REGISTRY_AUTH_FILE replaces all
-    others. DOCKER_CONFIG, set on purpose, comes before the default places. None of them need exist.
-    """
-    if named := os.environ.get("REGISTRY_AUTH_FILE"):
-        return (Path(named).absolute(),)
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        files = [Path(runtime, "containers", "auth.json")]
-    else:
-        files = [Path("/run/containers", str(os.getuid()), "auth.json")]
-    docker = os.environ.get("DOCKER_CONFIG")
-    if docker:
-        files.insert(0, Path(docker, "config.json"))
-    with suppress(RuntimeError):  # no home directory, as in some containers
-        home = Path.home()
-        configuration = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
-        files.append(configuration / "containers" / "auth.json")
-        if not docker:
-            files.append(home / ".docker" / "config.json")
-    return tuple(file.absolute() for file in files)
+    return default_credentials(token)

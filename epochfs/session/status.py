@@ -107,7 +107,7 @@ class Observer:
             health=self._health(),
             mirrors=self.source.mirrors,
             blobs=self.blobs.counters(),
-            cache=self._cache() if self.remembering else None,
+            cache=self._cache() if self.remembering and not self.cache.directory.off else None,
             passthrough=self.passthrough.status() if self.passthrough else None,
         )
 

@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from epochfs.blobs.buffers import give_back
 from epochfs.blobs.store import Timers
 from epochfs.errors import EpochfsError, InvalidName, NameTooLong, NotFound, Vanished, fresh
+from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import NAME_MAX
 from epochfs.vfs.composed import Readable
 from epochfs.vfs.node import Attr, Context, Entries, Node, Xattrs, inode
@@ -209,6 +210,14 @@ class FileSystem:
             in_use = bool(self._files)
         if not in_use:
             give_back()
+
+    def kind(self, path: str) -> int:
+        """Return the file type that all nodes at such paths have, or 0; nothing is asked for."""
+        return self._node(path).kind
+
+    def content(self, path: str) -> Descriptor | None:
+        """Describe the blob or manifest whose bytes a node shows; None if it is no single one."""
+        return self._node(path).content(self._context)
 
     def xattrs(self, path: str) -> Xattrs:
         """Return the listed extended attributes of a node."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from epochfs.errors import NotFound
 from epochfs.oci.kinds import kind_of
-from epochfs.oci.manifests import CREATED, Document, Manifest
+from epochfs.oci.manifests import CREATED, Descriptor, Document, Manifest
 from epochfs.oci.times import time_ns
 from epochfs.vfs.kernel_memory import InMemory
 from epochfs.vfs.node import (
@@ -60,6 +60,10 @@ _MAX_XATTR_NAME = 255
 class _Described(ManifestNode):
     """A node whose extended attributes are what the manifest says of itself."""
 
+    def content(self, context: Context) -> Descriptor:
+        document = self.document(context)
+        return Descriptor(document.own_type, self.digest, document.size)
+
     def xattrs(self, context: Context) -> Xattrs:
         document = self.document(context)
         if document.readable_view is None:
@@ -75,6 +79,8 @@ class _Described(ManifestNode):
 
 class ManifestDirectory(_Described):
     """`<repo>/manifests/<digest>`: the manifest, links to what it names, and views of it."""
+
+    kind = stat.S_IFDIR
 
     def child(self, name: str) -> Node:
         if name not in _CHILDREN:

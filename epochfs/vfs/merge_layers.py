@@ -61,6 +61,9 @@ class Layer(Protocol):
     ) -> Opened:
         """Open a regular file of the layer; `key` is what the kernel knows it by."""
 
+    def content(self, inode: Inode) -> Descriptor | None:
+        """Describe the blob that a file of the layer is; None if it is none."""
+
 
 @dataclass(frozen=True)
 class TarLayer:
@@ -86,6 +89,9 @@ class TarLayer:
     ) -> Opened:
         file = context.layers.open(repository, self.descriptor, inode, deadline)
         return Opened(file, context.kernel.keeps_pages(key, verified=file.verified))
+
+    def content(self, inode: Inode) -> Descriptor | None:
+        return None
 
 
 PlainFile = Descriptor | Composed | EpochfsError
@@ -150,6 +156,10 @@ class PlainFiles:
         if isinstance(file, Descriptor):
             return open_blob(context, repository, file.digest, file.size, key)
         return open_composed(context, repository, file)
+
+    def content(self, inode: Inode) -> Descriptor | None:
+        file = self._file(inode.id) if stat.S_ISREG(inode.mode) else None
+        return file if isinstance(file, Descriptor) else None
 
     def see(self, path: bytes) -> Seen:
         number = self._numbers.get(path)

@@ -33,6 +33,7 @@ from epochfs.errors import (
 )
 from epochfs.layers.entry import join_path
 from epochfs.layers.index import IMPLICIT, Inode
+from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Repository
 from epochfs.vfs.merge_layers import Contents, Layer
 from epochfs.vfs.node import (
@@ -172,6 +173,10 @@ class Merged:
         layer = self._layers[found.layer]
         return layer.open(self._context, self._repository, found.inode, self._deadline, key)
 
+    def content(self, found: Found) -> Descriptor | None:
+        """Describe the blob that a file is; None if it is none."""
+        return self._layers[found.layer].content(found.inode)
+
     def _child(self, layer: int, path: bytes, mode: int) -> Child | None:
         """Describe a name in a directory; None for a hard link whose target is not there."""
         if stat.S_ISDIR(mode):
@@ -280,6 +285,10 @@ class MergedNode(ManifestView):
 
     def target(self, context: Context) -> str:
         return os.fsdecode(self.merged(context).find(self.path).inode.link)
+
+    def content(self, context: Context) -> Descriptor | None:
+        merged = self.merged(context)
+        return merged.content(merged.find(self.path))
 
     def xattrs(self, context: Context) -> Xattrs:
         return self.merged(context).find(self.path).inode.xattrs

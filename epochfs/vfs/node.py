@@ -18,7 +18,7 @@ from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.errors import NeverThere, NotFound
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
-from epochfs.oci.manifests import Document, Manifest
+from epochfs.oci.manifests import Descriptor, Document, Manifest
 from epochfs.oci.names import Digest, Repository
 from epochfs.oci.platforms import Platform
 from epochfs.vfs.composed import Composed, Composer, Readable
@@ -112,6 +112,8 @@ class Node:
     """
 
     foreign: ClassVar[bool] = False
+    kind: ClassVar[int] = 0
+    """The file type of every such node (an S_IF constant); 0 where only `attr` tells."""
 
     def child(self, name: str) -> Node:
         """Return the node that a name below this one means; raises NotFound or InvalidName."""
@@ -139,6 +141,10 @@ class Node:
     def open(self, context: Context) -> Opened:
         """Open this file; raises NotFound if it is none, Denied if it can only be looked at."""
         raise NotFound("no file here")
+
+    def content(self, context: Context) -> Descriptor | None:
+        """Describe the blob or manifest whose bytes this shows; None if it shows no single one."""
+        return None
 
     def xattrs(self, context: Context) -> Xattrs:
         """Return the extended attributes that are listed."""

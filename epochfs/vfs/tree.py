@@ -271,9 +271,14 @@ class BlobFile(RepositoryNode):
 
     digest: Digest
 
+    kind = stat.S_IFREG
+
     def descriptor(self, context: Context) -> Descriptor:
         """Return what is known of the blob. That it is known proves that it may be read."""
         return context.listings.descriptor(self.repository, self.digest)
+
+    def content(self, context: Context) -> Descriptor:
+        return self.descriptor(context)
 
     def attr(self, context: Context) -> Attr:
         return Attr(FILE, self.descriptor(context).size)

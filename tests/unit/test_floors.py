@@ -44,7 +44,7 @@ HOMES = {
     "fuse": {"fuse.libfuse"},
     "ctypes": {"fuse.libfuse", "blobs.buffers", "cache.staged_blob", "cli.system"},
     "errno": {"fuse.errnos", "cache"},
-    "os.environ": {"cli"},
+    "os.environ": {"cli", "session.environment"},
     "os.getenv": {"cli"},
     "click": {"cli"},
     "subprocess": {"client.auth", "cli"},
