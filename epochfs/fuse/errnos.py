@@ -30,6 +30,8 @@ from epochfs.errors import (
 ABSENT = errno.ENOENT
 NO_ATTRIBUTE = errno.ENODATA
 UNFORESEEN = errno.EIO
+IS_DIRECTORY = errno.EISDIR
+LOOP = errno.ELOOP
 OF_NAMES = (errno.ENOENT, errno.ENAMETOOLONG)
 """Not worth a warning in the log: only the caller cares."""
 

@@ -38,6 +38,11 @@ def default_credentials(token: str) -> Credentials:
     return Credentials(token=token, token_for=server.base if server else "", auth_files=files)
 
 
+def authority_in_environment() -> str:
+    """Return the file of certificates to trust that EPOCH_CA_CERT names, or ""."""
+    return os.environ.get("EPOCH_CA_CERT", "")
+
+
 def auth_files() -> tuple[Path, ...]:
     """Return where `docker login`, `podman login` and `skopeo login` may have kept credentials.
 

@@ -1,0 +1,87 @@
+"""Ranges of files: merged where they are near, read in parallel, a bounded number at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+NEAR = 1 << 20
+"""Up to this many bytes between two ranges, fetching them costs less than another request."""
+
+MOST_AT_ONCE = 8
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The bytes `[start, stop)` of a file, as the `number`th that was asked for."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def bounded(start: int | None, end: int | None, size: int) -> tuple[int, int]:
+    """Return what a slice of a file means: None and negative numbers as in Python's."""
+    first, last, _ = slice(start, end).indices(size)
+    return first, max(first, last)
+
+
+def near_ranges(ranges: Iterable[Range], gap: int) -> Iterator[Sequence[Range]]:
+    """Yield runs of ranges in rising order, with at most `gap` bytes from one to the next."""
+    run: list[Range] = []
+    end = 0
+    for one in sorted(ranges, key=lambda one: (one.start, one.stop)):
+        if run and one.start - end > gap:
+            yield run
+            run, end = [], 0
+        run.append(one)
+        end = max(end, one.stop)
+    if run:
+        yield run
+
+
+def in_parallel(do: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Do it for each item, up to `MOST_AT_ONCE` at a time; return the results in their order.
+
+    The first that raises ends it: what has not begun is left undone.
+    """
+    if len(items) < 2:
+        return [do(item) for item in items]
+    pool = ThreadPoolExecutor(min(MOST_AT_ONCE, len(items)), thread_name_prefix="epochfs-reads")
+    try:
+        return list(pool.map(do, items))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+Slice = tuple[int, int | None, int | None]
+"""The number of a request, and its start and end as they were given."""
+
+
+def requests(
+    paths: list[str],
+    starts: list[int | None] | int | None,
+    ends: list[int | None] | int | None,
+) -> list[tuple[str, Slice]]:
+    """Return what fsspec's `cat_ranges` is asked for; raises TypeError or ValueError as it does."""
+    if not isinstance(paths, list):
+        raise TypeError("paths must be a list")
+    firsts = starts if isinstance(starts, list) else [starts] * len(paths)
+    lasts = ends if isinstance(ends, list) else [ends] * len(paths)
+    if not len(paths) == len(firsts) == len(lasts):
+        raise ValueError("as many starts and ends as paths are needed")
+    numbered = enumerate(zip(paths, firsts, lasts, strict=True))
+    return [(path, (number, start, end)) for number, (path, start, end) in numbered]
+
+
+def by_path(wanted: Iterable[tuple[str, Slice]]) -> Iterable[tuple[str, list[Slice]]]:
+    """Return the slices of each path."""
+    found: dict[str, list[Slice]] = {}
+    for path, one in wanted:
+        found.setdefault(path, []).append(one)
+    return found.items()

@@ -1,0 +1,124 @@
+"""An open file: fsspec's buffered file, whose bytes come through the tree's own handles."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fsspec.spec import AbstractBufferedFile
+
+from epochfs.fsspec.links import Place
+from epochfs.fsspec.os_errors import is_directory, translated
+
+if TYPE_CHECKING:
+    from epochfs.fsspec.open_sessions import OpenSession
+    from epochfs.fsspec.registry_file_system import RegistryFileSystem
+
+PIECE = 1 << 20
+"""How much is asked for at once: each such read has the whole time limit."""
+
+
+class Handle:
+    """A place opened for reading in a session. Any thread may read; close it once."""
+
+    def __init__(self, session: OpenSession, place: Place) -> None:
+        """Raises EpochfsError, or IsADirectoryError."""
+        self._session = session
+        self._path = place.path
+        with session.in_use() as filesystem:
+            if stat.S_ISDIR(place.attr.mode):
+                raise is_directory(place.path)
+            opened = filesystem.open(place.path)
+            self._handle = opened.handle
+            self.backing = opened.backing
+        self.size = place.attr.size or self._unstated_size()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process opened it."""
+        return self._session.is_ours
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes; return that. Raises EpochfsError."""
+        done = 0
+        with self._session.in_use() as filesystem:
+            while done < len(view):
+                piece = view[done : done + PIECE]
+                count = filesystem.read_into(self._handle, piece, offset + done)
+                done += count
+                if count < len(piece):
+                    break
+        return done
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes `[start, stop)`, as far as there are. Raises EpochfsError."""
+        buffer = bytearray(max(0, min(stop, self.size) - start))
+        return bytes(memoryview(buffer)[: self.read_into(memoryview(buffer), start)])
+
+    def close(self) -> None:
+        """Close it."""
+        if self.is_ours:
+            self._session.filesystem.release(self._handle)
+
+    def _unstated_size(self) -> int:
+        """Return how long a file is whose size is said to be 0, as in /proc."""
+        return self.read_into(memoryview(bytearray(PIECE)), 0)
+
+
+@contextlib.contextmanager
+def opened_handle(session: OpenSession, place: Place) -> Iterator[Handle]:
+    """Open a place, and close it at the end."""
+    handle = Handle(session, place)
+    try:
+        yield handle
+    finally:
+        handle.close()
+
+
+class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A file of a registry, open in "rb". A pickle of it opens the same bytes again."""
+
+    DEFAULT_BLOCK_SIZE = 256 * 1024
+    """What is read ahead; a download reads further ahead by itself, once reads are sequential."""
+
+    fs: RegistryFileSystem
+
+    def __init__(self, fs: RegistryFileSystem, path: str, mode: str = "rb", **options: Any) -> None:  # noqa: ANN401
+        place = fs.followed(path)
+        self._handle: Handle | None = fs.opened(place)
+        self._real = place.path
+        options["size"] = self._handle.size
+        super().__init__(fs, path, mode, **options)
+
+    def _current(self) -> Handle:
+        """Return the handle, opened again in a forked child."""
+        if self._handle is None or not self._handle.is_ours:
+            self._handle = self.fs.opened(self.fs.followed(self._real))
+        return self._handle
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        with translated(self.path):
+            return self._current().read(start, end)
+
+    def readinto(self, b: Any) -> int:  # noqa: ANN401
+        """Read into a buffer; a large one is not copied through the file's own."""
+        view = memoryview(b).cast("B")
+        if len(view) < self.blocksize or self.closed:
+            count: int = super().readinto(view)
+            return count
+        with translated(self.path):
+            read = self._current().read_into(view[: max(0, self.size - self.loc)], self.loc)
+        self.loc += read
+        return read
+
+    def close(self) -> None:
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle is not None:
+            handle.close()
+        super().close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        function, (fs, _, *rest) = super().__reduce__()
+        return function, (fs, self._real, *rest)
