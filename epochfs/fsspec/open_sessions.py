@@ -51,12 +51,13 @@ class OpenSession:
             self._closing = closing.pop_all()
         self._lock = threading.Lock()
         self._calls = 0
+        self._closed = False
         self._end = weakref.finalize(self, _end, self._closing, self.pid)
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process opened it."""
-        return self.pid == os.getpid()
+        """Whether this process opened it, and has not closed it."""
+        return self.pid == os.getpid() and not self._closed
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[FileSystem]:
@@ -72,8 +73,8 @@ class OpenSession:
     def close_if_idle(self) -> None:
         """Close it, unless somebody reads."""
         with self._lock:
-            idle = not self._calls
-        if idle and self._end.detach():
+            self._closed = self._closed or not self._calls
+        if self._closed and self._end.detach():
             _close(self._closing)
 
 
@@ -120,7 +121,7 @@ def opened(settings: SessionSettings) -> OpenSession:
         slot = _slots.setdefault(settings, _Slot())
     with slot.turn:
         session = slot.session()
-        if session is None:
+        if session is None or not session.is_ours:
             _close_at_exit()
             session = OpenSession(settings)
             slot.session = weakref.ref(session)
@@ -138,7 +139,8 @@ def _all() -> list[OpenSession]:
     return [session for slot in slots if (session := slot.session()) is not None]
 
 
-def _close_all() -> None:
+def close_idle() -> None:
+    """Close the sessions in which nobody reads; who reads later opens another."""
     for session in _all():
         session.close_if_idle()
 
@@ -158,7 +160,7 @@ def _close_at_exit() -> None:
 
     register = getattr(threading, "_register_atexit", atexit.register)
     with contextlib.suppress(RuntimeError):  # the interpreter is at its end
-        register(_close_all)
+        register(close_idle)
 
 
 def _after_fork() -> None:
