@@ -20,10 +20,21 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
 from epochfs.config import LayoutPath
-from epochfs.fsspec import copying, links, listing, open_sessions, range_reads
 from epochfs.fsspec.constructor import Options, is_same_host
-from epochfs.fsspec.listing import Info
+from epochfs.fsspec.copying import into_file, to_path
+from epochfs.fsspec.links import Place, followed
+from epochfs.fsspec.listing import Info, info, ls, sorted_out, unfollowed, unique_key
+from epochfs.fsspec.open_sessions import OpenSession, keep_inherited, opened
 from epochfs.fsspec.os_errors import read_only, translated
+from epochfs.fsspec.range_reads import (
+    NEAR,
+    Range,
+    bounded,
+    by_path,
+    in_parallel,
+    near_ranges,
+    requests,
+)
 from epochfs.fsspec.read_only import ReadOnlyMethods
 from epochfs.fsspec.registry_file import Handle, RegistryFile, opened_handle
 from epochfs.fsspec.urls import PROTOCOL, join_url, split_url
@@ -72,7 +83,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
             own["repositories"] = tuple(own["repositories"])
         self._options = Options(host, **own)
         super().__init__()
-        self._session: open_sessions.OpenSession | None = None
+        self._session: OpenSession | None = None
         # fsspec strips URLs by the class, which cannot know that one is of another registry.
         self.__dict__["_strip_protocol"] = self._own_path
 
@@ -119,13 +130,13 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
 
     # ---- the session -------------------------------------------------------------------------
 
-    def session(self) -> open_sessions.OpenSession:
+    def session(self) -> OpenSession:
         """Return this process's session, opened by the first to ask. Raises EpochfsError."""
         session = self._session
         if session is None or not session.is_ours:
             if session is not None:
-                open_sessions.keep_inherited(session)
-            self._session = session = open_sessions.opened(self._options.settings())
+                keep_inherited(session)
+            self._session = session = opened(self._options.settings())
         return session
 
     @contextlib.contextmanager
@@ -133,12 +144,12 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         with translated(path), self.session().in_use() as filesystem:
             yield filesystem
 
-    def followed(self, path: str) -> links.Place:
+    def followed(self, path: str) -> Place:
         """Return the place that a path leads to. Raises OSError."""
         with self._using(path) as filesystem:
-            return links.followed(filesystem, path)
+            return followed(filesystem, path)
 
-    def opened(self, place: links.Place) -> Handle:
+    def opened(self, place: Place) -> Handle:
         """Open a place. Raises OSError."""
         with translated(place.path):
             return Handle(self.session(), place)
@@ -183,7 +194,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         """
         path = self._strip_protocol(path)
         with self._using(path) as filesystem:
-            return listing.info(filesystem, path)
+            return info(filesystem, path)
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:  # noqa: ANN401
         """List a directory, or one file; all of it, or an error.
@@ -192,7 +203,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         """
         path = self._strip_protocol(path)
         with self._using(path) as filesystem:
-            found = listing.ls(filesystem, path, detail=detail)
+            found = ls(filesystem, path, detail=detail)
         return found if detail else [one["name"] for one in found]
 
     def walk(
@@ -224,7 +235,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
             if callable(on_error):
                 on_error(error)
             return
-        dirs, files = listing.sorted_out(path, found)
+        dirs, files = sorted_out(path, found)
         yielded = path, (dirs if detail else list(dirs)), (files if detail else list(files))
         if topdown:
             yield yielded
@@ -252,7 +263,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         path = self._strip_protocol(path)
         try:
             with self._using(path) as filesystem:
-                listing.unfollowed(filesystem, path)
+                unfollowed(filesystem, path)
         except FileNotFoundError:
             return False
         return True
@@ -278,7 +289,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         """
         path = self._strip_protocol(path)
         with self._using(path) as filesystem:
-            return listing.unique_key(filesystem, path, str(self.session().platform))
+            return unique_key(filesystem, path, str(self.session().platform))
 
     def checksum(self, path: str) -> str:
         """Return the same as `ukey`."""
@@ -320,7 +331,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         path = self._strip_protocol(path)
         place = self.followed(path)
         with translated(path), opened_handle(self.session(), place) as handle:
-            return handle.read(*range_reads.bounded(start, end, handle.size))
+            return handle.read(*bounded(start, end, handle.size))
 
     def cat(
         self,
@@ -344,7 +355,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
                     raise
                 return error
 
-        read_all = zip(paths, range_reads.in_parallel(read, paths), strict=True)
+        read_all = zip(paths, in_parallel(read, paths), strict=True)
         omitted = Exception if on_error == "omit" else ()
         return {one: found for one, found in read_all if not isinstance(found, omitted)}
 
@@ -362,12 +373,12 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         Ranges of one file with at most `max_gap` bytes between them (default 1 MiB) are fetched
         together, in the order of the file; such runs of ranges are fetched in parallel.
         """
-        wanted = range_reads.requests(paths, starts, ends)
-        gap = range_reads.NEAR if max_gap is None else max_gap
+        wanted = requests(paths, starts, ends)
+        gap = NEAR if max_gap is None else max_gap
         found: list[bytes | Exception] = [b""] * len(wanted)
         with contextlib.ExitStack() as closing:
             runs = []
-            for path, slices in range_reads.by_path(wanted):
+            for path, slices in by_path(wanted):
                 try:
                     own = self._strip_protocol(path)
                     handle = self.opened(self.followed(own))
@@ -379,12 +390,12 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
                         found[number] = error
                     continue
                 ranges = [
-                    range_reads.Range(number, *range_reads.bounded(start, end, handle.size))
+                    Range(number, *bounded(start, end, handle.size))
                     for number, start, end in slices
                 ]
-                runs += [(own, handle, run) for run in range_reads.near_ranges(ranges, gap)]
+                runs += [(own, handle, run) for run in near_ranges(ranges, gap)]
 
-            def read(run: tuple[str, Handle, Sequence[range_reads.Range]]) -> None:
+            def read(run: tuple[str, Handle, Sequence[Range]]) -> None:
                 own, handle, ranges = run
                 for one in ranges:
                     try:
@@ -395,7 +406,7 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
                             raise
                         found[one.number] = error
 
-            range_reads.in_parallel(read, runs)
+            in_parallel(read, runs)
         return found
 
     def get_file(
@@ -416,6 +427,6 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
             return
         with translated(path), opened_handle(self.session(), place) as handle:
             if outfile is not None:
-                copying.into_file(handle, outfile, callback)
+                into_file(handle, outfile, callback)
             else:
-                copying.to_path(handle, Path(lpath), callback)
+                to_path(handle, Path(lpath), callback)
