@@ -110,6 +110,11 @@ class OpenBlob:
             raise
         return count
 
+    def expect(self, start: int, stop: int) -> None:
+        """Take a reader for sequential before it has read in sequence: it says that it will."""
+        if stop - start > _SEQUENTIAL_BYTES:
+            self._run_end, self._run_bytes = start, stop - start
+
     def pass_through(self) -> PassedBlob:
         """Read past the cache from now on."""
         with self._lock:

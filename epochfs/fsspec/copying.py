@@ -34,6 +34,7 @@ def to_path(handle: Handle, path: Path, callback: Callback) -> None:
 def into_file(handle: Handle, file: Any, callback: Callback) -> None:  # noqa: ANN401
     """Copy a file into an open one."""
     callback.set_size(handle.size)
+    handle.expect(0, handle.size)
     buffer = memoryview(bytearray(min(PIECE, max(1, handle.size))))
     position = 0
     while count := handle.read_into(buffer, position):

@@ -12,11 +12,14 @@ import posixpath
 import re
 import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from epochfs.errors import NotFound
 from epochfs.fsspec.os_errors import too_many_links
-from epochfs.vfs.filesystem import FileSystem
-from epochfs.vfs.node import Attr
+
+if TYPE_CHECKING:
+    from epochfs.vfs.filesystem import FileSystem
+    from epochfs.vfs.node import Attr
 
 _MOST_LINKS = 40
 """As many as Linux follows in one path (path_resolution(7))."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import posixpath
 import stat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import tokenize
 
 from epochfs.errors import EpochfsError, InvalidName, NotFound
 from epochfs.fsspec.links import Place, followed, leads_to
 from epochfs.oci.names import Digest
-from epochfs.vfs.filesystem import DirectoryEntry, FileSystem
+
+if TYPE_CHECKING:
+    from epochfs.vfs.filesystem import DirectoryEntry, FileSystem
 
 Info = dict[str, Any]
 """fsspec's: `name`, `size` in bytes, `type`; and ours, see `RegistryFileSystem.info`."""

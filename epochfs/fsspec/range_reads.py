@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 NEAR = 1 << 20
 """Up to this many bytes between two ranges, fetching them costs less than another request."""
 
 MOST_AT_ONCE = 8
+
+_PIECE = 1 << 20
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -43,6 +46,42 @@ def near_ranges(ranges: Iterable[Range], gap: int) -> Iterator[Sequence[Range]]:
         end = max(end, one.stop)
     if run:
         yield run
+
+
+class Reader(Protocol):
+    """An open file."""
+
+    def expect(self, start: int, stop: int) -> None:
+        """Say that these bytes will be read in their order."""
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Read exactly `min(len(view), size - offset)` bytes; return that."""
+
+
+def read_run(file: Reader, ranges: Sequence[Range]) -> Iterator[tuple[int, bytes]]:
+    """Read ranges in rising order, with what is between them; yield each with its number.
+
+    All is read in sequence, a piece at a time: a stream from the registry then goes on.
+    """
+    stop = max(one.stop for one in ranges)
+    file.expect(ranges[0].start, stop)
+    piece = memoryview(bytearray(min(_PIECE, stop - ranges[0].start)))
+    begun: dict[Range, bytearray] = {}
+    waiting = deque(ranges)
+    position = ranges[0].start
+    while position < stop:
+        count = file.read_into(piece[: stop - position], position)
+        end = position + count
+        while waiting and (waiting[0].start < end or not count):
+            one = waiting.popleft()
+            begun[one] = bytearray()
+        for one in list(begun):
+            begun[one] += piece[max(0, one.start - position) : max(0, one.stop - position)][:count]
+            if one.stop <= end or not count:
+                yield one.number, bytes(begun.pop(one))
+        if not count:
+            return
+        position = end
 
 
 def in_parallel(do: Callable[[A], B], items: Sequence[A]) -> list[B]:

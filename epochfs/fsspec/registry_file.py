@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fsspec.spec import AbstractBufferedFile
 
@@ -14,7 +14,6 @@ from epochfs.fsspec.os_errors import is_directory, translated
 
 if TYPE_CHECKING:
     from epochfs.fsspec.open_sessions import OpenSession
-    from epochfs.fsspec.registry_file_system import RegistryFileSystem
 
 PIECE = 1 << 20
 """How much is asked for at once: each such read has the whole time limit."""
@@ -52,6 +51,10 @@ class Handle:
                     break
         return done
 
+    def expect(self, start: int, stop: int) -> None:
+        """Say that these bytes will be read in their order, so that fewer requests are sent."""
+        self._session.filesystem.expect(self._handle, start, stop)
+
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes `[start, stop)`, as far as there are. Raises EpochfsError."""
         buffer = bytearray(max(0, min(stop, self.size) - start))
@@ -77,15 +80,25 @@ def opened_handle(session: OpenSession, place: Place) -> Iterator[Handle]:
         handle.close()
 
 
+class Opener(Protocol):
+    """A file system that opens its places."""
+
+    def followed(self, path: str) -> Place:
+        """Return the place that a path leads to. Raises OSError."""
+
+    def opened(self, place: Place) -> Handle:
+        """Open a place. Raises OSError."""
+
+
 class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
     """A file of a registry, open in "rb". A pickle of it opens the same bytes again."""
 
     DEFAULT_BLOCK_SIZE = 256 * 1024
     """What is read ahead; a download reads further ahead by itself, once reads are sequential."""
 
-    fs: RegistryFileSystem
+    fs: Opener
 
-    def __init__(self, fs: RegistryFileSystem, path: str, mode: str = "rb", **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, fs: Opener, path: str, mode: str = "rb", **options: Any) -> None:  # noqa: ANN401
         place = fs.followed(path)
         self._handle: Handle | None = fs.opened(place)
         self._real = place.path

@@ -33,6 +33,7 @@ from epochfs.fsspec.range_reads import (
     by_path,
     in_parallel,
     near_ranges,
+    read_run,
     requests,
 )
 from epochfs.fsspec.read_only import ReadOnlyMethods
@@ -331,7 +332,9 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         path = self._strip_protocol(path)
         place = self.followed(path)
         with translated(path), opened_handle(self.session(), place) as handle:
-            return handle.read(*bounded(start, end, handle.size))
+            first, last = bounded(start, end, handle.size)
+            handle.expect(first, last)
+            return handle.read(first, last)
 
     def cat(
         self,
@@ -376,37 +379,39 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         wanted = requests(paths, starts, ends)
         gap = NEAR if max_gap is None else max_gap
         found: list[bytes | Exception] = [b""] * len(wanted)
-        with contextlib.ExitStack() as closing:
-            runs = []
-            for path, slices in by_path(wanted):
-                try:
-                    own = self._strip_protocol(path)
-                    handle = self.opened(self.followed(own))
-                    closing.callback(handle.close)
-                except Exception as error:
-                    if on_error != "return":
-                        raise
-                    for number, _, _ in slices:
-                        found[number] = error
-                    continue
-                ranges = [
-                    Range(number, *bounded(start, end, handle.size))
-                    for number, start, end in slices
+        runs: list[tuple[Place, Sequence[Range]]] = []
+        for path, slices in by_path(wanted):
+            try:
+                place = self.followed(self._strip_protocol(path))
+                with contextlib.closing(self.opened(place)) as handle:
+                    size = handle.size
+            except Exception as error:
+                if on_error != "return":
+                    raise
+                found = [
+                    error if one == path else old
+                    for old, (one, _) in zip(found, wanted, strict=True)
                 ]
-                runs += [(own, handle, run) for run in near_ranges(ranges, gap)]
+                continue
+            ranges = [Range(number, *bounded(start, end, size)) for number, start, end in slices]
+            runs += [(place, run) for run in near_ranges(ranges, gap)]
 
-            def read(run: tuple[str, Handle, Sequence[Range]]) -> None:
-                own, handle, ranges = run
+        def read(run: tuple[Place, Sequence[Range]]) -> None:
+            place, ranges = run
+            try:
+                with (
+                    translated(place.path),
+                    contextlib.closing(self.opened(place)) as handle,
+                ):
+                    for number, data in read_run(handle, ranges):
+                        found[number] = data
+            except Exception as error:
+                if on_error != "return":
+                    raise
                 for one in ranges:
-                    try:
-                        with translated(own):
-                            found[one.number] = handle.read(one.start, one.stop)
-                    except Exception as error:
-                        if on_error != "return":
-                            raise
-                        found[one.number] = error
+                    found[one.number] = found[one.number] or error
 
-            in_parallel(read, runs)
+        in_parallel(read, runs)
         return found
 
     def get_file(

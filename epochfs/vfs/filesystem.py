@@ -187,6 +187,15 @@ class FileSystem:
             raise Vanished("the file was closed")
         return file.read_into(view, offset)
 
+    def expect(self, handle: int, start: int, stop: int) -> None:
+        """Say that the bytes `[start, stop)` of an open file will be read in their order.
+
+        Where that helps, they are fetched in fewer and larger requests.
+        """
+        expect = getattr(self._files.get(handle), "expect", None)
+        if expect is not None:
+            expect(start, stop)
+
     def read(self, handle: int, offset: int, count: int) -> bytes:
         """Return exactly `min(count, size - offset)` bytes of an open file."""
         buffer = bytearray(count)

@@ -277,5 +277,10 @@ class _NamedBlob:
         except NeverThere as error:
             raise NotFound(str(error)) from error
 
+    def expect(self, start: int, stop: int) -> None:
+        expect = getattr(self._blob, "expect", None)
+        if expect is not None:
+            expect(start, stop)
+
     def close(self) -> None:
         self._blob.close()

@@ -1,0 +1,285 @@
+"""Measures the fsspec front end on this machine, beside curl and skopeo: `scripts/fsspec-figures`.
+
+Needs docker-registry, curl and skopeo. The link is the benchmarks' shaper: 20 ms there and back,
+125 MB a second for each connection. Everything is in one scratch directory, removed at the end.
+Each figure comes from processes of its own, so that none has what another one read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+MIB = 1 << 20
+RATE, ROUND_TRIP = 125e6, 0.020
+RANGES, LENGTH = 1000, 64 * 1024
+TAGS = 1000
+CONFIG = 'version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: "{0}"}}}}\n'
+
+
+def say(what: str, found: str, wanted: str) -> None:
+    sys.stdout.write(f"{what:58} {found:34} wanted: {wanted}\n")
+    sys.stdout.flush()
+
+
+# ---- what is measured in a process of its own --------------------------------------------------
+
+
+def opened(host: str, cache: str) -> object:
+    from epochfs.fsspec import RegistryFileSystem
+
+    return RegistryFileSystem(host, cache_dir=cache or None)
+
+
+def measured(fs: object, act: Callable[[], object]) -> dict[str, float]:
+    """Return seconds, requests, and the most memory of this process in MiB."""
+    before = _requests(fs)
+    began = time.monotonic()
+    act()
+    took = time.monotonic() - began
+    return {
+        "seconds": took,
+        "requests": _requests(fs) - before,
+        "received": _status(fs)["bytes_received"],
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _status(fs: object) -> dict[str, int]:
+    status: dict[str, int] = json.loads(fs.cat_file("/.epochfs/status.json"))  # type: ignore[attr-defined]
+    return status
+
+
+def _requests(fs: object) -> int:
+    return _status(fs)["requests"]
+
+
+def ranges(host: str, cache: str, path: str, size: str) -> dict[str, float]:
+    fs = opened(host, cache)
+    picked = random.Random(7)
+    starts = [picked.randrange(int(size) - LENGTH) for _ in range(RANGES)]
+    fs.info(path)  # type: ignore[attr-defined]
+    return measured(
+        fs,
+        lambda: fs.cat_ranges(
+            [path] * RANGES, starts, [s + LENGTH for s in starts], on_error="raise"
+        ),  # type: ignore[attr-defined]
+    )
+
+
+def get(host: str, cache: str, path: str, target: str) -> dict[str, float]:
+    fs = opened(host, cache)
+    fs.info(path)  # type: ignore[attr-defined]
+    return measured(fs, lambda: fs.get_file(path, target))  # type: ignore[attr-defined]
+
+
+def ls(host: str, cache: str, path: str) -> dict[str, float]:
+    fs = opened(host, cache)
+    fs.info("/")  # type: ignore[attr-defined]
+    cold = measured(fs, lambda: fs.ls(path, detail=True))  # type: ignore[attr-defined]
+    warm = measured(fs, lambda: fs.ls(path, detail=True))  # type: ignore[attr-defined]
+    return {**cold, "warm": warm["requests"], "warm seconds": warm["seconds"]}
+
+
+PARTS: dict[str, Callable[..., dict[str, float]]] = {"ranges": ranges, "get": get, "ls": ls}
+
+
+def apart(name: str, *arguments: object) -> dict[str, float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, "-m", "scripts.fsspec_figures", name, *map(str, arguments)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    found: dict[str, float] = json.loads(result.stdout)
+    return found
+
+
+# ---- what it is measured with ------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[str]:
+    """Run a server until the end; return its address once it answers."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise
+                time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def push(host: str, name: str, size: int, scratch: Path) -> str:
+    """Push an artifact of one file of random bytes; return the blob's digest."""
+    from epochfs.client import RegistryClient
+    from epochfs.oci.manifests import OCI_MANIFEST
+    from epochfs.oci.names import Digest
+
+    file = scratch / name
+    hasher = Digest.of(b"").hasher()
+    with file.open("wb") as out:
+        for _ in range(size // MIB):
+            piece = os.urandom(MIB)
+            hasher.update(piece)
+            out.write(piece)
+    digest = f"sha256:{hasher.hexdigest()}"
+    client = RegistryClient(f"http://{host}")
+    empty = Digest.of(b"{}")
+    client.put_blob(name, empty, b"{}", 2)
+    with file.open("rb") as body:
+        client.put_blob(name, digest, body, size)
+    kind = "application/vnd.oci.empty.v1+json"
+    title = {"org.opencontainers.image.title": "data.bin"}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": kind, "digest": str(empty), "size": 2},
+        "layers": [
+            {"mediaType": "application/octet-stream", "digest": digest, "size": size,
+             "annotations": title}
+        ],
+    }  # fmt: skip
+    client.put_manifest(name, "v1", json.dumps(manifest).encode(), OCI_MANIFEST)
+    client.close()
+    file.unlink()
+    return digest
+
+
+def timed(*command: str) -> float:
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def median(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2]
+
+
+def imported() -> float:
+    """Return the milliseconds that importing takes, beside those of Python's own start."""
+    code = "import time; b = time.perf_counter(); import epochfs.fsspec; "
+    code += "print((time.perf_counter() - b) * 1000)"
+    runs = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(7)]
+    return median(runs)
+
+
+# ---- the figures -------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Print the figures, or be the process in which one of them is measured."""
+    if len(sys.argv) > 2:
+        sys.stdout.write(json.dumps(PARTS[sys.argv[1]](*sys.argv[2:])))
+        return
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "all"
+    with ExitStack() as closing:
+        scratch = Path(tempfile.mkdtemp(prefix="epochfs-fsspec-"))
+        closing.callback(shutil.rmtree, scratch, ignore_errors=True)
+        port, far = free_port(), free_port()
+        config = scratch / "config.yml"
+        config.write_text(
+            CONFIG.format(scratch / "storage") + f'http: {{addr: "127.0.0.1:{port}"}}\n'
+        )
+        host = closing.enter_context(serving(["docker-registry", "serve", str(config)], port))
+        module = [sys.executable, "-m", "scripts.benchmark.shaper"]
+        shaper = [*module, str(far), str(port), str(RATE), str(ROUND_TRIP)]
+        link = closing.enter_context(serving(shaper, far))
+        if chosen in ("all", "import"):
+            say("import of epochfs.fsspec", f"{imported():.0f} ms", "at most 150 ms")
+        if chosen in ("all", "ranges"):
+            show_ranges(link, host, scratch)
+        if chosen in ("all", "get"):
+            show_get(host, scratch)
+        if chosen in ("all", "ls"):
+            show_ls(scratch, closing)
+
+
+def show_ranges(link: str, host: str, scratch: Path) -> None:
+    size = 256 * MIB
+    digest = push(host, "ranges", size, scratch)
+    url = f"http://{link}/v2/ranges/blobs/{digest}"
+    curl = median([timed("curl", "-sSf", "-o", "/dev/null", url) for _ in range(3)])
+    for cache in ("cache", ""):
+        runs = []
+        for number in range(3):
+            directory = str(scratch / f"{cache}{number}") if cache else ""
+            runs.append(apart("ranges", link, directory, "/ranges:v1/data.bin", size))
+        best = sorted(runs, key=lambda run: run["seconds"])[1]
+        say(
+            f"1,000 ranges of 64 KiB in 256 MiB, {'with' if cache else 'without'} a cache",
+            f"{best['seconds']:.2f} s, {best['seconds'] / curl:.2f} x curl's {curl:.2f} s",
+            "at most 1.5 x",
+        )
+        say("  requests, peak memory",
+            f"{best['requests']:.0f}, {best['peak']:.0f} MiB, {best['received'] / MIB:.0f} MiB came",
+            "at most 40, 150 MiB")  # fmt: skip
+
+
+def show_get(host: str, scratch: Path) -> None:
+    push(host, "whole", 1024 * MIB, scratch)
+    times, runs = [], {"cache": [], "": []}  # type: ignore[var-annotated]
+    for number in range(3):
+        target = scratch / f"dir{number}"
+        source = "docker://" + f"{host}/whole:v1"
+        times.append(
+            timed("skopeo", "copy", "-q", "--src-tls-verify=false", source, f"dir:{target}")
+        )
+        shutil.rmtree(target)
+        for cache, found in runs.items():
+            directory = scratch / f"whole{number}"
+            file = scratch / "got"
+            found.append(apart("get", host, directory if cache else "", "/whole:v1/data.bin", file))
+            assert file.stat().st_size == 1024 * MIB
+            file.unlink()
+            shutil.rmtree(directory, ignore_errors=True)
+    skopeo = median(times)
+    for cache, found in runs.items():
+        one = sorted(found, key=lambda run: run["seconds"])[1]
+        say(
+            f"get of 1 GiB, {'with' if cache else 'without'} a cache",
+            f"{one['seconds']:.2f} s, {skopeo / one['seconds']:.2f} x as fast as {skopeo:.2f} s",
+            "at least 2.5 x as fast as skopeo",
+        )
+        say("  peak memory", f"{one['peak']:.0f} MiB", "at most 150 MiB")
+
+
+def show_ls(scratch: Path, closing: ExitStack) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "scripts.benchmark.tagserver", str(port), "1", str(TAGS)]
+    host = closing.enter_context(serving(command, port))
+    urllib.request.urlopen(f"http://{host}/v2/").close()
+    found = apart("ls", host, scratch / "names", "/app0/tags")
+    say(
+        "ls of 1,000 tags with detail",
+        f"{found['requests']:.0f} requests, {found['seconds']:.2f} s",
+        "at most one a tag, and the list",
+    )
+    say("  again", f"{found['warm']:.0f} requests, {found['warm seconds']:.2f} s", "none")
+
+
+if __name__ == "__main__":
+    main()
