@@ -103,6 +103,10 @@ class Download:
             )
         read_exactly(self._staged.fd, view, offset)
 
+    def expect(self) -> None:
+        """Note that a reader will read on."""
+        self.state.plan.announced = True
+
     def fileno(self) -> int:
         """Return the descriptor of the staged file, which exists once anything was read."""
         return self._staged.fd

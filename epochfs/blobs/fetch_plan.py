@@ -207,6 +207,8 @@ class FetchPlan:
         self.claims: list[Claim] = []
         self._cursor = 0
         self._reach = 0
+        self.announced = False
+        """Whether a reader has said that it will read on: requests are then never small."""
 
     @property
     def prefix(self) -> int:
@@ -312,6 +314,8 @@ class FetchPlan:
             # So that what is ahead is not left to one connection where others would help.
             share = (self._reach - self._cursor) // self.window.size
             segment = min(segment, max(MIB, share - share % MIB))
+        if self.announced:
+            segment = max(segment, _FIRST_SEGMENT)
         alone = not self.claims and not self._budget.spare
         return max(segment, min(_ALONE * segment, SEGMENT_ALONE)) if alone else segment
 

@@ -42,6 +42,9 @@ class Local(Protocol):
         `run` is how many bytes a reader that looks set to read on has read in sequence, else 0.
         """
 
+    def expect(self) -> None:
+        """Note that a reader will read on, so that requests may be large from the first."""
+
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Fill `view` with the bytes at `offset`, if all of them are there; return whether."""
 
@@ -114,6 +117,7 @@ class OpenBlob:
         """Take a reader for sequential before it has read in sequence: it says that it will."""
         if stop - start > _SEQUENTIAL_BYTES:
             self._run_end, self._run_bytes = start, stop - start
+            self._local.expect()
 
     def pass_through(self) -> PassedBlob:
         """Read past the cache from now on."""

@@ -365,6 +365,9 @@ class _Cached:
     def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         self._blob.read_into(view, offset)
 
+    def expect(self) -> None:
+        """Do nothing: all is here."""
+
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Return False: it is asked for only after a read has failed."""
         return False

@@ -61,14 +61,15 @@ class OpenSession:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[FileSystem]:
-        """Keep it open at the interpreter's exit while somebody reads."""
+        """Keep it open at the interpreter's exit while somebody reads whom that waits for."""
+        counted = not threading.current_thread().daemon
         with self._lock:
-            self._calls += 1
+            self._calls += counted
         try:
             yield self.filesystem
         finally:
             with self._lock:
-                self._calls -= 1
+                self._calls -= counted
 
     def close_if_idle(self) -> None:
         """Close it, unless somebody reads."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Thread
 from typing import Protocol, TypeVar
 
 NEAR = 1 << 20
 """Up to this many bytes between two ranges, fetching them costs less than another request."""
+
+_SHARE = 16
+"""Nor does it matter if what lies between is at most such a part of all that is wanted."""
 
 MOST_AT_ONCE = 8
 
@@ -34,8 +37,13 @@ def bounded(start: int | None, end: int | None, size: int) -> tuple[int, int]:
     return first, max(first, last)
 
 
-def near_ranges(ranges: Iterable[Range], gap: int) -> Iterator[Sequence[Range]]:
-    """Yield runs of ranges in rising order, with at most `gap` bytes from one to the next."""
+def near_ranges(ranges: Sequence[Range], gap: int | None) -> Iterator[Sequence[Range]]:
+    """Yield runs of ranges in rising order, with at most `gap` bytes from one to the next.
+
+    Without a gap it is `NEAR`, or more where much is wanted.
+    """
+    if gap is None:
+        gap = max(NEAR, sum(one.stop - one.start for one in ranges) // _SHARE)
     run: list[Range] = []
     end = 0
     for one in sorted(ranges, key=lambda one: (one.start, one.stop)):
@@ -87,15 +95,37 @@ def read_run(file: Reader, ranges: Sequence[Range]) -> Iterator[tuple[int, bytes
 def in_parallel(do: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """Do it for each item, up to `MOST_AT_ONCE` at a time; return the results in their order.
 
-    The first that raises ends it: what has not begun is left undone.
+    The first that raises ends it: what has not begun is left undone. The threads are daemons: an
+    interpreter that ends, or a caller that is interrupted, does not wait for a silent registry.
     """
     if len(items) < 2:
         return [do(item) for item in items]
-    pool = ThreadPoolExecutor(min(MOST_AT_ONCE, len(items)), thread_name_prefix="epochfs-reads")
+    results: dict[int, B] = {}
+    failed: list[BaseException] = []
+    remaining = iter(range(len(items)))  # whose `next` is atomic
+
+    def work() -> None:
+        for number in remaining:
+            if failed:
+                return
+            try:
+                results[number] = do(items[number])
+            except BaseException as error:
+                failed.append(error)
+
+    count = min(MOST_AT_ONCE, len(items))
+    threads = [Thread(target=work, name="epochfs-reads", daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
     try:
-        return list(pool.map(do, items))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        failed.append(error)
+        raise
+    if failed:
+        raise failed[0]
+    return [results[number] for number in range(len(items))]
 
 
 Slice = tuple[int, int | None, int | None]

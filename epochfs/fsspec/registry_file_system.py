@@ -27,7 +27,6 @@ from epochfs.fsspec.listing import Info, info, ls, sorted_out, unfollowed, uniqu
 from epochfs.fsspec.open_sessions import OpenSession, keep_inherited, opened
 from epochfs.fsspec.os_errors import read_only, translated
 from epochfs.fsspec.range_reads import (
-    NEAR,
     Range,
     bounded,
     by_path,
@@ -358,7 +357,8 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
                     raise
                 return error
 
-        read_all = zip(paths, in_parallel(read, paths), strict=True)
+        with self._using(""):
+            read_all = list(zip(paths, in_parallel(read, paths), strict=True))
         omitted = Exception if on_error == "omit" else ()
         return {one: found for one, found in read_all if not isinstance(found, omitted)}
 
@@ -373,11 +373,11 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
     ) -> list[bytes | Exception]:
         """Return ranges of files in the order given, each bytes, or with "return" its error.
 
-        Ranges of one file with at most `max_gap` bytes between them (default 1 MiB) are fetched
-        together, in the order of the file; such runs of ranges are fetched in parallel.
+        Ranges of one file with at most `max_gap` bytes between them (by default 1 MiB, or more
+        where much is wanted) are fetched together, in the order of the file; such runs of ranges
+        are fetched in parallel.
         """
         wanted = requests(paths, starts, ends)
-        gap = NEAR if max_gap is None else max_gap
         found: list[bytes | Exception] = [b""] * len(wanted)
         runs: list[tuple[Place, Sequence[Range]]] = []
         for path, slices in by_path(wanted):
@@ -388,13 +388,11 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
             except Exception as error:
                 if on_error != "return":
                     raise
-                found = [
-                    error if one == path else old
-                    for old, (one, _) in zip(found, wanted, strict=True)
-                ]
+                for number, _, _ in slices:
+                    found[number] = error
                 continue
             ranges = [Range(number, *bounded(start, end, size)) for number, start, end in slices]
-            runs += [(place, run) for run in near_ranges(ranges, gap)]
+            runs += [(place, run) for run in near_ranges(ranges, max_gap)]
 
         def read(run: tuple[Place, Sequence[Range]]) -> None:
             place, ranges = run
@@ -411,7 +409,8 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
                 for one in ranges:
                     found[one.number] = found[one.number] or error
 
-        in_parallel(read, runs)
+        with self._using(""):
+            in_parallel(read, runs)
         return found
 
     def get_file(

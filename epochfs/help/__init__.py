@@ -26,6 +26,7 @@ TOPICS = (
     "backups",
     "models",
     "cache",
+    "python",
     "performance",
     "systemd",
     "kubernetes",

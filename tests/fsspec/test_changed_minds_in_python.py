@@ -1,0 +1,126 @@
+"""A registry that changes its mind, seen by a program: the matrix of `support.minds`, once more.
+
+fsspec has no listing that ends with an error: `ls` has all the names, or raises. So each path of
+the model is asked for by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import minds
+from support.faultproxy import FaultProxy
+from support.minds import AGED, COLD, KEPT, ROWS, SILENT, WHOLE, Row, State
+from support.model import Tree
+from support.scripted import until
+from support.survey import Found as Seen
+from support.survey import failing, wrong
+
+from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.fsspec import RegistryFileSystem
+
+TTL = 0.1
+PATIENT, SHORT = 10.0, 0.8
+SLACK = 2.0
+HEALS = 10.0
+LOGGED = "left out|cannot be had|cannot be listed|serving|stale|served"
+
+CASES = [
+    pytest.param(row, state, id=f"{row.title}, {state.title}")
+    for row in ROWS
+    for state in (COLD, AGED, KEPT)
+    if state is COLD
+    or (state is AGED and row.turn is not SILENT and (row.what != "blobs" or row.turn.denies))
+    or (state is KEPT and row.turn.down and row.turn is not SILENT and row.what != "blobs")
+]
+
+
+@pytest.fixture(scope="module")
+def furnished() -> Iterator[EmbeddedRegistry]:
+    with EmbeddedRegistry() as registry:
+        minds.furnish(registry)
+        yield registry
+
+
+@pytest.fixture
+def proxy(furnished: EmbeddedRegistry) -> Iterator[FaultProxy]:
+    with FaultProxy(furnished.host) as proxy:
+        yield proxy
+
+
+def children(tree: Tree, path: str) -> frozenset[str]:
+    begins = "/" if path == "/" else f"{path}/"
+    below = (one.removeprefix(begins) for one in tree if one.startswith(begins) and one != path)
+    return frozenset(name for name in below if name and "/" not in name)
+
+
+def look(fs: RegistryFileSystem, path: str, content: bytes | str | None) -> Seen:
+    """Ask for one path of the model as a program would."""
+    kind = {str: 0o120000, bytes: 0o100000, type(None): 0o040000}[type(content)]
+    began, code = time.monotonic(), 0
+    names: frozenset[str] = frozenset()
+    found: bytes | str | None = None
+    try:
+        if content is None:
+            names = frozenset(one.rpartition("/")[2] for one in fs.ls(path, detail=False))
+        elif isinstance(content, bytes):
+            found = fs.cat_file(path)
+        else:
+            found = fs.info(path)["destination"]
+    except OSError as error:
+        code = error.errno or -1
+    return Seen(kind, found, names, code, time.monotonic() - began)
+
+
+def survey(fs: RegistryFileSystem) -> dict[str, Seen]:
+    return {path: look(fs, path, content) for path, content in WHOLE.items()}
+
+
+def short(found: dict[str, Seen], expected: Tree) -> list[str]:
+    """Return the directories that listed without an error, and not all that is in them."""
+    return [
+        path
+        for path, one in found.items()
+        if WHOLE[path] is None and not one.code and one.names != children(expected, path)
+    ]
+
+
+@pytest.mark.expects_log(LOGGED)
+@pytest.mark.parametrize(("row", "state"), CASES)
+def test_a_listing_is_whole_or_raises_and_no_byte_is_wrong(
+    row: Row, state: State, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    timeout = SHORT if row.turn is SILENT else PATIENT
+    fs = RegistryFileSystem(
+        proxy.host,
+        cache_dir=str(tmp_path / "cache"),
+        timeout=timeout,
+        metadata_ttl=TTL,
+        stale_if_error=state.older,
+        skip_instance_cache=True,
+    )
+    fs.ls("/")
+    fs.cat_file(minds.READ_BEFORE)
+    if state.walked:
+        assert failing(survey(fs)) == {}
+    time.sleep(1.2 * TTL)
+    row.befall(proxy)
+    found = survey(fs)
+    expected = row.tree(state)
+    assert short(found, expected) == []
+    gone = set(WHOLE) - set(expected)
+    seen = {path: one for path, one in found.items() if path not in gone}
+    assert list(wrong(seen, expected, row.listed_errnos())) == []
+    listings = {path for path in row.must_fail(state) if WHOLE[path] is None}
+    assert listings <= failing(found).keys()
+    assert row.must_open(state).isdisjoint(failing(found))
+    assert max(one.slowest for one in found.values()) < timeout + SLACK
+    if listings:
+        with pytest.raises(OSError):
+            fs.find("/")
+    proxy.mend()
+    until(lambda: not failing(survey(fs)), HEALS)
+    assert short(survey(fs), WHOLE) == []
