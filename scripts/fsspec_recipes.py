@@ -1,4 +1,4 @@
-"""Runs the recipes of `epochfs help python` as they are written: `python -m scripts.fsspec_recipes`.
+"""Runs the recipes of `epochfs help python` as written: `scripts/fsspec-figures recipes`.
 
 A docker-registry with htpasswd holds a table as Parquet and CSV, and a safetensors file; the login
 is docker's own file. Each recipe is a block of the page, run in a Python of its own; what it prints
@@ -26,7 +26,7 @@ from scripts.fsspec_figures import free_port, serving
 HOST = "reg.example"
 """What the page calls the registry."""
 
-USER, PASSWORD = "reader", "correct horse"  # noqa: S105
+USER, PASSWORD = "reader", "correct horse"
 ROWS = 400_000
 
 

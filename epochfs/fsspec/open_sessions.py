@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOCKED = ("partial", "blobs", "mounts")
-"""Directories of the cache whose files are locked while they are open."""
+_LOCKED = ("partial/", "blobs/", "mounts/", "turns")
+"""What of a cache is locked while it is open: directories of files, and a file."""
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -45,6 +45,7 @@ class OpenSession:
 
         self.pid = os.getpid()
         self.cache = settings.cache
+        self.timeout = settings.blobs.timeout
         self.platform = settings.platform
         with contextlib.ExitStack() as closing:
             self.filesystem: FileSystem = open_session(settings, closing).filesystem
@@ -181,7 +182,7 @@ def _close_locked(cache: Path) -> None:
     """Close the descriptors that hold locks of a cache."""
     from epochfs.cache.directory import FORMAT
 
-    begins = tuple(f"{os.path.realpath(cache / FORMAT / name)}/" for name in _LOCKED)
+    begins = tuple(f"{os.path.realpath(cache / FORMAT)}/{name}" for name in _LOCKED)
     with contextlib.suppress(OSError):
         for link in list(_DESCRIPTORS.iterdir()):
             with contextlib.suppress(OSError):

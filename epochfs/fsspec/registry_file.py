@@ -19,6 +19,10 @@ PIECE = 1 << 20
 """How much is asked for at once: each such read has the whole time limit."""
 
 
+_WORTH_A_TURN = 4 << 20
+"""A smaller blob is downloaded by each process that wants it at the same moment."""
+
+
 class Handle:
     """A place opened for reading in a session. Any thread may read; close it once."""
 
@@ -78,6 +82,26 @@ def opened_handle(session: OpenSession, place: Place) -> Iterator[Handle]:
         yield handle
     finally:
         handle.close()
+
+
+@contextlib.contextmanager
+def opened_in_turn(session: OpenSession, place: Place, wanted: int) -> Iterator[Handle]:
+    """Open a place of which `wanted` bytes will be read.
+
+    If that is most of a blob, it is downloaded once, however many processes of this machine want
+    it: they take turns (`cache.turns`). Raises EpochfsError, or IsADirectoryError.
+    """
+    from epochfs.cache.blobs import BlobCache
+    from epochfs.cache.turns import turn
+
+    with contextlib.ExitStack() as closing:
+        if wanted > _WORTH_A_TURN and 2 * wanted > place.attr.size and not session.cache.off:
+            with session.in_use() as filesystem:
+                content = filesystem.content(place.path)
+            if content is not None:
+                cache = BlobCache(session.cache)
+                closing.enter_context(turn(cache, content.digest, content.size, session.timeout))
+        yield closing.enter_context(opened_handle(session, place))
 
 
 class Opener(Protocol):

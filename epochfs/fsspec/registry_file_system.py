@@ -36,7 +36,7 @@ from epochfs.fsspec.range_reads import (
     requests,
 )
 from epochfs.fsspec.read_only import ReadOnlyMethods
-from epochfs.fsspec.registry_file import Handle, RegistryFile, opened_handle
+from epochfs.fsspec.registry_file import Handle, RegistryFile, opened_in_turn
 from epochfs.fsspec.urls import PROTOCOL, join_url, split_url
 
 if TYPE_CHECKING:
@@ -330,7 +330,8 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         """Return the bytes of a file, or of a slice of it."""
         path = self._strip_protocol(path)
         place = self.followed(path)
-        with translated(path), opened_handle(self.session(), place) as handle:
+        first, last = bounded(start, end, place.attr.size)
+        with translated(path), opened_in_turn(self.session(), place, last - first) as handle:
             first, last = bounded(start, end, handle.size)
             handle.expect(first, last)
             return handle.read(first, last)
@@ -397,9 +398,10 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         def read(run: tuple[Place, Sequence[Range]]) -> None:
             place, ranges = run
             try:
+                wanted_bytes = ranges[-1].stop - ranges[0].start
                 with (
                     translated(place.path),
-                    contextlib.closing(self.opened(place)) as handle,
+                    opened_in_turn(self.session(), place, wanted_bytes) as handle,
                 ):
                     for number, data in read_run(handle, ranges):
                         found[number] = data
@@ -429,7 +431,8 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         if stat.S_ISDIR(place.attr.mode) and outfile is None:
             Path(lpath).mkdir(parents=True, exist_ok=True)
             return
-        with translated(path), opened_handle(self.session(), place) as handle:
+        size = place.attr.size
+        with translated(path), opened_in_turn(self.session(), place, size) as handle:
             if outfile is not None:
                 into_file(handle, outfile, callback)
             else:
