@@ -84,7 +84,7 @@ def read_run(file: Reader, ranges: Sequence[Range]) -> Iterator[tuple[int, bytes
             one = waiting.popleft()
             begun[one] = bytearray()
         for one in list(begun):
-            begun[one] += piece[max(0, one.start - position) : max(0, one.stop - position)][:count]
+            begun[one] += piece[max(0, one.start - position) : min(count, one.stop - position)]
             if one.stop <= end or not count:
                 yield one.number, bytes(begun.pop(one))
         if not count:

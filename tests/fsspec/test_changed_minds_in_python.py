@@ -22,7 +22,7 @@ from support.scripted import until
 from support.survey import Found as Seen
 from support.survey import failing, wrong
 
-from epochfs.config import TransportOptions
+from epochfs.config import ListingOptions, TransportOptions
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fsspec import RegistryFileSystem, constructor
 
@@ -115,6 +115,7 @@ def test_a_listing_is_whole_or_raises_and_no_byte_is_wrong(
 ) -> None:
     # What fails once fails always here: trying again only takes its time.
     monkeypatch.setattr(constructor, "TransportOptions", partial(TransportOptions, retries=1))
+    monkeypatch.setattr(constructor, "ListingOptions", partial(ListingOptions, negative_ttl=TTL))
     timeout = SHORT if row.turn is SILENT else PATIENT
     fs = RegistryFileSystem(
         proxy.host,

@@ -17,6 +17,7 @@ import pytest
 from support import CHECKOUT, faults
 from support.faultproxy import BLOB, FaultProxy
 from support.fsspec_data import LARGE, TABLE, VOLUME, Maker
+from support.workers import begin, worker
 
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
@@ -122,26 +123,6 @@ def test_threads_share_one_session(fs: RegistryFileSystem, open_fs: Maker) -> No
     assert len(sessions) == 1
 
 
-READ_ALL = """
-import sys
-from epochfs.fsspec import RegistryFileSystem
-fs = RegistryFileSystem(sys.argv[1], cache_dir=sys.argv[2], timeout=20)
-fs.info(sys.argv[3])
-print("ready", flush=True); sys.stdin.readline()
-fs.get_file(sys.argv[3], sys.argv[4])
-"""
-
-
-def worker(*arguments: object, code: str = READ_ALL) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=CHECKOUT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_killed_worker_leaves_the_cache_whole(
     registry: EmbeddedRegistry, tmp_path: Path, open_fs: Maker
 ) -> None:
@@ -149,11 +130,7 @@ def test_a_killed_worker_leaves_the_cache_whole(
     with FaultProxy(registry.host) as proxy:
         for number in range(4):
             one = worker(proxy.host, tmp_path / "cache", BIN, tmp_path / "got")
-            assert one.stdout is not None
-            assert one.stdin is not None
-            one.stdout.readline()
-            one.stdin.write("\n")
-            one.stdin.flush()
+            begin([one])
             time.sleep(0.01 * number)
             one.kill()
             one.communicate()
