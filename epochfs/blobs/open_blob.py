@@ -114,7 +114,11 @@ class OpenBlob:
         return count
 
     def expect(self, start: int, stop: int) -> None:
-        """Take a reader for sequential before it has read in sequence: it says that it will."""
+        """Take a reader for sequential before it has read in sequence: it says that it will.
+
+        One that expects no bytes will jump about, and nothing is fetched ahead of it.
+        """
+        self._precise = stop <= start
         if stop - start > _SEQUENTIAL_BYTES:
             self._run_end, self._run_bytes = start, stop - start
             self._local.expect()

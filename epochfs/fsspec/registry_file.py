@@ -19,6 +19,9 @@ PIECE = 1 << 20
 """How much is asked for at once: each such read has the whole time limit."""
 
 
+_SEQUENTIAL_BYTES = 4 << 20
+"""Who reads more than this without a jump is taken to read on."""
+
 _WORTH_A_TURN = 4 << 20
 """A smaller blob is downloaded by each process that wants it at the same moment."""
 
@@ -125,6 +128,8 @@ class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
     def __init__(self, fs: Opener, path: str, mode: str = "rb", **options: Any) -> None:  # noqa: ANN401
         place = fs.followed(path)
         self._handle: Handle | None = fs.opened(place)
+        self._handle.expect(0, 0)
+        self._next = self._run = 0
         self._real = place.path
         options["size"] = self._handle.size
         super().__init__(fs, path, mode, **options)
@@ -136,8 +141,21 @@ class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
         return self._handle
 
     def _fetch_range(self, start: int, end: int) -> bytes:
+        self._follow(start, end)
         with translated(self.path):
             return self._current().read(start, end)
+
+    def _follow(self, start: int, end: int) -> None:
+        """Note a read, and say so once it looks as if all that follows will be read.
+
+        Before, what is read is all that is fetched: the readers of Parquet and its kin jump about.
+        """
+        before = self._run
+        self._run = self._run + end - start if start == self._next else end - start
+        self._next = end
+        if before <= _SEQUENTIAL_BYTES < self._run:
+            with translated(self.path):
+                self._current().expect(start, self.size)
 
     def readinto(self, b: Any) -> int:  # noqa: ANN401
         """Read into a buffer; a large one is not copied through the file's own."""
@@ -145,6 +163,7 @@ class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
         if len(view) < self.blocksize or self.closed:
             count: int = super().readinto(view)
             return count
+        self._follow(self.loc, min(self.size, self.loc + len(view)))
         with translated(self.path):
             read = self._current().read_into(view[: max(0, self.size - self.loc)], self.loc)
         self.loc += read

@@ -190,7 +190,8 @@ class FileSystem:
     def expect(self, handle: int, start: int, stop: int) -> None:
         """Say that the bytes `[start, stop)` of an open file will be read in their order.
 
-        Where that helps, they are fetched in fewer and larger requests.
+        Where that helps, they are fetched in fewer and larger requests; with no bytes, nothing is
+        fetched ahead of what is read.
         """
         expect = getattr(self._files.get(handle), "expect", None)
         if expect is not None:

@@ -7,6 +7,7 @@ the model is asked for by itself.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +33,14 @@ SLACK = 2.0
 HEALS = 10.0
 LOGGED = "left out|cannot be had|cannot be listed|serving|stale|served"
 
+QUICK = ("403", "404 plain", "404 of the specification", "500", "200 with HTML")
+"""The answers that every run of the suite tries; EPOCHFS_EVERY_CASE=1 tries all, for 90 seconds."""
+
 CASES = [
     pytest.param(row, state, id=f"{row.title}, {state.title}")
     for row in ROWS
     for state in (COLD, AGED, KEPT)
+    if "EPOCHFS_EVERY_CASE" in os.environ or (row.turn.title in QUICK and state is COLD)
     if state is COLD
     or (state is AGED and row.turn is not SILENT and (row.what != "blobs" or row.turn.denies))
     or (state is KEPT and row.turn.down and row.turn is not SILENT and row.what != "blobs")
@@ -131,6 +136,8 @@ def test_a_listing_is_whole_or_raises_and_no_byte_is_wrong(
         assert failing(survey(fs)) == {}
     time.sleep(1.2 * TTL)
     row.befall(proxy)
+    if row.turn.absent and state.walked:  # it is asked twice before it is believed
+        until(lambda: not short(survey(fs), row.tree(state)), HEALS)
     found = survey(fs)
     expected = row.tree(state)
     assert short(found, expected) == []
