@@ -103,9 +103,10 @@ class Download:
             )
         read_exactly(self._staged.fd, view, offset)
 
-    def expect(self) -> None:
-        """Note that a reader will read on."""
-        self.state.plan.announced = True
+    def expect(self, *, ahead: bool) -> None:
+        """Note that a reader will read on, or that it will jump; the latest counts for all."""
+        self.state.plan.announced = ahead
+        self.state.plan.precise = not ahead
 
     def fileno(self) -> int:
         """Return the descriptor of the staged file, which exists once anything was read."""

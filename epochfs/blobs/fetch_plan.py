@@ -199,7 +199,7 @@ class FetchPlan:
         self.size = size
         self.window = Window(budget.limit)
         self._budget = budget
-        self._precise = precise
+        self.precise = precise
         self.whole = whole or size <= SMALL
         self._at_once = self.whole
         self.ranged = ranged
@@ -331,7 +331,7 @@ class FetchPlan:
             return next(taken.missing(0, self.size))
         if self.whole and self.ranged and begin < (reach := self._reach_from(begin)):
             return next(taken.missing(begin, min(begin + self._segment, reach)))
-        grain = PRECISE if self._precise else CHUNK
+        grain = PRECISE if self.precise else CHUNK
         start = begin - begin % grain
         stop = min(start + CHUNK, until + -until % grain, self.size)
         return next(span for span in taken.missing(start, stop) if span[1] > begin)

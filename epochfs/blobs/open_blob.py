@@ -42,8 +42,8 @@ class Local(Protocol):
         `run` is how many bytes a reader that looks set to read on has read in sequence, else 0.
         """
 
-    def expect(self) -> None:
-        """Note that a reader will read on, so that requests may be large from the first."""
+    def expect(self, *, ahead: bool) -> None:
+        """Note that the reader will read on, and requests may be large; or that it will jump."""
 
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Fill `view` with the bytes at `offset`, if all of them are there; return whether."""
@@ -119,9 +119,9 @@ class OpenBlob:
         One that expects no bytes will jump about, and nothing is fetched ahead of it.
         """
         self._precise = stop <= start
+        self._local.expect(ahead=not self._precise)
         if stop - start > _SEQUENTIAL_BYTES:
             self._run_end, self._run_bytes = start, stop - start
-            self._local.expect()
 
     def pass_through(self) -> PassedBlob:
         """Read past the cache from now on."""

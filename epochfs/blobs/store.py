@@ -365,7 +365,7 @@ class _Cached:
     def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         self._blob.read_into(view, offset)
 
-    def expect(self) -> None:
+    def expect(self, *, ahead: bool) -> None:
         """Do nothing: all is here."""
 
     def read_present(self, view: memoryview, offset: int) -> bool:

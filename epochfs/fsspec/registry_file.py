@@ -19,8 +19,8 @@ PIECE = 1 << 20
 """How much is asked for at once: each such read has the whole time limit."""
 
 
-_SEQUENTIAL_BYTES = 4 << 20
-"""Who reads more than this without a jump is taken to read on."""
+_SEQUENTIAL_READS = 4
+"""Who reads so often without a jump is taken to read on."""
 
 _WORTH_A_TURN = 4 << 20
 """A smaller blob is downloaded by each process that wants it at the same moment."""
@@ -129,7 +129,7 @@ class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
         place = fs.followed(path)
         self._handle: Handle | None = fs.opened(place)
         self._handle.expect(0, 0)
-        self._next = self._run = 0
+        self._next = self._reads = 0
         self._real = place.path
         options["size"] = self._handle.size
         super().__init__(fs, path, mode, **options)
@@ -150,10 +150,10 @@ class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
 
         Before, what is read is all that is fetched: the readers of Parquet and its kin jump about.
         """
-        before = self._run
-        self._run = self._run + end - start if start == self._next else end - start
+        follows = start == self._next
+        self._reads = self._reads + 1 if follows else 1
         self._next = end
-        if before <= _SEQUENTIAL_BYTES < self._run:
+        if self._reads == _SEQUENTIAL_READS:
             with translated(self.path):
                 self._current().expect(start, self.size)
 
