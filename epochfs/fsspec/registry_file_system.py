@@ -9,34 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.spec import AbstractFileSystem
-from fsspec.utils import isfilelike, tokenize
+from fsspec.utils import tokenize
 
 from epochfs.config import LayoutPath
 from epochfs.fsspec.constructor import Options, is_same_host
-from epochfs.fsspec.copying import into_file, to_path
 from epochfs.fsspec.links import Place, followed
 from epochfs.fsspec.listing import Info, info, ls, sorted_out, unfollowed, unique_key
 from epochfs.fsspec.open_sessions import OpenSession, keep_inherited, opened
 from epochfs.fsspec.os_errors import read_only, translated
-from epochfs.fsspec.range_reads import (
-    Range,
-    bounded,
-    by_path,
-    in_parallel,
-    near_ranges,
-    read_run,
-    requests,
-)
 from epochfs.fsspec.read_only import ReadOnlyMethods
-from epochfs.fsspec.registry_file import Handle, RegistryFile, opened_in_turn
+from epochfs.fsspec.reading import ReadingMethods
+from epochfs.fsspec.registry_file import Handle, RegistryFile
 from epochfs.fsspec.urls import PROTOCOL, join_url, split_url
 
 if TYPE_CHECKING:
@@ -49,7 +37,7 @@ _FSSPEC_OPTIONS = frozenset(
 """What fsspec itself may pass to any constructor, and which changes nothing here."""
 
 
-class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[misc]
+class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  # type: ignore[misc]
     """A registry, or an OCI image layout, to read: `epochfs://HOST[:PORT]/<path in the tree>`.
 
     `host`: HOST[:PORT], also with `https://` or `http://`, or with `/REPO:TAG` behind it for the
@@ -319,121 +307,3 @@ class RegistryFileSystem(ReadOnlyMethods, AbstractFileSystem):  # type: ignore[m
         return RegistryFile(
             self, path, mode, block_size=block_size, cache_options=cache_options, **kwargs
         )
-
-    def cat_file(
-        self,
-        path: str,
-        start: int | None = None,
-        end: int | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> bytes:
-        """Return the bytes of a file, or of a slice of it."""
-        path = self._strip_protocol(path)
-        place = self.followed(path)
-        first, last = bounded(start, end, place.attr.size)
-        with translated(path), opened_in_turn(self.session(), place, last - first) as handle:
-            first, last = bounded(start, end, handle.size)
-            handle.expect(first, last)
-            return handle.read(first, last)
-
-    def cat(
-        self,
-        path: Any,  # noqa: ANN401
-        recursive: bool = False,
-        on_error: str = "raise",
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        """Return the bytes of a file, or of several by their paths, fetched in parallel."""
-        paths = self.expand_path(path, recursive=recursive)
-        if len(paths) == 1 and isinstance(path, str) and paths[0] == self._strip_protocol(path):
-            return self.cat_file(paths[0], **kwargs)
-        if recursive:
-            paths = [one for one in paths if not self.isdir(one)]
-
-        def read(one: str) -> bytes | Exception:
-            try:
-                return self.cat_file(one, **kwargs)
-            except Exception as error:
-                if on_error == "raise":
-                    raise
-                return error
-
-        with self._using(""):
-            read_all = list(zip(paths, in_parallel(read, paths), strict=True))
-        omitted = Exception if on_error == "omit" else ()
-        return {one: found for one, found in read_all if not isinstance(found, omitted)}
-
-    def cat_ranges(
-        self,
-        paths: list[str],
-        starts: list[int | None] | int | None,
-        ends: list[int | None] | int | None,
-        max_gap: int | None = None,
-        on_error: str = "return",
-        **kwargs: Any,  # noqa: ANN401
-    ) -> list[bytes | Exception]:
-        """Return ranges of files in the order given, each bytes, or with "return" its error.
-
-        Ranges of one file with at most `max_gap` bytes between them (by default 1 MiB, or more
-        where much is wanted) are fetched together, in the order of the file; such runs of ranges
-        are fetched in parallel.
-        """
-        wanted = requests(paths, starts, ends)
-        found: list[bytes | Exception] = [b""] * len(wanted)
-        runs: list[tuple[Place, Sequence[Range]]] = []
-        for path, slices in by_path(wanted):
-            try:
-                place = self.followed(self._strip_protocol(path))
-                with contextlib.closing(self.opened(place)) as handle:
-                    size = handle.size
-            except Exception as error:
-                if on_error != "return":
-                    raise
-                for number, _, _ in slices:
-                    found[number] = error
-                continue
-            ranges = [Range(number, *bounded(start, end, size)) for number, start, end in slices]
-            runs += [(place, run) for run in near_ranges(ranges, max_gap)]
-
-        def read(run: tuple[Place, Sequence[Range]]) -> None:
-            place, ranges = run
-            try:
-                wanted_bytes = ranges[-1].stop - ranges[0].start
-                with (
-                    translated(place.path),
-                    opened_in_turn(self.session(), place, wanted_bytes) as handle,
-                ):
-                    for number, data in read_run(handle, ranges):
-                        found[number] = data
-            except Exception as error:
-                if on_error != "return":
-                    raise
-                for one in ranges:
-                    found[one.number] = found[one.number] or error
-
-        with self._using(""):
-            in_parallel(read, runs)
-        return found
-
-    def get_file(
-        self,
-        rpath: str,
-        lpath: Any,  # noqa: ANN401
-        callback: Callback = DEFAULT_CALLBACK,
-        outfile: Any = None,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Copy a file to this machine; if that fails, nothing is left of it."""
-        path = self._strip_protocol(rpath)
-        place = self.followed(path)
-        if outfile is None and isfilelike(lpath):
-            outfile = lpath
-        if stat.S_ISDIR(place.attr.mode) and outfile is None:
-            Path(lpath).mkdir(parents=True, exist_ok=True)
-            return
-        size = place.attr.size
-        with translated(path), opened_in_turn(self.session(), place, size) as handle:
-            if outfile is not None:
-                into_file(handle, outfile, callback)
-            else:
-                to_path(handle, Path(lpath), callback)
