@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import stat
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fsspec.spec import AbstractBufferedFile
 
+from epochfs.errors import Vanished
 from epochfs.fsspec.links import Place
 from epochfs.fsspec.os_errors import is_directory, translated
 
@@ -32,7 +34,8 @@ class Handle:
     def __init__(self, session: OpenSession, place: Place) -> None:
         """Raises EpochfsError, or IsADirectoryError."""
         self._session = session
-        self._path = place.path
+        self._lock = threading.Lock()
+        self._readers, self._closed = 0, False
         with session.in_use() as filesystem:
             if stat.S_ISDIR(place.attr.mode):
                 raise is_directory(place.path)
@@ -49,7 +52,7 @@ class Handle:
     def read_into(self, view: memoryview, offset: int) -> int:
         """Read exactly `min(len(view), size - offset)` bytes; return that. Raises EpochfsError."""
         done = 0
-        with self._session.in_use() as filesystem:
+        with self._reading(), self._session.in_use() as filesystem:
             while done < len(view):
                 piece = view[done : done + PIECE]
                 count = filesystem.read_into(self._handle, piece, offset + done)
@@ -68,7 +71,29 @@ class Handle:
         return bytes(memoryview(buffer)[: self.read_into(memoryview(buffer), start)])
 
     def close(self) -> None:
-        """Close it."""
+        """Close it; who reads it now ends first, as fsspec's background reader may."""
+        with self._lock:
+            self._closed = True
+            idle = not self._readers
+        if idle:
+            self._release()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise Vanished("the file was closed")
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                last = self._closed and not self._readers
+            if last:
+                self._release()
+
+    def _release(self) -> None:
         if self.is_ours:
             self._session.filesystem.release(self._handle)
 
@@ -136,9 +161,12 @@ class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]
 
     def _current(self) -> Handle:
         """Return the handle, opened again in a forked child."""
-        if self._handle is None or not self._handle.is_ours:
-            self._handle = self.fs.opened(self.fs.followed(self._real))
-        return self._handle
+        handle = self._handle
+        if handle is None:
+            raise Vanished("the file was closed")
+        if not handle.is_ours:
+            handle = self._handle = self.fs.opened(self.fs.followed(self._real))
+        return handle
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         self._follow(start, end)
