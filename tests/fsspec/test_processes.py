@@ -196,7 +196,8 @@ def test_importing_it_opens_nothing_and_takes_no_binding() -> None:
 
 
 def test_a_closed_session_is_opened_again(fs: RegistryFileSystem) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     assert fs.cat_file(CSV) == TABLE
     open_sessions.close_idle()
     assert fs.cat_file(CSV) == TABLE
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before

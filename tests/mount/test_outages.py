@@ -43,7 +43,7 @@ from support.faultlab import (
 from support.faultproxy import BLOB, MANIFEST, TOKEN, Fault, FaultProxy, grant, untouched
 from support.integrity import defects, push, read
 from support.mounts import Mounts
-from support.scripted import at_most, until
+from support.scripted import at_most, settled, until
 
 from epochfs.blobs.fetch_plan import CHUNK
 from epochfs.oci.names import Digest
@@ -305,6 +305,7 @@ def test_a_signal_ends_a_mount_with_32_stalled_readers_within_5_seconds(
 def test_64_readers_of_a_blob_fetch_it_once(state: str, proxy: FaultProxy, mounts: Mounts) -> None:
     path = blob_at(mounts(proxy.url), LARGE)
     _bring_into(state, path)
+    settled(lambda: proxy.sent)  # what was under way when the last reader left
     proxy.set(BLOB, faults.paced(0.002))
     with ThreadPoolExecutor(64) as pool:
         outcomes = list(pool.map(lambda _: read(path, len(LARGE)).data == LARGE, range(64)))

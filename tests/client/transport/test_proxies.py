@@ -15,10 +15,10 @@ from support.listeners import Listener, pump
 from support.scripted import ScriptedServer, Seen, Step, at_most, reply
 from support.transports import ANYONE, SLACK, TIMEOUT, get
 
-from epochfs.cli import options
 from epochfs.client.transport import Transport
 from epochfs.config import Proxies, TransportOptions
 from epochfs.errors import DeadlineExceeded, TlsFailure, Unavailable, UsageError
+from epochfs.session.environment import proxies
 
 REGISTRY = "http://registry.example"
 SECURE = "https://registry.example"
@@ -91,14 +91,14 @@ def test_no_password_of_a_proxy_that_cannot_be_used_is_shown() -> None:
 
 
 def test_the_environment_names_proxies_in_either_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert options._proxies() == Proxies()
+    assert proxies() == Proxies()
     monkeypatch.setenv("http_proxy", "http://lower:1")
     monkeypatch.setenv("no_proxy", "a.example, .b.example 10.0.0.0/8,")
     expected = ("a.example", ".b.example", "10.0.0.0/8")
-    assert options._proxies() == Proxies("http://lower:1", "", expected)
+    assert proxies() == Proxies("http://lower:1", "", expected)
     monkeypatch.setenv("HTTP_PROXY", "http://upper:1")
     monkeypatch.setenv("HTTPS_PROXY", "http://secure:1")
-    assert options._proxies() == Proxies("http://upper:1", "http://secure:1", expected)
+    assert proxies() == Proxies("http://upper:1", "http://secure:1", expected)
 
 
 # By one
