@@ -1,4 +1,4 @@
-"""What is present of one blob, who waits for which bytes, and which worker fetches what.
+"""The state of one download: the bytes present, the readers that wait, the workers' claims.
 
 `DownloadState` opens no file and no stream: it starts the worker threads of a `Download` as they
 are needed, and what they bring wakes the readers. What to fetch next is `FetchPlan`'s to say.

@@ -1,4 +1,4 @@
-"""Which bytes of a blob are present, which to fetch next, and over how many connections.
+"""Plans the fetching of a blob: the bytes present, the range to fetch next, the connections.
 
 A blob is fetched **by chunks** while reads look random: each absent aligned chunk by itself. It is
 fetched **whole** once a reader looks sequential, or half of it is present, or it is small: segment

@@ -1,4 +1,4 @@
-"""Where a blob comes from: how its streams are opened, checked, and resumed where they break."""
+"""The origin of a blob: opens its streams, checks them, and resumes them where they break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands write beside their results: log records, progress bars, and sizes in words."""
+"""The output of commands beside their results: log records, progress bars, sizes in words."""
 
 from __future__ import annotations
 

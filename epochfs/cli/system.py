@@ -1,4 +1,4 @@
-"""What FUSE needs of the machine: the device, the library, the helper for ordinary users.
+"""The requirements of FUSE: the device, the library, the helper for ordinary users.
 
 Each function returns what it found, for `doctor` to show, or raises MountFailure with the cure.
 """

@@ -1,4 +1,4 @@
-"""How an embedded registry behaves, as switches, and its content, in memory.
+"""The content of an embedded registry, in memory, and the switches of its behaviour.
 
 One lock guards all of the content. It is held for dictionary work only, never while bytes are
 hashed, sent or received. What is returned is immutable or a copy.

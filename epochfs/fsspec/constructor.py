@@ -1,4 +1,4 @@
-"""What the constructor is given, as the settings of a session.
+"""The arguments of the constructor, and the settings of a session made of them.
 
 The options are those of `epochfs mount`; where requests or s3fs have a word for one, it is theirs.
 What can be wrong by itself is refused at once; files and the environment are read when a session is

@@ -1,4 +1,4 @@
-"""What is there, as fsspec's dictionaries: one path, a directory, and the key of its content."""
+"""Paths and directories described as fsspec's dictionaries, and the key of their content."""
 
 from __future__ import annotations
 

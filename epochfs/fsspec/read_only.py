@@ -1,4 +1,4 @@
-"""What writes, in fsspec's words: all of it raises EROFS."""
+"""The methods of fsspec that would write: each raises EROFS."""
 
 from __future__ import annotations
 

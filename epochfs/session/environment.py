@@ -1,4 +1,4 @@
-"""What the environment says: which registry is meant, its token, logins, proxies and mirrors."""
+"""Reads the environment: the registry, its token, logins, proxies and mirrors."""
 
 from __future__ import annotations
 

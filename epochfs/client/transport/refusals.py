@@ -1,4 +1,4 @@
-"""What refusals mean, the registry's and its token server's, and who is to blame (`causes`)."""
+"""The meaning of refusals, the registry's and its token server's, and their causes (`causes`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked: URLs, requests, and the bodies of uploads.
+"""Requests: their URLs, their headers, and the bodies of uploads.
 
 Every URL that a server names (redirects, `Link` headers, upload locations) is parsed here,
 strictly, and put together again from its parts, so that what is checked and what is connected to
