@@ -1,4 +1,4 @@
-"""Who is to blame: the one table from what went wrong to the sentence that says so.
+"""The table of causes: from what went wrong to the sentence that says so.
 
 A sentence names what fails and what to do about it. The error of a request or a mount, the log and
 `doctor` all show it; whoever raises the error fills in the facts. An error made from a row is

@@ -42,23 +42,25 @@ class Contents(Protocol):
     def foreign_links(self, target: bytes) -> list[bytes]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation on layers of a repository, which waits for them until `deadline` (monotonic)."""
+
+    context: Context
+    repository: Repository
+    deadline: float
+
+
 class Layer(Protocol):
     """A layer of a repository, as it is merged with others."""
 
-    def begin(self, context: Context, repository: Repository) -> None:
+    def begin(self, operation: Operation) -> None:
         """Begin to read what `contents` will return."""
 
-    def contents(self, context: Context, repository: Repository, deadline: float) -> Contents:
-        """Return what the layer has. Raises DeadlineExceeded (`deadline` is monotonic)."""
+    def contents(self, operation: Operation) -> Contents:
+        """Return what the layer has. Raises DeadlineExceeded."""
 
-    def open(
-        self,
-        context: Context,
-        repository: Repository,
-        inode: Inode,
-        deadline: float,
-        key: Hashable,
-    ) -> Opened:
+    def open(self, operation: Operation, inode: Inode, key: Hashable) -> Opened:
         """Open a regular file of the layer; `key` is what the kernel knows it by."""
 
     def content(self, inode: Inode) -> Descriptor | None:
@@ -72,22 +74,17 @@ class TarLayer:
     descriptor: Descriptor
     directory: bytes = b""
 
-    def begin(self, context: Context, repository: Repository) -> None:
-        context.layers.begin(repository, [self.descriptor])
+    def begin(self, operation: Operation) -> None:
+        operation.context.layers.begin(operation.repository, [self.descriptor])
 
-    def contents(self, context: Context, repository: Repository, deadline: float) -> Contents:
-        index = context.layers.index(repository, self.descriptor, deadline)
+    def contents(self, operation: Operation) -> Contents:
+        layers, repository = operation.context.layers, operation.repository
+        index = layers.index(repository, self.descriptor, operation.deadline)
         return _Moved(index, self.directory) if self.directory else index
 
-    def open(
-        self,
-        context: Context,
-        repository: Repository,
-        inode: Inode,
-        deadline: float,
-        key: Hashable,
-    ) -> Opened:
-        file = context.layers.open(repository, self.descriptor, inode, deadline)
+    def open(self, operation: Operation, inode: Inode, key: Hashable) -> Opened:
+        context, repository = operation.context, operation.repository
+        file = context.layers.open(repository, self.descriptor, inode, operation.deadline)
         return Opened(file, context.kernel.keeps_pages(key, verified=file.verified))
 
     def content(self, inode: Inode) -> Descriptor | None:
@@ -110,49 +107,32 @@ class PlainFiles:
     def __init__(self, files: Iterable[tuple[bytes, PlainFile]]) -> None:
         """`files` have their paths, the lowest layer's first."""
         found: dict[bytes, PlainFile] = {}
-        directories: dict[bytes, int] = {}
-        for path, file in files:
-            hidden = [one for one in _parents(path) if one in found]
-            if path in directories:
-                hidden += [one for one in found if one.startswith(path + b"/")]
-            hidden += [path] if path in found else []
-            for one in hidden:
-                del found[one]
-                for parent in _parents(one):
-                    directories[parent] -= 1
-                    if not directories[parent]:
-                        del directories[parent]
-            found[path] = file
+        taken: set[bytes] = set()
+        above: set[bytes] = set()
+        for path, file in reversed([*files]):
+            parents = [*_parents(path)]
+            if path not in taken and path not in above and taken.isdisjoint(parents):
+                found[path] = file
+            taken.add(path)
+            above.update(parents)
+        self._paths = [*reversed(found)]
+        self._numbers = {path: number for number, path in enumerate(self._paths, start=1)}
+        self._files = [found[path] for path in self._paths]
+        self._children: dict[bytes, dict[bytes, int]] = {b"": {}}
+        for path in self._paths:
+            below, kind = path, stat.S_IFREG
             for parent in _parents(path):
-                directories[parent] = directories.get(parent, 0) + 1
-        self._paths = list(found)
-        self._numbers = {path: number for number, path in enumerate(found, start=1)}
-        self._files = list(found.values())
-        self._children: dict[bytes, list[tuple[bytes, int]]] = {b"": []}
-        for path in directories:
-            self._children.setdefault(path, [])
-            if path:
-                parent, name = split_path(path)
-                self._children.setdefault(parent, []).append((name, stat.S_IFDIR))
-        for path in found:
-            parent, name = split_path(path)
-            self._children[parent].append((name, stat.S_IFREG))
+                self._children.setdefault(parent, {})[split_path(below)[1]] = kind
+                below, kind = parent, stat.S_IFDIR
 
-    def begin(self, context: Context, repository: Repository) -> None:
+    def begin(self, operation: Operation) -> None:
         """Nothing is read: the manifest tells it all."""
 
-    def contents(self, context: Context, repository: Repository, deadline: float) -> Contents:
+    def contents(self, operation: Operation) -> Contents:
         return self
 
-    def open(
-        self,
-        context: Context,
-        repository: Repository,
-        inode: Inode,
-        deadline: float,
-        key: Hashable,
-    ) -> Opened:
-        file = self._file(inode.id)
+    def open(self, operation: Operation, inode: Inode, key: Hashable) -> Opened:
+        context, repository, file = operation.context, operation.repository, self._file(inode.id)
         if isinstance(file, Descriptor):
             return open_blob(context, repository, file.digest, file.size, key)
         return open_composed(context, repository, file)
@@ -170,7 +150,7 @@ class PlainFiles:
         return Seen(None, hides_below=any(one in self._numbers for one in _parents(path)))
 
     def children(self, directory: bytes) -> Sequence[tuple[bytes, int]]:
-        return self._children.get(directory, ())
+        return [*self._children.get(directory, {}).items()]
 
     def hidden(self, directory: bytes) -> set[bytes]:
         return set()

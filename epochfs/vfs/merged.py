@@ -35,7 +35,7 @@ from epochfs.layers.entry import join_path
 from epochfs.layers.index import IMPLICIT, Inode
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Repository
-from epochfs.vfs.merge_layers import Contents, Layer
+from epochfs.vfs.merge_layers import Contents, Layer, Operation
 from epochfs.vfs.node import (
     CONSTANT_TIME_NS,
     LINK,
@@ -89,11 +89,9 @@ class Merged:
         *,
         independent: bool = False,
     ) -> None:
-        self._context = context
-        self._repository = repository
         self._layers = layers
         self._independent = independent
-        self._deadline = time.monotonic() + context.timeout
+        self._operation = Operation(context, repository, time.monotonic() + context.timeout)
         self._contents: dict[int, Contents] = {}
         self._skipped: set[int] = set()
         self._unreadable: EpochfsError | None = None
@@ -126,7 +124,7 @@ class Merged:
         """Return what is in a directory, and why that is not all. Raises NotFound."""
         for one in self._layers:
             with contextlib.suppress(*_SENSELESS):  # which is raised when the layer is read
-                one.begin(self._context, self._repository)
+                one.begin(self._operation)
         children: dict[bytes, Child] = {}
         hidden: set[bytes] = set()
         exists = False
@@ -171,7 +169,7 @@ class Merged:
     def open(self, found: Found, key: Hashable) -> Opened:
         """Open a regular file; `key` is what the kernel knows it by."""
         layer = self._layers[found.layer]
-        return layer.open(self._context, self._repository, found.inode, self._deadline, key)
+        return layer.open(self._operation, found.inode, key)
 
     def content(self, found: Found) -> Descriptor | None:
         """Describe the blob that a file is; None if it is none."""
@@ -225,7 +223,7 @@ class Merged:
         found = self._contents.get(number)
         if found is None:
             layer = self._layers[number]
-            found = layer.contents(self._context, self._repository, self._deadline)
+            found = layer.contents(self._operation)
             self._contents[number] = found
         return found
 
