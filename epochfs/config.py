@@ -100,6 +100,11 @@ class RegistryUrl:
             raise UsageError(str(error)) from None
         return cls(base, prefix, reference)
 
+    @property
+    def names_artifact(self) -> bool:
+        """Whether one artifact is meant."""
+        return self.reference is not None
+
     def __str__(self) -> str:
         shown = f"{self.base}/{self.prefix}" if self.prefix else self.base
         mark = "@" if isinstance(self.reference, Digest) else ":"
@@ -175,6 +180,11 @@ class LayoutPath:
     def base(self) -> str:
         """The text that identifies it in files: always the same, and valid Unicode."""
         return f"{LAYOUT_SCHEME}{self.directory}".encode(errors="backslashreplace").decode()
+
+    @property
+    def names_artifact(self) -> bool:
+        """Whether one artifact is meant."""
+        return bool(self.name) or self.digest is not None
 
     def __str__(self) -> str:
         shown = f"{LAYOUT_SCHEME}{printable(self.directory)}"

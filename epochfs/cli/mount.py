@@ -214,7 +214,7 @@ def command(
     if not isinstance(url, LayoutPath):
         hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be reported here
     path = mountpoint.resolve(where[-1])
-    is_mounted = mountpoint.descriptor(path) is not None
+    by_descriptor = mountpoint.descriptor(path) is not None
     settings = MountSettings(
         url=url,
         path=path,
@@ -239,7 +239,7 @@ def command(
         gid=os.getgid() if gid is None else gid,
         allow_other=allow_other,
         kernel_words=kernel_words(words),
-        foreground=foreground or is_mounted,
+        foreground=foreground or by_descriptor,
         log_file=log_file,
         metrics=metrics,
     )
@@ -248,7 +248,7 @@ def command(
     if isinstance(url, LayoutPath):
         _refuse_hidden(settings.path, "the layout", url.directory)
     mountpoint.prepare(settings.path)
-    if is_mounted:
+    if by_descriptor:
         system.require_descriptor_support()
     else:
         system.require_fuse(allow_other=allow_other)

@@ -16,6 +16,7 @@ from epochfs.cli.options import (
     connection_options,
     fetching_options,
     registry_url,
+    source_url,
 )
 from epochfs.cli.output import ProgressBar, notify, shown_size
 from epochfs.config import BlobOptions, ListingOptions, RegistryUrl
@@ -89,7 +90,7 @@ def _mount_point(source: str) -> Path | None:
     path = mountpoint.resolve(source)
     mount = mounted_on(path)
     if mount is not None and mount.is_ours:
-        if "@" in mount.source:
+        if source_url(mount.source).names_artifact:
             raise UsageError(
                 f"'{printable(path)}' shows one artifact: prefetch that by its name, "
                 f"epochfs prefetch {printable(mount.source)}"

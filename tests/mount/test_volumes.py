@@ -158,6 +158,17 @@ def test_prefetch_of_the_same_words(registry: EmbeddedRegistry, tmp_path: Path) 
     assert "names an artifact already" in errors
 
 
+def test_prefetch_of_a_mount_tells_one_artifact_from_a_directory_with_an_at_sign(
+    mounts: Mounts, registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    write_layout(tmp_path / "a@b", "v1", model())
+    code, output, _ = run("prefetch", mounts(f"oci:{tmp_path}/a@b").path)
+    assert (code, output) == (0, "3 blobs, 3.0 MiB: 0 fetched, 3 already cached, 0 failed\n")
+    code, _, errors = run("prefetch", mounts(f"{registry.url}/team/model:v1").path)
+    assert code == 2
+    assert f"epochfs prefetch {registry.url}/team/model@{model().digest}" in errors
+
+
 # ---- as containers use it ------------------------------------------------------------------------
 
 
