@@ -35,8 +35,6 @@ def info(filesystem: FileSystem, path: str) -> Info:
 
 def unfollowed(filesystem: FileSystem, path: str) -> Place:
     """Return what is at a path, be it a link; links above it are followed."""
-    if path == "/":
-        return Place(path, filesystem.getattr(path))
     try:
         return Place(path, filesystem.getattr(path))
     except NotFound:

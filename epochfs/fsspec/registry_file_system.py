@@ -213,15 +213,11 @@ class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  
         detail = kwargs.pop("detail", False)
         try:
             found = self.ls(path, detail=True, **kwargs)
-        except FileNotFoundError as error:
-            if callable(on_error):
-                on_error(error)
-            return
         except OSError as error:
-            if on_error == "raise":
-                raise
             if callable(on_error):
                 on_error(error)
+            elif on_error == "raise" and not isinstance(error, FileNotFoundError):
+                raise
             return
         dirs, files = sorted_out(path, found)
         yielded = path, (dirs if detail else list(dirs)), (files if detail else list(files))
@@ -240,11 +236,7 @@ class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  
 
     def exists(self, path: str, **kwargs: Any) -> bool:  # noqa: ANN401
         """Whether there is such a path; raises where that cannot be known now."""
-        try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
+        return bool(self._type(path))
 
     def lexists(self, path: str, **kwargs: Any) -> bool:  # noqa: ANN401
         """Whether there is such a path, be it a link that leads nowhere."""
@@ -258,17 +250,18 @@ class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  
 
     def isdir(self, path: str) -> bool:
         """Whether a path is a directory; raises where that cannot be known now."""
-        try:
-            return bool(self.info(path)["type"] == "directory")
-        except FileNotFoundError:
-            return False
+        return self._type(path) == "directory"
 
     def isfile(self, path: str) -> bool:
         """Whether a path is a file; raises where that cannot be known now."""
+        return self._type(path) == "file"
+
+    def _type(self, path: str) -> str:
+        """Return fsspec's type of a path, "" for what is not there."""
         try:
-            return bool(self.info(path)["type"] == "file")
+            return str(self.info(path)["type"])
         except FileNotFoundError:
-            return False
+            return ""
 
     def ukey(self, path: str) -> str:
         """Return the digest of what a path shows, or else what changes when that may.
