@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support import minds
 from support.faultproxy import FaultProxy
-from support.minds import AGED, COLD, KEPT, ROWS, SILENT, WHOLE, Row, State
+from support.minds import COLD, SILENT, WHOLE, Row, State, named
 from support.model import Tree
 from support.scripted import until
 from support.survey import Found as Seen
@@ -37,13 +37,9 @@ QUICK = ("403", "404 plain", "404 of the specification", "500", "200 with HTML")
 """The answers that every run of the suite tries; EPOCHFS_EVERY_CASE=1 tries all, for 90 seconds."""
 
 CASES = [
-    pytest.param(row, state, id=f"{row.title}, {state.title}")
-    for row in ROWS
-    for state in (COLD, AGED, KEPT)
+    named((row, state))
+    for row, state in minds.CASES
     if "EPOCHFS_EVERY_CASE" in os.environ or (row.turn.title in QUICK and state is COLD)
-    if state is COLD
-    or (state is AGED and row.turn is not SILENT and (row.what != "blobs" or row.turn.denies))
-    or (state is KEPT and row.turn.down and row.turn is not SILENT and row.what != "blobs")
 ]
 
 

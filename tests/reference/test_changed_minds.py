@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 from support import minds
 from support.faultproxy import MANIFEST, TAGS, FaultProxy
-from support.minds import AGED, COLD, KEPT, ROWS, SILENT, TURNS, WHOLE, Row, State, Turn
+from support.minds import (
+    CASES,
+    COLD,
+    SILENT,
+    TURNS,
+    WHOLE,
+    Row,
+    State,
+    Turn,
+    named,
+)
 from support.scripted import at_most, until
 from support.stacks import stack
 from support.survey import failing, lost, slower, survey, whole, wrong
@@ -30,17 +40,6 @@ SLACK = 2.0
 HEALS = 10.0
 
 LOGGED = "left out|cannot be had|cannot be listed|serving|stale"
-
-CASES = [
-    pytest.param(row, state, id=f"{row.title}, {state.title}")
-    for row in ROWS
-    for state in (COLD, AGED, KEPT)
-    # Older answers are for what is down, and nothing is asked for where all blobs have been read.
-    # Silence takes all the time there is, and leaves none to serve older answers in.
-    if state is COLD
-    or (state is AGED and row.turn is not SILENT and (row.what != "blobs" or row.turn.denies))
-    or (state is KEPT and row.turn.down and row.turn is not SILENT and row.what != "blobs")
-]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def opened(
 
 
 @pytest.mark.expects_log(LOGGED)
-@pytest.mark.parametrize(("row", "state"), CASES)
+@pytest.mark.parametrize(("row", "state"), map(named, CASES))
 def test_every_name_is_there_or_the_listing_that_should_have_it_fails(
     row: Row, state: State, proxy: FaultProxy, tmp_path: Path
 ) -> None:

@@ -10,6 +10,9 @@ import errno
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import pytest
 
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor
@@ -302,3 +305,21 @@ ROWS = tuple(
     for turn in TURNS
     if turn is not OWN_NEXT or what in ("catalog", "tags", "referrers")
 )
+
+CASES = [
+    (row, state)
+    for row in ROWS
+    for state in (COLD, AGED, KEPT)
+    # Older answers are for what is down, and nothing is asked for where all blobs have been read.
+    # Silence takes all the time there is, and leaves none to serve older answers in.
+    if state is COLD
+    or (state is AGED and row.turn is not SILENT and (row.what != "blobs" or row.turn.denies))
+    or (state is KEPT and row.turn.down and row.turn is not SILENT and row.what != "blobs")
+]
+"""What is worth trying: what each row does to a tree in each of these states."""
+
+
+def named(case: tuple[Row, State]) -> Any:
+    """Return a case as a parameter of a test."""
+    row, state = case
+    return pytest.param(row, state, id=f"{row.title}, {state.title}")
