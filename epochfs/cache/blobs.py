@@ -25,17 +25,15 @@ import errno
 import fcntl
 import os
 import resource
-import secrets
 import threading
 from collections.abc import Callable
 
 from epochfs.cache.directory import (
-    NEW_FILE_FLAGS,
     READ_FLAGS,
     CacheDirectory,
     cache_errors,
     is_ours,
-    is_shortage,
+    unnamed_file,
 )
 from epochfs.cache.quota import BLOBS, PARTIAL, Quota
 from epochfs.cache.staged_blob import StagedBlob, read_map
@@ -59,13 +57,8 @@ class BlobCache:
         self.directory = CacheDirectory(options.directory, off=options.off)
         self.quota = Quota(self.directory, options.size_limit)
         self._descriptors = _Descriptors()
-        try:
-            with cache_errors("opening the cache"):
-                os.close(self.directory.open(BLOBS))
-        except CacheFailure as error:
-            if not is_shortage(error):
-                raise
-            self.directory.report(error)
+        with self.directory.short_reported(), cache_errors("opening the cache"):
+            os.close(self.directory.open(BLOBS))
 
     def open(self, digest: Digest, size: int) -> int | None:
         """Return a read-only descriptor of the complete blob, or None if it is not cached.
@@ -162,14 +155,7 @@ class BlobCache:
         """
         with cache_errors("making a file to work in"), self.directory.opened(PARTIAL) as directory:
             self.quota.make_room(size)
-            name = f"scratch.{secrets.token_hex(8)}"
-            fd = os.open(name, NEW_FILE_FLAGS, 0o600, dir_fd=directory)
-            try:
-                os.unlink(name, dir_fd=directory)
-            except BaseException:
-                os.close(fd)
-                raise
-            return fd
+            return unnamed_file(directory)
 
 
 class CachedBlob:

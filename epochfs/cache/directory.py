@@ -174,13 +174,19 @@ class CacheDirectory:
 
     def private_file_or_none(self, name: str) -> Path | None:
         """Return the same; None, which is reported, where the disk has no room for it."""
-        try:
+        with self.short_reported():
             return self.private_file(name)
+        return None
+
+    @contextlib.contextmanager
+    def short_reported(self) -> Iterator[None]:
+        """End the block at a CacheFailure that is a shortage, and report that; raise any other."""
+        try:
+            yield
         except CacheFailure as error:
             if not is_shortage(error):
                 raise
             self.report(error)
-            return None
 
     def _open_top(self) -> int:
         if self.off:
@@ -212,6 +218,18 @@ def is_shortage(error: BaseException | None) -> bool:
     if isinstance(error, OSError):
         return error.errno in _SHORT
     return isinstance(error, CacheFailure) and is_shortage(error.__cause__)
+
+
+def unnamed_file(directory: int) -> int:
+    """Open a new file without a name, which ends with its last descriptor."""
+    name = f"unnamed.{secrets.token_hex(8)}"
+    fd = os.open(name, NEW_FILE_FLAGS, 0o600, dir_fd=directory)
+    try:
+        os.unlink(name, dir_fd=directory)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def is_ours(status: os.stat_result) -> bool:

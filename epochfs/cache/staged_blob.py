@@ -8,11 +8,17 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 
-from epochfs.cache.directory import READ_FLAGS, CacheDirectory, cache_errors, is_ours, unlink
+from epochfs.cache.directory import (
+    READ_FLAGS,
+    CacheDirectory,
+    cache_errors,
+    is_ours,
+    unlink,
+    unnamed_file,
+)
 from epochfs.cache.quota import BLOBS, MAP_SUFFIX, Quota
 from epochfs.oci.names import Digest
 
@@ -98,7 +104,7 @@ class StagedBlob:
         directory: int,
         digest: Digest,
         size: int,
-        on_close: Callable[[], None] = lambda: None,
+        on_close: Callable[[], None],
     ) -> None:
         """`directory` is the descriptor of the staged file's directory, and closed with it."""
         self._cache = cache
@@ -136,10 +142,7 @@ class StagedBlob:
             os.close(fd)
             raise
         os.close(fd)
-        name = f"{self._digest.encoded}.{secrets.token_hex(8)}"
-        fd = os.open(name, flags | os.O_EXCL, 0o600, dir_fd=self._directory)
-        os.unlink(name, dir_fd=self._directory)
-        return fd, False
+        return unnamed_file(self._directory), False
 
     def fileno(self) -> int:
         """Return the descriptor of the staged file, valid until `close`."""
@@ -218,12 +221,9 @@ class StagedBlob:
         name = self._digest.encoded
         with cache_errors("keeping a blob"):
             os.fsync(self._fd)
-            blobs = self._cache.open(BLOBS, self._digest.algorithm)
-            try:
+            with self._cache.opened(BLOBS, self._digest.algorithm) as blobs:
                 os.replace(name, name, src_dir_fd=self._directory, dst_dir_fd=blobs)
                 os.fsync(blobs)
-            finally:
-                os.close(blobs)
             fcntl.flock(self._fd, fcntl.LOCK_SH)
             self._unlink(MAP_SUFFIX)
             self._named = False

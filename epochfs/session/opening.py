@@ -14,7 +14,7 @@ from epochfs.blobs.layout_blobs import LayoutBlobs
 from epochfs.blobs.store import Blobs, BlobStore
 from epochfs.cache.answers import AnswerStore
 from epochfs.cache.blobs import BlobCache
-from epochfs.cache.directory import CacheUser, announced, is_shortage
+from epochfs.cache.directory import CacheUser, announced
 from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient, hosts
 from epochfs.client.causes import Cause
@@ -346,12 +346,8 @@ def _settle(settings: SessionSettings, listings: Listings, warn: Callable[[str],
 
 def _announce(user: CacheUser, cache: BlobCache, closing: contextlib.ExitStack) -> None:
     """Tell `epochfs cache` who uses the cache, unless its disk is full."""
-    try:
+    with cache.directory.short_reported():
         closing.enter_context(announced(cache.directory, user))
-    except CacheFailure as error:
-        if not is_shortage(error):
-            raise
-        cache.directory.report(error)
 
 
 def _remembering(
