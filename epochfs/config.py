@@ -321,10 +321,13 @@ class Credentials:
         return "the token" if self.token or self.token_file else ""
 
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
 def server_of(base: str) -> tuple[str, str | None, int]:
     """Return scheme, host and port of a URL, with the default port if it names none."""
     parts = urlsplit(base)
-    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme, 80)
 
 
 @dataclass(frozen=True, slots=True)

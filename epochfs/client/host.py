@@ -137,7 +137,7 @@ class Host:
             if not reply.body.lstrip(_BLANK).startswith(b"{"):
                 # No digest vouches for it, and a login page must not pass for the manifest.
                 raise ProtocolViolation(f"{reply.what}: the answer is not a manifest")
-        for digest in (reference, announced):
+        for digest in dict.fromkeys((reference, announced)):  # mostly one: hashed once
             if isinstance(digest, Digest) and not digest_matches(digest, reply.body):
                 raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
         named = reference if isinstance(reference, Digest) else announced
@@ -331,12 +331,12 @@ def repository_path(repository: Repository) -> str:
 def manifest_path(repository: Repository, reference: Reference) -> str:
     """Return the path of a manifest."""
     name = reference.name if isinstance(reference, Tag) else str(reference)
-    return f"/{quote(repository.name)}/manifests/{quote(name, safe=':')}"
+    return f"{repository_path(repository)}/manifests/{quote(name, safe=':')}"
 
 
 def blob_path(repository: Repository, digest: Digest) -> str:
     """Return the path of a blob."""
-    return f"/{quote(repository.name)}/blobs/{digest}"
+    return f"{repository_path(repository)}/blobs/{digest}"
 
 
 def announced_digest(reply: Reply) -> Digest | None:

@@ -194,7 +194,7 @@ class Referrers:
                     raise
             else:
                 self._facts.learn(answers)
-                return Answer(found.value, found.is_current)
+                return found
         tagged = self._tagged(repository, referrers_tag(digest))
         view = tagged.value.readable_view if tagged.value is not None else None
         # Anybody may use the tag for something else, which then is no list of referrers.

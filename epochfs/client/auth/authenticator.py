@@ -97,7 +97,6 @@ class Authenticator:
         refresh_tokens: RefreshTokens = OF_THIS_PROCESS,
     ) -> None:
         self.credentials = credentials
-        self._has_providers = bool(credentials.providers)
         self._refresh_tokens = refresh_tokens
         self._registry_scheme = registry_scheme
         self._lock = threading.Lock()
@@ -127,7 +126,7 @@ class Authenticator:
         """
         with self._lock:
             key, asked = self._keys.get(scope), self._asked_of_all
-        if key is None and not self._has_providers:
+        if key is None and not self.credentials.providers:
             return ""
         turn = _Turn.begin(scope, fetch, patience)
         login = self._login(learn, turn)
@@ -197,8 +196,6 @@ class Authenticator:
 
         May run a helper; raises CredentialsUnavailable and DeadlineExceeded.
         """
-        if not self._has_providers and not besides:
-            return _NOBODY
         login = None
         # Where a helper for all registries fails, only what is public is read.
         with suppress(StoreFailed):

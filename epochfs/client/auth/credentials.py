@@ -30,11 +30,10 @@ from epochfs.client.auth.login_files import (
     read_password,
     read_token,
 )
-from epochfs.config import Credentials, server_of
+from epochfs.config import DEFAULT_PORTS, Credentials, server_of
 from epochfs.errors import CredentialsUnavailable, fresh, printable
 
 _ANONYMOUS = "anonymous"
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _REMEMBERED = 100
 """Most secrets handed out that are remembered, to be redacted."""
 
@@ -274,4 +273,4 @@ def _registry_names(base_url: str) -> tuple[str, ...]:
     scheme, host, port = server_of(base_url)
     name = f"[{host}]" if host and ":" in host else host or ""
     with_port = f"{name}:{port}"
-    return (name, with_port) if port == _DEFAULT_PORTS.get(scheme) else (with_port,)
+    return (name, with_port) if port == DEFAULT_PORTS.get(scheme) else (with_port,)

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from epochfs.client.hosts import DOCKER_HUB, DOCKER_HUB_NAMES
 from epochfs.errors import CredentialsUnavailable, printable
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -35,8 +36,7 @@ HEADER_SAFE = re.compile(r"[!-~]{1,65536}\Z")
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _API = re.compile(r"https?://[^/]*(?:/(?:v[12]/?)?)?\Z", re.IGNORECASE)
-_HUB = "docker.io"
-_HUB_NAMES = frozenset({_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+_HUB_NAMES = DOCKER_HUB_NAMES | {"registry.hub.docker.com"}
 _HUB_SERVER = "https://index.docker.io/v1/"
 """What `auths` and helpers have called Docker Hub since its first version."""
 
@@ -141,7 +141,7 @@ class AuthFile:
             name = named or names[0]
             if not isinstance(helper, str):
                 raise malformed(self.path, f"the helper of {printable(name)} is not a name")
-            server = _HUB_SERVER if name == _HUB else name
+            server = _HUB_SERVER if name == DOCKER_HUB else name
             dedicated = named is not None or (bool(entries) and login is None)
             yield Helper(helper, server, printable(self.path), dedicated)
         if entries and login is None:
@@ -179,7 +179,7 @@ def normal_key(key: str) -> str:
     host, _, path = text.partition("/")
     host = host.lower()
     if host in _HUB_NAMES:
-        host = _HUB
+        host = DOCKER_HUB
     path = path.strip("/") if text == key else ""
     return f"{host}/{path}" if path else host
 

@@ -104,8 +104,7 @@ class Transport:
 
     def url(self, path: str) -> Url:
         """Return the URL of a path of the registry's API, such as `/_catalog`."""
-        url = Url(self.base.origin, f"{self.root}{path}")
-        return self.in_namespace(url) if self._options.namespace else url
+        return self.in_namespace(self.base.at(f"{self.root}{path}"))
 
     def in_namespace(self, url: Url) -> Url:
         """Return a URL of this host with the namespace that it must be told, if it lacks it."""
@@ -131,7 +130,7 @@ class Transport:
         more than `limit` bytes, DeadlineExceeded, and Unavailable if another attempt would not help
         or there is no time for it.
         """
-        during = watch or self._watchdog.watch(self.timeout if seconds is None else seconds)
+        during = watch or self.watch(seconds)
         send = partial(self._authenticated, request, during)
         read = partial(Answer.read_reply, limit=limit, encoded=request.hashed)
         try:
@@ -155,7 +154,7 @@ class Transport:
         server refuses Range, the whole blob is requested, now and from then on. Raises the refusal,
         Unavailable, DeadlineExceeded, and ProtocolViolation for an answer that does not fit.
         """
-        watch = self._watchdog.watch(self.timeout if seconds is None else seconds)
+        watch = self.watch(seconds)
         try:
             result = self._open(request, start, end, kind, watch)
             watch.suspend()
@@ -304,7 +303,7 @@ class Transport:
         """Send a request to where redirects lead; only `home` is sent `authorization`."""
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
-            if request.body is not None and not request.restart():
+            if not request.restart():
                 raise Unavailable(f"{_described(request, url)}: the body cannot be sent again")
             answer = self._send(request, url, authorization if url.origin == home else "", watch)
             location = answer.location if answer.status // 100 == 3 else ""

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import requests
 from urllib3.exceptions import (
@@ -195,13 +196,18 @@ def _malformed(causes: list[BaseException]) -> bool:
     return any(isinstance(c, http.client.HTTPException | ValueError) for c in causes)
 
 
-def error_entries(body: bytes) -> list[tuple[str, str]]:
-    """Return the codes and messages of an error body (distribution specification, "Errors")."""
+def json_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that an error body is, an empty one if it is none."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        return []
-    errors = document.get("errors") if isinstance(document, dict) else None
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def error_entries(body: bytes) -> list[tuple[str, str]]:
+    """Return the codes and messages of an error body (distribution specification, "Errors")."""
+    errors = json_object(body).get("errors")
     entries = errors if isinstance(errors, list) else []
     return [
         (str(entry.get("code") or ""), str(entry.get("message") or ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from email.utils import parsedate_to_datetime
 
 from epochfs.client.auth import describe_schemes, parse_challenges
 from epochfs.client.causes import Cause
-from epochfs.client.transport.faults import TRANSIENT_STATUSES, error_entries
+from epochfs.client.transport.faults import TRANSIENT_STATUSES, error_entries, json_object
 from epochfs.client.transport.request import Origin, Url
 from epochfs.client.transport.responses import Reply
 from epochfs.errors import (
@@ -275,11 +274,7 @@ class TokenServer:
 
 def _reason(body: bytes) -> str:
     """Return why a token server refuses, if it says so in one of the usual fields."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
-    fields = document if isinstance(document, dict) else {}
+    fields = json_object(body)
     return ": ".join(
         text for name in _REASONS if isinstance(text := fields.get(name), str) and text
     )

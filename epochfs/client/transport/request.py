@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple, Self
 from urllib.parse import parse_qs, quote, unquote, urljoin
 
 from epochfs.client.transport.watchdog import Watch
+from epochfs.config import DEFAULT_PORTS
 from epochfs.errors import ProtocolViolation, UsageError, printable_url
 
 _ABSOLUTE = re.compile(
@@ -22,7 +23,6 @@ _ABSOLUTE = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URL_CHARACTERS = "/?:@!$&'()*+,;=-._~%[]"
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _PARAMETER = r'\s*;\s*([^;,"=\s]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|[^;,"\s]*))?'
 _LINK = re.compile(rf"[\s,]*<([^<>]*)>((?:{_PARAMETER})*)\s*(?=,|\Z)")
@@ -48,7 +48,7 @@ class Origin(NamedTuple):
     @classmethod
     def of(cls, scheme: str, host: str, port: int) -> Self:
         """Return the origin of a `host`, which has brackets if IPv6."""
-        shown = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
+        shown = "" if port == DEFAULT_PORTS[scheme] else f":{port}"
         return cls(scheme, host.strip("[]"), port, f"{scheme}://{host}{shown}")
 
 
@@ -67,7 +67,7 @@ class Url:
             shown = printable_url(text)
             raise ProtocolViolation(f"the server names a URL that is refused: '{shown}'")
         scheme, host = match[1].lower(), match[2].lower()
-        port = int(match[3]) if match[3] else _DEFAULT_PORTS[scheme]
+        port = int(match[3]) if match[3] else DEFAULT_PORTS[scheme]
         target = match[4] or "/"
         target = target if target.startswith("/") else f"/{target}"
         origin = Origin.of(scheme, host, port)
