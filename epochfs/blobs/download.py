@@ -114,7 +114,7 @@ class Download:
 
     def read_present(self, view: memoryview, offset: int) -> bool:
         """Fill `view` with the bytes at `offset`, if all are here; return whether. Unverified."""
-        if not self.state.snapshot().covers(offset, offset + len(view)):
+        if self.state.absent(offset, offset + len(view)):
             return False
         try:
             read_exactly(self._staged.fd, view, offset)

@@ -361,7 +361,7 @@ class DownloadState:
             self._threads += 1
 
     def _next_claim(self) -> Claim | None:
-        if self.closing or self.failure is not None or not self._is_wanted():
+        if self.stopped or not self._is_wanted():
             return None
         waiters = self.readers.waiters
         return self.plan.next_claim([(waiter.start, waiter.stop) for waiter in waiters])

@@ -220,9 +220,7 @@ class PassedBlob:
                 goes_on = self._run_bytes > _SEQUENTIAL_BYTES or number == 0
                 for at, piece in self._stream.pieces(number, last, deadline, goes_on=goes_on):
                     self._take(at, piece)
-        found = self._pieces[number]
-        self._hash_on()
-        return found
+        return self._pieces[number]
 
     def _take(self, number: int, piece: bytearray) -> None:
         """Check a piece against what is known of it, and keep it for a moment."""
