@@ -6,7 +6,7 @@ VENV=.venv
 # -h: print what stands at the top of the script.
 case "${1-}" in
 -h | --help)
-    sed -n '2,/^[^#]/s/^#[ ]\{0,1\}//p' "scripts/${0##*/}"
+    (cd "$OLDPWD" && sed -n '2,/^[^#]/s/^#[ ]\{0,1\}//p' "$0")
     exit
     ;;
 esac

@@ -12,21 +12,23 @@ import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
-MIB = 1 << 20
+from scripts.benchmark import origins
+from scripts.benchmark.content import MIB
+from scripts.benchmark.programs import timed
+
 RATE, ROUND_TRIP = 125e6, 0.020
 RANGES, LENGTH = 1000, 64 * 1024
 TAGS = 1000
-CONFIG = 'version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: "{0}"}}}}\n'
 
 
 def say(what: str, found: str, wanted: str) -> None:
@@ -112,31 +114,15 @@ def apart(name: str, *arguments: object) -> dict[str, float]:
 # ---- what it is measured with ------------------------------------------------------------------
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+def made(directory: Path) -> Path:
+    """Make a directory and return it."""
+    directory.mkdir()
+    return directory
 
 
-@contextmanager
-def serving(command: list[str], port: int) -> Iterator[str]:
-    """Run a server until the end; return its address once it answers."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise
-                time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+def host_of(url: str) -> str:
+    """Return what a base URL has after its scheme."""
+    return url.removeprefix("http://")
 
 
 def push(host: str, name: str, size: int, scratch: Path) -> str:
@@ -175,18 +161,6 @@ def push(host: str, name: str, size: int, scratch: Path) -> str:
     return digest
 
 
-def timed(*command: str) -> float:
-    """Return how many seconds a command takes."""
-    began = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - began
-
-
-def median(times: list[float]) -> float:
-    """Return the one in the middle."""
-    return sorted(times)[len(times) // 2]
-
-
 def imported() -> float:
     """Return the milliseconds that importing takes, beside those of Python's own start."""
     code = "import time; b = time.perf_counter(); import epochfs.fsspec; "
@@ -207,15 +181,9 @@ def main() -> None:
     with ExitStack() as closing:
         scratch = Path(tempfile.mkdtemp(prefix="epochfs-fsspec-"))
         closing.callback(shutil.rmtree, scratch, ignore_errors=True)
-        port, far = free_port(), free_port()
-        config = scratch / "config.yml"
-        config.write_text(
-            CONFIG.format(scratch / "storage") + f'http: {{addr: "127.0.0.1:{port}"}}\n'
-        )
-        host = closing.enter_context(serving(["docker-registry", "serve", str(config)], port))
-        module = [sys.executable, "-m", "scripts.benchmark.shaper"]
-        shaper = [*module, str(far), str(port), str(RATE), str(ROUND_TRIP)]
-        link = closing.enter_context(serving(shaper, far))
+        registry = closing.enter_context(origins.registry(made(scratch / "registry")))
+        shaper = origins.link(made(scratch / "link"), registry.port, RATE, ROUND_TRIP)
+        host, link = host_of(registry.url), host_of(closing.enter_context(shaper))
         if chosen in ("all", "import"):
             say("import of epochfs.fsspec", f"{imported():.0f} ms", "at most 150 ms")
         if chosen in ("all", "ranges"):
@@ -305,9 +273,8 @@ def show_share(host: str, scratch: Path) -> None:
 
 def show_ls(scratch: Path, closing: ExitStack) -> None:
     """Show the listing of a thousand tags."""
-    port = free_port()
-    command = [sys.executable, "-m", "scripts.benchmark.tagserver", str(port), "1", str(TAGS)]
-    host = closing.enter_context(serving(command, port))
+    names = origins.names(made(scratch / "tags"), 1, TAGS)
+    host = host_of(closing.enter_context(names))
     urllib.request.urlopen(f"http://{host}/v2/").close()
     found = apart("ls", host, scratch / "names", "/app0/tags")
     say(

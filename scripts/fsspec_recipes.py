@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from epochfs import help as pages
-from scripts.fsspec_figures import free_port, serving
+from scripts.benchmark.programs import Server, free_port
 
 HOST = "reg.example"
 """What the page calls the registry."""
@@ -106,7 +106,9 @@ def main() -> int:
             f'http: {{addr: "127.0.0.1:{port}"}}\n'
             f'auth: {{htpasswd: {{realm: registry, path: "{htpasswd}"}}}}\n'
         )
-        host = closing.enter_context(serving(["docker-registry", "serve", str(config)], port))
+        command = ["docker-registry", "serve", config]
+        closing.enter_context(Server(scratch / "log", command)).wait_for_port(port)
+        host = f"127.0.0.1:{port}"
         login = scratch / "config.json"
         key = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         login.write_text(json.dumps({"auths": {host: {"auth": key}}}))

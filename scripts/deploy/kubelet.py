@@ -26,6 +26,7 @@ import yaml
 
 from epochfs.demo import samples
 from epochfs.demo.registry import EmbeddedRegistry
+from epochfs.fuse.mountinfo import parse_mountinfo
 
 MANIFESTS = Path(__file__).parent / "kubernetes"
 HELLO = "Hello from a registry that is a directory.\n"
@@ -146,9 +147,9 @@ class Node:
 
     def mounts(self) -> list[str]:
         """Return what of epochfs is mounted on this node."""
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        found = [line.split()[4] for line in lines if " - fuse.epochfs " in line]
-        return [path for path in found if path.startswith(str(self._state))]
+        found = parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+        here = (one.path for one in found if one.is_ours and one.path.is_relative_to(self._state))
+        return list(map(str, here))
 
 
 def reads(node: Node, pod: Object) -> None:
