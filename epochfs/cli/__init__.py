@@ -1,7 +1,6 @@
 """The command line: arguments and environment in, exit codes out.
 
-The only folder that reads the environment. Uses `session` to open a registry, and whatever else a
-command shows.
+Uses `session` to open a registry and to read the environment, and whatever else a command shows.
 Used by the `epochfs` program alone.
 
 A subcommand is imported when it is used, so that `epochfs --version` is immediate.

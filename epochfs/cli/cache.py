@@ -13,7 +13,7 @@ from epochfs.cache.blobs import BlobCache
 from epochfs.cache.directory import FORMAT, CacheUser
 from epochfs.cache.maintenance import Removal
 from epochfs.cache.quota import BLOBS, Tally
-from epochfs.cli.options import cache_dir_option, value_option
+from epochfs.cli.option_kinds import cache_dir_option, value_option
 from epochfs.cli.output import ProgressBar, shown_size
 from epochfs.config import CacheOptions, parse_seconds, parse_size
 from epochfs.errors import CacheFailure, printable

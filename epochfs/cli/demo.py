@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from epochfs.cli import mountpoint, process, system
-from epochfs.cli.options import completed_as
+from epochfs.cli.option_kinds import completed_as
 from epochfs.demo import samples
 from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import MountFailure, printable
@@ -98,6 +98,5 @@ def _stop(child: subprocess.Popen[bytes], path: Path) -> None:
     child.kill()
     child.wait()
     mountpoint.clear_dead(path)
-    mount = mountinfo.mounted_on(path)
-    if mount is not None and mount.is_ours:
+    if mountinfo.ours_on(path):
         raise MountFailure(f"'{printable(path)}' is still mounted: see 'epochfs umount'")

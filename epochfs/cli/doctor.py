@@ -19,11 +19,8 @@ import click
 
 from epochfs.cache.directory import CacheDirectory, cache_errors
 from epochfs.cli import system
-from epochfs.cli.options import (
-    cache_dir_option,
-    connection_options,
-    registry_url,
-)
+from epochfs.cli.option_kinds import cache_dir_option
+from epochfs.cli.options import connection_options, registry_url
 from epochfs.cli.output import shown_size
 from epochfs.client import MirrorState, RegistryClient
 from epochfs.config import MAX_READ, RegistryUrl

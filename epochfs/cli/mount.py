@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING
 import click
 
 from epochfs.cli import mountpoint, output, process, system, systemd
-from epochfs.cli.options import (
-    Fetching,
-    completed_as,
-    connection_options,
-    fetching_options,
-    file_option,
-    source_url,
-    value_option,
-)
+from epochfs.cli.option_kinds import completed_as, file_option, value_option
+from epochfs.cli.options import Fetching, connection_options, fetching_options, source_url
 from epochfs.client import hosts
 from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
 from epochfs.errors import UsageError, printable

@@ -20,9 +20,9 @@ from typing import TypeVar
 
 import click
 
-from epochfs.cli.options import completed_as
+from epochfs.cli.option_kinds import completed_as
 from epochfs.errors import MountFailure, printable
-from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on
+from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on, ours_on
 
 _PROC = Path("/proc")
 _DESCRIPTORS = Path("/dev/fd")
@@ -68,9 +68,9 @@ def prepare(path: Path) -> None:
         _require_fuse_device(path, number)
         return
     clear_dead(path)
-    mount = mounted_on(path)
+    mount = ours_on(path)
     shown = f"mount point '{printable(path)}'"
-    if mount is not None and mount.is_ours:
+    if mount:
         raise MountFailure(
             f"{shown} is already mounted: it shows {printable(mount.source)}; "
             f"unmount that first (epochfs umount {shlex.quote(str(path))}) or choose another"
@@ -120,7 +120,7 @@ def _is_permitted(path: Path, status: os.stat_result) -> bool:
 
 def clear_dead(path: Path) -> None:
     """Unmount what killed epochfs processes left on `path`, but no mount that answers."""
-    while (mount := mounted_on(path)) is not None and mount.is_ours and not _answers(path):
+    while ours_on(path) and not _answers(path):
         problem = unmount(path, lazy=True)
         if problem and mounted_on(path):
             raise MountFailure(

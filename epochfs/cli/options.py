@@ -6,17 +6,12 @@ the variables that say where other tools keep credentials, and those that name p
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import platformdirs
-from click.shell_completion import CompletionItem
 
+from epochfs.cli.option_kinds import cache_dir_option, file_option, gathered, value_option
 from epochfs.client import hosts
 from epochfs.client.auth import read_password
 from epochfs.config import (
@@ -30,7 +25,7 @@ from epochfs.config import (
     parse_seconds,
     parse_size,
 )
-from epochfs.errors import EpochfsError, MountFailure, UsageError, printable
+from epochfs.errors import MountFailure, UsageError, printable
 from epochfs.oci.names import Repository
 from epochfs.session import Connection
 from epochfs.session.environment import (
@@ -42,9 +37,6 @@ from epochfs.session.environment import (
     token_in_environment,
 )
 
-_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
@@ -53,79 +45,6 @@ class Fetching:
     cache: CacheOptions
     connections: int
     manifest_limit: int
-
-
-# ---- kinds of options --------------------------------------------------------------------------
-
-
-def completed_as(kind: str) -> _Completion:
-    """Return how a shell completes a path: as any `file`, or as a `dir`."""
-    return lambda context, parameter, begun: [CompletionItem(begun, type=kind)]
-
-
-def value_option(
-    *names: str,
-    parse: Callable[[Any], object],
-    metavar: str,
-    about: str,
-    default: str | None = None,
-    envvar: str | None = None,
-    multiple: bool = False,
-    shell_complete: _Completion | None = None,
-) -> _Decorator:
-    """Return a click option that `parse` reads; its EpochfsErrors become errors of that option."""
-
-    def callback(ctx: click.Context, param: click.Parameter, text: object) -> object:
-        try:
-            return None if text is None else parse(text)
-        except EpochfsError as error:
-            raise click.BadParameter(str(error), ctx, param) from None
-
-    return click.option(
-        *names,
-        callback=callback,
-        metavar=metavar,
-        help=about,
-        default=default,
-        show_default=True,
-        envvar=envvar,
-        show_envvar=True,
-        multiple=multiple,
-        shell_complete=shell_complete,
-    )
-
-
-def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
-    """Return an option for a path, made absolute: the daemon leaves this directory.
-
-    Links are not resolved: a mounted secret is a link that is replaced when the secret changes.
-    """
-    return value_option(
-        name,
-        parse=lambda text: Path(text).absolute(),
-        metavar="PATH",
-        about=about,
-        envvar=envvar,
-        shell_complete=completed_as("file"),
-    )
-
-
-def _gathered(name: str, options: Sequence[_Decorator], build: Callable[..., object]) -> _Decorator:
-    """Return a decorator that adds `options`, and passes what `build` makes of them as `name`."""
-    taken = tuple(inspect.signature(build).parameters)
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def gathering(**values: object) -> object:
-            value = build(**{option: values.pop(option) for option in taken})
-            return command(**{name: value}, **values)
-
-        decorated: Callable[..., Any] = gathering
-        for option in reversed(options):
-            decorated = option(decorated)
-        return decorated
-
-    return decorate
 
 
 # ---- how to reach a registry -------------------------------------------------------------------
@@ -210,7 +129,7 @@ def _connection(
     return Connection(transport, given, repositories, mirrors_directory(hosts_dir))
 
 
-connection_options = _gathered("connection", _CONNECTION_OPTIONS, _connection)
+connection_options = gathered("connection", _CONNECTION_OPTIONS, _connection)
 """Gives a command the options that say how to reach a registry, as one `connection`."""
 
 
@@ -227,18 +146,6 @@ def _readable(file: Path | None, option: str) -> Path | None:
 
 
 # ---- what is kept, and how it is fetched -------------------------------------------------------
-
-
-def _cache_dir(cache_dir: Path | None) -> Path:
-    return cache_dir or platformdirs.user_cache_path("epochfs")
-
-
-cache_dir_option = _gathered(
-    "cache_dir",
-    [file_option("--cache-dir", "Cache directory.  [default: ~/.cache/epochfs]")],
-    _cache_dir,
-)
-"""Gives a command the directory of the cache, by default the user's own, as `cache_dir`."""
 
 
 def _fetching(cache_dir: Path, cache_size: int, connections: int, manifest_limit: int) -> Fetching:
@@ -272,7 +179,7 @@ _FETCHING_OPTIONS = (
 )
 
 
-fetching_options = _gathered("fetching", _FETCHING_OPTIONS, _fetching)
+fetching_options = gathered("fetching", _FETCHING_OPTIONS, _fetching)
 """Gives a command the options of what is kept and how it is fetched, as one `fetching`."""
 
 # ---- which registry ----------------------------------------------------------------------------

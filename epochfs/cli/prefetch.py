@@ -10,9 +10,9 @@ import click
 from click.core import ParameterSource
 
 from epochfs.cli import mountpoint, output, process, system
+from epochfs.cli.option_kinds import completed_as
 from epochfs.cli.options import (
     Fetching,
-    completed_as,
     connection_options,
     fetching_options,
     registry_url,
@@ -21,7 +21,7 @@ from epochfs.cli.options import (
 from epochfs.cli.output import ProgressBar, notify, shown_size
 from epochfs.config import BlobOptions, ListingOptions, RegistryUrl
 from epochfs.errors import CacheFailure, MountFailure, UsageError, printable
-from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on
+from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, ours_on
 from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings
 from epochfs.session.opening import open_session
@@ -88,8 +88,8 @@ def command(
 def _mount_point(source: str) -> Path | None:
     """Return where a mount of ours is; None if `source` is a URL."""
     path = mountpoint.resolve(source)
-    mount = mounted_on(path)
-    if mount is not None and mount.is_ours:
+    mount = ours_on(path)
+    if mount:
         if source_url(mount.source).names_artifact:
             raise UsageError(
                 f"'{printable(path)}' shows one artifact: prefetch that by its name, "

@@ -235,13 +235,13 @@ class Signals:
     def mounted(self) -> None:
         """Remember the mount's device: its path changes if a directory above it is renamed."""
         self._is_mounted = True
-        mount = mountinfo.mounted_on(self._path)
-        self._device = mount.device if mount is not None and mount.is_ours else ""
+        mount = mountinfo.ours_on(self._path)
+        self._device = mount.device if mount else ""
 
     def _find(self) -> mountinfo.Mount | None:
         """Return our mount, even if a directory above it was renamed."""
-        mount = mountinfo.mounted_on(self._path)
-        if mount is not None and mount.is_ours and self._device in ("", mount.device):
+        mount = mountinfo.ours_on(self._path)
+        if mount and self._device in ("", mount.device):
             return mount
         return mountinfo.mounted_from(self._device) if self._device else None
 

@@ -46,7 +46,7 @@ _LOOP_FAILED = "8"
 
 @dataclass(frozen=True, slots=True)
 class FuseOptions:
-    """How to mount: `kernel_ttl` in seconds, `extra` as `name` or `name=value` for libfuse."""
+    """How to mount: `kernel_ttl` in seconds, `extra` words for the kernel."""
 
     fsname: str
     kernel_ttl: float
@@ -103,10 +103,7 @@ def _libfuse_options(options: FuseOptions) -> dict[str, object]:
         # The default of ten is used up by ten readers of a slow registry.
         values["max_threads"] = _MAX_THREADS
         values["max_idle_threads"] = _MAX_IDLE_THREADS
-    for word in options.extra:
-        name, is_pair, value = word.partition("=")
-        values[name] = value if is_pair else True
-    return values
+    return {**values, **dict.fromkeys(options.extra, True)}
 
 
 class _Fuse(binding.FUSE):  # type: ignore[misc]

@@ -55,6 +55,12 @@ def mounted_on(path: Path) -> Mount | None:
     return here[-1] if here else None
 
 
+def ours_on(path: Path) -> Mount | None:
+    """Return the topmost mount on `path` if it is ours, or None."""
+    mount = mounted_on(path)
+    return mount if mount is not None and mount.is_ours else None
+
+
 def mounted_from(device: str) -> Mount | None:
     """Return our first mount of a device, wherever it is by now, or None."""
     ours = (mount for mount in _mounts() if mount.is_ours)
