@@ -117,11 +117,10 @@ class AnswerStore:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._unknown = ""
-        self._report = report
         self._retry_at = 0.0
         self._undeleted: set[tuple[str, str]] = set()
         self._salt = secrets.token_bytes(_SALT_BYTES)
-        self._database = Database.open_or_none(
+        self._database = Database(
             path, _SCHEMA, "what the registry said", make_room, report, self._salted
         )
         self._thread = threading.Thread(target=self._write_on, name="answers", daemon=True)
@@ -193,20 +192,12 @@ class AnswerStore:
     def _kept(self, scopes: Sequence[str], question: Question) -> tuple[float, bytes] | None:
         """Return the last answer on disk, and when it was given. The database's lock is held."""
         allowed = [one for one in scopes if (one, question.repository) not in self._undeleted]
-        if self._database is None or not allowed:
-            return None
-        marks = ",".join("?" * len(allowed))
-        try:
-            row = self._database.run(
-                lambda database: database.execute(
-                    f"SELECT given, value FROM answer WHERE scope IN ({marks}) "
-                    "AND repository=? AND kind=? AND name=? ORDER BY given DESC LIMIT 1",
-                    (*allowed, question.repository, question.kind, question.name),
-                ).fetchone()
-            )
-        except (OSError, sqlite3.Error) as error:
-            self._report(f"what the registry said cannot be read: {error}")
-            return None
+        query = (
+            f"SELECT given, value FROM answer WHERE scope IN ({','.join('?' * len(allowed))}) "
+            "AND repository=? AND kind=? AND name=? ORDER BY given DESC LIMIT 1"
+        )
+        values = (*allowed, question.repository, question.kind, question.name)
+        row = self._database.run(lambda database: database.execute(query, values).fetchone(), None)
         return None if row is None else (float(row[0]), bytes(row[1]))
 
     def forget(self, asker: Asker | None, question: Question | None) -> None:
@@ -238,9 +229,7 @@ class AnswerStore:
         with self._database_lock:
             self._retry_at = 0.0
             self._write_pending()
-            if self._database is not None:
-                self._database.close()
-            self._database = None  # a listing in the background may still ask, and gets nothing
+            self._database.close()  # a listing in the background may still ask, and gets nothing
 
     def _drop(self, key: tuple[str, Question]) -> None:
         """Do not write an answer. The lock of what is pending is held."""
@@ -249,25 +238,20 @@ class AnswerStore:
 
     def _delete_kept(self, scope: str, repository: str, question: Question | None = None) -> bool:
         """Delete answers on disk; where that fails, none about the repository are given."""
-        which = "" if question is None else " AND kind=? AND name=?"
-        names = () if question is None else (question.kind, question.name)
+        statement, values = "DELETE FROM answer WHERE scope=? AND repository=?", [scope, repository]
+        if question is not None:
+            statement += " AND kind=? AND name=?"
+            values += [question.kind, question.name]
 
-        def delete(database: sqlite3.Connection) -> None:
+        def delete(database: sqlite3.Connection) -> bool:
             with database:
-                database.execute(
-                    f"DELETE FROM answer WHERE scope=? AND repository=?{which}",
-                    (scope, repository, *names),
-                )
-
-        if self._database is None:
+                database.execute(statement, values)
             return True
-        try:
-            self._database.run(delete)
-        except (OSError, sqlite3.Error) as error:
+
+        is_deleted = not self._database.is_open or self._database.run(delete, otherwise=False)
+        if not is_deleted:
             self._undeleted.add((scope, repository))
-            self._report(f"what the registry said cannot be deleted: {error}")
-            return False
-        return True
+        return is_deleted
 
     def _write_on(self) -> None:
         """Write what is pending, in batches, until the store is closed."""
@@ -283,7 +267,7 @@ class AnswerStore:
 
         What the disk does not take stays pending, and is given from there.
         """
-        if self._database is None or time.monotonic() < self._retry_at:
+        if not self._database.is_open or time.monotonic() < self._retry_at:
             return
         with self._pending_lock:
             pending, self._pending, self._pending_bytes = self._pending, {}, 0
@@ -294,21 +278,19 @@ class AnswerStore:
         if not rows:
             return
 
-        def write(database: sqlite3.Connection) -> None:
+        def write(database: sqlite3.Connection) -> bool:
             with database:
                 database.executemany(
                     "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?)", rows
                 )
             self._shrink(database)
+            return True
 
         for one in tuple(self._undeleted):
             if self._delete_kept(*one):
                 self._undeleted.remove(one)
-        try:
-            self._database.run(write)
-        except (OSError, sqlite3.Error) as error:
+        if not self._database.run(write, otherwise=False):
             self._retry_at = time.monotonic() + _RETRY_SECONDS
-            self._report(f"{len(rows)} answers of the registry: {error}")
             with self._pending_lock:
                 self._pending = pending | self._pending
                 sizes = (len(value) for _, value in self._pending.values())

@@ -35,60 +35,63 @@ class Database:
     """A file that has the tables of `schema`; used by any thread, but by one at a time.
 
     `what` it holds is said in log lines. `prepare` is called with each connection made, which may
-    be read-only; `make_room` when the disk is full, and returns whether there is some now. Raises
-    OSError and sqlite3.Error, as does `run`.
+    be read-only; `make_room` when the disk is full, and returns whether there is some now. Without
+    a path, where the disk is at fault, and after `close`, there is no file: it is not `is_open`,
+    and nothing is done. What fails is told to `report`.
     """
 
     def __init__(
         self,
-        path: Path,
-        schema: str,
-        what: str,
-        make_room: Callable[[], bool],
-        prepare: Callable[[sqlite3.Connection], None] = lambda _: None,
-    ) -> None:
-        self._path = path
-        self._schema = schema
-        self._what = what
-        self._make_room = make_room
-        self._prepare = prepare
-        self._connection = self._open(_connect)
-
-    @classmethod
-    def open_or_none(
-        cls,
         path: Path | None,
         schema: str,
         what: str,
         make_room: Callable[[], bool],
         report: Callable[[object], None],
         prepare: Callable[[sqlite3.Connection], None] = lambda _: None,
-    ) -> Database | None:
-        """Open a file; None without a path, or where the disk is at fault, which is reported.
-
-        Raises CacheFailure if it cannot be opened for any other reason.
-        """
+    ) -> None:
+        """Raises CacheFailure if the file cannot be opened and the disk is not at fault."""
+        self._schema = schema
+        self._what = what
+        self._make_room = make_room
+        self._report = report
+        self._prepare = prepare
+        self._connection: sqlite3.Connection | None = None
         if path is None:
-            return None
+            return
+        self._path = path
         try:
-            return cls(path, schema, what, make_room, prepare)
+            self._connection = self._open(_connect)
         except (OSError, sqlite3.Error) as error:
             problem = f"cannot keep {what} in {path}: {error}"
             if not is_shortage(error):
                 raise CacheFailure(problem) from error
             report(problem)
-            return None
 
-    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Call `work` with the connection; again if the disk was full and there is room now, and
-        again with a new connection if the file proves damaged.
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def run(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+        """Return what `work` makes of the connection, or `otherwise` if that fails.
+
+        It is tried again if the disk was full and there is room now, and with a new connection if
+        the file proves damaged.
         """
+        if self._connection is None:
+            return otherwise
         try:
-            return work(self._connection)
+            return self._run(self._connection, work)
+        except (OSError, sqlite3.Error) as error:
+            self._report(f"{self._what}: {error}")
+            return otherwise
+
+    def _run(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return work(connection)
         except sqlite3.DatabaseError as error:
             is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
             if is_full and self._make_room():
-                return work(self._connection)
+                return work(connection)
             if not _is_damage(error):
                 raise
             log.info("%s in %s seems damaged: %s", self._what, self._path, error)
@@ -98,9 +101,10 @@ class Database:
         return work(fresh)
 
     def close(self) -> None:
-        """Close the file."""
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
 
     def _open(self, connect: Callable[[Path, str], sqlite3.Connection]) -> sqlite3.Connection:
         """Open the file, or a new one in its place if it is damaged."""
@@ -110,11 +114,9 @@ class Database:
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
+                problem = printable(error)
                 log.warning(
-                    "%s in %s is damaged and begins anew: %s",
-                    self._what,
-                    self._path,
-                    printable(error),
+                    "%s in %s is damaged and begins anew: %s", self._what, self._path, problem
                 )
                 for suffix in ("", "-wal", "-shm"):
                     Path(f"{self._path}{suffix}").unlink(missing_ok=True)

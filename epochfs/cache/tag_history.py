@@ -92,10 +92,9 @@ class TagHistory:
         """Raises CacheFailure where there can be no such file, unless the disk is at fault."""
         self._registry = registry
         self._clock = clock
-        self._report = report
         self._lock = threading.Lock()
         self._remembered: LRUCache[_Key, tuple[str, int]] = LRUCache(_MOST_REMEMBERED)
-        self._database = Database.open_or_none(path, _SCHEMA, "the tag history", make_room, report)
+        self._database = Database(path, _SCHEMA, "the tag history", make_room, report)
 
     def since(self, repository: Repository, tag: Tag | None, digest: Digest) -> int:
         """Return since when `tag` has `digest`, in epoch nanoseconds; now if that is new.
@@ -107,12 +106,8 @@ class TagHistory:
             key = (*key, tag.name)
         text = str(digest)
         with self._lock:
-            if self._database is not None:
-                try:
-                    return self._database.run(partial(self._seen, key, text))
-                except (OSError, sqlite3.Error) as error:
-                    self._report(f"the tag history: {error}")
-            return self._first_sight(key, text)
+            seen = self._database.run(partial(self._seen, key, text), None)
+            return self._first_sight(key, text) if seen is None else seen
 
     def layout_since(self, repository: Repository, index: bytes) -> int:
         """Return since when a repository has this index of its tags, as `since` does of a tag."""
@@ -125,14 +120,10 @@ class TagHistory:
         with self._lock:
             if any(one[:2] == key and len(one) > len(key) for one in self._remembered):
                 return True
-            if self._database is None:
-                return False
-            try:
-                row = self._database.run(lambda database: database.execute(query, key).fetchone())
-            except (OSError, sqlite3.Error) as error:
-                self._report(f"the tag history: {error}")
-                return False
-        return row is not None
+            found = self._database.run(
+                lambda database: database.execute(query, key).fetchone(), None
+            )
+        return found is not None
 
     def _seen(self, key: _Key, digest: str, database: sqlite3.Connection) -> int:
         select, upsert = _TAG if len(key) == _TAG_KEY_LENGTH else _LAYOUT
@@ -154,8 +145,5 @@ class TagHistory:
         return since_ns
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
-            if self._database is not None:
-                self._database.close()
-            self._database = None  # a listing in the background may still ask
+            self._database.close()  # a listing in the background may still ask

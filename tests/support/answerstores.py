@@ -57,7 +57,6 @@ class Clock:
 
 def stuck(store: AskingStore, *, on: bool = True) -> None:
     """Let the database take no write."""
-    assert store._database is not None
     store._database._connection.execute(f"PRAGMA query_only={int(on)}")
     store._store._retry_at = 0.0
 

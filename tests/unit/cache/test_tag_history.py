@@ -223,7 +223,6 @@ def test_a_history_whose_file_was_removed_goes_on(path: Path) -> None:
 
 def full(history: TagHistory) -> None:
     """Let the database's file grow no more."""
-    assert history._database is not None
     connection = history._database._connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
@@ -252,7 +251,7 @@ def test_what_was_remembered_is_written_once_there_is_room(path: Path) -> None:
     with closing(opened(path)) as history:
         full(history)
         seen = fill(history)
-        history._database._connection.execute("PRAGMA max_page_count=100000")  # type: ignore[union-attr]
+        history._database._connection.execute("PRAGMA max_page_count=100000")
         assert fill(history) == seen
     with closing(opened(path, 1_000_000)) as history:
         assert fill(history) == seen
@@ -264,12 +263,12 @@ def test_room_is_made_before_a_first_sight_is_given_up(path: Path) -> None:
 
     def make_room() -> bool:
         asked.append(1)
-        history._database._connection.execute("PRAGMA max_page_count=100000")  # type: ignore[union-attr]
+        history._database._connection.execute("PRAGMA max_page_count=100000")
         return True
 
     with closing(history):
         full(history)
-        history._database._make_room = make_room  # type: ignore[union-attr]
+        history._database._make_room = make_room
         seen = fill(history)
     assert asked == [1]
     with closing(opened(path, 1_000_000)) as history:
@@ -280,7 +279,7 @@ def test_room_is_made_before_a_first_sight_is_given_up(path: Path) -> None:
 def test_a_moved_tag_is_seen_to_move_though_nothing_can_be_written(path: Path) -> None:
     with closing(opened(path, 100)) as history:
         history.since(APP, LATEST, FIRST)
-        history._database._connection.execute("PRAGMA query_only=1")  # type: ignore[union-attr]
+        history._database._connection.execute("PRAGMA query_only=1")
         moved = [history.since(APP, LATEST, SECOND) for _ in range(3)]
         assert (set(moved), moved[0] > 100) == ({moved[0]}, True)
         assert history.since(APP, LATEST, FIRST) == 100
@@ -298,7 +297,7 @@ def test_a_file_on_a_read_only_disk_still_tells_what_it_has(path: Path) -> None:
     with closing(opened(path, 100)) as history:
         history.since(APP, LATEST, FIRST)
     with read_only(path.parent), closing(opened(path, 200)) as history:
-        history._report = told.append
+        history._database._report = told.append
         assert history.since(APP, LATEST, FIRST) == 100
         assert [history.since(APP, STABLE, FIRST) for _ in range(2)] == [200, 200]
     assert "readonly database" in str(told[0])
