@@ -22,6 +22,7 @@ first, nothing under the others.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -31,6 +32,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cachetools import FIFOCache
 
 from epochfs.cache.database import Database
 from epochfs.client.auth import Bearer
@@ -112,8 +115,7 @@ class AnswerStore:
         self._clock = clock
         self._database_lock = threading.Lock()
         self._pending_lock = threading.Lock()
-        self._pending: dict[tuple[str, Question], tuple[float, bytes]] = {}
-        self._pending_bytes = 0
+        self._pending = _pending()
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._unknown = ""
@@ -163,13 +165,9 @@ class AnswerStore:
             return
         if proves_access:
             self._proofs.add(asker)
-        with self._pending_lock:
-            if (asker.scope, question) in self._pending:
-                self._drop((asker.scope, question))
+        with self._pending_lock, contextlib.suppress(ValueError):  # larger than all may be
+            self._pending.pop((asker.scope, question), None)
             self._pending[asker.scope, question] = (self._clock(), value)
-            self._pending_bytes += len(value) + _ROW_BYTES
-            while self._pending_bytes > _PENDING_BYTES:
-                self._drop(next(iter(self._pending)))
         self._wake.set()
 
     def get(
@@ -211,7 +209,7 @@ class AnswerStore:
                 for scope, one in tuple(self._pending):
                     is_meant = one.repository == asker.repository and question in (None, one)
                     if is_meant and scope in scopes:
-                        self._drop((scope, one))
+                        del self._pending[scope, one]
             for scope in scopes:
                 self._delete_kept(scope, asker.repository, question)
 
@@ -230,11 +228,6 @@ class AnswerStore:
             self._retry_at = 0.0
             self._write_pending()
             self._database.close()  # a listing in the background may still ask, and gets nothing
-
-    def _drop(self, key: tuple[str, Question]) -> None:
-        """Do not write an answer. The lock of what is pending is held."""
-        _, value = self._pending.pop(key)
-        self._pending_bytes -= len(value) + _ROW_BYTES
 
     def _delete_kept(self, scope: str, repository: str, question: Question | None = None) -> bool:
         """Delete answers on disk; where that fails, none about the repository are given."""
@@ -270,7 +263,7 @@ class AnswerStore:
         if not self._database.is_open or time.monotonic() < self._retry_at:
             return
         with self._pending_lock:
-            pending, self._pending, self._pending_bytes = self._pending, {}, 0
+            pending, self._pending = self._pending, _pending()
         rows = [
             (scope, one.kind, one.repository, one.name, given, value)
             for (scope, one), (given, value) in pending.items()
@@ -292,9 +285,8 @@ class AnswerStore:
         if not self._database.run(write, otherwise=False):
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             with self._pending_lock:
-                self._pending = pending | self._pending
-                sizes = (len(value) for _, value in self._pending.values())
-                self._pending_bytes = sum(size + _ROW_BYTES for size in sizes)
+                newer, self._pending = self._pending, pending
+                self._pending.update(newer)
 
     def _shrink(self, database: sqlite3.Connection) -> None:
         """Delete the oldest answers, a tenth at a time, until the file is within its limit."""
@@ -309,6 +301,11 @@ class AnswerStore:
                     "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer ORDER BY given "
                     "LIMIT (SELECT 1 + count(*) / 10 FROM answer))"
                 ).rowcount
+
+
+def _pending() -> FIFOCache[tuple[str, Question], tuple[float, bytes]]:
+    """Return what holds answers that are yet to be written, and when they were given."""
+    return FIFOCache(_PENDING_BYTES, lambda answer: len(answer[1]) + _ROW_BYTES)
 
 
 class Proofs:
@@ -332,11 +329,10 @@ class Proofs:
             self._refused.discard(asker.scope)
             self._accepted.add(asker.scope)
             scopes = self._proved.setdefault((asker.principal, asker.repository), [])
-            if scopes[-1:] != [asker.scope]:
-                if asker.scope in scopes:
-                    scopes.remove(asker.scope)
-                scopes.append(asker.scope)
-                del scopes[:-_MOST_EARLIER]
+            if asker.scope in scopes:
+                scopes.remove(asker.scope)
+            scopes.append(asker.scope)
+            del scopes[:-_MOST_EARLIER]
 
     def remove(self, asker: Asker) -> None:
         """Note that the registry denies a repository.

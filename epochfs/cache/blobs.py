@@ -99,13 +99,8 @@ class BlobCache:
 
     def is_complete(self, digest: Digest, size: int) -> bool:
         """Whether the verified blob of `size` bytes is cached; asking does not count as a use."""
-        with (
-            contextlib.suppress(OSError),
-            self.directory.opened(BLOBS, digest.algorithm) as directory,
-        ):
-            status = os.stat(digest.encoded, dir_fd=directory, follow_symlinks=False)
-            return is_ours(status) and status.st_size == size
-        return False
+        status = self.directory.status(BLOBS, digest.algorithm, digest.encoded)
+        return status is not None and is_ours(status) and status.st_size == size
 
     def cached_bytes(self, digest: Digest) -> int:
         """Return how many bytes of the blob the last sync left on disk, complete or partial."""
@@ -122,30 +117,13 @@ class BlobCache:
         """Return a staged file for the blob's `size` bytes, with what an earlier try left in it."""
         if not self._descriptors.take(_STAGED_DESCRIPTORS):
             raise CacheFailure("staging a blob: too many are open") from OSError(errno.EMFILE)
-        try:
-            with cache_errors("staging a blob"):
-                return self._stage(digest, size)
-        except BaseException:
-            self._descriptors.give_back(_STAGED_DESCRIPTORS)
-            raise
-
-    def _stage(self, digest: Digest, size: int) -> StagedBlob:
-        directory = self.directory.open(PARTIAL, digest.algorithm)
-        try:
+        with contextlib.ExitStack() as closing, cache_errors("staging a blob"):
+            closing.callback(self._descriptors.give_back, _STAGED_DESCRIPTORS)
+            directory = closing.enter_context(self.directory.opened(PARTIAL, digest.algorithm))
             self.quota.make_room(0)
             if not self.quota.has_disk(directory, min(size, _LEAST_ROOM)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return StagedBlob(
-                self.directory,
-                self.quota,
-                directory,
-                digest,
-                size,
-                lambda: self._descriptors.give_back(_STAGED_DESCRIPTORS),
-            )
-        except BaseException:
-            os.close(directory)
-            raise
+            return StagedBlob(self.directory, self.quota, directory, digest, size, closing)
 
     def scratch(self, size: int) -> int:
         """Return a new, empty file for `size` bytes that can be made again; the caller closes it.

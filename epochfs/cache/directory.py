@@ -145,13 +145,22 @@ class CacheDirectory:
                 fd = os.open(part, _DIRECTORY_FLAGS, dir_fd=parent)
             finally:
                 os.close(parent)
-            status = os.fstat(fd)
-            if status.st_uid != os.geteuid():
+            try:
+                status = os.fstat(fd)
+                if status.st_uid != os.geteuid():
+                    raise PermissionError(f"its directory {part} belongs to user {status.st_uid}")
+                if stat.S_IMODE(status.st_mode) != 0o700:
+                    os.fchmod(fd, 0o700)
+            except BaseException:
                 os.close(fd)
-                raise PermissionError(f"its directory {part} belongs to user {status.st_uid}")
-            if stat.S_IMODE(status.st_mode) != 0o700:
-                _restrict(fd)
+                raise
         return fd
+
+    def status(self, kind: str, algorithm: str, name: str) -> os.stat_result | None:
+        """Return the status of a file below `v1`; None if there is none to be had."""
+        with contextlib.suppress(OSError), self.opened(kind, algorithm, make=False) as directory:
+            return os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return None
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[int]:
@@ -160,22 +169,17 @@ class CacheDirectory:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
 
-    def private_file(self, name: str) -> Path:
+    def private_file(self, name: str) -> Path | None:
         """Return the path of an SQLite file in `v1`, made where it is missing, 0600 and ours.
 
-        SQLite opens files by path and follows links. So that there is none, whatever has the name
-        or a companion's is checked here, in a directory nobody else can write to.
-        Raises CacheFailure.
+        None, which is reported, where the disk has no room for it. SQLite opens files by path and
+        follows links. So that there is none, whatever has the name or a companion's is checked
+        here, in a directory nobody else can write to. Raises CacheFailure.
         """
-        with cache_errors(f"opening {name}"), self.opened() as directory:
+        with self.short_reported(), cache_errors(f"opening {name}"), self.opened() as directory:
             for suffix in _SQLITE_SUFFIXES:
                 _check_file(directory, f"{name}{suffix}", create=not suffix)
-        return self.path / FORMAT / name
-
-    def private_file_or_none(self, name: str) -> Path | None:
-        """Return the same; None, which is reported, where the disk has no room for it."""
-        with self.short_reported():
-            return self.private_file(name)
+            return self.path / FORMAT / name
         return None
 
     @contextlib.contextmanager
@@ -254,15 +258,6 @@ def cache_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CacheFailure(f"{doing}: {error.strerror or error}") from error
-
-
-def _restrict(directory: int) -> None:
-    """Let nobody else enter a directory of ours."""
-    try:
-        os.fchmod(directory, 0o700)
-    except BaseException:
-        os.close(directory)
-        raise
 
 
 def _check_file(directory: int, name: str, *, create: bool) -> None:

@@ -9,7 +9,8 @@ import json
 import logging
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 
 from epochfs.cache.directory import (
     READ_FLAGS,
@@ -104,25 +105,25 @@ class StagedBlob:
         directory: int,
         digest: Digest,
         size: int,
-        on_close: Callable[[], None],
+        closing: ExitStack,
     ) -> None:
-        """`directory` is the descriptor of the staged file's directory, and closed with it."""
+        """`directory` is the descriptor of the staged file's directory. What `closing` is to end is
+        taken over from it, and ended with this."""
         self._cache = cache
         self._quota = quota
         self._directory = directory
         self._digest = digest
         self._size = size
-        self._on_close = on_close
         self._allocated = False
         self._fd, self._named = self._open()
-        try:
-            self.resumed = read_map(directory, digest, size) if self._named else RangeSet()
-            if os.fstat(self._fd).st_size != size or not self.resumed.total:
-                self.resumed = RangeSet()
-                self._reset()
-        except BaseException:
-            os.close(self._fd)
-            raise
+        closing.callback(os.close, self._fd)
+        self.resumed = read_map(directory, digest, size) if self._named else RangeSet()
+        if os.fstat(self._fd).st_size != size or not self.resumed.total:
+            self.resumed = RangeSet()
+            self.forget()
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, size)
+        self._closing = closing.pop_all()
 
     def _open(self) -> tuple[int, bool]:
         """Open the blob's staged file, or one without a name while another process writes that."""
@@ -148,12 +149,6 @@ class StagedBlob:
         """Return the descriptor of the staged file, valid until `close`."""
         return self._fd
 
-    def _reset(self) -> None:
-        self.forget()
-        with cache_errors("staging a blob"):
-            os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, self._size)
-
     def forget(self) -> None:
         """Make later downloads fetch every byte here again."""
         with cache_errors("staging a blob"):
@@ -167,17 +162,14 @@ class StagedBlob:
         if self._allocated or not self._size:
             return
         with cache_errors(f"making room for {self._size} bytes"):
-            self._quota.make_room(max(0, self._size - self._held()))
+            lacking = max(0, self._size - os.fstat(self._fd).st_blocks * 512)
+            self._quota.make_room(lacking)
             # Checked first: ext4 keeps what it allocated for a file that did not fit, and a size
             # that a registry made up would fill the disk.
-            if not self._quota.has_disk(self._fd, max(0, self._size - self._held())):
+            if not self._quota.has_disk(self._fd, lacking):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             allocate(self._fd, self._size)
             self._allocated = True
-
-    def _held(self) -> int:
-        """Return how many bytes the file takes on disk."""
-        return os.fstat(self._fd).st_blocks * 512
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`, evicting other blobs if there is no room."""
@@ -237,10 +229,7 @@ class StagedBlob:
             self._named = False
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-        os.close(self._directory)
-        self._on_close()
+        self._closing.close()
 
     def _unlink(self, suffix: str = "") -> None:
         if self._named:

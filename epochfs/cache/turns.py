@@ -111,10 +111,5 @@ def _staged(cache: BlobCache, digest: Digest) -> int:
 
     Where the file is allocated as a whole first, its time of change tells.
     """
-    with (
-        contextlib.suppress(OSError),
-        cache.directory.opened(PARTIAL, digest.algorithm, make=False) as directory,
-    ):
-        status = os.stat(digest.encoded, dir_fd=directory, follow_symlinks=False)
-        return status.st_mtime_ns ^ status.st_blocks
-    return 0
+    status = cache.directory.status(PARTIAL, digest.algorithm, digest.encoded)
+    return status.st_mtime_ns ^ status.st_blocks if status else 0

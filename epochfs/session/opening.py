@@ -238,7 +238,7 @@ def _assemble(
     user = CacheUser(os.getpid(), mountpoint, str(settings.url), settings.cache.size_limit)
     _announce(user, cache, closing)
     history = TagHistory(
-        cache.directory.private_file_or_none("tags.sqlite"),
+        cache.directory.private_file("tags.sqlite"),
         settings.url.base,
         report=cache.directory.report,
         make_room=cache.quota.evict_some,
@@ -355,7 +355,7 @@ def _remembering(
 ) -> RememberingClient:
     """Return a client that remembers the registry's answers in the cache."""
     answers = AnswerStore(
-        cache.directory.private_file_or_none("answers.sqlite"),
+        cache.directory.private_file("answers.sqlite"),
         settings.url.base,
         registry.client.bearer_for,
         report=cache.directory.report,
