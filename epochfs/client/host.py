@@ -38,7 +38,6 @@ from epochfs.oci.manifests import (
     Descriptor,
     Document,
     Index,
-    checked_size,
     digest_matches,
     load_json,
     parse,
@@ -81,7 +80,7 @@ class Host:
             if reply.ok:
                 return reply
             error = transport.refusal(reply)
-            if isinstance(error, Denied) and not reply.authorization:
+            if isinstance(error, Denied) and not reply.what.authorization:
                 catalog = transport.url("/_catalog").with_parameter("n", "1")
                 request = Request("GET", catalog, "registry:catalog")
                 listed = transport.fetch(request, _PAGE_LIMIT, watch)
@@ -178,7 +177,7 @@ class Host:
             raise ProtocolViolation(
                 f"{digest} in {repository}: the registry does not state its size"
             )
-        return checked_size(size)
+        return size
 
     def small_blob(
         self, seconds: float, repository: Repository, digest: Digest, limit: int
@@ -353,8 +352,6 @@ def announced_digest(reply: Reply) -> Digest | None:
 def _announced(reply: Reply, reference: Reference) -> Descriptor | None:
     """Return what the answer to a HEAD says a reference names, None where it says too little."""
     digest, size = announced_digest(reply), reply.content_length
-    if size is not None:
-        checked_size(size)  # one that is none is an answer too, and a wrong one
     if isinstance(reference, Digest):
         if digest and digest.algorithm == reference.algorithm and digest != reference:
             raise ContentMismatch(f"{reply.what}: resolves to {digest}")

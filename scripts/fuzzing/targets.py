@@ -12,9 +12,10 @@ from typing import Any
 from epochfs.client.auth import Login, parse_challenges, parse_token
 from epochfs.client.auth.login_files import AuthFile, Helper
 from epochfs.client.hosts import find
-from epochfs.client.transport import BlobStream, Url, next_page
+from epochfs.client.transport import BlobStream, Request, Url, next_page
 from epochfs.client.transport.faults import error_entries
 from epochfs.client.transport.refusals import Asker, refusal, retry_after
+from epochfs.client.transport.request import Sent
 from epochfs.client.transport.responses import Reply, content_length
 from epochfs.config import RegistryUrl, parse_seconds, parse_size
 from epochfs.demo.samples import encode
@@ -156,7 +157,7 @@ def _error_body(data: bytes) -> None:
     status = 400 + (data[0] if data else 0)
     head, _, body = data[1:].partition(b"\n")
     headers = {"WWW-Authenticate": _header(head)}
-    reply = Reply("GET", Url.parse("https://reg.example/v2/"), status, headers, body, "")
+    reply = Reply(Sent(Request("GET", HERE), HERE), status, headers, body)
     asker = Asker("nobody", anonymous=True, static=False, mirror=False, clean=str)
     assert isinstance(refusal(reply, asker, HERE.origin), EpochfsError)
     assert len(error_entries(data[1:])) <= 10

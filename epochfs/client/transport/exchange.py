@@ -23,7 +23,7 @@ from epochfs.client.transport.faults import (
     convert,
 )
 from epochfs.client.transport.refusals import Asker, TokenServer, redirected, refusal, retry_after
-from epochfs.client.transport.request import Origin, Request, UploadBody, Url
+from epochfs.client.transport.request import Origin, Request, Sent, UploadBody, Url
 from epochfs.client.transport.responses import Answer, BlobStream, Reply, TransportStats
 from epochfs.client.transport.tls import TlsPolicy
 from epochfs.client.transport.watchdog import Watch, Watchdog
@@ -33,7 +33,6 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
     UsageError,
-    printable,
     printable_url,
     without_user_information,
 )
@@ -104,7 +103,7 @@ class Transport:
 
     def url(self, path: str) -> Url:
         """Return the URL of a path of the registry's API, such as `/_catalog`."""
-        return self.in_namespace(self.base.at(f"{self.root}{path}"))
+        return self.in_namespace(Url(self.base.origin, f"{self.root}{path}"))
 
     def in_namespace(self, url: Url) -> Url:
         """Return a URL of this host with the namespace that it must be told, if it lacks it."""
@@ -176,7 +175,7 @@ class Transport:
     def refusal(self, reply: Reply) -> EpochfsError:
         """Return the error for an answer that was not hoped for."""
         known = self.authenticator.credentials
-        clean = partial(self._cleaned, reply.authorization)
+        clean = partial(self._cleaned, reply.what.authorization)
         asker = Asker(known.describe(), known.anonymous, known.static, self._mirror, clean)
         return refusal(reply, asker, self.base.origin)
 
@@ -258,7 +257,7 @@ class Transport:
             try:
                 watch.sleep(delay)
             except CONVERTED as ended:
-                raise convert(ended, _described(request, request.url), watch) from ended
+                raise convert(ended, Sent(request, request.url), watch) from ended
             attempt += 1
 
     def _authenticated(self, request: Request, watch: Watch) -> Answer:
@@ -303,8 +302,6 @@ class Transport:
         """Send a request to where redirects lead; only `home` is sent `authorization`."""
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
-            if not request.restart():
-                raise Unavailable(f"{_described(request, url)}: the body cannot be sent again")
             answer = self._send(request, url, authorization if url.origin == home else "", watch)
             location = answer.location if answer.status // 100 == 3 else ""
             if not location:
@@ -314,7 +311,7 @@ class Transport:
             if request.confined and url.origin != home:
                 site = url.origin.site
                 raise ProtocolViolation(f"{answer.what}: redirects credentials to {site}")
-        raise ProtocolViolation(f"{_described(request, request.url)}: over 5 redirects")
+        raise ProtocolViolation(f"{Sent(request, request.url)}: over 5 redirects")
 
     def _send(self, request: Request, url: Url, authorization: str, watch: Watch) -> Answer:
         """Send one request to one server and return its answer, whatever it is."""
@@ -327,29 +324,30 @@ class Transport:
             proxy = options.proxies.of(origin.scheme, origin.hostname, origin.port)
         if authorization:
             headers["Authorization"] = authorization
-        body = request.body
+        sent, body = Sent(request, url, proxy, authorization), request.body
+        if isinstance(body, UploadBody):
+            if not body.restart():
+                raise Unavailable(f"{sent}: the body cannot be sent again")
+            body.watch = watch
         if body is not None:
             headers["Content-Length"] = str(len(body))
-        if isinstance(body, UploadBody):
-            body.watch = watch
         prepared = PreparedRequest()
         prepared.method, prepared.headers = request.method, headers
         prepared.url = f"{origin.site}{url.target}"
         prepared.body = body  # type: ignore[assignment] # all the adapter needs of it is `read`
         proxies = {"all": proxy} if proxy else {}
         timeout = (options.connect_timeout, self.timeout)
-        what = _described(request, url, proxy)
         self.stats.count(requests=1)
         token = watch_in_use.set(watch)
         try:
             raw = self._adapter.send(prepared, stream=True, timeout=timeout, proxies=proxies).raw
         except CONVERTED as error:
             identified = self._tls.identifies(origin.hostname)
-            raise convert(error, what, watch, identified=identified) from error
+            raise convert(error, sent, watch, identified=identified) from error
         finally:
             watch_in_use.reset(token)
-        log.debug("%s: %d", what, raw.status)
-        return Answer(raw, what, request.method, url, authorization, watch, self.stats)
+        log.debug("%s: %d", sent, raw.status)
+        return Answer(raw, sent, watch, self.stats)
 
     def _learn(self, watch: Watch) -> str:
         """Return what the registry asks of everyone at its root (`auth.Learn`)."""
@@ -382,15 +380,3 @@ class Transport:
 def _backoff(attempt: int) -> float:
     """Return the seconds to wait after attempt 0, 1, …: exponential with jitter, at most 5."""
     return min(_FIRST_DELAY * 2.0 ** min(attempt, 10), _LONGEST_DELAY) * random.uniform(0.5, 1.0)
-
-
-def _described(request: Request, url: Url, proxy: str = "") -> str:
-    """Return a request as an error or the log may show it: without query, and without path
-    elsewhere.
-
-    It names the `proxy` it goes through, which may be what failed.
-    """
-    way = f" (by the proxy {printable_url(proxy)})" if proxy else ""
-    if url.origin == request.url.origin:
-        return f"{request.method} {url.origin.site}{printable(url.target.partition('?')[0])}{way}"
-    return f"{request.method} {url.origin.site} (redirected from {request.url.origin.site}){way}"

@@ -100,7 +100,9 @@ class Broken(Unavailable):
     """The connection broke before the answer was complete. Stays within the package."""
 
 
-def convert(error: Exception, what: str, watch: Watch, *, identified: bool = False) -> EpochfsError:
+def convert(
+    error: Exception, what: object, watch: Watch, *, identified: bool = False
+) -> EpochfsError:
     """Return the error that one of `CONVERTED` means; `what` is the request as an error may show
     it.
 

@@ -151,15 +151,15 @@ def later(reply: Reply) -> str:
 
 def _blamed(reply: Reply, asker: Asker) -> tuple[type[EpochfsError], str] | None:
     """Return the kind of error and who is to blame, if that can be told."""
-    if reply.status in (401, 403) and asker.mirror and not reply.authorization:
+    if reply.status in (401, 403) and asker.mirror and not reply.what.authorization:
         return Denied, Cause.MIRROR_REFUSES.told()
     if reply.status == 401 or (reply.status == 403 and _token_error(reply)):
         return Denied, _unauthorized(reply, asker)
     if reply.status == 403:
-        anonymous = asker.anonymous and not reply.authorization
+        anonymous = asker.anonymous and not reply.what.authorization
         cause = Cause.ANONYMOUS_REFUSED if anonymous else Cause.ACCOUNT_REFUSED
         return Denied, cause.told(account=asker.account)
-    facts = {"length": len(reply.authorization)}
+    facts = {"length": len(reply.what.authorization)}
     if reply.status in _STATUSES:
         kind, cause = _STATUSES[reply.status]
         return kind, cause.told(**facts)
@@ -182,7 +182,7 @@ def _unauthorized(reply: Reply, asker: Asker) -> str:
     """Return what a 401 means, by what was sent and what is asked for."""
     header = reply.headers.get("WWW-Authenticate", "")
     offered = {challenge.scheme: challenge.parameters for challenge in parse_challenges(header)}
-    sent = reply.authorization.partition(" ")[0].lower()
+    sent = reply.what.authorization.partition(" ")[0].lower()
     bearer = offered.get("bearer", {})
     said = ": ".join(filter(None, map(bearer.get, ("error", "error_description"))))
     facts = {

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, quote, unquote, urljoin
 
 from epochfs.client.transport.watchdog import Watch
 from epochfs.config import DEFAULT_PORTS
-from epochfs.errors import ProtocolViolation, UsageError, printable_url
+from epochfs.errors import ProtocolViolation, UsageError, printable, printable_url
 
 _ABSOLUTE = re.compile(
     r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._~-]+)(?::([0-9]{1,5}))?([/?].*)?\Z", re.IGNORECASE
@@ -228,7 +228,7 @@ class Request:
     url: Url
     scope: str = ""
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
-    body: bytes | UploadBody | None = None
+    body: bytes | UploadBody | None = field(default=None, repr=False)
     repeatable: bool = True
     confined: bool = False
     hashed: bool = False
@@ -241,3 +241,24 @@ class Request:
         """Return the same request for all of a blob."""
         headers = {name: value for name, value in self.headers.items() if name != "Range"}
         return replace(self, headers=headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request as it goes to `url`; its text is what an error or the log may show of it.
+
+    `proxy` is the URL of the one it takes, `authorization` what is sent with it, both "" for none.
+    """
+
+    request: Request
+    url: Url
+    proxy: str = ""
+    authorization: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        """Without query, and without path elsewhere; with the proxy, which may be what failed."""
+        method, asked, here = self.request.method, self.request.url.origin, self.url.origin
+        way = f" (by the proxy {printable_url(self.proxy)})" if self.proxy else ""
+        if here == asked:
+            return f"{method} {here.site}{printable(self.url.path)}{way}"
+        return f"{method} {here.site} (redirected from {asked.site}){way}"

@@ -15,10 +15,10 @@ from urllib3 import BaseHTTPResponse
 
 from epochfs.client.transport.connections import StrictResponse
 from epochfs.client.transport.faults import CONVERTED, Broken, convert, error_entries
-from epochfs.client.transport.request import Url
+from epochfs.client.transport.request import Sent, Url
 from epochfs.client.transport.watchdog import Watch
 from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, Unavailable
-from epochfs.oci.manifests import MEDIA_TYPE
+from epochfs.oci.manifests import MAX_SIZE, MEDIA_TYPE
 
 _ERROR_BODY_LIMIT = 64 * 1024
 _READ_BYTES = 64 * 1024
@@ -48,20 +48,22 @@ class TransportStats:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer read to its end. `what` names the request as an error may show it.
+    """An answer read to its end, and `what` it answers, after redirects.
 
-    `body` is cut off at 64 KiB unless the status is 2xx. `url` is where the answer came from, after
-    redirects; `authorization` what it was asked with, "" if nothing. `content_length` is that of a
-    2xx; in answer to HEAD, that of the body which GET would return.
+    `body` is cut off at 64 KiB unless the status is 2xx. `content_length` is that of a 2xx; in
+    answer to HEAD, that of the body which GET would return.
     """
 
-    what: str
-    url: Url
+    what: Sent
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
-    authorization: str = field(repr=False)
     content_length: int | None = None
+
+    @property
+    def url(self) -> Url:
+        """Where the answer came from."""
+        return self.what.url
 
     @property
     def ok(self) -> bool:
@@ -107,29 +109,24 @@ class Answer:
     def __init__(
         self,
         raw: BaseHTTPResponse,
-        what: str,
-        method: str,
-        url: Url,
-        authorization: str,
+        what: Sent,
         watch: Watch,
         stats: TransportStats,
     ) -> None:
         self.what = what
-        self.url = url
-        self.authorization = authorization
+        self.url = what.url
         self.watch = watch
         self.status: int = raw.status
         # Looked up without regard to case; repeated ones are joined by commas.
         self.headers: Mapping[str, str] = raw.headers
         self._raw = raw
-        self._method = method
         self._stats = stats
         self._error: Reply | None = None
 
     @property
     def location(self) -> str:
         """Where this answer redirects its request to, or ""."""
-        reads = self._method in ("GET", "HEAD")
+        reads = self.what.request.method in ("GET", "HEAD")
         followed = _REDIRECTS if reads else _REDIRECTS_OF_WRITES
         return self.headers.get("Location", "") if self.status in followed else ""
 
@@ -178,16 +175,14 @@ class Answer:
             return self.read_error()
         try:
             length = content_length(self.what, self.headers)
-            if length is not None and length > limit and self._method != "HEAD":
+            if length is not None and length > limit and self.what.request.method != "HEAD":
                 raise TooLarge(f"{self.what}: {length} bytes, over the limit of {limit}")
             body = self._read_up_to(limit + 1)
         finally:
             self.close()
         if len(body) > limit:
             raise TooLarge(f"{self.what}: over the limit of {limit} bytes")
-        reply = Reply(
-            self.what, self.url, self.status, self.headers, body, self.authorization, length
-        )
+        reply = Reply(self.what, self.status, self.headers, body, length)
         if not encoded:
             reply.check_encoding()
         return reply
@@ -205,9 +200,7 @@ class Answer:
                 pass
             finally:
                 self.close()
-            self._error = Reply(
-                self.what, self.url, self.status, self.headers, body, self.authorization
-            )
+            self._error = Reply(self.what, self.status, self.headers, body)
         return self._error
 
     def close(self) -> None:
@@ -222,7 +215,7 @@ class Answer:
         return bytes(body)
 
 
-def content_length(what: str, headers: Mapping[str, str]) -> int | None:
+def content_length(what: object, headers: Mapping[str, str]) -> int | None:
     """Return the Content-Length in bytes; None if there is none, and for a chunked body.
 
     Raises ProtocolViolation, about the request `what`, for one that is no length.
@@ -230,7 +223,7 @@ def content_length(what: str, headers: Mapping[str, str]) -> int | None:
     text = headers.get("Content-Length")
     if text is None or "Transfer-Encoding" in headers:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= MAX_SIZE):
         raise ProtocolViolation(f"{what}: the Content-Length is malformed")
     return int(text)
 
@@ -357,10 +350,10 @@ def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, i
     One that ends with the blob, before `end`, is whole: the caller did not know the size.
     """
     match = _CONTENT_RANGE.match(answer.headers.get("Content-Range", "").strip())
-    if match is None:
+    total = None if match is None or match[3] == "*" else int(match[3])
+    if match is None or (total or 0) > MAX_SIZE:
         raise ProtocolViolation(f"{answer.what}: 206 without a usable Content-Range")
     first, last = int(match[1]), int(match[2])
-    total = None if match[3] == "*" else int(match[3])
     stop = total if end is None or (total is not None and total < end) else end
     if first != start or last < first or (stop is not None and last + 1 > stop):
         raise ProtocolViolation(f"{answer.what}: 206 with a different range than requested")

@@ -26,6 +26,7 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
 )
+from epochfs.oci.manifests import MAX_SIZE
 
 serve = pytest.fixture(serving)
 
@@ -87,6 +88,7 @@ def test_a_server_without_range_is_no_error(serve: Serve) -> None:
         "bytes 2-4",
         "items 2-4/10",
         "bytes 2-4/" + "9" * 30,
+        f"bytes 2-4/{MAX_SIZE + 1}",
         "bytes 2-4/4",
     ],
 )

@@ -34,6 +34,7 @@ from epochfs.errors import (
     Unavailable,
     Unsupported,
 )
+from epochfs.oci.manifests import MAX_SIZE
 
 serve = pytest.fixture(serving)
 
@@ -246,8 +247,9 @@ def test_a_server_of_another_protocol_that_waits_for_us_is_told_at_once(
         HEADERS + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
         HEADERS + b"Content-Length: -5\r\n\r\n",
         HEADERS + b"Content-Length: many\r\n\r\n",
+        HEADERS + b"Content-Length: %d\r\n\r\n" % (MAX_SIZE + 1),
     ],
-    ids=["no HTTP", "no status", "headers", "long header", "negative", "no number"],
+    ids=["no HTTP", "no status", "headers", "long header", "negative", "no number", "too large"],
 )
 def test_malformed_answers_are_violations(serve: Serve, answer: bytes) -> None:
     server, transport = serve(lambda _: [answer])
