@@ -197,9 +197,10 @@ class Authenticator:
         May run a helper; raises CredentialsUnavailable and DeadlineExceeded.
         """
         login = None
-        # Where a helper for all registries fails, only what is public is read.
-        with suppress(StoreFailed):
-            login = self.credentials.login(repository, deadline)
+        if self.credentials.providers:
+            # Where a helper for all registries fails, only what is public is read.
+            with suppress(StoreFailed):
+                login = self.credentials.login(repository, deadline)
         return _bearer_of(salt, login, besides)
 
     def redact(self, text: str, authorization: str) -> str:
