@@ -101,8 +101,32 @@ class ReadOnly(EpochfsError):
     """A write to the mount, which is read-only."""
 
 
+class NotPermitted(EpochfsError):
+    """The tree, or the registry, has no way to do this (EPERM)."""
+
+
+class Exists(EpochfsError):
+    """There is something of that name."""
+
+
+class NotEmpty(EpochfsError):
+    """A directory that is to be removed has something in it."""
+
+
+class Busy(EpochfsError):
+    """What was written waits for something that the registry does not have."""
+
+
+class CrossDevice(EpochfsError):
+    """What is to be renamed can only be copied, and then removed."""
+
+
 class CacheFailure(EpochfsError):
     """The local cache cannot be read or written."""
+
+
+class NoRoom(CacheFailure):
+    """The cache's disk has no room for what is written to the mount."""
 
 
 class MountFailure(EpochfsError):
