@@ -17,10 +17,7 @@ _USER_INFORMATION = re.compile(r"(?<=//)[^\s\"'<>]*@")
 
 
 class EpochfsError(Exception):
-    """Base of everything epochfs raises on purpose.
-
-    If it is `explained`, the message says who is to blame and what to do (`causes`).
-    """
+    """Base of all these; if it is `explained`, the message says what to do (`causes`)."""
 
     explained = False
 

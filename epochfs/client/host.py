@@ -12,15 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from urllib.parse import quote
 
-from epochfs.client.transport import (
-    BlobStream,
-    Reply,
-    Request,
-    Transport,
-    Url,
-    Watch,
-    next_page,
-)
+from epochfs.client.transport import BlobStream, Reply, Request, Transport, Url, Watch, next_page
 from epochfs.errors import (
     ContentMismatch,
     Denied,
@@ -113,9 +105,8 @@ class Host:
         pages = self._pages(listing, scope, listing, refused=_without_referrers)
         for number, reply in enumerate(pages):
             if number == 0 and not _is_of_an_index(reply):
-                raise _without_referrers(
-                    ProtocolViolation(f"{reply.what}: the answer is not an index")
-                )
+                what = ProtocolViolation(f"{reply.what}: the answer is not an index")
+                raise _without_referrers(what)
             page = parse(reply.body)
             if not isinstance(page, Index):
                 raise ProtocolViolation(f"{reply.what}: the referrers are not an index")
@@ -174,9 +165,7 @@ class Host:
         if size is None:
             size = self._told_by_first_byte(left, repository, digest)
         if size is None:
-            raise ProtocolViolation(
-                f"{digest} in {repository}: the registry does not state its size"
-            )
+            raise ProtocolViolation(f"{digest} in {repository}: its size is not stated")
         return size
 
     def small_blob(

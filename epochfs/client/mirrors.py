@@ -98,9 +98,7 @@ class Health:
             return self._trouble, self._since
 
     def begin(self, seconds: float) -> bool:
-        """Return whether to ask the mirror; if so, the caller reports the outcome within
-        `seconds`.
-        """
+        """Return whether to ask the mirror, and to report the outcome within `seconds`."""
         now = time.monotonic()
         with self._lock:
             if not self._failures:
@@ -223,9 +221,7 @@ class MirrorStream(BlobStream):
         self._given_up = False
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` as BlobStream does; raises Unavailable also for a mirror that is
-        too slow.
-        """
+        """Fill `buffer` as BlobStream does; a mirror that is too slow is Unavailable."""
         started = time.monotonic()
         self._reader = threading.get_ident()
         try:

@@ -18,13 +18,7 @@ from functools import partial
 from typing import BinaryIO
 
 from epochfs.client.auth import Bearer
-from epochfs.client.host import (
-    Host,
-    announced_digest,
-    blob_path,
-    manifest_path,
-    repository_path,
-)
+from epochfs.client.host import Host, announced_digest, blob_path, manifest_path, repository_path
 from epochfs.client.hosts import Capability, RegistryHosts
 from epochfs.client.hosts import find as find_hosts
 from epochfs.client.mirrors import MirrorState, hosts_of
@@ -101,9 +95,7 @@ class RegistryClient:
         hosts = hosts or find_hosts(None, url)
         self._withheld = ""
         if hosts.elsewhere and given.given:
-            self._withheld = (
-                f"{given.given} is not sent: hosts.toml has another server for {url.base}"
-            )
+            self._withheld = f"{given.given} is not sent: hosts.toml replaces {url.base}"
         elif given.token and not given.is_token_for(url.base):
             self._withheld = f"the token is for {given.token_for}, and is not sent to {url.base}"
             given = replace(given, token="")
@@ -221,10 +213,7 @@ class RegistryClient:
         return self._mirrors.ask(Capability.RESOLVE, ask)
 
     def has_manifest(self, name: Repository | str, reference: Reference | str) -> bool:
-        """Return whether the repository has a manifest (`HEAD`, §Checking if content exists).
-
-        Where HEAD is refused, GET decides.
-        """
+        """Return whether there is a manifest (`HEAD`, else `GET`, §Checking if content exists)."""
         repository, wanted = _repository(name), _reference(reference)
         return self._exists(partial(Host.check_manifest, repository=repository, reference=wanted))
 
@@ -282,28 +271,18 @@ class RegistryClient:
         return self._origin.referrers(_repository(name), _digest(digest))
 
     def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
-        """Return whether the repository has a blob (`HEAD`, §Checking if content exists).
-
-        Where HEAD is refused, a GET of one byte decides.
-        """
+        """Return whether there is a blob (`HEAD`, else `GET`, §Checking if content exists)."""
         repository, wanted = _repository(name), _digest(digest)
         return self._exists(partial(Host.check_blob, repository=repository, digest=wanted))
 
     def blob_size(self, name: Repository | str, digest: Digest | str) -> int:
-        """Return a blob's size in bytes (`HEAD`).
-
-        A GET of one byte finds it where HEAD is refused or does not say.
-        """
+        """Return a blob's size in bytes (`HEAD`, or where that does not say, `GET` of a byte)."""
         repository, wanted = _repository(name), _digest(digest)
         ask = partial(Host.blob_size, repository=repository, digest=wanted)
         return self._mirrors.ask(Capability.RESOLVE, ask)
 
     def get_blob(
-        self,
-        name: Repository | str,
-        digest: Digest | str,
-        start: int = 0,
-        end: int | None = None,
+        self, name: Repository | str, digest: Digest | str, start: int = 0, end: int | None = None
     ) -> BlobStream:
         """Open a blob for reading, from byte `start` to before byte `end` (§Pulling blobs).
 

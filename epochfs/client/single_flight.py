@@ -86,9 +86,7 @@ class SingleFlight(Generic[K, V]):
         return self._fly(key, flight, work)
 
     def forget(self, match: Callable[[K], bool] = lambda _: True) -> None:
-        """Drop the work under way for the keys that match: its result is not kept, and the next to
-        ask starts anew. Called under the lock.
-        """
+        """Keep no result of the work under way for keys that match; called under the lock."""
         for key in [key for key in self._flights if match(key)]:
             del self._flights[key]
 

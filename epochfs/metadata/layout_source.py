@@ -37,14 +37,7 @@ from epochfs.errors import (
     printable,
 )
 from epochfs.metadata.source import Answer
-from epochfs.oci.manifests import (
-    REF_NAME,
-    Descriptor,
-    Document,
-    Index,
-    load_json,
-    parse,
-)
+from epochfs.oci.manifests import REF_NAME, Descriptor, Document, Index, load_json, parse
 from epochfs.oci.names import Digest, Reference, Repository, Tag, referrers_tag
 
 log = logging.getLogger(__name__)
@@ -152,9 +145,7 @@ class OciLayout:
         return Document(reference, document.own_type, raw)
 
     def referrers(self, name: Repository, digest: Digest) -> Answer[list[Descriptor]]:
-        """Return the manifests in `index.json` whose subject is `digest`, and those in the index
-        under the referrers' fallback tag.
-        """
+        """Return the manifests that have this subject, and those under the fallback tag."""
         tags = self._tags(name)
         found = [*self._referrers_by_subject().get(digest, ())]
         tag = referrers_tag(digest)

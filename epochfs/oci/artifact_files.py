@@ -127,17 +127,15 @@ def artifact_files(manifest: Manifest) -> Iterator[ArtifactFile]:
     counts = Counter(layer.media_type for layer in manifest.layers if not _given_name(layer))
     numbers: Counter[str] = Counter()
     for layer in manifest.layers:
-        given = _given_name(layer)
-        if given:
-            yield ArtifactFile(_given_file_name(layer, given), layer, _unpacked_into(layer, given))
-            continue
-        numbers[layer.media_type] += 1
-        name = _known_name(manifest, layer) or f"{layer.digest}{extension(layer.media_type)}"
-        if layer.media_type in _NUMBERED and counts[layer.media_type] > 1:
+        given, media_type = _given_name(layer), layer.media_type
+        name = given or _known_name(manifest, layer) or f"{layer.digest}{extension(media_type)}"
+        if given and _is_packed_directory(layer):  # ORAS titles it by the directory
+            name += extension(media_type)
+        elif not given and media_type in _NUMBERED and counts[media_type] > 1:
+            numbers[media_type] += 1
             stem, _, suffix = name.partition(".")
-            number, count = numbers[layer.media_type], counts[layer.media_type]
-            name = f"{stem}-{number:05}-of-{count:05}.{suffix}"
-        yield ArtifactFile(name, layer, _unpacked_into(layer, ""))
+            name = f"{stem}-{numbers[media_type]:05}-of-{counts[media_type]:05}.{suffix}"
+        yield ArtifactFile(name, layer, _unpacked_into(layer, given))
 
 
 def normalized(path: str) -> str:
@@ -154,18 +152,13 @@ def _given_name(layer: Descriptor) -> str:
     return ""
 
 
-def _given_file_name(layer: Descriptor, given: str) -> str:
-    """Return the name of a layer that is titled: what ORAS packs is titled by its directory."""
-    return f"{given}{extension(layer.media_type)}" if _is_packed_directory(layer) else given
-
-
 def _known_name(manifest: Manifest, layer: Descriptor) -> str:
     """Return the name that what a layer is gives it, "" where that is not known."""
-    media_type, notes = layer.media_type, layer.annotations
+    media_type = layer.media_type
     if _is_packed_directory(layer):
         return f"content{extension(media_type)}"
-    if notes.get(TEKTON_KIND) and notes.get(TEKTON_NAME):
-        return f"{_tekton_object(layer)}.tar"
+    if bundled := _tekton_object(layer):
+        return f"{bundled}.tar"
     if media_type == HELM_CHART:
         return f"{_chart(manifest)}.tgz"
     if media_type == HELM_PROVENANCE:
@@ -174,8 +167,7 @@ def _known_name(manifest: Manifest, layer: Descriptor) -> str:
         return normalized(layer.name)
     if _SIGSTORE_BUNDLE.match(media_type):
         return "bundle.sigstore.json"
-    part = _MODELKIT.match(media_type)
-    if part is not None:
+    if part := _MODELKIT.match(media_type):
         return f"{part[1]}.tar{'.gz' if part[2] else ''}"
     return _NAMES.get(media_type, "")
 
@@ -188,7 +180,9 @@ def _chart(manifest: Manifest) -> str:
 
 
 def _tekton_object(layer: Descriptor) -> str:
-    return normalized(f"{layer.annotations[TEKTON_KIND]}-{layer.annotations[TEKTON_NAME]}")
+    """Return the kind and name of an object in a Tekton bundle, "" for any other layer."""
+    kind, name = layer.annotations.get(TEKTON_KIND), layer.annotations.get(TEKTON_NAME)
+    return normalized(f"{kind}-{name}") if kind and name else ""
 
 
 def _is_packed_directory(layer: Descriptor) -> bool:
@@ -203,8 +197,7 @@ def _unpacked_into(layer: Descriptor, given: str) -> str | None:
         return None
     if given and layer.media_type == ORAS_DEFAULT and not given.endswith(".tar"):
         return None
-    is_tekton = layer.annotations.get(TEKTON_KIND) and layer.annotations.get(TEKTON_NAME)
-    return _tekton_object(layer) if is_tekton else ""
+    return _tekton_object(layer)
 
 
 def extension(media_type: str) -> str:
@@ -248,9 +241,7 @@ def _number(value: object) -> int | None:
 
 
 def _time(value: object) -> int | None:
-    if not isinstance(value, str):
-        return None
     try:
-        return time_ns(value)
+        return time_ns(value) if isinstance(value, str) else None
     except ValueError:
         return None

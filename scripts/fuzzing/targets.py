@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from epochfs.client.auth import Login, parse_challenges, parse_token
-from epochfs.client.auth.login_files import AuthFile, Helper
+from epochfs.client.auth.login_files import AuthFile, Helper, Login
+from epochfs.client.auth.tokens import parse_challenges, parse_token
 from epochfs.client.hosts import find
 from epochfs.client.transport import BlobStream, Request, Url, next_page
 from epochfs.client.transport.faults import error_entries
@@ -113,7 +113,8 @@ def _challenge(data: bytes) -> None:
 
 
 def _token(data: bytes) -> None:
-    value, lifetime = parse_token(data)
+    value, lifetime, refresh_token = parse_token(data)
+    assert refresh_token.isascii()
     assert value.isascii()
     assert not value or (value.isprintable() and " " not in value)
     assert 0 < lifetime <= LONGEST_TOKEN_LIFE

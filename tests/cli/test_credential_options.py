@@ -11,7 +11,7 @@ from support.invocation import given, no_environment, plans, the_line
 from epochfs.cli import main
 from epochfs.cli.mount import MountSettings
 from epochfs.cli.options import registry_url
-from epochfs.client.auth import MAX_PASSWORD_BYTES
+from epochfs.client.auth.login_files import MAX_PASSWORD_BYTES
 
 # --- environment and credentials --------------------------------------------------------------
 

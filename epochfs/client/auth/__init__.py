@@ -23,25 +23,15 @@ Rules that keep credentials where they belong:
 
 from epochfs.client.auth.authenticator import Authenticator, Bearer
 from epochfs.client.auth.credentials import CredentialStore
-from epochfs.client.auth.login_files import MAX_PASSWORD_BYTES, Login, read_password
-from epochfs.client.auth.tokens import (
-    Challenge,
-    TokenRequest,
-    describe_schemes,
-    parse_challenges,
-    parse_token,
-)
+from epochfs.client.auth.login_files import read_password
+from epochfs.client.auth.tokens import TokenRequest, describe_schemes, parse_challenges
 
 __all__ = [
-    "MAX_PASSWORD_BYTES",
     "Authenticator",
     "Bearer",
-    "Challenge",
     "CredentialStore",
-    "Login",
     "TokenRequest",
     "describe_schemes",
     "parse_challenges",
-    "parse_token",
     "read_password",
 ]

@@ -222,9 +222,7 @@ class Authenticator:
     def _value(
         self, login: Login | None, asked: Challenge | None, key: TokenKey | None, turn: _Turn
     ) -> str:
-        """Return the Authorization value for a login, given what is asked of everybody, and by
-        `key` what is asked of this kind of access.
-        """
+        """Return the Authorization value for a login, given what is asked of all, or by `key`."""
         if login is not None and login.token:
             self.credentials.used(login)
             return f"Bearer {login.token}"

@@ -70,16 +70,13 @@ class GivenToken(Provider):
     def __init__(self, given: Credentials) -> None:
         self._token = given.token.strip()
         self._file = given.token_file
-        self.account = "with a token, as given"
-        if self._file is not None:
-            self.account = f"with the token in {printable(self._file)}"
+        source = f"the token in {printable(self._file)}" if self._file else "a token, as given"
+        self.account = f"with {source}"
 
     def login(self, repository: str, deadline: float) -> Login | None:
         token = self._token if self._file is None else read_token(self._file)
         if token and not HEADER_SAFE.match(token):
-            source = "registry token"
-            if self._file is not None:
-                source = f"token file {printable(self._file)}"
+            source = f"token file {printable(self._file)}" if self._file else "registry token"
             raise CredentialsUnavailable(f"the {source} holds spaces or characters outside ASCII")
         return Login(self.account, token=token) if token else None
 
@@ -138,12 +135,10 @@ class LoginFiles(Provider):
                 failures.insert(0, found)
                 continue
             try:
-                login = self._helpers.login(found, deadline)
+                if login := self._helpers.login(found, deadline):
+                    return login
             except StoreFailed as error:
                 failures.append(error)
-            else:
-                if login is not None:
-                    return login
         if failures:
             raise fresh(failures[0])
         return None
@@ -160,9 +155,7 @@ class LoginFiles(Provider):
             try:
                 status = path.stat()
                 if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-                    raise malformed(
-                        path, f"it is not a regular file of at most {MAX_FILE_BYTES} bytes"
-                    )
+                    raise malformed(path, f"it is no regular file of up to {MAX_FILE_BYTES} bytes")
                 signature = (status.st_ino, status.st_mtime_ns, status.st_size)
                 known = self._read.get(path)
                 if known is None or known.signature != signature:

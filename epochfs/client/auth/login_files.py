@@ -229,20 +229,16 @@ def read_password(file: Path) -> str:
     Raises CredentialsUnavailable, without the text, for a file that cannot be read or is empty.
     """
     shown = f"password file '{printable(file)}'"
-    text = _read(file, shown).decode("utf-8", UNDECODED)
-    return _not_empty(text.removesuffix("\n").removesuffix("\r"), shown)
+    return _not_empty(_read(file, shown).removesuffix("\n").removesuffix("\r"), shown)
 
 
 def read_token(file: Path) -> str:
     """Return a file's text without the space around it; raises as `read_password`."""
     shown = f"token file {printable(file)}"
-    try:
-        return _not_empty(_read(file, shown).decode("ascii").strip(), shown)
-    except UnicodeError:
-        raise CredentialsUnavailable(f"cannot read the {shown}: it is not ASCII text") from None
+    return _not_empty(_read(file, shown).strip(), shown)
 
 
-def _read(file: Path, shown: str) -> bytes:
+def _read(file: Path, shown: str) -> str:
     try:
         with file.open("rb") as opened:
             raw = opened.read(MAX_PASSWORD_BYTES + 1)
@@ -250,7 +246,7 @@ def _read(file: Path, shown: str) -> bytes:
         raise CredentialsUnavailable(f"cannot read the {shown}: {error.strerror}") from None
     if len(raw) > MAX_PASSWORD_BYTES:
         raise CredentialsUnavailable(f"the {shown} is over {MAX_PASSWORD_BYTES} bytes")
-    return raw
+    return raw.decode("utf-8", UNDECODED)
 
 
 def _not_empty(secret: str, shown: str) -> str:

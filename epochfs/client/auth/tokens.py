@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from epochfs.client.auth.login_files import HEADER_SAFE, UNDECODED, Login
@@ -126,8 +125,7 @@ def _is_link_local(host: str) -> bool:
             address = ipaddress.IPv4Address(socket.inet_aton(host))
         except (OSError, UnicodeError):
             return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return address.is_link_local or (mapped is not None and mapped.is_link_local)
+    return (getattr(address, "ipv4_mapped", None) or address).is_link_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +210,10 @@ def ask(key: TokenKey, fetch: Fetch) -> Token:
     except Unsupported as error:
         raise explained(ProtocolViolation(str(error))) from None
     try:
-        value, lifetime = parse_token(raw)
+        value, lifetime, refresh_token = parse_token(raw)
     except ProtocolViolation as error:
         sentence = Cause.TOKEN_SERVER_UNINTELLIGIBLE.told(realm=printable_url(key.realm))
         raise explained(ProtocolViolation(f"{error}: {sentence}")) from None
-    refresh_token = _answer(raw).get("refresh_token")
-    if not (isinstance(refresh_token, str) and HEADER_SAFE.match(refresh_token)):
-        refresh_token = ""
     return Token(value, asked_at, asked_at + lifetime, refresh_token)
 
 
@@ -249,12 +244,16 @@ def _post(key: TokenKey, login: Login) -> TokenRequest:
     return TokenRequest(url, form=urlencode(filled, errors=UNDECODED))
 
 
-def parse_token(raw: bytes) -> tuple[str, float]:
-    """Return the token in a token server's answer ("" to send none) and its life in seconds.
-
-    Raises ProtocolViolation unless the answer is a JSON object with a usable token.
+def parse_token(raw: bytes) -> tuple[str, float, str]:
+    """Return the token in a token server's answer ("" to send none), its life in seconds, and the
+    refresh token, if any. Raises ProtocolViolation unless it is a JSON object with a usable token.
     """
-    answer = _answer(raw)
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ProtocolViolation("the token server's answer is not JSON") from None
+    if not isinstance(answer, dict):
+        raise ProtocolViolation("the token server's answer is not a JSON object")
     value = answer.get("token") or answer.get("access_token")
     if value is None and "token" in answer:
         value = answer["token"]
@@ -263,18 +262,11 @@ def parse_token(raw: bytes) -> tuple[str, float]:
     lifetime = answer.get("expires_in")
     if isinstance(lifetime, bool) or not isinstance(lifetime, int | float):
         lifetime = SHORTEST_LIFE
+    refresh_token = answer.get("refresh_token")
+    if not (isinstance(refresh_token, str) and HEADER_SAFE.match(refresh_token)):
+        refresh_token = ""
     # In this order, as NaN is greater than nothing.
-    return value, min(max(SHORTEST_LIFE, lifetime), _LONGEST_LIFE)
-
-
-def _answer(raw: bytes) -> dict[str, Any]:
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ProtocolViolation("the token server's answer is not JSON") from None
-    if not isinstance(answer, dict):
-        raise ProtocolViolation("the token server's answer is not a JSON object")
-    return answer
+    return value, min(max(SHORTEST_LIFE, lifetime), _LONGEST_LIFE), refresh_token
 
 
 @dataclass(slots=True)

@@ -9,13 +9,7 @@ streamed), `refusals` (what other answers mean), `exchange` (all of it).
 from epochfs.client.transport.exchange import Transport
 from epochfs.client.transport.refusals import web_page
 from epochfs.client.transport.request import Request, UploadBody, Url, next_page
-from epochfs.client.transport.responses import (
-    Answer,
-    BlobStream,
-    Reply,
-    Shortened,
-    TransportStats,
-)
+from epochfs.client.transport.responses import Answer, BlobStream, Reply, Shortened, TransportStats
 from epochfs.client.transport.watchdog import Watch
 
 __all__ = [

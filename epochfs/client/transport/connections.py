@@ -26,12 +26,7 @@ from requests.exceptions import ConnectionError as RequestsConnectionError
 from requests.exceptions import SSLError
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import (
-    ClosedPoolError,
-    HTTPError,
-    NameResolutionError,
-    NewConnectionError,
-)
+from urllib3.exceptions import ClosedPoolError, HTTPError, NameResolutionError, NewConnectionError
 
 from epochfs.client.transport.faults import WrongHost, is_wrong_host
 from epochfs.client.transport.tls import TlsPolicy, names_of

@@ -146,8 +146,7 @@ class Transport:
         seconds: float | None = None,
         kind: StreamKind = BlobStream,
     ) -> BlobStream:
-        """Request the bytes from `start` to `end` of a blob; return the open stream, made by
-        `kind`.
+        """Request the bytes from `start` to `end` of a blob; return them as a stream of `kind`.
 
         The time limit, `seconds` or else ours, is for the headers, then anew for each read. If the
         server refuses Range, the whole blob is requested, now and from then on. Raises the refusal,
@@ -286,9 +285,7 @@ class Transport:
         return answer
 
     def _answered(self, request: Request, authorization: str, watch: Watch) -> Answer:
-        """Send a request; if the registry redirects a read to a URL that has expired, ask it once
-        more: it signs a new one each time.
-        """
+        """Send a request; if a read is redirected to a URL that has expired, ask for a new one."""
         home = self.base.origin
         answer = self._follow(request, home, authorization, watch)
         elsewhere = answer.url.origin != home

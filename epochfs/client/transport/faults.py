@@ -42,16 +42,12 @@ TRANSIENT_STATUSES = frozenset({408, 429, *range(500, 600)} - {501})
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
 """How http.client reports that a proxy refused."""
 
-
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 """Errors of TLS that are no more than a closed connection."""
 
 
 class WrongHost(Exception):
-    """A certificate that verifies, but is for other hosts: `names`, if known.
-
-    Stays within the package.
-    """
+    """A certificate that verifies, but for other hosts: `names`, if known. Stays in here."""
 
     def __init__(self, names: list[str] | None) -> None:
         super().__init__("the certificate is for other hosts")
@@ -103,8 +99,7 @@ class Broken(Unavailable):
 def convert(
     error: Exception, what: object, watch: Watch, *, identified: bool = False
 ) -> EpochfsError:
-    """Return the error that one of `CONVERTED` means; `what` is the request as an error may show
-    it.
+    """Return the error that one of `CONVERTED` means, for `what` as an error may show it.
 
     `identified` says that a client certificate was sent.
     """
@@ -121,8 +116,7 @@ def convert(
             cure = _CERTIFICATE_CAUSES.get(cause.verify_code, Cause.AUTHORITY_UNKNOWN)
             return TlsFailure(f"{what}: the certificate does not verify ({reason}): {cure.told()}")
         if isinstance(cause, OSError) and (said := _TUNNEL.match(str(cause))):
-            wants_login = int(said[1]) == 407
-            refusal = Cause.PROXY_WANTS_LOGIN if wants_login else Cause.PROXY_REFUSES
+            refusal = Cause.PROXY_WANTS_LOGIN if said[1] == "407" else Cause.PROXY_REFUSES
             return explained(Unavailable(f"{what}: {said[1]}: {refusal.told()}"))
         if isinstance(cause, NewConnectionError | NameResolutionError | ConnectTimeoutError):
             return Unreached(f"{what}: {_reason(causes)}")

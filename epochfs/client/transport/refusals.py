@@ -75,8 +75,7 @@ class Asker:
 
 
 def refusal(reply: Reply, asker: Asker, home: Origin) -> EpochfsError:
-    """Return the error for an answer that was not hoped for, from the registry at `home` or
-    elsewhere.
+    """Return the error for an answer that was not hoped for, from the registry or elsewhere.
 
     What storage says, where the registry redirected us, is not the registry's word: it neither
     denies nor disowns anything, and is Unavailable. Another registry's NotFound, in the

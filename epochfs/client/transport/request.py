@@ -70,8 +70,7 @@ class Url:
         port = int(match[3]) if match[3] else DEFAULT_PORTS[scheme]
         target = match[4] or "/"
         target = target if target.startswith("/") else f"/{target}"
-        origin = Origin.of(scheme, host, port)
-        return cls(origin, quote(_octets(target), safe=_URL_CHARACTERS))
+        return cls(Origin.of(scheme, host, port), quote(_octets(target), safe=_URL_CHARACTERS))
 
     @property
     def path(self) -> str:
@@ -178,8 +177,7 @@ class UploadBody:
         self.watch: Watch | None = None
 
     def select(self, start: int, length: int) -> bool:
-        """Make the next request's body the bytes from `start`: `length` of them, or as many as
-        there are.
+        """Make the next request's body the bytes from `start`, `length` or as many as there are.
 
         Returns False if the body is elsewhere and cannot seek.
         """

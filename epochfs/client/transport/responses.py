@@ -131,10 +131,7 @@ class Answer:
         return self.headers.get("Location", "") if self.status in followed else ""
 
     def read(self, size: int) -> bytes:
-        """Return 1 to `size` bytes as soon as some arrive, b"" at the end.
-
-        Raises Broken if the connection ends before the body does.
-        """
+        """Return 1 to `size` bytes as some arrive, b"" at the end; raises Broken before it."""
         try:
             data = self._raw.read1(size, decode_content=False) or b""
             if not data:
@@ -320,16 +317,15 @@ class BlobStream:
 
     def _counted(self, count: int) -> int:
         self._received += count
-        if self._expected is not None:
-            if self._received > self._expected:
-                raise ProtocolViolation(f"{self._answer.what}: more bytes than announced")
-            if not count and self._received < self._expected:
-                received = f"{self._received} of {self._expected} bytes"
-                raise Unavailable(f"{self._answer.what}: the stream ended after {received}")
-            if not count and self._shortened:
-                raise Shortened(
-                    f"{self._answer.what}: the range ended after {self._received} bytes"
-                )
+        what, expected = self._answer.what, self._expected
+        if expected is not None and self._received > expected:
+            raise ProtocolViolation(f"{what}: more bytes than announced")
+        if expected is not None and not count and self._received < expected:
+            raise Unavailable(
+                f"{what}: the stream ended after {self._received} of {expected} bytes"
+            )
+        if not count and self._shortened:
+            raise Shortened(f"{what}: the range ended after {self._received} bytes")
         return count
 
     def _end(self) -> None:
@@ -345,9 +341,7 @@ class BlobStream:
 
 def _partial(answer: Answer, start: int, end: int | None) -> tuple[int | None, int, bool]:
     """Return the size of the blob and of the range in a 206 (RFC 9110, section 14.4), and whether
-    the range ends before what was asked for, as it may.
-
-    One that ends with the blob, before `end`, is whole: the caller did not know the size.
+    the range ends before `end`, as it may, and before the blob does.
     """
     match = _CONTENT_RANGE.match(answer.headers.get("Content-Range", "").strip())
     total = None if match is None or match[3] == "*" else int(match[3])

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 WRONG_HOST_CODES = frozenset({62, 64})
 """OpenSSL's codes for a certificate that is for other names, or for other addresses."""
 
-
 _State = tuple[tuple[int, int, int, int] | None, ...]
 """What stat(2) says of each file, None for one that is not there."""
 
@@ -55,13 +54,10 @@ class TlsPolicy:
         self._files = (*options.ca_certs, *(file for pair in pairs for file in pair if file))
         self._lock = threading.Lock()
         self._refused: _State | None = None
-        kinds = [self._kind(registry)] if self._files else []
-        self._loaded = self._load(kinds)
+        self._loaded = self._load([self._kind(registry)] if self._files else [])
 
     def context(self, host: str) -> ssl.SSLContext:
-        """Return the settings for connections to `host`: the same object while the files are
-        unchanged.
-        """
+        """Return the settings for connections to `host`, the same object until a file changes."""
         kind = self._kind(host)
         with self._lock:
             contexts = self._current().contexts
@@ -85,10 +81,7 @@ class TlsPolicy:
             return context in self._loaded.contexts.values()
 
     def inspecting(self) -> ssl.SSLContext:
-        """Return settings for looking at the certificate of a server.
-
-        The connection carries no request, and so need not be to the right host.
-        """
+        """Return settings for looking at a server's certificate; no request is sent with them."""
         return self._make(verify=True, identified=False)
 
     def _current(self) -> _Loaded:
@@ -135,9 +128,8 @@ class TlsPolicy:
             try:
                 context.load_verify_locations(path)
             except OSError as error:
-                raise UsageError(
-                    f"no usable CA certificate in '{printable(path)}': {_reason(error)}"
-                ) from error
+                what = f"no usable CA certificate in '{printable(path)}'"
+                raise UsageError(f"{what}: {_reason(error)}") from error
         for certificate, key in self._options.client_certs if identified else ():
             try:
                 # An empty password, or OpenSSL would ask for a key's on the terminal.

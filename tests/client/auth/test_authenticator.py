@@ -10,10 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from support.tokenservers import BASIC, CHALLENGE, TokenServer, authenticator, open_to_all
 
-from epochfs.client.auth import (
-    Login,
-    TokenRequest,
-)
+from epochfs.client.auth import TokenRequest
+from epochfs.client.auth.login_files import Login
 from epochfs.config import Credentials
 from epochfs.errors import (
     CredentialsUnavailable,

@@ -18,11 +18,10 @@ from epochfs.client.auth import (
     Authenticator,
     Bearer,
     CredentialStore,
-    Login,
     TokenRequest,
     credential_helpers,
 )
-from epochfs.client.auth.login_files import Helper
+from epochfs.client.auth.login_files import Helper, Login
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, DeadlineExceeded, Denied
 

@@ -12,7 +12,8 @@ from support.credhelpers import Installed, on_path
 from support.scripted import ScriptedServer, Seen, Step, reply
 from support.transports import Serve, serving
 
-from epochfs.client.auth import Login, credential_helpers
+from epochfs.client.auth import credential_helpers
+from epochfs.client.auth.login_files import Login
 from epochfs.client.transport import Request, Transport
 from epochfs.config import Credentials, TransportOptions
 

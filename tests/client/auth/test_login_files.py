@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epochfs.client.auth import CredentialStore, Login
-from epochfs.client.auth.login_files import MAX_FILE_BYTES, AuthFile
+from epochfs.client.auth import CredentialStore
+from epochfs.client.auth.login_files import MAX_FILE_BYTES, AuthFile, Login
 from epochfs.config import Credentials
 from epochfs.errors import CredentialsUnavailable, Denied
 

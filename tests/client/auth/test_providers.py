@@ -7,8 +7,9 @@ import base64
 import pytest
 from support.tokenservers import TokenServer, open_to_all
 
-from epochfs.client.auth import Authenticator, CredentialStore, Login
+from epochfs.client.auth import Authenticator, CredentialStore
 from epochfs.client.auth.credentials import Provider
+from epochfs.client.auth.login_files import Login
 from epochfs.config import Credentials
 
 NOW = float("inf")

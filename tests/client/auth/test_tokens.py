@@ -14,8 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tokenservers import BASIC, CHALLENGE, TokenServer, authenticator, open_to_all
 
-from epochfs.client.auth import Challenge, TokenRequest, parse_challenges, parse_token
-from epochfs.client.auth.tokens import token_scope
+from epochfs.client.auth.tokens import (
+    Challenge,
+    TokenRequest,
+    parse_challenges,
+    parse_token,
+    token_scope,
+)
 from epochfs.errors import (
     DeadlineExceeded,
     Denied,
@@ -284,19 +289,22 @@ def test_an_http_registry_may_have_a_token_server_on_http() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ({"token": "t"}, ("t", 60)),
-        ({"access_token": "t"}, ("t", 60)),
-        ({"token": "", "access_token": "t"}, ("t", 60)),
-        ({"token": "", "access_token": ""}, ("", 60)),
-        ({"token": "t", "expires_in": 300}, ("t", 300)),
-        ({"token": "t", "expires_in": 1}, ("t", 60)),
-        ({"token": "t", "expires_in": -1}, ("t", 60)),
-        ({"token": "t", "expires_in": 10**400}, ("t", 86400)),
-        ({"token": "t", "expires_in": float("nan")}, ("t", 60)),
-        ({"token": "t", "expires_in": "soon"}, ("t", 60)),
+        ({"token": "t"}, ("t", 60, "")),
+        ({"access_token": "t"}, ("t", 60, "")),
+        ({"token": "", "access_token": "t"}, ("t", 60, "")),
+        ({"token": "", "access_token": ""}, ("", 60, "")),
+        ({"token": "t", "expires_in": 300}, ("t", 300, "")),
+        ({"token": "t", "expires_in": 1}, ("t", 60, "")),
+        ({"token": "t", "expires_in": -1}, ("t", 60, "")),
+        ({"token": "t", "expires_in": 10**400}, ("t", 86400, "")),
+        ({"token": "t", "expires_in": float("nan")}, ("t", 60, "")),
+        ({"token": "t", "expires_in": "soon"}, ("t", 60, "")),
+        ({"token": "t", "refresh_token": "next"}, ("t", 60, "next")),
+        ({"token": "t", "refresh_token": "two words"}, ("t", 60, "")),
+        ({"token": "t", "refresh_token": 7}, ("t", 60, "")),
     ],
 )
-def test_token_answers_are_read(answer: object, expected: tuple[str, float]) -> None:
+def test_token_answers_are_read(answer: object, expected: tuple[str, float, str]) -> None:
     assert parse_token(json.dumps(answer).encode()) == expected
 
 
