@@ -21,10 +21,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.builders import Content, write_directory
 from support.mounts import Mounts, require_fuse
+from support.registries import EmbeddedRegistry
 from support.views import Opener
 
 from epochfs.client import hosts
-from epochfs.demo.registry import EmbeddedRegistry
 
 # The same examples in every run, and none fails because the machine is busy: pytest's own time
 # limit ends what hangs. `--hypothesis-profile=default` looks for new examples.

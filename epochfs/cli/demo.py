@@ -43,7 +43,7 @@ def command(directory: str | None) -> None:
         system.require_fuse(allow_other=False)
         # Blocked until `_stay` takes them, so that Ctrl-C leaves nothing half made.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        registry = stack.enter_context(EmbeddedRegistry(logged=0))
+        registry = stack.enter_context(EmbeddedRegistry())
         samples.load(registry)
         _serve(registry.url, path, scratch)
 

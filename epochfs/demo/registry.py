@@ -10,10 +10,9 @@ process. To get one wrong answer, override the method that every request goes th
             return response.without("Docker-Content-Digest")
 
     with WithoutDigest() as registry:
-        ...  # registry.url, registry.requests
+        ...  # registry.url
 
-Threads: `respond` runs in many at once. `_log_lock` guards the request log alone, and no other lock
-is taken under it.
+Threads: `respond` runs in many at once.
 
 Source: OCI Distribution specification 1.1, and for `Access` Docker's "Token Authentication
 Specification", which it leaves to registries; Epoch's token endpoint is `/v2/token`, so this one's
@@ -29,8 +28,6 @@ import re
 import secrets
 import ssl
 import threading
-from collections import deque
-from dataclasses import replace
 from typing import Self
 from urllib.parse import parse_qsl
 
@@ -63,8 +60,8 @@ class EmbeddedRegistry:
     """A registry that listens on `host` and `port` (0: any free one) from `start` to `stop`.
 
     It asks for `username` and `password` as `behaviour.auth` says; without both, everyone may have
-    a token. With `ssl_context` it speaks https. The last `logged` requests can be looked at, and
-    cost a kilobyte each. After `stop` it can `start` again, on the same port and with its content.
+    a token. With `ssl_context` it speaks https. After `stop` it can `start` again, on the same port
+    and with its content.
     """
 
     def __init__(
@@ -76,7 +73,6 @@ class EmbeddedRegistry:
         host: str = "127.0.0.1",
         port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
-        logged: int = 100_000,
     ) -> None:
         self.behaviour = behaviour
         self._address = (host, port)
@@ -89,12 +85,10 @@ class EmbeddedRegistry:
             *ManifestEndpoints(behaviour, self._storage).routes(),
         )
         self._server: Server | None = None
-        self._log_lock = threading.Lock()
-        self._log: deque[Request] = deque(maxlen=logged)
 
     def start(self) -> None:
         """Listen, and answer from threads of its own; raises OSError if the port is taken."""
-        server = Server(self._address, self._serve, self._ssl_context)
+        server = Server(self._address, self.respond, self._ssl_context)
         self._address = (self._address[0], server.server_port)
         self._server = server
         threading.Thread(
@@ -136,28 +130,6 @@ class EmbeddedRegistry:
         self._storage.put_manifest(repository, document, *[tag][: bool(tag)])
         return document.digest
 
-    def revoke_tokens(self) -> None:
-        """Let every token that was handed out expire."""
-        self._access.tokens.clear()
-
-    @property
-    def requests(self) -> list[Request]:
-        """The requests so far, oldest first and without their bodies; the last `logged` at most."""
-        with self._log_lock:
-            return list(self._log)
-
-    def count(self, method: str = "", containing: str = "") -> int:
-        """Return how many requests had this method (any if empty) and this text in their path."""
-        return sum(
-            method in ("", request.method) and containing in request.path
-            for request in self.requests
-        )
-
-    def forget_requests(self) -> None:
-        """Empty the request log."""
-        with self._log_lock:
-            self._log.clear()
-
     def respond(self, request: Request) -> Response:
         """Answer one request, in a thread of its connection; override it to answer otherwise."""
         try:
@@ -167,11 +139,6 @@ class EmbeddedRegistry:
             return self._answer(request)
         except OciError as error:
             return error.response()
-
-    def _serve(self, request: Request) -> Response:
-        with self._log_lock:
-            self._log.append(replace(request, body=b""))
-        return self.respond(request)
 
     def _answer(self, request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
@@ -219,15 +186,13 @@ class Access:
 
     def check(self, request: Request) -> None:
         """Raise OciError 401 with a challenge, unless the request may pass."""
-        if not self._behaviour.auth or self._open_to_all(request) or self._authorized(request):
-            return
-        challenge = self._challenge(request)
-        raise OciError(401, "UNAUTHORIZED", "authentication required", WWW_Authenticate=challenge)
-
-    def _open_to_all(self, request: Request) -> bool:
-        if request.path.rstrip("/") == "/v2":
-            return False
-        return request.method in ("GET", "HEAD") and self._behaviour.anonymous_reads
+        reads = request.method in ("GET", "HEAD") and request.path.rstrip("/") != "/v2"
+        is_open = not self._behaviour.auth or (reads and self._behaviour.anonymous_reads)
+        if not is_open and not self._authorized(request):
+            challenge = self._challenge(request)
+            raise OciError(
+                401, "UNAUTHORIZED", "authentication required", WWW_Authenticate=challenge
+            )
 
     def _authorized(self, request: Request) -> bool:
         if self._behaviour.auth == "basic":

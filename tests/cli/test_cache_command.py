@@ -20,8 +20,8 @@ from support.diskcache import (
     read_only,
 )
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Digest
 
 directory = pytest.fixture(not_yet_there)

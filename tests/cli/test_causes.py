@@ -10,11 +10,12 @@ import pytest
 from support.causes import SECRET, SETTINGS, Scene
 from support.commandline import run
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 
 from epochfs.cli import main
 from epochfs.client.causes import Cause
 from epochfs.demo import samples
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 
 UNMET = {Cause.REVOKED}
 """No list of revoked certificates is asked for, but OpenSSL may be configured to."""

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.registries import EmbeddedRegistry
 from support.subjects import PASSWORD, USERNAME
 
 from epochfs.cli import doctor, main, system
 from epochfs.cli.options import registry_url
 from epochfs.config import Credentials, TransportOptions
 from epochfs.demo import samples
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EPOCH, Behaviour, Request, Response
 from epochfs.errors import Denied, MountFailure, ProtocolViolation, TlsFailure, Unavailable
 from epochfs.oci.names import Repository
 from epochfs.session import Connection, opening

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Skopeo
+from support.registries import EmbeddedRegistry
 from support.subjects import PASSWORD, USERNAME
 
 from epochfs.cli import main
 from epochfs.cli.options import auth_files, credentials
 from epochfs.config import Credentials
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import Behaviour
 
 VARIABLES = (
     "EPOCH_REGISTRY_TOKEN",

@@ -15,6 +15,7 @@ import pytest
 from support import CHECKOUT
 from support.commandline import environment, run
 from support.mounts import COMMAND
+from support.registries import EmbeddedRegistry
 from unit.test_floors import FLOORS
 
 from epochfs import help as pages
@@ -22,7 +23,6 @@ from epochfs.cli import cache, demo, doctor, main, mount, mountpoint, prefetch
 from epochfs.cli import help as helping
 from epochfs.cli.help import rendered
 from epochfs.demo import samples
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.help import TOPICS, Code, Heading, Item, Paragraph, Table, page, parse, spans
 
 ROOT = CHECKOUT

@@ -15,10 +15,10 @@ import pytest
 from support.builders import image, load, random_bytes
 from support.commandline import environment, is_mounted, run, with_samples
 from support.mounts import COMMAND, NO_MIRRORS, Mounts, require_fuse, status
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 
 from epochfs.cli import mountpoint
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Digest
 
 pytestmark = pytest.mark.fuse

@@ -31,11 +31,12 @@ from support.commandline import (
     with_samples,
 )
 from support.mounts import COMMAND, NO_MIRRORS, require_fuse, status
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 from support.subjects import PASSWORD, USERNAME
 
 from epochfs.demo import samples
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.fuse import mountinfo
 
 pytestmark = pytest.mark.fuse

@@ -10,10 +10,8 @@ import pytest
 from support.builders import image, load
 from support.commandline import run
 from support.mounts import NO_MIRRORS, require_fuse
-from support.registries import Answering
+from support.registries import Answering, EmbeddedRegistry
 from support.scripted import at_most
-
-from epochfs.demo.registry import EmbeddedRegistry
 
 CONTENT = image(b"content")
 MANIFEST = "team/app/tags/latest/manifest.json"

@@ -18,10 +18,11 @@ from support.builders import image, load, random_bytes
 from support.commandline import environment, one_line, run, start
 from support.gates import Gate
 from support.mounts import COMMAND, NO_MIRRORS, Mounts
+from support.registries import EmbeddedRegistry
 from support.scripted import at_most, until
 
 from epochfs.cli import main
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.oci.names import Digest
 from epochfs.session import status
 

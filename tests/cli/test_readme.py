@@ -19,10 +19,11 @@ from support.backups import PULLED, Administrator, push_world
 from support.builders import image, load
 from support.integrity import push
 from support.mounts import require_fuse
+from support.registries import EmbeddedRegistry
 
 from epochfs.client import RegistryClient
 from epochfs.demo import samples
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import Behaviour
 from epochfs.help import TOPICS, Code, page, parse
 
 ROOT = CHECKOUT

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from support.commandline import is_mounted, run, with_samples
 from support.mounts import Mounts, require_fuse
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 
 from epochfs.cli import mountpoint, systemd
-from epochfs.demo.registry import EmbeddedRegistry
 
 registry = pytest.fixture(with_samples)
 

@@ -18,10 +18,11 @@ from support.mirrors import (
     recording,
     registry_with_mirrors,
 )
+from support.registries import EmbeddedRegistry
 from support.scripted import Seen, Step, at_most, reply, until
 
 from epochfs.client import mirrors
-from epochfs.demo.registry import EPOCH, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH
 from epochfs.errors import DeadlineExceeded, Unavailable
 
 client_of = pytest.fixture(clients)

@@ -25,11 +25,12 @@ from support.mirrors import (
     registry_with_mirrors,
     sends_the_blob,
 )
+from support.registries import EmbeddedRegistry
 from support.scripted import Seen, Step, at_most, reply
 from support.subjects import PASSWORD, USERNAME
 
 from epochfs.config import Credentials
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.errors import NotFound, Unavailable, UsageError
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest

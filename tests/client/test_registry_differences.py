@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 from support.builders import image, load, random_bytes
+from support.registries import EmbeddedRegistry
 from support.subjects import BEHAVIOURS, PASSWORD, USERNAME
 
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials, TransportOptions
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EPOCH, Behaviour, Request, Response
 from epochfs.errors import Denied, Unavailable, Unsupported
 from epochfs.oci.names import Digest
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from support.builders import load
 from support.fsspec_data import DATA, Maker
+from support.registries import EmbeddedRegistry
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fsspec import RegistryFileSystem, open_sessions
 
 

@@ -19,12 +19,12 @@ from support import minds
 from support.faultproxy import FaultProxy
 from support.minds import COLD, SILENT, WHOLE, Row, State, named
 from support.model import Tree
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 from support.survey import Found as Seen
 from support.survey import failing, wrong
 
 from epochfs.config import ListingOptions, TransportOptions
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fsspec import RegistryFileSystem, constructor
 
 TTL = 0.1

@@ -17,11 +17,11 @@ import pytest
 from support import CHECKOUT, faults
 from support.faultproxy import BLOB, FaultProxy
 from support.fsspec_data import LARGE, TABLE, VOLUME, Maker
+from support.registries import EmbeddedRegistry
 from support.workers import begin, worker
 
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fsspec import RegistryFileSystem, open_sessions
 from epochfs.oci.names import Digest
 

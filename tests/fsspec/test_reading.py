@@ -16,8 +16,8 @@ from support.artifacts import artifact, raw
 from support.builders import load, write_layout
 from support.fsspec_data import DATA, LARGE, TABLE, VOLUME, Maker
 from support.layers import sha256
+from support.registries import EmbeddedRegistry
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fsspec import RegistryFileSystem
 
 CSV, BIN = f"{VOLUME}/train.csv", f"{VOLUME}/deep/er/large.bin"

@@ -10,8 +10,8 @@ import pytest
 from support.faultproxy import MANIFEST, FaultProxy
 from support.fsspec_data import VOLUME, Maker
 from support.minds import TURNS, Turn
+from support.registries import EmbeddedRegistry
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import NotFound
 from epochfs.fsspec import RegistryFileSystem
 from epochfs.fsspec.os_errors import os_error, translated

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from support.fsspec_data import LARGE, VOLUME, Maker
+from support.registries import EmbeddedRegistry
 from support.workers import begin, worker
 
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.turns import turn
 from epochfs.config import CacheOptions
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fsspec import RegistryFileSystem
 from epochfs.fsspec.range_reads import NEAR, Range, bounded, in_parallel, near_ranges, read_run
 from epochfs.oci.names import Digest

@@ -25,9 +25,9 @@ from support.backups import (
 )
 from support.builders import Content, image, load
 from support.mounts import Mount, Mounts
+from support.registries import EmbeddedRegistry
 
 from epochfs.client import RegistryClient
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Tag
 
 USER, FIRST, SECOND = "backup", "first", "second"

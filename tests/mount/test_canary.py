@@ -14,8 +14,9 @@ from urllib.parse import parse_qs
 import pytest
 from support import builders
 from support.mounts import Mount, Mounts
+from support.registries import EmbeddedRegistry
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 
 USER = "canary-owner"
 NAME = "library/app"

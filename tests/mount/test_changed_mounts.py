@@ -18,11 +18,10 @@ from support import minds
 from support.faultproxy import KINDS, FaultProxy
 from support.minds import AGED, COLD, KEPT, SILENT, TURNS, WHOLE, Row, State
 from support.mounts import Mount, Mounts, require_fuse
+from support.registries import EmbeddedRegistry
 from support.scripted import at_most, until
 from support.survey import failing, lost, slower, survey, whole
 from support.views import MountView
-
-from epochfs.demo.registry import EmbeddedRegistry
 
 pytestmark = pytest.mark.fuse
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from support.builders import image, load
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 
 from epochfs.client import RegistryClient
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Repository, Tag
 
 APP = image(b"app")

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from support.builders import image, load, random_bytes
 from support.mounts import Mounts
-
-from epochfs.demo.registry import EmbeddedRegistry
+from support.registries import EmbeddedRegistry
 
 LARGE = random_bytes(3_000_000, 7)
 WITHOUT_MFUSEPY = (

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from support import builders
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.subjects import PASSWORD, USERNAME
 
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EPOCH, Behaviour, Request, Response
 
 PUBLIC = "library/app"
 PRIVATE = "private/app"

@@ -14,8 +14,8 @@ from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from support.builders import image, load, random_bytes
 from support.commandline import run
 from support.mounts import Mounts, status
+from support.registries import EmbeddedRegistry
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Digest
 
 MIB = 1 << 20

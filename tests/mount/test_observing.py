@@ -18,13 +18,14 @@ from support import CHECKOUT
 from support.builders import image, load, random_bytes
 from support.commandline import run, start
 from support.mounts import Mount, Mounts, names_in, status
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 
 from epochfs.blobs.store import BlobCounters
 from epochfs.client import MirrorState
 from epochfs.config import Address
 from epochfs.counters import counter, gauge, readings
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.errors import UsageError
 from epochfs.fuse.passthrough import PassthroughStatus
 from epochfs.session.status import CacheStatus, HealthStatus, Status

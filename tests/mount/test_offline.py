@@ -21,6 +21,7 @@ from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from support.builders import image, load, random_bytes
 from support.commandline import run
 from support.mounts import Mounts, names_in, status
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 
 from epochfs.config import (
@@ -32,7 +33,7 @@ from epochfs.config import (
     TransportOptions,
 )
 from epochfs.demo.http_server import OciError
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.oci.names import Digest
 from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings, opening

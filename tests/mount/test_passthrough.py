@@ -21,9 +21,9 @@ import pytest
 from support.artifacts import artifact, raw
 from support.builders import image, load, random_bytes
 from support.mounts import Mount, Mounts, status
+from support.registries import EmbeddedRegistry
 
 from epochfs.cli import system
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fuse import passthrough
 from epochfs.fuse.passthrough import Passthrough, obstacle
 from epochfs.oci.names import Digest

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.builders import Content, image, index, load, random_bytes
+from support.registries import EmbeddedRegistry
 from support.stacks import Stack, stack
 
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.errors import CacheFailure, ContentMismatch, InvalidName, NotFound
 from epochfs.oci.names import Digest, Tag
 from epochfs.session.prefetcher import Blob, Failure, Prefetch, Progress, Selection

@@ -24,10 +24,10 @@ from support.backups import (
 )
 from support.builders import image, index, load, signature
 from support.mounts import Mount, Mounts
+from support.registries import EmbeddedRegistry
 from support.views import MountView, walk
 
 from epochfs.client import RegistryClient
-from epochfs.demo.registry import EmbeddedRegistry
 
 REPOSITORY = recipe("for tag in")
 LAYOUT = recipe("epochfs mount oci:")

@@ -24,8 +24,7 @@ from support.layers import (
     tar,
 )
 from support.mounts import Mounts, status
-
-from epochfs.demo.registry import EmbeddedRegistry
+from support.registries import EmbeddedRegistry
 
 pytest.importorskip("indexed_gzip")
 

@@ -21,9 +21,10 @@ from support.builders import image, load, random_bytes
 from support.diskcache import read_only
 from support.layers import File, container, gzipped, zstd
 from support.mounts import COMMAND, Mount, Mounts, status
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 
-from epochfs.demo.registry import EPOCH, SPECIFICATION, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, SPECIFICATION, Behaviour
 from epochfs.oci.names import Digest
 
 pytestmark = [

@@ -21,9 +21,9 @@ from support.builders import Content, load, random_bytes, write_layout
 from support.commandline import environment, run
 from support.layers import DIRECTORY, File, Layer, container
 from support.mounts import NO_MIRRORS, PATIENCE, Mounts, require_fuse
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fuse import mountinfo
 from epochfs.oci.artifact_files import UNPACK
 from epochfs.oci.manifests import TITLE

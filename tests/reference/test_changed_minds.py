@@ -26,12 +26,11 @@ from support.minds import (
     Turn,
     named,
 )
+from support.registries import EmbeddedRegistry
 from support.scripted import at_most, until
 from support.stacks import stack
 from support.survey import failing, lost, slower, survey, whole, wrong
 from support.views import VfsView, View, read
-
-from epochfs.demo.registry import EmbeddedRegistry
 
 TTL = 0.1
 PATIENT, SHORT = 10.0, 0.8

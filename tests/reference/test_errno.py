@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 from support.builders import Content, image, load, random_bytes
 from support.mounts import Mounts, require_fuse
+from support.registries import EmbeddedRegistry
 from support.views import refusal
 
 from epochfs import errors
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.fuse.errnos import ERRNO
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.oci.manifests import OCI_MANIFEST

@@ -17,13 +17,14 @@ import pytest
 from support.builders import image, load
 from support.furnished import LARGE, LENIENT, MADE, NGINX, blob_path, furnished
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 from support.stacks import stack
 from support.views import Opener, View, names, read, refusal, walk
 
 from epochfs.client import RegistryClient
 from epochfs.demo import samples
-from epochfs.demo.registry import EPOCH, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH
 from epochfs.demo.samples import ARTIFACT
 from epochfs.oci.manifests import CREATED, OCI_MANIFEST
 from epochfs.oci.names import Digest

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from support import model
 from support.builders import Content, image, index, load
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import MountView, Seen, VfsView, View, walk
 
 from epochfs.client import RegistryClient
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, Behaviour
 from epochfs.oci.names import Tag
 
 NAMES = Behaviour(validates=False)

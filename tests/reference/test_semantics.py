@@ -15,9 +15,8 @@ import pytest
 from conftest import DockerRegistry, Skopeo, serve_docker_registry
 from support.builders import image, index, load, random_bytes
 from support.mounts import Mount, Mounts
+from support.registries import EmbeddedRegistry
 from support.scripted import until
-
-from epochfs.demo.registry import EmbeddedRegistry
 
 APP = image(random_bytes(300_000, 1), b"shared")
 PLATFORMS = index(image(b"shared"), image(random_bytes(5000, 2), architecture="arm64"))

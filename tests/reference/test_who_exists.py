@@ -19,11 +19,10 @@ from support.builders import image, load
 from support.faultproxy import CATALOG, TAGS, Exchange, Fault, FaultProxy, untouched
 from support.minds import TURNS, Turn, answer
 from support.model import digest
+from support.registries import EmbeddedRegistry
 from support.scripted import Step, at_most, reply, until
 from support.stacks import stack
 from support.views import VfsView, View, names, read
-
-from epochfs.demo.registry import EmbeddedRegistry
 
 LAYER = b"layer" * 200
 APP = image(LAYER)

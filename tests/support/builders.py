@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import CONFIG, LAYER, descriptor, encode
 from epochfs.oci.manifests import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from epochfs.oci.names import Digest
+from support.registries import EmbeddedRegistry
 
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 

@@ -15,8 +15,8 @@ import pytest
 import trustme
 
 from epochfs.client.causes import Cause
-from epochfs.demo.registry import EmbeddedRegistry
 from support import certificates
+from support.registries import EmbeddedRegistry
 from support.scripted import Script, ScriptedServer, Seen, Step, listening, reply
 
 HERE = "127.0.0.1"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from epochfs.cli import mountpoint
 from epochfs.demo import samples
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.fuse import mountinfo
 from support import CHECKOUT
 from support.mounts import COMMAND, NO_MIRRORS
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 
 HELLO = "library/hello/tags/latest/manifest.json"

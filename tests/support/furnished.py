@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from epochfs.demo import samples
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import Behaviour
 from epochfs.oci.manifests import CREATED
 from epochfs.oci.names import Digest
 from support.builders import Content, image, load, random_bytes
+from support.registries import EmbeddedRegistry
 
 MADE = "2024-02-29T12:00:00Z"
 LARGE = random_bytes(9_000_001, 1)

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor
 from support import faults, model
 from support.builders import Content, image, index, load
@@ -30,6 +29,7 @@ from support.faultproxy import (
     FaultProxy,
     Kind,
 )
+from support.registries import EmbeddedRegistry
 from support.scripted import Step, reply
 from support.survey import TROUBLE, Survey, below, failing, lost, wrong
 

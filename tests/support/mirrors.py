@@ -9,9 +9,10 @@ from pathlib import Path
 from epochfs.client import RegistryClient
 from epochfs.client.hosts import find
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.oci.names import Digest
 from support.builders import image, load, random_bytes
+from support.registries import EmbeddedRegistry
 from support.scripted import ScriptedServer, Seen, Step, reply
 from support.subjects import PASSWORD, USERNAME
 

@@ -14,11 +14,12 @@ from epochfs.cache.answers import AnswerStore
 from epochfs.client import RegistryClient
 from epochfs.client.hosts import RegistryHosts, find
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.metadata import offline
 from epochfs.metadata.offline import Health, RememberingClient
 from epochfs.oci.names import Digest, Repository, Tag
 from support.builders import image
+from support.registries import EmbeddedRegistry
 
 APP, LATEST = Repository("team/app"), Tag("latest")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from epochfs.demo.registry import EmbeddedRegistry
 from support.builders import load
 from support.layers import File, Layer, container, estargz, gzipped, tar, zstd, zstd_chunked
+from support.registries import EmbeddedRegistry
 from support.stacks import Stack, stack
 from support.views import VfsView, names, read
 

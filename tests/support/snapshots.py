@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import zstandard
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import Behaviour
 from epochfs.demo.samples import descriptor, encode
 from epochfs.oci.manifests import OCI_MANIFEST, TITLE
 from support.builders import Content, load, random_bytes
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import VfsView, read
 

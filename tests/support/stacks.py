@@ -14,7 +14,6 @@ from epochfs.cache.blobs import BlobCache
 from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient
 from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, RememberingClient
@@ -25,6 +24,7 @@ from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.node import Context
 from epochfs.vfs.tree import root
+from support.registries import EmbeddedRegistry
 
 
 def stack_status() -> bytes:

@@ -12,9 +12,10 @@ from conftest import DockerRegistry
 
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, Behaviour
 from epochfs.oci.names import Digest, Tag
 from support.builders import Content
+from support.registries import EmbeddedRegistry
 
 USERNAME, PASSWORD = "me", "pa:ss word"
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import EpochfsError
 from epochfs.fuse.errnos import errno_of
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.node import inode
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 
 

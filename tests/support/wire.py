@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from epochfs.demo.registry import EmbeddedRegistry
+from support.registries import EmbeddedRegistry
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from support.builders import Content, image, index, load, random_bytes
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import Opener, VfsView, View, names, read, walk
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.demo.samples import EMPTY, descriptor, encode
 from epochfs.oci.manifests import OCI_MANIFEST, TITLE
 from epochfs.oci.names import Digest

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from support.builders import image, load
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 
 from epochfs.client import RegistryClient
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import Vanished
 from epochfs.oci.names import Tag
 from epochfs.vfs.kernel_memory import Generated, GeneratedHandle, KernelMemory

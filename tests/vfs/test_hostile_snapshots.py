@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from support.builders import load
+from support.registries import EmbeddedRegistry
 from support.snapshots import (
     CONFIG,
     MEMORY,
@@ -35,7 +36,7 @@ from support.snapshots import (
 from support.stacks import stack
 from support.views import VfsView, names, read
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.demo.samples import descriptor
 from epochfs.oci.manifests import TITLE
 from epochfs.oci.names import Digest

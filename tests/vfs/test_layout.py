@@ -14,11 +14,12 @@ import pytest
 from conftest import Skopeo, serve_docker_registry
 from support.builders import Content, image, index, load, random_bytes
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import MountView, Opener, Seen, VfsView, names, read, walk
 
 from epochfs.client import RegistryClient
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.oci.names import Digest, Tag
 from epochfs.vfs.tree import CACHED_XATTR
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from support.builders import image, index, load, random_bytes
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import VfsView, names
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import Behaviour
 from epochfs.demo.samples import descriptor
 from epochfs.oci.manifests import OCI_MANIFEST
 

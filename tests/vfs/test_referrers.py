@@ -13,10 +13,11 @@ import pytest
 from conftest import DockerRegistry, Skopeo
 from support.builders import Content, image, index, load
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import Opener, VfsView, names
 
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import EPOCH, Behaviour, Request, Response
 from epochfs.demo.samples import descriptor
 from epochfs.oci.manifests import OCI_MANIFEST
 

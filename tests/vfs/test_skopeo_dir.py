@@ -23,11 +23,12 @@ from support.builders import (
     signature,
 )
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import Opener, VfsView, names, read
 
 from epochfs.client import RegistryClient
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.demo.samples import encode
 from epochfs.oci.manifests import OCI_INDEX
 from epochfs.oci.names import Digest

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.builders import load, random_bytes
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.snapshots import (
     FILES,
     FIRST,
@@ -32,7 +33,6 @@ from support.snapshots import (
 from support.stacks import stack
 from support.views import Opener, VfsView, names, read
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Digest
 
 both_versions = pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from support.artifacts import (
 )
 from support.builders import Content, load, random_bytes
 from support.layers import DIRECTORY, HARD_LINK, LINK, MTIME, File, container
+from support.registries import EmbeddedRegistry
 from support.roots import plain
 from support.snapshots import FILES, FIRST, Draft, snapshot
 from support.snapshots import File as StoredFile
 from support.stacks import Stack, stack
 from support.views import VfsView, names, read, walk
 
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.artifact_files import TEKTON_KIND, TEKTON_NAME, UNPACK
 from epochfs.oci.kinds import OS_IMAGE_TYPE as OS_IMAGE
 from epochfs.oci.kinds import SNAPSHOT_2_TYPE as SNAPSHOT_2

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.builders import random_bytes
+from support.registries import EmbeddedRegistry
 from support.sources import FakeClient, FakeStream
 
 from epochfs.blobs.store import Blobs
@@ -17,7 +18,7 @@ from epochfs.cache.blobs import BlobCache
 from epochfs.client import RegistryClient
 from epochfs.client.hosts import HostConfig, RegistryHosts
 from epochfs.config import BlobOptions, CacheOptions, RegistryUrl, TransportOptions
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.errors import ContentMismatch
 from epochfs.oci.names import Digest, Repository
 

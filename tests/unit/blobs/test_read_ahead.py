@@ -12,6 +12,7 @@ import pytest
 from support.builders import image, load, random_bytes
 from support.gates import Gate
 from support.mounts import Mounts
+from support.registries import EmbeddedRegistry
 from support.scripted import settled, until
 from support.sources import FakeClient, FakeStream
 
@@ -19,7 +20,6 @@ from epochfs.blobs.fetch_plan import FIRST_AHEAD
 from epochfs.blobs.store import REST_SECONDS, BlobHandle, Blobs
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import BlobOptions, CacheOptions
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.names import Digest, Repository
 
 MIB = 1 << 20

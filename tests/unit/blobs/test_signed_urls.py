@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support import builders
+from support.registries import EmbeddedRegistry
 from support.stacks import stack
 
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.oci.names import Digest, Repository
 
 SIZE = 3_000_000

@@ -10,9 +10,10 @@ import json
 
 import pytest
 from support.builders import Content, image, index, load
+from support.registries import EmbeddedRegistry
 from support.wire import ask
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import Behaviour
 from epochfs.demo.samples import CONFIG, descriptor, encode
 from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
 from epochfs.oci.names import Digest

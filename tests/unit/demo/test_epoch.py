@@ -10,9 +10,10 @@ from typing import Protocol
 
 import pytest
 from support.builders import image, index, load
+from support.registries import EmbeddedRegistry
 from support.wire import Answer, ask, pages
 
-from epochfs.demo.registry import EPOCH, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH
 from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST
 from epochfs.oci.names import Digest
 

@@ -8,9 +8,10 @@ import json
 import pytest
 from conftest import Skopeo
 from support.builders import image, index, random_bytes
+from support.registries import EmbeddedRegistry
 from support.wire import ask
 
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, Behaviour
 from epochfs.oci.names import Digest
 
 

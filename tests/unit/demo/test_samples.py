@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from conftest import Skopeo
+from support.registries import EmbeddedRegistry
 from support.wire import ask
 
 from epochfs.demo import samples
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.oci.manifests import TITLE
 from epochfs.oci.names import Digest
 

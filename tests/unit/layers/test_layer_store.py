@@ -20,11 +20,12 @@ from support.layers import (
     zstd,
     zstd_chunked,
 )
+from support.registries import EmbeddedRegistry
 from support.roots import MIB, Make, Show, plain, showing
 
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Vanished
 from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.entry import Piece
@@ -64,7 +65,7 @@ def lie(registry: EmbeddedRegistry, blob: bytes, monkeypatch: pytest.MonkeyPatch
             return Response(200, body=wrong)
         return honest(request)
 
-    monkeypatch.setattr(registry, "respond", respond)
+    monkeypatch.setattr(registry._server, "respond", respond)
 
 
 @pytest.mark.parametrize("make", [plain, gzipped, zstd], ids=lambda make: make.__name__)

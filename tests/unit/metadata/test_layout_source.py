@@ -15,6 +15,7 @@ import pytest
 from support.builders import Content, image, index, load, random_bytes, write_layout
 from support.commandline import run
 from support.mounts import Mounts, status
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 from support.stacks import stack_status
 from support.views import MountView, VfsView, names, read, refusal, walk
@@ -23,7 +24,6 @@ from epochfs.blobs.layout_blobs import LayoutBlobs
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.tag_history import TagHistory
 from epochfs.config import BlobOptions, CacheOptions, ListingOptions
-from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import NotFound, ProtocolViolation, Unavailable
 from epochfs.layers.layer_store import Layers

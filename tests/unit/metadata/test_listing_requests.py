@@ -9,10 +9,11 @@ from contextlib import suppress
 
 import pytest
 from support.builders import image, load, random_bytes
+from support.registries import EmbeddedRegistry
 from support.scripted import until
 from support.stacks import Open, stacking
 
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.errors import (
     DeadlineExceeded,
     NotFound,

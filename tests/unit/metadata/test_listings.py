@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from support.builders import image, load
-from support.registries import Answering
+from support.registries import Answering, EmbeddedRegistry
 from support.stacks import Open, stacking
 
 from epochfs.config import Credentials
-from epochfs.demo.registry import EPOCH, Behaviour, EmbeddedRegistry
+from epochfs.demo.registry import EPOCH, Behaviour
 from epochfs.errors import (
     CredentialsUnavailable,
     Denied,

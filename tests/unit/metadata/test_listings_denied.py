@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.builders import image, load
+from support.registries import EmbeddedRegistry
 from support.stacks import Open, stacking
 
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.errors import (
     Denied,
 )

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from support.builders import image, load, signed
+from support.registries import EmbeddedRegistry
 from support.remembering import APP, FILE, IMAGE, LATEST, Closing, Open, everything, remembering
 
 from epochfs.cache.tag_history import TagHistory
 from epochfs.config import ListingOptions
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import NotFound, Unavailable, Unsupported
 from epochfs.metadata.listings import Listings

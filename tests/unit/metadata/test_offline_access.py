@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from support.builders import load
+from support.registries import EmbeddedRegistry
 from support.remembering import APP, IMAGE, LATEST, Closing, Open, everything, remembering
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.errors import CredentialsUnavailable, Denied, Unavailable
 from epochfs.oci.names import Repository
 

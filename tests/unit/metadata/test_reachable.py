@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from support.builders import SCHEMA1, image, index, load, random_bytes
-from support.registries import Answering
+from support.registries import Answering, EmbeddedRegistry
 from support.stacks import Open, stacking
 
-from epochfs.demo.registry import Behaviour, EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.demo.samples import encode
 from epochfs.errors import (
     Denied,

@@ -6,10 +6,11 @@ import threading
 
 import pytest
 from support.builders import image, load
+from support.registries import EmbeddedRegistry
 from support.scripted import at_most
 from support.stacks import Open, stacking
 
-from epochfs.demo.registry import EmbeddedRegistry, Request, Response
+from epochfs.demo.registry import Request, Response
 from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable
 from epochfs.oci.names import Digest, Repository, Tag
 
