@@ -174,12 +174,8 @@ class RememberingClient:
         self._max_age = max_age
         self._mirrored = bool(client.mirrors)
         self._lock = threading.Lock()
-        self._recalled = 0
-
-    @property
-    def recalled(self) -> int:
+        self.recalled = 0
         """How many remembered answers, refusals among them, were given, for operators to see."""
-        return self._recalled
 
     def catalog(self) -> Answer[list[str]]:
         return self._ask(Question(_CATALOG), self._client.catalog, _dump, _names, self._max_age)
@@ -344,7 +340,7 @@ class RememberingClient:
             self._answers.forget(asker, question)
             return None
         with self._lock:
-            self._recalled += 1
+            self.recalled += 1
         if refusal is not None:
             raise refusal("so the registry said when it last answered")
         return found

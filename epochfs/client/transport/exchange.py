@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
+from urllib.parse import quote
 
 from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
@@ -89,9 +90,11 @@ class Transport:
         self.stats = TransportStats() if stats is None else stats
         self.timeout = options.timeout
         self.root = options.root
+        self._query = f"?ns={quote(options.namespace, safe='')}" if options.namespace else ""
         self._options = options
         self._mirror = mirror
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(options.timeout)
+        self.watch = self._watchdog.watch
         self._tls = TlsPolicy(options, origin.hostname)
         self._adapter = Adapter(self._tls, options.pool_size)
         self._proxy = options.proxies.of(origin.scheme, origin.hostname, origin.port)
@@ -103,18 +106,13 @@ class Transport:
 
     def url(self, path: str) -> Url:
         """Return the URL of a path of the registry's API, such as `/_catalog`."""
-        return self.in_namespace(Url(self.base.origin, f"{self.root}{path}"))
+        return Url(self.base.origin, f"{self.root}{path}{self._query}")
 
     def in_namespace(self, url: Url) -> Url:
-        """Return a URL of this host with the namespace that it must be told, if it lacks it."""
-        namespace = self._options.namespace
-        if not namespace or url.has_parameter("ns"):
+        """Return a URL that this host named with the namespace it must be told, if it lacks it."""
+        if not self._query or url.has_parameter("ns"):
             return url
-        return url.with_parameter("ns", namespace)
-
-    def watch(self, seconds: float | None = None) -> Watch:
-        """Start the time limit of an operation that takes several requests; by default ours."""
-        return self._watchdog.watch(self.timeout if seconds is None else seconds)
+        return url.with_parameter("ns", self._options.namespace)
 
     def fetch(
         self,

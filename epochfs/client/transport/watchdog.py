@@ -120,7 +120,9 @@ class Watch:
 class Watchdog:
     """Owns the thread that ends operations whose time is up; started on demand."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
+        """`timeout` is the time limit of an operation that has no other, in seconds."""
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._closed = threading.Event()
@@ -128,9 +130,11 @@ class Watchdog:
         self._wakes_at = math.inf
         self._thread: threading.Thread | None = None
 
-    def watch(self, timeout: float) -> Watch:
-        """Start the time limit of one operation, in seconds; raises Unavailable once closed."""
-        watch = Watch(self, timeout)
+    def watch(self, seconds: float | None = None) -> Watch:
+        """Start the time limit of one operation, of any number of requests; raises Unavailable once
+        closed.
+        """
+        watch = Watch(self, self._timeout if seconds is None else seconds)
         with self._lock:
             if self._closed.is_set():
                 raise Unavailable("the client is closed")

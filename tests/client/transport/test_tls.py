@@ -258,7 +258,7 @@ def test_what_a_server_says_of_certificates_is_about_the_one_that_is_shown(
 ) -> None:
     error = ssl.SSLError(1, "")
     error.reason = f"TLSV1_ALERT_{alert}"
-    with Watchdog().watch(9) as watch:
+    with Watchdog(9).watch() as watch:
         converted = convert(error, "GET /", watch, identified=identified)
     assert isinstance(converted, TlsFailure)
     assert ("check --client-cert" in str(converted)) == identified
@@ -268,7 +268,7 @@ def test_what_a_server_says_of_certificates_is_about_the_one_that_is_shown(
 def test_a_revoked_certificate_is_told() -> None:
     error = ssl.SSLCertVerificationError(1, "")
     error.verify_code, error.verify_message = 23, "certificate revoked"
-    with Watchdog().watch(9) as watch:
+    with Watchdog(9).watch() as watch:
         converted = convert(error, "GET /", watch)
     assert isinstance(converted, TlsFailure)
     assert "(certificate revoked): it is revoked: have" in str(converted)
