@@ -27,6 +27,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from epochfs.cache.directory import (
     READ_FLAGS,
@@ -46,8 +47,13 @@ _LEAST_ROOM = 1 << 20
 """With less free disk than this, or than the blob's size, no download to disk begins."""
 
 _SHARE = 4
+"""The cache holds up to a quarter of the files the process may have open. The rest is for
+connections, the kernel's requests and short-lived files. A caller that gets no descriptor does
+without one: no read fails because others have many files open."""
+
 _MOMENTARY_SHARE = 32
 _FEWEST = 2
+"""A thirty-second more, and at least two, may be open for the time of a read."""
 
 
 class BlobCache:
@@ -56,7 +62,9 @@ class BlobCache:
     def __init__(self, options: CacheOptions) -> None:
         self.directory = CacheDirectory(options.directory, off=options.off)
         self.quota = Quota(self.directory, options.size_limit)
-        self._descriptors = _Descriptors()
+        limit = open_files_limit()
+        self._descriptors = threading.BoundedSemaphore(limit // _SHARE)
+        self._momentary = threading.BoundedSemaphore(max(_FEWEST, limit // _MOMENTARY_SHARE))
         with self.directory.short_reported(), cache_errors("opening the cache"):
             os.close(self.directory.open(BLOBS))
 
@@ -88,14 +96,17 @@ class BlobCache:
 
         It is not evicted until it is closed, unless too many are open already.
         """
-        kept = self._descriptors.take()
-        if not kept and not self.is_complete(digest, size):
+        fd = None
+        if self._descriptors.acquire(blocking=False):
+            fd = self.open(digest, size)
+            if fd is None:
+                self._descriptors.release()
+                return None
+        elif not self.is_complete(digest, size):
             return None
-        fd = self.open(digest, size) if kept else None
-        if kept and fd is None:
-            self._descriptors.give_back()
-            return None
-        return CachedBlob(self._descriptors, fd, lambda: self.open(digest, size))
+        return CachedBlob(
+            fd, self._descriptors.release, partial(self.open, digest, size), self._momentary
+        )
 
     def is_complete(self, digest: Digest, size: int) -> bool:
         """Whether the verified blob of `size` bytes is cached; asking does not count as a use."""
@@ -115,10 +126,11 @@ class BlobCache:
 
     def stage(self, digest: Digest, size: int) -> StagedBlob:
         """Return a staged file for the blob's `size` bytes, with what an earlier try left in it."""
-        if not self._descriptors.take(_STAGED_DESCRIPTORS):
-            raise CacheFailure("staging a blob: too many are open") from OSError(errno.EMFILE)
         with contextlib.ExitStack() as closing, cache_errors("staging a blob"):
-            closing.callback(self._descriptors.give_back, _STAGED_DESCRIPTORS)
+            for _ in range(_STAGED_DESCRIPTORS):
+                if not self._descriptors.acquire(blocking=False):
+                    raise OSError(errno.EMFILE, "too many are open")
+                closing.callback(self._descriptors.release)
             directory = closing.enter_context(self.directory.opened(PARTIAL, digest.algorithm))
             self.quota.make_room(0)
             if not self.quota.has_disk(directory, min(size, _LEAST_ROOM)):
@@ -140,16 +152,21 @@ class CachedBlob:
     """An open complete blob, read by a descriptor that keeps it from being evicted.
 
     Where there are too few descriptors to hold one, each read calls `open_file`, which returns None
-    once the blob was evicted. Raises CacheFailure.
+    once the blob was evicted, with one of the `momentary` descriptors. Raises CacheFailure.
     """
 
     def __init__(
-        self, descriptors: _Descriptors, fd: int | None, open_file: Callable[[], int | None]
+        self,
+        fd: int | None,
+        release: Callable[[], None],
+        open_file: Callable[[], int | None],
+        momentary: threading.Semaphore,
     ) -> None:
-        """`fd` was taken from `descriptors`, and is closed with this."""
-        self._descriptors = descriptors
+        """`fd` is closed with this; then `release` is called."""
         self._fd = fd
+        self._release = release
         self._open_file = open_file
+        self._momentary = momentary
 
     def fileno(self) -> int | None:
         """Return the descriptor, if there is one; valid until `close`."""
@@ -160,7 +177,7 @@ class CachedBlob:
         if self._fd is not None:
             read_exactly(self._fd, view, offset)
             return
-        with self._descriptors.momentary:
+        with self._momentary:
             fd = self._open_file()
             if fd is None:
                 raise CacheFailure("a cached blob was evicted")
@@ -173,7 +190,7 @@ class CachedBlob:
         """Close it; once."""
         if self._fd is not None:
             os.close(self._fd)
-            self._descriptors.give_back()
+            self._release()
 
 
 def read_exactly(fd: int, view: memoryview, offset: int) -> None:
@@ -190,33 +207,3 @@ def open_files_limit() -> int:
     """Return how many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft > 0 else 1 << 20
-
-
-class _Descriptors:
-    """Limits the cache to a quarter of the files the process may have open.
-
-    The rest is for connections, the kernel's requests and short-lived files. A caller that gets no
-    descriptor does without one: no read fails because others have many files open. `momentary` lets
-    a few more be open for the time of a read.
-
-    Locks: `_lock` guards the count, and is a leaf.
-    """
-
-    def __init__(self) -> None:
-        limit = open_files_limit()
-        self._lock = threading.Lock()
-        self._left = limit // _SHARE
-        self.momentary = threading.BoundedSemaphore(max(_FEWEST, limit // _MOMENTARY_SHARE))
-
-    def take(self, count: int = 1) -> bool:
-        """Take `count` descriptors, if that many are left; return whether."""
-        with self._lock:
-            if self._left < count:
-                return False
-            self._left -= count
-            return True
-
-    def give_back(self, count: int = 1) -> None:
-        """Give back what was taken."""
-        with self._lock:
-            self._left += count

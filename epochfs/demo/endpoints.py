@@ -187,15 +187,12 @@ class ManifestEndpoints(_Endpoints):
         if self._behaviour.sparse == "all":
             return
         for blob in named_blobs(view):
-            if not _lies_elsewhere(blob) and not self._holds(name, blob):
+            if not _lies_elsewhere(blob) and self._storage.blob(name, blob.digest) is None:
                 yield blob
         if isinstance(view, Index) and self._behaviour.sparse != "indexes":
             for child in view.manifests:
                 if self._storage.manifest(name, child.digest) is None:
                     yield child
-
-    def _holds(self, name: str, blob: Descriptor) -> bool:
-        return self._storage.blob(name, blob.digest) is not None
 
     def _reference(self, text: str) -> str | Digest:
         """Return a digest for text with a colon, and the text itself, a tag, for all other."""
@@ -312,19 +309,14 @@ class BlobEndpoints(_Endpoints):
             digest = self._digest(query["mount"])
             if self._storage.mount_blob(name, query["from"], digest):
                 return _stored(name, digest)
-        return _upload_status(202, name, self._storage.begin_upload(), 0)
+        return self._progress(202, name, self._storage.begin_upload(), 0)
 
     def _get_upload(self, _request: Request, name: str, upload: str) -> Response:
-        size = self._storage.upload_size(upload)
-        if size is None:
-            raise self._refusal(upload)
-        return _upload_status(204, name, upload, size)
+        return self._progress(204, name, upload, self._storage.append_upload(upload, b""))
 
     def _append_upload(self, request: Request, name: str, upload: str) -> Response:
         size = self._storage.append_upload(upload, request.body, self._offset(request))
-        if size is None:
-            raise self._refusal(upload)
-        return _upload_status(202, name, upload, size)
+        return self._progress(202, name, upload, size)
 
     def _finish_upload(self, request: Request, name: str, upload: str) -> Response:
         if "digest" not in request.query:
@@ -336,6 +328,15 @@ class BlobEndpoints(_Endpoints):
             raise self._refusal(upload)
         return self._store(name, request.query["digest"], received + request.body)
 
+    def _progress(self, status: int, name: str, upload: str, size: int | None) -> Response:
+        """Return how far an upload has come; raises OciError if that is unknown."""
+        if size is None:
+            raise self._refusal(upload)
+        location = f"/v2/{quote(name)}/blobs/uploads/{upload}"
+        received = f"0-{max(size - 1, 0)}"
+        headers = {"Location": location, "Docker-Upload-UUID": upload, "Range": received}
+        return Response(status, headers)
+
     def _offset(self, request: Request) -> int | None:
         """Return where the chunk of a request begins, in bytes; None if unknown or unchecked."""
         if not self._behaviour.strict_uploads:
@@ -345,7 +346,7 @@ class BlobEndpoints(_Endpoints):
 
     def _refusal(self, upload: str) -> OciError:
         """Return why an upload refused something (specification, "Pushing a blob in chunks")."""
-        if self._storage.upload_size(upload) is None:
+        if self._storage.append_upload(upload, b"") is None:
             return OciError(404, "BLOB_UPLOAD_UNKNOWN", "no such upload")
         return OciError(416, "BLOB_UPLOAD_INVALID", "the chunk is out of order")
 
@@ -365,13 +366,6 @@ class BlobEndpoints(_Endpoints):
 def _stored(name: str, digest: Digest) -> Response:
     location = f"/v2/{quote(name)}/blobs/{digest}"
     return Response(201, {"Location": location, "Docker-Content-Digest": str(digest)})
-
-
-def _upload_status(status: int, name: str, upload: str, size: int) -> Response:
-    location = f"/v2/{quote(name)}/blobs/uploads/{upload}"
-    received = f"0-{max(size - 1, 0)}"
-    headers = {"Location": location, "Docker-Upload-UUID": upload, "Range": received}
-    return Response(status, headers)
 
 
 def _selected(header: str, size: int) -> tuple[int, int] | None:

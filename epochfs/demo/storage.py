@@ -227,12 +227,6 @@ class Storage:
             self._uploads[identifier] = bytearray()
         return identifier
 
-    def upload_size(self, identifier: str) -> int | None:
-        """Return how many bytes an upload has received; None if there is no such upload."""
-        with self._lock:
-            received = self._uploads.get(identifier)
-            return None if received is None else len(received)
-
     def append_upload(self, identifier: str, data: bytes, offset: int | None = None) -> int | None:
         """Append to an upload and return its size; None if it is unknown or not at `offset`."""
         with self._lock:

@@ -77,6 +77,8 @@ def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archi
 
 
 class _PlainArchive:
+    """The blob itself."""
+
     def __init__(self, blob: BlobHandle) -> None:
         self._blob = blob
         weakref.finalize(self, blob.close).atexit = False
@@ -90,24 +92,19 @@ class _PlainArchive:
             raise ProtocolViolation("a layer that ends within a file")
 
 
-class _DecodedArchive:
+class _DecodedArchive(_PlainArchive):
     """Keeps a few decoders, so that several readers can each resume from where they are."""
 
     def __init__(
         self, blob: BlobHandle, start: Callable[[], GuardedDecoder], *, seeks_back: bool
     ) -> None:
         """`start` makes a decoder at the start of the stream; `seeks_back`: it can go back."""
-        self._blob = blob
+        super().__init__(blob)
         self._start = start
         self._seeks_back = seeks_back
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
         self._idle: list[tuple[int, GuardedDecoder]] = []
-        weakref.finalize(self, blob.close).atexit = False
-
-    @property
-    def verified(self) -> bool:
-        return self._blob.verified
 
     def read_piece(self, piece: Piece, offset: int, view: memoryview) -> None:
         with self._slots:

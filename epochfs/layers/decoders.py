@@ -14,7 +14,7 @@ import io
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from epochfs.blobs.buffers import page_aligned
 from epochfs.blobs.store import BlobHandle
@@ -107,13 +107,6 @@ class BlobFile(io.RawIOBase):
 
 
 File = BlobFile | io.BytesIO
-
-
-class Source(Protocol):
-    """A decoder, or a file that needs none."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill some of `buffer`; return how much, and 0 at the end."""
 
 
 def compression_of(blob: BlobHandle) -> str:
@@ -210,6 +203,10 @@ class GzipMember:
             if data or not packed:
                 return len(data)
         return 0
+
+
+Source = BlobFile | GuardedDecoder | GzipMember
+"""A decoder, or a file that needs none."""
 
 
 class _WithEndFrame(BlobFile):

@@ -141,7 +141,6 @@ class LayerIndex:
         return {name for (name,) in self._rows("SELECT name FROM hidden WHERE parent=?", directory)}
 
     def inode(self, number: int) -> Inode:
-        """Return the inode of a number."""
         for row in self._rows("SELECT * FROM inode WHERE id=?", number):
             number, mode, uid, gid, size, time_ns, rdev, link, text, first = row
             xattrs = {name: value.encode("latin-1") for name, value in json.loads(text).items()}

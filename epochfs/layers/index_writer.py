@@ -7,9 +7,11 @@ moment, and an entry below a link goes where the link leads.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import stat
+from collections.abc import Iterator
 
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.layers.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
@@ -76,32 +78,30 @@ class _Rows:
             (_PIECE, self.pieces),
             (_ALIAS, self.aliases),
         ):
-            try:
+            with _write_errors():
                 self._connection.executemany(statement, rows)
-            except sqlite3.Error as error:
-                raise _write_failure(error) from error
             rows.clear()
 
     def run(self, statement: str, *values: _Value) -> sqlite3.Cursor:
         """Execute a statement after inserting all rows."""
         self.insert()
-        return self._execute(statement, values)
+        with _write_errors():
+            return self._connection.execute(statement, values)
 
     def run_of(self, parent: bytes, name: bytes, statement: str, *more: _Value) -> sqlite3.Cursor:
         """Execute a statement about one name, whose first values are `parent` and `name`."""
         if (parent, name) in self.names:
             self.insert()
-        return self._execute(statement, (parent, name, *more))
-
-    def _execute(self, statement: str, values: tuple[_Value, ...]) -> sqlite3.Cursor:
-        try:
-            return self._connection.execute(statement, values)
-        except sqlite3.Error as error:
-            raise _write_failure(error) from error
+        with _write_errors():
+            return self._connection.execute(statement, (parent, name, *more))
 
 
-def _write_failure(error: sqlite3.Error) -> CacheFailure:
-    return CacheFailure(f"cannot write the index of a layer: {error}")
+@contextlib.contextmanager
+def _write_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise CacheFailure(f"cannot write the index of a layer: {error}") from error
 
 
 class _PathFilter:
@@ -126,15 +126,13 @@ class IndexWriter:
     """
 
     def __init__(self, path: str) -> None:
-        try:
+        with _write_errors():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.executescript(
                 "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;"
                 f"PRAGMA cache_size=-{_CACHE_KIB};"
                 f"{SCHEMA} BEGIN"
             )
-        except sqlite3.Error as error:
-            raise _write_failure(error) from error
         self._rows = _Rows(self._connection)
         self._inodes = IMPLICIT
         self._entries = 0

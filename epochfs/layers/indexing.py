@@ -29,7 +29,7 @@ from contextlib import closing
 
 from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache
-from epochfs.cache.directory import LAYERS, READ_FLAGS, is_ours
+from epochfs.cache.directory import LAYERS, NEW_FILE_FLAGS, READ_FLAGS, is_ours
 from epochfs.cache.quota import cached_files, remove_unused, shrink
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge, Vanished
 from epochfs.layers import toc
@@ -57,7 +57,6 @@ Write = Callable[[IndexWriter], None]
 
 _SHARE = 10
 _ATTEMPTS = 3
-_NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def write_index(
@@ -145,7 +144,7 @@ def _found_or_made(cache: BlobCache, layer: Descriptor, write: Write) -> LayerIn
 def _make(directory: int, name: str, write: Write) -> LayerIndex:
     """Write an index, sync it, and rename it to `name`, unless another process was faster."""
     draft = f"{name}.{secrets.token_hex(8)}"
-    fd = os.open(draft, _NEW_FLAGS, 0o600, dir_fd=directory)
+    fd = os.open(draft, NEW_FILE_FLAGS, 0o600, dir_fd=directory)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         path = f"/proc/self/fd/{directory}/{draft}"

@@ -155,9 +155,8 @@ class Layers:
         self._blobs = blobs
         self._cache = cache
         self._closed = threading.Event()
-        self._indexes: LoadingCache[_Key, LayerIndex] = LoadingCache("layer", _MAX_INDEXES, _weight)
-        self._archives: LoadingCache[tuple[Repository, _Key], Archive]
-        self._archives = LoadingCache("archive", _MAX_ARCHIVES)
+        self._indexes = LoadingCache[_Key, LayerIndex]("layer", _MAX_INDEXES, _weight)
+        self._archives = LoadingCache[tuple[Repository, _Key], Archive]("archive", _MAX_ARCHIVES)
         self._chunks = ChunkCache()
 
     def begin(self, repository: Repository, layers: Iterable[Descriptor]) -> None:

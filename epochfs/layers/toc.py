@@ -162,16 +162,15 @@ def _parse(raw: bytes, own_files: frozenset[str]) -> list[Entry]:
         raise ProtocolViolation(str(error)) from None
 
 
-def _groups(rows: list[_Row]) -> Iterator[list[_Row]]:
-    """Yield each entry with the chunks that follow it."""
-    group: list[_Row] = []
+def _groups(rows: list[_Row]) -> list[list[_Row]]:
+    """Return each entry with the chunks that follow it."""
+    groups: list[list[_Row]] = []
     for row in rows:
-        if group and row.get("type") != "chunk":
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+        if groups and row.get("type") == "chunk":
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _entry(group: list[_Row]) -> Entry:
