@@ -80,7 +80,8 @@ class OciLayout:
 
     def __init__(self, directory: Path, manifest_limit: int) -> None:
         """Open the directory; raises NotFound or ProtocolViolation where there is no layout."""
-        self._name = _repository_of(directory)
+        self.own_repository = _repository_of(directory)
+        """The repository of what has no repository in its name."""
         self._manifest_limit = manifest_limit
         self._lock = threading.Lock()
         self._read: _Contents | None = None
@@ -102,12 +103,7 @@ class OciLayout:
 
     def located(self, name: str) -> tuple[Repository, Tag]:
         """Return the repository and tag of a name in `index.json`; raises InvalidName."""
-        return _parse_name(name, self._name)
-
-    @property
-    def own_repository(self) -> Repository:
-        """The repository of what has no repository in its name."""
-        return self._name
+        return _parse_name(name, self.own_repository)
 
     # ---- as `Source` says --------------------------------------------------------------------
 
@@ -244,7 +240,7 @@ class OciLayout:
         index = parse(raw)
         if not isinstance(index, Index):
             raise ProtocolViolation("index.json is not an image index")
-        read = _Contents(identity, _names(index, self._name))
+        read = _Contents(identity, _names(index, self.own_repository))
         with self._lock:
             self._read = read
         return read

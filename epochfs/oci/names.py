@@ -206,31 +206,23 @@ def referrers_tag(digest: Digest) -> Tag:
     return Tag(f"{digest.algorithm[:32]}-{digest.encoded[:64]}")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Title:
-    """A relative path to show content at, such as `README.md` or `docs/a.txt`."""
+def checked_title(text: str) -> str:
+    """Return a title, a relative path to show content at such as `docs/a.txt`, if it is safe.
 
-    path: str
-
-    @classmethod
-    def parse(cls, text: str) -> Title:
-        """Parse a title; raises InvalidName for one that could lead out of its directory, or that
-        begins with a digest, so that content can always be shown by its digest.
-        """
-        if len(text) > MAX_TITLE_BYTES or len(text.encode("utf-8", "replace")) > MAX_TITLE_BYTES:
-            raise InvalidName(f"title is too long: '{printable(text)}'")
-        if text.count("/") > MAX_TITLE_DEPTH:
-            raise InvalidName(f"title is too deep: '{printable(text)}'")
-        for segment in text.split("/"):
-            _checked_segment(segment, "title", NAME_MAX)
-        try:
-            Digest.parse(text.partition("/")[0])
-        except InvalidName:
-            return cls(text)
-        raise InvalidName(f"title is a digest: '{printable(text)}'")
-
-    def __str__(self) -> str:
-        return self.path
+    Raises InvalidName for one that could lead out of its directory, or that begins with a digest,
+    so that content can always be shown by its digest.
+    """
+    if len(text.encode("utf-8", "replace")) > MAX_TITLE_BYTES:
+        raise InvalidName(f"title is too long: '{printable(text)}'")
+    if text.count("/") > MAX_TITLE_DEPTH:
+        raise InvalidName(f"title is too deep: '{printable(text)}'")
+    for segment in text.split("/"):
+        _checked_segment(segment, "title", NAME_MAX)
+    try:
+        Digest.parse(text.partition("/")[0])
+    except InvalidName:
+        return text
+    raise InvalidName(f"title is a digest: '{printable(text)}'")
 
 
 def labels(wanted: str, digest: Digest) -> Iterator[str]:
@@ -240,6 +232,6 @@ def labels(wanted: str, digest: Digest) -> Iterator[str]:
     Where several want the same name, each takes the first free one. The last is always free.
     """
     with contextlib.suppress(InvalidName):
-        yield Title.parse(wanted).path
-        yield Title.parse(f"{wanted}@{digest}").path
+        yield checked_title(wanted)
+        yield checked_title(f"{wanted}@{digest}")
     yield str(digest)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 
-from epochfs.client.auth import Authenticator, CredentialStore, TokenRequest
+from epochfs.client.auth import Authenticator, CredentialStore, TokenRequest, Turn
+from epochfs.client.auth.tokens import Fetch, Learn
 from epochfs.config import Credentials
 
 CHALLENGE = 'Bearer realm="https://auth.example/token",service="example",scope="repository:a:pull"'
@@ -30,6 +32,11 @@ class TokenServer:
 def open_to_all() -> str:
     """A registry that asks nothing of anybody at its root."""
     return ""
+
+
+def turn(scope: str, fetch: Fetch, seconds: float, learn: Learn = open_to_all) -> Turn:
+    """A request for an Authorization value that may take so many seconds."""
+    return Turn(scope, fetch, learn, time.monotonic() + seconds)
 
 
 def authenticator(scheme: str = "https", **credentials: object) -> Authenticator:

@@ -21,7 +21,7 @@ Rules that keep credentials where they belong:
 - `Authenticator.redact` removes all of them from text that a server sent back.
 """
 
-from epochfs.client.auth.authenticator import Authenticator, Bearer
+from epochfs.client.auth.authenticator import Authenticator, Bearer, Turn
 from epochfs.client.auth.credentials import CredentialStore
 from epochfs.client.auth.login_files import read_password
 from epochfs.client.auth.tokens import TokenRequest, describe_schemes, parse_challenges
@@ -31,6 +31,7 @@ __all__ = [
     "Bearer",
     "CredentialStore",
     "TokenRequest",
+    "Turn",
     "describe_schemes",
     "parse_challenges",
     "read_password",

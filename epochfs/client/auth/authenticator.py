@@ -63,22 +63,19 @@ _NOBODY = Bearer("", "")
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
-    """A request for an Authorization value; `deadline` is monotonic.
-
-    `repository` is the one that `scope` names, "" for the registry as a whole.
-    """
+class Turn:
+    """A request for the Authorization value of a `scope`; `deadline` is monotonic."""
 
     scope: str
-    repository: str
     fetch: Fetch
+    learn: Learn
     deadline: float
 
-    @classmethod
-    def begin(cls, scope: str, fetch: Fetch, patience: float) -> _Turn:
-        name, _, action = scope.rpartition(":")
-        repository = "" if action == "catalog" else name
-        return cls(scope, repository, fetch, time.monotonic() + patience)
+    @property
+    def repository(self) -> str:
+        """The repository that the scope names, "" for the registry as a whole."""
+        name, _, action = self.scope.rpartition(":")
+        return "" if action == "catalog" else name
 
 
 class Authenticator:
@@ -116,25 +113,24 @@ class Authenticator:
             in_turn=True,
         )
 
-    def header(self, scope: str, fetch: Fetch, learn: Learn, patience: float) -> str:
+    def header(self, turn: Turn) -> str:
         """Return the Authorization value for a first attempt, or "" to send none.
 
         A login is shown from the first request on, if the registry asks for one at its root.
         Without one, a token is fetched only to replace one that is about to expire, or that was
-        issued to other credentials. `patience` is the time limit in seconds. Raises Denied,
-        CredentialsUnavailable and ProtocolViolation as `renew` does, and what `learn` raises.
+        issued to other credentials. Raises Denied, CredentialsUnavailable and ProtocolViolation as
+        `renew` does, and what `learn` raises.
         """
         with self._lock:
-            key, asked = self._keys.get(scope), self._asked_of_all
-        if key is None and not self.credentials.providers:
+            is_known = turn.scope in self._keys
+        if not is_known and not self.credentials.providers:
             return ""
-        turn = _Turn.begin(scope, fetch, patience)
-        login = self._login(learn, turn)
-        if key is None and login is not None and not login.token:
-            asked = self._learned(learn, turn)
-        return self._value(login, asked, key, turn)
+        login = self._login(turn)
+        if not is_known and login is not None and not login.token:
+            self._learned(turn)
+        return self._value(login, turn)
 
-    def instead(self, scope: str, forbidden: str, fetch: Fetch, patience: float) -> str:
+    def instead(self, turn: Turn, forbidden: str) -> str:
         """Return the Authorization value to try in place of one that was answered with 403.
 
         It is the same where there is no other. Amazon ECR answers an expired login with 403, so a
@@ -142,26 +138,15 @@ class Authenticator:
         """
         if not forbidden or self.credentials.static:
             return forbidden
-        turn = _Turn.begin(scope, fetch, patience)
         login = self.credentials.login(turn.repository, turn.deadline)
-        with self._lock:
-            key, asked = self._keys.get(scope), self._asked_of_all
-        value = self._value(login, asked, key, turn)
+        value = self._value(login, turn)
         if value == forbidden and login is not None:
             another = self.credentials.after_forbidden(login, turn.repository, turn.deadline)
             if another is not None:
-                value = self._value(another, asked, key, turn)
+                value = self._value(another, turn)
         return value or forbidden
 
-    def renew(
-        self,
-        scope: str,
-        challenge: str,
-        refused: str,
-        sent_at: float,
-        fetch: Fetch,
-        patience: float,
-    ) -> str:
+    def renew(self, turn: Turn, challenge: str, refused: str, sent_at: float) -> str:
         """Return the Authorization value that answers a 401, or "" if there is none to offer.
 
         `challenge` is the WWW-Authenticate header, `refused` the value that was sent with the
@@ -170,21 +155,20 @@ class Authenticator:
         are none that the registry takes, ProtocolViolation for a token server that must not see
         them and for an answer without a token.
         """
-        turn = _Turn.begin(scope, fetch, patience)
         asked = answerable(challenge)
         if asked.scheme not in ("bearer", "basic") and not self.credentials.static:
             return ""
         login = self.credentials.login(turn.repository, turn.deadline)
         if login is not None and login.token:
-            return self._value(login, None, None, turn)
+            return self._value(login, turn)
         if asked.scheme == "basic":
             with self._lock:
                 self._asked_of_all = asked
             return self._basic(login, turn, refused)
         # Quay and pulp name no scope: then ask for the one that the request needs.
-        key = self._key(asked, asked.parameters.get("scope") or token_scope(scope))
+        key = self._key(asked, asked.parameters.get("scope") or token_scope(turn.scope))
         with self._lock:
-            self._keys[scope] = key
+            self._keys[turn.scope] = key
             if self._asked_of_all is not None and self._asked_of_all.scheme == "basic":
                 self._asked_of_all = asked
         return self._bearer(replace(key, login=login), sent_at, turn)
@@ -219,13 +203,13 @@ class Authenticator:
             ends = [token.expires_at for token in self._tokens.values() if token.value]
         return time.time() + max(ends) - time.monotonic() if ends else None
 
-    def _value(
-        self, login: Login | None, asked: Challenge | None, key: TokenKey | None, turn: _Turn
-    ) -> str:
-        """Return the Authorization value for a login, given what is asked of all, or by `key`."""
+    def _value(self, login: Login | None, turn: Turn) -> str:
+        """Return the Authorization value for a login, given what the registry has asked for."""
         if login is not None and login.token:
             self.credentials.used(login)
             return f"Bearer {login.token}"
+        with self._lock:
+            key, asked = self._keys.get(turn.scope), self._asked_of_all
         if asked is not None and asked.scheme == "basic":
             return self._basic(login, turn, "")
         if key is None:
@@ -236,7 +220,7 @@ class Authenticator:
             key = self._key(asked, wanted)
         return self._bearer(replace(key, login=login), 0.0, turn)
 
-    def _login(self, learn: Learn, turn: _Turn) -> Login | None:
+    def _login(self, turn: Turn) -> Login | None:
         """Return the login, if there is one.
 
         Where it is unavailable, a registry that is down is reported first, as that is the outage,
@@ -246,17 +230,16 @@ class Authenticator:
         try:
             return self.credentials.login(turn.repository, turn.deadline)
         except CredentialsUnavailable as error:
-            if self.credentials.static or self._learned(learn, turn).scheme:
+            if self.credentials.static or self._learned(turn).scheme:
                 raise
             if not isinstance(error, StoreFailed):
                 raise
             return None
 
-    def _learned(self, learn: Learn, turn: _Turn) -> Challenge:
+    def _learned(self, turn: Turn) -> Challenge:
         """Return what the registry asks of everybody; the first thread to need it finds it out."""
-        return self._learning.do(
-            None, lambda: self._asked_of_all, lambda: answerable(learn()), turn.deadline
-        )
+        look, work = lambda: self._asked_of_all, lambda: answerable(turn.learn())
+        return self._learning.do(None, look, work, turn.deadline)
 
     def _keep_asked(self, _: None, asked: Challenge) -> None:
         self._asked_of_all = asked
@@ -268,7 +251,7 @@ class Authenticator:
         realm = checked_realm(asked.parameters.get("realm", ""), self._registry_scheme)
         return TokenKey(realm, asked.parameters.get("service", ""), scope, None)
 
-    def _basic(self, login: Login | None, turn: _Turn, refused: str) -> str:
+    def _basic(self, login: Login | None, turn: Turn, refused: str) -> str:
         """Return the Authorization value for Basic, other than the one `refused` if possible."""
         if login is not None and login.basic() == refused:
             login = self.credentials.after_refusal(login, turn.repository, turn.deadline) or login
@@ -280,7 +263,7 @@ class Authenticator:
         self.credentials.used(login)
         return value
 
-    def _bearer(self, key: TokenKey, asked_since: float, turn: _Turn) -> str:
+    def _bearer(self, key: TokenKey, asked_since: float, turn: Turn) -> str:
         """Return the Authorization value for a token requested no earlier than `asked_since`.
 
         If the token server refuses the credentials, they are looked up again and retried once.
@@ -296,14 +279,14 @@ class Authenticator:
             token = self._token(replace(key, login=another), asked_since, turn)
         return f"Bearer {token.value}" if token.value else ""
 
-    def _token(self, key: TokenKey, asked_since: float, turn: _Turn) -> Token:
+    def _token(self, key: TokenKey, asked_since: float, turn: Turn) -> Token:
         def look() -> Token | None:
             token = self._tokens.get(key)
             return token if token is not None and token.usable(asked_since) else None
 
         return self._fetching.do(key, look, partial(self._asked, key, turn), turn.deadline)
 
-    def _asked(self, key: TokenKey, turn: _Turn) -> Token:
+    def _asked(self, key: TokenKey, turn: Turn) -> Token:
         """Get a token.
 
         Without credentials some servers issue no token at all, yet the registry may answer
@@ -321,7 +304,7 @@ class Authenticator:
             now = time.monotonic()
             return Token("", now, now + SHORTEST_LIFE)
 
-    def _refreshed(self, key: TokenKey, login: Login, turn: _Turn) -> Token:
+    def _refreshed(self, key: TokenKey, login: Login, turn: Turn) -> Token:
         """Get a token for an identity token, or for the one that replaced it."""
         original = login.identity_token
         with self._refresh_tokens.held(key.realm, original, turn.deadline) as chain:

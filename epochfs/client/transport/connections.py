@@ -29,7 +29,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ClosedPoolError, HTTPError, NameResolutionError, NewConnectionError
 
 from epochfs.client.transport.faults import WrongHost, is_wrong_host
-from epochfs.client.transport.tls import TlsPolicy, names_of
+from epochfs.client.transport.tls import TlsPolicy
 from epochfs.client.transport.watchdog import Watch
 
 # urllib3 logs whole URLs, and that of a redirected blob may hold a signature.
@@ -298,7 +298,7 @@ class Adapter(HTTPAdapter):
         try:
             connection.connect()
             certificate: Any = connection.sock
-            return names_of(certificate.getpeercert())
+            return [name for _, name in certificate.getpeercert().get("subjectAltName", ())]
         except (OSError, HTTPError):
             return None
         finally:

@@ -14,7 +14,7 @@ from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
 from epochfs import __version__
-from epochfs.client.auth import Authenticator, Bearer, CredentialStore, TokenRequest
+from epochfs.client.auth import Authenticator, Bearer, CredentialStore, TokenRequest, Turn
 from epochfs.client.transport.connections import Adapter, watch_in_use
 from epochfs.client.transport.faults import (
     CONVERTED,
@@ -263,21 +263,21 @@ class Transport:
         A 403 is answered once as well, if there are credentials other than those sent.
         """
         fetch_token, learn = partial(self._fetch_token, watch), partial(self._learn, watch)
-        scope, home, known = request.scope, self.base.origin, self.authenticator
-        sent_at = time.monotonic()
-        shown = known.header(scope, fetch_token, learn, watch.deadline - sent_at)
+        turn = partial(Turn, request.scope, fetch_token, learn)
+        home, known, sent_at = self.base.origin, self.authenticator, time.monotonic()
+        shown = known.header(turn(watch.deadline))
         answer = self._answered(request, shown, watch)
         if answer.status == 401 and answer.url.origin == home:
             challenge = answer.headers.get("WWW-Authenticate", "")
             answer.read_error()
-            refused, left = shown, watch.remaining()
-            shown = known.renew(scope, challenge, refused, sent_at, fetch_token, left)
+            refused = shown
+            shown = known.renew(turn(watch.deadline), challenge, refused, sent_at)
             if shown == refused:
                 return answer
             answer = self._answered(request, shown, watch)
         if answer.status == 403 and answer.url.origin == home and request.restart():
             answer.read_error()
-            another = known.instead(scope, shown, fetch_token, watch.remaining())
+            another = known.instead(turn(watch.deadline), shown)
             if another != shown:
                 answer = self._answered(request, another, watch)
         return answer

@@ -110,7 +110,9 @@ def convert(
         return DeadlineExceeded(f"{what}: no answer within {watch.timeout:g} s")
     for cause in causes:
         if isinstance(cause, WrongHost):
-            return TlsFailure(f"{what}: {_wrong_host(cause.names)}")
+            names = ", ".join(cause.names or ["other hosts"])
+            cure = Cause.NO_NAMES if cause.names == [] else Cause.WRONG_HOST
+            return TlsFailure(f"{what}: {cure.told(names=names)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = printable(cause.verify_message)
             cure = _CERTIFICATE_CAUSES.get(cause.verify_code, Cause.AUTHORITY_UNKNOWN)
@@ -135,12 +137,6 @@ def is_wrong_host(error: Exception) -> bool:
         isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in WRONG_HOST_CODES
         for cause in _causes(error)
     )
-
-
-def _wrong_host(names: list[str] | None) -> str:
-    if names == []:
-        return Cause.NO_NAMES.told()
-    return Cause.WRONG_HOST.told(names=", ".join(names or ["other hosts"]))
 
 
 def _tls_failure(reason: str, identified: bool) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,13 +139,6 @@ class TlsPolicy:
                     f"'{printable(key or certificate)}': {_reason(error)}"
                 ) from error
         return context
-
-
-def names_of(certificate: Mapping[str, object]) -> list[str]:
-    """Return the hosts that a certificate is for, as `SSLSocket.getpeercert` returns it."""
-    names = certificate.get("subjectAltName", ())
-    assert isinstance(names, tuple)
-    return [str(name) for _, name in names]
 
 
 def _identity(path: Path) -> tuple[int, int, int, int] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.credhelpers import ANSWER, SERVER, Installed, on_path
 from support.scripted import at_most, until
-from support.tokenservers import open_to_all
+from support.tokenservers import turn
 
 from epochfs.client.auth import (
     Authenticator,
@@ -178,15 +178,15 @@ def test_a_failing_store_for_all_registries_matters_where_one_asks_for_a_login(
     store = installed.store(credsStore="test")
     subject = Authenticator(store, "https")
     for _ in range(2):
-        assert subject.header("a:pull", _unasked, open_to_all, SOON) == ""
+        assert subject.header(turn("a:pull", _unasked, SOON)) == ""
     assert subject.bearer_for(b"salt", "a", time.monotonic() + SOON) == Bearer("", "")
     why = r"docker-credential-test.*exit code 3"
     for challenge in ("Basic", 'Bearer realm="https://auth.example/"', "Negotiate"):
         subject = Authenticator(store, "https")
         with pytest.raises(CredentialsUnavailable, match=why):
-            subject.header("a:pull", _unasked, lambda: challenge, SOON)  # noqa: B023
+            subject.header(turn("a:pull", _unasked, SOON, lambda: challenge))  # noqa: B023
     with pytest.raises(CredentialsUnavailable, match=why):
-        subject.renew("a:pull", "Basic", "", 0, _unasked, SOON)
+        subject.renew(turn("a:pull", _unasked, SOON), "Basic", "", 0)
     assert len(installed.requests) == 1
 
 
@@ -328,11 +328,11 @@ def test_refused_credentials_are_replaced_before_anyone_is_denied(installed: Ins
     installed.answer("bob", "old")
     store = installed.store()
     subject = Authenticator(store, "https")
-    basic = subject.renew("a:pull", "Basic", "", 0, _unasked, SOON)
+    basic = subject.renew(turn("a:pull", _unasked, SOON), "Basic", "", 0)
     installed.answer("bob", "new")
-    renewed = subject.renew("a:pull", "Basic", basic, 0, _unasked, SOON)
+    renewed = subject.renew(turn("a:pull", _unasked, SOON), "Basic", basic, 0)
     assert renewed not in (basic, "")
-    assert subject.header("a:pull", _unasked, open_to_all, SOON) == renewed
+    assert subject.header(turn("a:pull", _unasked, SOON)) == renewed
     installed.answer("bob", "newest")
     sent = []
 
@@ -344,8 +344,8 @@ def test_refused_credentials_are_replaced_before_anyone_is_denied(installed: Ins
 
     challenge = 'Bearer realm="https://auth.example/"'
     subject = Authenticator(store, "https")
-    assert subject.renew("a:pull", challenge, "", 0, fetch, SOON) == "Bearer t"
-    assert subject.header("a:pull", fetch, open_to_all, SOON) == "Bearer t"
+    assert subject.renew(turn("a:pull", fetch, SOON), challenge, "", 0) == "Bearer t"
+    assert subject.header(turn("a:pull", fetch, SOON)) == "Bearer t"
     assert len(set(sent)) == len(sent) == 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from support.tokenservers import TokenServer, open_to_all
+from support.tokenservers import TokenServer, turn
 
 from epochfs.client.auth import Authenticator, CredentialStore
 from epochfs.client.auth.credentials import Provider
@@ -41,8 +41,10 @@ def store() -> CredentialStore:
 
 def test_a_provider_needs_no_more_than_to_have_logins(store: CredentialStore) -> None:
     subject, server = Authenticator(store, "https"), TokenServer()
-    assert subject.header("a:pull", server, lambda: "Basic", 1) == basic("secret-0")
-    assert subject.renew("a:pull", "Basic", basic("secret-0"), 0, server, 1) == basic("secret-1")
+    assert subject.header(turn("a:pull", server, 1, lambda: "Basic")) == basic("secret-0")
+    assert subject.renew(turn("a:pull", server, 1), "Basic", basic("secret-0"), 0) == basic(
+        "secret-1"
+    )
     assert store.describe() == "as me, from elsewhere"
     assert subject.redact("secret-0, secret-1", "") == "***, ***"
     assert subject.bearer_for(b"salt", "a", NOW).principal == "as me, from elsewhere"
@@ -68,14 +70,14 @@ def test_a_provider_may_have_a_token_that_is_sent_as_it_is(challenge: str) -> No
     store.providers.append(Tokens())
     subject = Authenticator(store, "https")
     assert store.anonymous
-    assert subject.renew("a:pull", challenge, "", 0, server, 1) == "Bearer t"
-    assert subject.header("a:pull", server, lambda: challenge, 1) == "Bearer t"
-    assert subject.instead("a:pull", "Bearer t", server, 1) == "Bearer t"
+    assert subject.renew(turn("a:pull", server, 1), challenge, "", 0) == "Bearer t"
+    assert subject.header(turn("a:pull", server, 1, lambda: challenge)) == "Bearer t"
+    assert subject.instead(turn("a:pull", server, 1), "Bearer t") == "Bearer t"
     assert store.describe() == "with the token of this machine"
     assert server.requests == []
 
 
 def test_a_login_is_not_shown_where_nobody_asks_for_one(store: CredentialStore) -> None:
     subject = Authenticator(store, "https")
-    assert subject.header("a:pull", TokenServer(), open_to_all, 1) == ""
+    assert subject.header(turn("a:pull", TokenServer(), 1)) == ""
     assert store.anonymous

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tokenservers import BASIC, CHALLENGE, TokenServer, authenticator, open_to_all
+from support.tokenservers import BASIC, CHALLENGE, TokenServer, authenticator, turn
 
 from epochfs.client.auth.tokens import (
     Challenge,
@@ -62,35 +62,37 @@ def test_a_long_hostile_challenge_is_parsed_in_no_time() -> None:
 
 def test_credentials_go_to_the_token_server() -> None:
     server = TokenServer()
-    authenticator(username="user", password="secret").renew("a:pull", CHALLENGE, "", 0, server, 1)
+    authenticator(username="user", password="secret").renew(
+        turn("a:pull", server, 1), CHALLENGE, "", 0
+    )
     assert server.requests[0].authorization == BASIC
     assert "secret" not in server.requests[0].url
 
 
 def test_a_token_is_sent_at_once_with_later_requests_of_the_scope() -> None:
     server, subject = TokenServer(), authenticator()
-    subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
-    assert subject.header("a:pull", server, open_to_all, 1) == "Bearer t"
-    assert subject.header("b:pull", server, open_to_all, 1) == ""
+    subject.renew(turn("a:pull", server, 1), CHALLENGE, "", 0)
+    assert subject.header(turn("a:pull", server, 1)) == "Bearer t"
+    assert subject.header(turn("b:pull", server, 1)) == ""
     assert len(server.requests) == 1
 
 
 def test_a_token_is_replaced_before_it_expires(clock: list[float]) -> None:
     server = TokenServer({"token": "old", "expires_in": 300}, {"token": "new"})
     subject = authenticator()
-    subject.renew("a:pull", CHALLENGE, "", 0, server, 1)
+    subject.renew(turn("a:pull", server, 1), CHALLENGE, "", 0)
     clock[0] += 280
-    assert subject.header("a:pull", server, open_to_all, 1) == "Bearer old"
+    assert subject.header(turn("a:pull", server, 1)) == "Bearer old"
     clock[0] += 15
-    assert subject.header("a:pull", server, open_to_all, 1) == "Bearer new"
+    assert subject.header(turn("a:pull", server, 1)) == "Bearer new"
 
 
 def test_a_refused_token_is_never_sent_again(clock: list[float]) -> None:
     server = TokenServer({"token": "old"}, {"token": "new"})
     subject = authenticator()
-    subject.renew("a:pull", CHALLENGE, "", clock[0], server, 1)
+    subject.renew(turn("a:pull", server, 1), CHALLENGE, "", clock[0])
     clock[0] += 1
-    assert subject.renew("a:pull", CHALLENGE, "", clock[0], server, 1) == "Bearer new"
+    assert subject.renew(turn("a:pull", server, 1), CHALLENGE, "", clock[0]) == "Bearer new"
 
 
 def test_threads_refused_at_the_same_time_share_one_token() -> None:
@@ -106,14 +108,14 @@ def test_threads_refused_at_the_same_time_share_one_token() -> None:
     results: list[str] = []
 
     def renew() -> None:
-        results.append(subject.renew("a:pull", CHALLENGE, "", 0, server, 5))
+        results.append(subject.renew(turn("a:pull", server, 5), CHALLENGE, "", 0))
 
     threads = [threading.Thread(target=renew) for _ in range(8)]
     for thread in threads:
         thread.start()
     entered.wait(5)
     with pytest.raises(DeadlineExceeded):
-        subject.renew("a:pull", CHALLENGE, "", 0, server, 0.05)
+        subject.renew(turn("a:pull", server, 0.05), CHALLENGE, "", 0)
     go_on.set()
     for thread in threads:
         thread.join(5)
@@ -123,27 +125,27 @@ def test_threads_refused_at_the_same_time_share_one_token() -> None:
 
 def test_an_empty_token_means_that_none_is_sent() -> None:
     server, subject = TokenServer({"token": ""}), authenticator(username="user", password="p")
-    assert subject.renew("", CHALLENGE, "", 0, server, 1) == ""
-    assert subject.header("", server, open_to_all, 1) == ""
+    assert subject.renew(turn("", server, 1), CHALLENGE, "", 0) == ""
+    assert subject.header(turn("", server, 1)) == ""
     assert len(server.requests) == 1
 
 
 def test_a_token_server_that_refuses_anonymous_users_leaves_them_anonymous() -> None:
     server, subject = TokenServer(Denied("no")), authenticator()
-    assert subject.renew("", CHALLENGE, "", 0, server, 1) == ""
+    assert subject.renew(turn("", server, 1), CHALLENGE, "", 0) == ""
 
 
 def test_a_token_server_that_refuses_the_credentials_ends_it() -> None:
     subject, server = authenticator(username="user", password="wrong"), TokenServer(Denied("no"))
     with pytest.raises(Denied):
-        subject.renew("", CHALLENGE, "", 0, server, 1)
+        subject.renew(turn("", server, 1), CHALLENGE, "", 0)
     assert len(server.requests) == 1
 
 
 def test_a_token_server_without_get_is_posted_to() -> None:
     server = TokenServer(Unsupported("404"), {"access_token": "t"})
     subject = authenticator(username="user", password="pa&ss")
-    assert subject.renew("a:pull", CHALLENGE, "", 0, server, 1) == "Bearer t"
+    assert subject.renew(turn("a:pull", server, 1), CHALLENGE, "", 0) == "Bearer t"
     posted = server.requests[1]
     assert posted.url == "https://auth.example/token"
     assert posted.authorization == ""
@@ -161,7 +163,7 @@ def test_a_token_server_without_get_is_posted_to() -> None:
 def test_a_token_server_that_is_not_there_is_a_violation(credentials: dict[str, str]) -> None:
     server = TokenServer(Unsupported("404"))
     with pytest.raises(ProtocolViolation):
-        authenticator(**credentials).renew("a:pull", CHALLENGE, "", 0, server, 1)
+        authenticator(**credentials).renew(turn("a:pull", server, 1), CHALLENGE, "", 0)
     assert [bool(request.form) for request in server.requests] == [False, True][
         : 1 + len(credentials) // 2
     ]
@@ -170,7 +172,9 @@ def test_a_token_server_that_is_not_there_is_a_violation(credentials: dict[str, 
 def test_the_expiry_of_tokens_is_told(clock: list[float]) -> None:
     subject = authenticator()
     assert subject.token_expiry() is None
-    subject.renew("a:pull", CHALLENGE, "", 0, TokenServer({"token": "t", "expires_in": 300}), 1)
+    subject.renew(
+        turn("a:pull", TokenServer({"token": "t", "expires_in": 300}), 1), CHALLENGE, "", 0
+    )
     clock[0] += 100
     expiry = subject.token_expiry()
     assert expiry is not None
@@ -206,7 +210,8 @@ def test_logins_that_look_the_same_have_tokens_of_their_own(
     write_logins(tmp_path / "auth.json", one=first, two=second)
     server, subject = NamingServer(), authenticator(auth_files=(tmp_path / "auth.json",))
     tokens = {
-        subject.renew(f"{name}/app:pull", CHALLENGE, "", 0, server, 1) for name in ("one", "two")
+        subject.renew(turn(f"{name}/app:pull", server, 1), CHALLENGE, "", 0)
+        for name in ("one", "two")
     }
     assert {token[-1] for token in tokens} == {"a", "b"}
 
@@ -215,12 +220,14 @@ def test_the_token_of_a_login_is_not_sent_once_the_file_has_another(tmp_path: Pa
     path = tmp_path / "auth.json"
     server, subject = NamingServer(), authenticator(auth_files=(path,))
     write_logins(path, team={"username": "alice", "password": "old"})
-    assert subject.renew("team/app:pull", CHALLENGE, "", 0, server, 1) == "Bearer for-alice:old"
+    assert (
+        subject.renew(turn("team/app:pull", server, 1), CHALLENGE, "", 0) == "Bearer for-alice:old"
+    )
     write_logins(path, team={"username": "bob", "password": "geheim"})
-    assert subject.header("team/app:pull", server, open_to_all, 1) == "Bearer for-bob:geheim"
-    assert subject.header("team/app:pull", server, open_to_all, 1) == "Bearer for-bob:geheim"
+    assert subject.header(turn("team/app:pull", server, 1)) == "Bearer for-bob:geheim"
+    assert subject.header(turn("team/app:pull", server, 1)) == "Bearer for-bob:geheim"
     write_logins(path, team={"username": "alice", "password": "old"})
-    assert subject.header("team/app:pull", server, open_to_all, 1) == "Bearer for-alice:old"
+    assert subject.header(turn("team/app:pull", server, 1)) == "Bearer for-alice:old"
     assert len(server.requests) == 2
 
 
@@ -243,7 +250,7 @@ def test_a_kind_of_access_is_asked_for_in_the_words_of_token_servers(
 def test_the_scope_that_a_root_names_is_nobodys(clock: list[float]) -> None:
     """ghcr.io says `repository:user/image:pull` to everyone."""
     server, subject = TokenServer(), authenticator(username="user", password="secret")
-    subject.header("b:pull", server, lambda: CHALLENGE, 1)
+    subject.header(turn("b:pull", server, 1, lambda: CHALLENGE))
     assert "scope=repository%3Ab%3Apull" in server.requests[0].url
 
 
@@ -273,7 +280,7 @@ def test_the_scope_that_a_root_names_is_nobodys(clock: list[float]) -> None:
 def test_no_credential_goes_to_a_doubtful_token_server(realm: str) -> None:
     server, subject = TokenServer(), authenticator(username="user", password="secret")
     with pytest.raises(ProtocolViolation) as caught:
-        subject.renew("a:pull", f'Bearer realm="{realm}"', "", 0, server, 1)
+        subject.renew(turn("a:pull", server, 1), f'Bearer realm="{realm}"', "", 0)
     assert server.requests == []
     assert "pw" not in str(caught.value)
 
@@ -282,7 +289,7 @@ def test_an_http_registry_may_have_a_token_server_on_http() -> None:
     subject = authenticator(scheme="http")
     challenge = 'Bearer realm="http://127.0.0.1:5001/token?x=1"'
     server = TokenServer()
-    assert subject.renew("", challenge, "", 0, server, 1) == "Bearer t"
+    assert subject.renew(turn("", server, 1), challenge, "", 0) == "Bearer t"
     assert server.requests[0].url == "http://127.0.0.1:5001/token?x=1&client_id=epochfs"
 
 
