@@ -1,5 +1,6 @@
-"""Everything on the wire: `RegistryClient`, one `Host` per endpoint, `Mirrors` that choose among
-hosts, `hosts` (containerd's hosts.toml), `auth/`, `transport/`.
+"""Everything on the wire: `RegistryClient`, what it pushes (`pushing`, `uploads`), one `Host` per
+endpoint, `Mirrors` that choose among hosts, `hosts` (containerd's hosts.toml), `auth/` and
+`transport/`.
 
 Uses `oci` and `config`. `single_flight` is here, as this is the lowest folder that needs it.
 Used by `cache`, `metadata`, `blobs`, `layers` and `session`, and by programs as a library.

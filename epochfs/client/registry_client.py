@@ -5,46 +5,39 @@ specification does ("§" is a section of the OCI Distribution Specification 1.1)
 
 Names are parsed before any URL is built from them. Content is hashed where its digest is known;
 names in listings are returned as the server sent them, and are not to be trusted. Mirrors are asked
-first for what they are trusted with (`mirrors`); listings and writes go to the registry itself.
+first for what they are trusted with (`mirrors`); listings, and all of `pushing`, go to the registry
+itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import BinaryIO
 
 from epochfs.client.auth import Bearer
-from epochfs.client.host import Host, announced_digest, blob_path, manifest_path, repository_path
+from epochfs.client.host import Host
 from epochfs.client.hosts import Capability, RegistryHosts
 from epochfs.client.hosts import find as find_hosts
 from epochfs.client.mirrors import MirrorState, hosts_of
-from epochfs.client.transport import BlobStream, Request, TransportStats
-from epochfs.client.uploads import BlobUploader
+from epochfs.client.pushing import PushingClient, digest_of, reference_of, repository_of
+from epochfs.client.transport import BlobStream, TransportStats
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.errors import (
-    ContentMismatch,
     DeadlineExceeded,
     Denied,
     EpochfsError,
     NotFound,
     Unsupported,
     UsageError,
-    printable,
     printable_url,
 )
 from epochfs.oci.manifests import (
-    MEDIA_TYPE,
     Descriptor,
     Document,
-    digest_matches,
-    load_json,
-    payload,
 )
-from epochfs.oci.names import Digest, Reference, Repository, Tag
+from epochfs.oci.names import Digest, Reference, Repository
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +45,7 @@ MANIFEST_LIMIT = 4 * 1024 * 1024
 """Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""
 
 
-class RegistryClient:
+class RegistryClient(PushingClient):
     """A client of one registry; thread-safe.
 
     Names are given parsed or as text, which raises InvalidName if malformed. Every method ends
@@ -102,7 +95,7 @@ class RegistryClient:
         self._mirrors = hosts_of(hosts, given, options)
         self._origin = self._mirrors.origin
         self._transport = self._origin.transport
-        self._uploader = BlobUploader(self._transport)
+        super().__init__(self._origin)
 
     @property
     def stats(self) -> TransportStats:
@@ -184,7 +177,7 @@ class RegistryClient:
 
     def list_tags(self, name: Repository | str) -> list[str]:
         """Return a repository's tags, in the server's order and spelling (§Listing Tags)."""
-        return self._origin.tags(_repository(name))
+        return self._origin.tags(repository_of(name))
 
     def get_manifest(
         self, name: Repository | str, reference: Reference | str, limit: int | None = None
@@ -195,7 +188,7 @@ class RegistryClient:
         Docker-Content-Digest. Raises ContentMismatch if they differ, and TooLarge for more than
         `limit` bytes, by default the client's `manifest_limit`.
         """
-        repository, wanted = _repository(name), _reference(reference)
+        repository, wanted = repository_of(name), reference_of(reference)
         most = self._manifest_limit if limit is None else limit
         trust = Capability.PULL if isinstance(wanted, Digest) else Capability.RESOLVE
         ask = partial(Host.manifest, repository=repository, reference=wanted, limit=most)
@@ -207,59 +200,10 @@ class RegistryClient:
         Where HEAD is refused, or does not give digest and size, the manifest is fetched: it is
         NotFound only if GET says so too. Raises ContentMismatch if a digest resolves to another.
         """
-        repository, wanted = _repository(name), _reference(reference)
+        repository, wanted = repository_of(name), reference_of(reference)
         most = self._manifest_limit
         ask = partial(Host.resolve, repository=repository, reference=wanted, limit=most)
         return self._mirrors.ask(Capability.RESOLVE, ask)
-
-    def has_manifest(self, name: Repository | str, reference: Reference | str) -> bool:
-        """Return whether there is a manifest (`HEAD`, else `GET`, §Checking if content exists)."""
-        repository, wanted = _repository(name), _reference(reference)
-        return self._exists(partial(Host.check_manifest, repository=repository, reference=wanted))
-
-    def put_manifest(
-        self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
-    ) -> Digest:
-        """Store a manifest under a tag or its digest; return its digest (§Pushing Manifests).
-
-        Raises UsageError, and sends nothing, if `data` is not a JSON object, states a `mediaType`
-        other than `content_type`, or does not have the digest. Raises ContentMismatch if the server
-        says that it stored something else.
-        """
-        repository, wanted = _repository(name), _reference(reference)
-        _check_manifest(data, content_type)
-        digest = wanted if isinstance(wanted, Digest) else Digest.of(payload(data))
-        if not digest_matches(digest, data):
-            raise UsageError(f"the manifest to be stored does not have digest {digest}")
-        request = Request(
-            "PUT",
-            self._transport.url(manifest_path(repository, wanted)),
-            f"{repository}:push",
-            {"Content-Type": content_type},
-            data,
-        )
-        reply = self._origin.accepted(self._transport.fetch(request))
-        stored = announced_digest(reply)
-        if stored is not None and not digest_matches(stored, data):
-            raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
-        return digest
-
-    def delete_manifest(self, name: Repository | str, reference: Reference | str) -> None:
-        """Delete a tag or a manifest (§Deleting tags, §Deleting Manifests).
-
-        One that does not exist counts as deleted. Raises Unsupported where deletion is disabled, or
-        tags cannot be deleted.
-        """
-        repository, wanted = _repository(name), _reference(reference)
-        url = self._transport.url(manifest_path(repository, wanted))
-        reply = self._transport.fetch(Request("DELETE", url, f"{repository}:delete"))
-        if reply.status == 400 and isinstance(wanted, Tag):
-            # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
-            raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
-        try:
-            self._origin.accepted(reply)
-        except NotFound as error:
-            log.debug("%s: nothing to delete", error)
 
     def referrers(self, name: Repository | str, digest: Digest | str) -> list[Descriptor]:
         """Return what refers to a manifest, which need not exist (§Listing Referrers).
@@ -268,16 +212,11 @@ class RegistryClient:
         with no index, and the specification has referrers tagged then. The error's `__cause__` is
         what the answer means elsewhere, such as Denied.
         """
-        return self._origin.referrers(_repository(name), _digest(digest))
-
-    def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
-        """Return whether there is a blob (`HEAD`, else `GET`, §Checking if content exists)."""
-        repository, wanted = _repository(name), _digest(digest)
-        return self._exists(partial(Host.check_blob, repository=repository, digest=wanted))
+        return self._origin.referrers(repository_of(name), digest_of(digest))
 
     def blob_size(self, name: Repository | str, digest: Digest | str) -> int:
         """Return a blob's size in bytes (`HEAD`, or where that does not say, `GET` of a byte)."""
-        repository, wanted = _repository(name), _digest(digest)
+        repository, wanted = repository_of(name), digest_of(digest)
         ask = partial(Host.blob_size, repository=repository, digest=wanted)
         return self._mirrors.ask(Capability.RESOLVE, ask)
 
@@ -290,7 +229,7 @@ class RegistryClient:
         blob. The bytes are not hashed. Raises ProtocolViolation if the answer is another range, or
         the range lies outside the blob.
         """
-        repository, wanted = _repository(name), _digest(digest)
+        repository, wanted = repository_of(name), digest_of(digest)
         if start < 0 or (end is not None and end <= start):
             raise UsageError(f"not a range of bytes: {start} to {end}")
         return self._mirrors.open_blob(repository, wanted, start, end)
@@ -300,61 +239,11 @@ class RegistryClient:
 
         Raises TooLarge for a larger one, ContentMismatch if it has another digest.
         """
-        repository, wanted = _repository(name), _digest(digest)
+        repository, wanted = repository_of(name), digest_of(digest)
         ask = partial(Host.small_blob, repository=repository, digest=wanted, limit=limit)
         return self._mirrors.ask(Capability.PULL, ask)
-
-    def put_blob(
-        self, name: Repository | str, digest: Digest | str, body: BinaryIO | bytes, size: int
-    ) -> None:
-        """Store a blob: the next `size` bytes of `body`, which have `digest` (§Pushing blobs).
-
-        Raises UsageError for a body shorter than `size`. If the registry refuses one way to upload
-        when a body that cannot seek is used up, no other is tried and the refusal is raised.
-        """
-        repository, wanted = _repository(name), _digest(digest)
-        blob_url = self._transport.url(blob_path(repository, wanted))
-        uploads_url = self._transport.url(f"{repository_path(repository)}/blobs/uploads/")
-        self._uploader.put(blob_url, uploads_url, f"{repository}:push", wanted, body, size)
 
     def close(self) -> None:
         """End every call under way, with Unavailable, and close the connections."""
         for host in (*self._mirrors.all, self._origin):
             host.transport.close()
-
-    def _exists(self, check: Callable[[Host, float], None]) -> bool:
-        try:
-            self._mirrors.ask(Capability.RESOLVE, check)
-        except NotFound:
-            return False
-        return True
-
-
-def _repository(name: Repository | str) -> Repository:
-    return name if isinstance(name, Repository) else Repository.parse(name)
-
-
-def _digest(digest: Digest | str) -> Digest:
-    return digest if isinstance(digest, Digest) else Digest.parse(digest)
-
-
-def _reference(reference: Reference | str) -> Reference:
-    """Parse a reference: a tag never has a colon, a digest always."""
-    if isinstance(reference, Tag | Digest):
-        return reference
-    return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
-
-
-def _check_manifest(data: bytes, content_type: str) -> None:
-    """Raise UsageError unless `data` can be a manifest of the type (§Pushing Manifests)."""
-    if not MEDIA_TYPE.match(content_type):
-        raise UsageError(f"not a media type: '{printable(content_type)}'")
-    try:
-        document = load_json(data)
-    except EpochfsError as error:
-        raise UsageError(f"the manifest to be stored is {error}") from error
-    if not isinstance(document, dict):
-        raise UsageError("the manifest to be stored is not a JSON object")
-    stated = document.get("mediaType", content_type)
-    if stated != content_type:
-        raise UsageError(f"mediaType is '{printable(stated)}', to be stored as '{content_type}'")

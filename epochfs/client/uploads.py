@@ -14,12 +14,20 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
+from epochfs.client.host import announced_digest
 from epochfs.client.transport import Reply, Request, Transport, UploadBody, Url
-from epochfs.errors import EpochfsError, ProtocolViolation, Unavailable, UsageError
-from epochfs.oci.names import Digest
+from epochfs.errors import (
+    ContentMismatch,
+    EpochfsError,
+    ProtocolViolation,
+    Unavailable,
+    UsageError,
+)
+from epochfs.oci.names import Digest, Repository
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +65,16 @@ class _Refused(Exception):
         self.lasting = lasting
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A blob to push: its own URL, that of its repository's upload sessions, and the scope."""
+
+    blob_url: Url
+    uploads_url: Url
+    scope: str
+    digest: Digest
+
+
 class BlobUploader:
     """Pushes blobs to one registry; thread-safe."""
 
@@ -65,22 +83,37 @@ class BlobUploader:
         # Written without a lock: all that a race costs is one more refused request.
         self._single_put = True
 
+    def check(self, uploads_url: Url, repository: Repository) -> None:
+        """Open an upload session and cancel it; the errors are those of `client.check_push`."""
+        reply = self._send("POST", uploads_url, f"{repository}:push", b"")
+        if reply.status in _NO_SUCH_WAY and _says(reply) is _Says.NOT_OFFERED:
+            if reply.status == 405 and any(reply.codes):
+                # Docker's registry, read-only or a cache; Epoch's, without sessions, has no code.
+                raise self._transport.refusal(reply)
+            log.debug("%s: %d: it has no upload sessions", reply.what, reply.status)
+            return
+        if not reply.ok:
+            raise self._transport.refusal(reply)
+        try:
+            self._send("DELETE", _location(reply), f"{repository}:delete", b"")
+        except EpochfsError as error:
+            log.debug("an upload session stays open: %s", error)
+
     def put(
-        self,
-        blob_url: Url,
-        uploads_url: Url,
-        scope: str,
-        digest: Digest,
-        body: BinaryIO | bytes,
-        size: int,
+        self, upload: Upload, body: BinaryIO | bytes, size: int, source: Repository | None = None
     ) -> None:
         """Push the next `size` bytes of `body`; the errors are those of `client.put_blob`."""
+        session = None
+        if source is not None:
+            mounted, session = self._mount(upload, source)
+            if mounted:
+                return
         content = UploadBody(body, size)
-        single = partial(self._single, blob_url, scope, content)
-        monolithic = partial(self._monolithic, uploads_url, scope, digest, content)
-        chunked = partial(self._chunked, uploads_url, scope, digest, content)
+        single = partial(self._single, upload, content)
+        monolithic = partial(self._monolithic, upload, content, session)
+        chunked = partial(self._chunked, upload, content)
         ways: list[Callable[[], None]] = [monolithic, chunked]
-        if self._single_put:
+        if self._single_put and session is None:
             # A refused PUT may use up a body that cannot be rewound; a refused POST does not.
             ways.insert(0 if content.rewindable else 1, single)
         refusals: list[_Refused] = []
@@ -103,31 +136,53 @@ class BlobUploader:
                 return
         raise max(refusals, key=lambda refused: refused.says).error
 
-    def _single(self, blob_url: Url, scope: str, content: UploadBody) -> None:
+    def _mount(self, upload: Upload, source: Repository) -> tuple[bool, Url | None]:
+        """Ask for the blob of another repository; return whether it was mounted, and the session
+        that was opened if it was not.
+
+        However it is refused, the blob can still be uploaded: to be kept from reading the other
+        repository does not mean that writing to this one is forbidden.
+        """
+        url = upload.uploads_url.with_parameter("mount", str(upload.digest))
+        url = url.with_parameter("from", source.name)
+        scope = f"{upload.scope}\n{source}:pull"
         try:
-            reply = self._send("PUT", blob_url, scope, content)
+            reply = self._transport.fetch(Request("POST", url, scope, body=b"", repeatable=False))
+            if reply.status == 201:
+                _check_stored(reply, upload.digest)
+                return True, None
+            return False, _location(reply) if reply.status == 202 else None
+        except ContentMismatch:
+            raise
+        except EpochfsError as error:
+            log.debug("not mounted: %s", error)
+            return False, None
+
+    def _single(self, upload: Upload, content: UploadBody) -> None:
+        try:
+            reply = self._send("PUT", upload.blob_url, upload.scope, content)
         except Unavailable as error:
             # Docker's registry refuses without reading the body and closes the connection, which
             # may destroy its answer on the way. If it really is down, the next way will fail too.
             raise _Refused(error, _Says.NOT_OFFERED) from error
-        self._check(reply)
+        _check_stored(self._check(reply), upload.digest)
 
-    def _monolithic(
-        self, uploads_url: Url, scope: str, digest: Digest, content: UploadBody
-    ) -> None:
-        session = self._open_session(uploads_url, scope)
-        closing = session.with_parameter("digest", str(digest))
-        self._check(self._send("PUT", closing, scope, content))
+    def _monolithic(self, upload: Upload, content: UploadBody, session: Url | None) -> None:
+        session = session or self._open_session(upload.uploads_url, upload.scope)
+        closing = session.with_parameter("digest", str(upload.digest))
+        reply = self._check(self._send("PUT", closing, upload.scope, content))
+        _check_stored(reply, upload.digest)
 
-    def _chunked(self, uploads_url: Url, scope: str, digest: Digest, content: UploadBody) -> None:
-        session = self._open_session(uploads_url, scope)
+    def _chunked(self, upload: Upload, content: UploadBody) -> None:
+        session = self._open_session(upload.uploads_url, upload.scope)
         for start in range(0, content.size, _CHUNK_BYTES):
             content.select(start, _CHUNK_BYTES)
             span = {"Content-Range": f"{start}-{start + len(content) - 1}"}
-            reply = self._check(self._send("PATCH", session, scope, content, span))
+            reply = self._check(self._send("PATCH", session, upload.scope, content, span))
             session = _location(reply)
-        closing = session.with_parameter("digest", str(digest))
-        self._check(self._send("PUT", closing, scope, b""))
+        closing = session.with_parameter("digest", str(upload.digest))
+        reply = self._check(self._send("PUT", closing, upload.scope, b""))
+        _check_stored(reply, upload.digest)
 
     def _open_session(self, uploads_url: Url, scope: str) -> Url:
         return _location(self._check(self._send("POST", uploads_url, scope, b"")))
@@ -166,3 +221,10 @@ def _location(reply: Reply) -> Url:
     if not location:
         raise ProtocolViolation(f"{reply.what}: {reply.status} without a Location")
     return reply.url.follow(location)
+
+
+def _check_stored(reply: Reply, digest: Digest) -> None:
+    """Raise ContentMismatch for a success that names another digest of the same algorithm."""
+    stored = announced_digest(reply)
+    if stored is not None and stored.algorithm == digest.algorithm and stored != digest:
+        raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")

@@ -151,6 +151,8 @@ class ManifestEndpoints(_Endpoints):
 
     def _delete_manifest(self, _request: Request, name: str, reference: str) -> Response:
         target = self._known_reference(reference)
+        if isinstance(target, str) and not self._behaviour.tag_deletes:
+            raise OciError(405, "UNSUPPORTED", "a tag cannot be deleted by itself")
         deleted = target is not None and self._storage.delete_manifest(name, target)
         if not deleted and not (self._behaviour.bucket and isinstance(target, str)):
             raise _unknown()

@@ -136,9 +136,17 @@ class EmbeddedRegistry:
             if request.path == TOKEN_PATH and self.behaviour.auth == "bearer":
                 return self._access.token(request)
             self._access.check(request)
+            self._check_writable(request)
             return self._answer(request)
         except OciError as error:
             return error.response()
+
+    def _check_writable(self, request: Request) -> None:
+        """Raise OciError for a request that would change something, if nothing may change."""
+        if request.method not in ("GET", "HEAD") and self.behaviour.read_only:
+            denied = self.behaviour.read_only == "denied"
+            status, code = (403, "DENIED") if denied else (405, "UNSUPPORTED")
+            raise OciError(status, code, "the registry is read-only")
 
     def _answer(self, request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method

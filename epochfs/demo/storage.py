@@ -38,6 +38,10 @@ class Behaviour:
     deletes: bool = True
     """Manifests and tags can be deleted."""
 
+    tag_deletes: bool = True
+    """A tag can be deleted by itself; otherwise only a manifest, by its digest, with all its tags.
+    Only with `deletes`."""
+
     blob_deletes: bool = True
     """Blobs can be deleted."""
 
@@ -75,6 +79,10 @@ class Behaviour:
     plain_errors: bool = False
     """Other paths are answered as by a web server, without an error code: 404 to a GET, 405 to all
     else."""
+
+    read_only: Literal["", "denied", "unsupported"] = ""
+    """How whatever would change something is refused: with 403 and DENIED, or 405 and UNSUPPORTED;
+    empty: not at all."""
 
     auth: Literal["", "basic", "bearer"] = ""
     """How clients must authenticate; empty: not at all."""

@@ -7,12 +7,12 @@ methods are those of `RegistryClient`, which documents them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import BinaryIO, Generic, Protocol, TypeVar
 
 from epochfs.cache.answers import AnswerStore, Question
 from epochfs.client.transport import BlobStream
 from epochfs.oci.manifests import Descriptor, Document
-from epochfs.oci.names import Digest, Reference, Repository
+from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -67,6 +67,47 @@ class PullClient(Protocol):
 
     def distrust_mirrors(self, digest: Digest, /) -> bool:
         """Report wrong bytes of a blob; return whether a mirror may have sent them."""
+
+
+class PushClient(Protocol):
+    """A registry to write to; `client.pushing` documents the methods. Any thread may call anything.
+
+    What it says exists is in the registry itself, and not only in a mirror of it.
+    """
+
+    def check_push(self, name: Repository, /) -> None:
+        """Check, before anything is written, that the registry lets us push."""
+
+    def blob_exists(self, name: Repository, digest: Digest, /) -> bool:
+        """Return whether the repository has a blob."""
+
+    def has_manifest(self, name: Repository, reference: Reference, /) -> bool:
+        """Return whether the repository has a manifest."""
+
+    def put_blob(
+        self,
+        name: Repository,
+        digest: Digest,
+        body: BinaryIO | bytes,
+        size: int,
+        mount_from: Repository | None = None,
+        /,
+    ) -> None:
+        """Store the next `size` bytes of `body`, or mount the blob from another repository."""
+
+    def put_manifest(
+        self, name: Repository, reference: Reference, data: bytes, content_type: str, /
+    ) -> Digest:
+        """Store a manifest under a tag or its digest; return its digest."""
+
+    def delete_tag(self, name: Repository, tag: Tag, /) -> None:
+        """Delete a tag alone; raises Unsupported where that cannot be done."""
+
+    def delete_manifest(self, name: Repository, digest: Digest, /) -> None:
+        """Delete a manifest, and all its tags."""
+
+    def delete_blob(self, name: Repository, digest: Digest, /) -> None:
+        """Delete a blob."""
 
 
 HAS_CATALOG = Question(_FACT, name="catalog")

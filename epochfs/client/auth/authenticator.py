@@ -73,8 +73,8 @@ class Turn:
 
     @property
     def repository(self) -> str:
-        """The repository that the scope names, "" for the registry as a whole."""
-        name, _, action = self.scope.rpartition(":")
+        """The first repository that the scope names, "" for the registry as a whole."""
+        name, _, action = self.scope.partition("\n")[0].rpartition(":")
         return "" if action == "catalog" else name
 
 

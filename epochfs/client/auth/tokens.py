@@ -181,9 +181,13 @@ class Token:
 def token_scope(scope: str) -> str:
     """Return a token's scope for a kind of access, "" for the registry's root.
 
-    Source: the Distribution project's "Token Scope Documentation".
+    Several kinds are a line each. Source: the Distribution project's "Token Scope Documentation".
     """
-    name, _, action = scope.rpartition(":")
+    return " ".join(_scope_of(kind) for kind in scope.splitlines())
+
+
+def _scope_of(kind: str) -> str:
+    name, _, action = kind.rpartition(":")
     if action == "catalog":
         return "registry:catalog:*"
     return f"repository:{name}:{_ACTIONS[action]}" if name else ""

@@ -215,7 +215,8 @@ class UploadBody:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to be made. `scope` names the access it needs, such as `library/nginx:pull`.
+    """A request to be made. `scope` names the access it needs, such as `library/nginx:pull`; of
+    several kinds, each has a line.
 
     `repeatable` allows another attempt after the server may have acted on the first. `confined`
     says that the body is for this server only, wherever it redirects to. `hashed` says that the

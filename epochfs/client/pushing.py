@@ -1,0 +1,201 @@
+"""The half of `RegistryClient` that pushes: what changes a registry, and what is asked before.
+
+All of it goes to the registry itself: what a mirror has need not be in the registry.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import BinaryIO
+
+from epochfs.client.host import (
+    Host,
+    announced_digest,
+    blob_path,
+    manifest_path,
+    repository_path,
+)
+from epochfs.client.transport import Reply, Request, Url
+from epochfs.client.uploads import BlobUploader, Upload
+from epochfs.errors import (
+    ContentMismatch,
+    EpochfsError,
+    NotFound,
+    Unsupported,
+    UsageError,
+    printable,
+)
+from epochfs.oci.manifests import MEDIA_TYPE, digest_matches, load_json, payload
+from epochfs.oci.names import Digest, Reference, Repository, Tag
+
+log = logging.getLogger(__name__)
+
+
+class PushingClient:
+    """Pushes to one registry; thread-safe. `RegistryClient` says what every method raises."""
+
+    def __init__(self, registry: Host) -> None:
+        self._registry = registry
+        self._uploader = BlobUploader(registry.transport)
+
+    def check_push(self, name: Repository | str) -> None:
+        """Check that the registry lets us push to a repository, without pushing anything: an upload
+        session is opened and cancelled.
+
+        Raises what a push would: Denied; Unsupported by a registry that is read-only. Returns also
+        where there are no sessions, as with Epoch, because it cannot be told then.
+        """
+        repository = repository_of(name)
+        self._uploader.check(self._uploads_url(repository), repository)
+
+    def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
+        """Return whether the repository has a blob (`HEAD`, §Checking if content exists).
+
+        Where HEAD is refused, a GET of one byte decides.
+        """
+        repository, wanted = repository_of(name), digest_of(digest)
+        try:
+            self._registry.check_blob(self._registry.transport.timeout, repository, wanted)
+        except NotFound:
+            return False
+        return True
+
+    def put_blob(
+        self,
+        name: Repository | str,
+        digest: Digest | str,
+        body: BinaryIO | bytes,
+        size: int,
+        mount_from: Repository | str | None = None,
+    ) -> None:
+        """Store a blob: the next `size` bytes of `body`, which have `digest` (§Pushing blobs).
+
+        Nothing is sent if the registry can mount the blob from the repository `mount_from`
+        (§Mounting a blob from another repository). Raises UsageError for a body shorter than
+        `size`, and ContentMismatch if the registry says that it stored something else. If the
+        registry refuses one way to upload when a body that cannot seek is used up, no other is
+        tried and the refusal is raised.
+        """
+        repository, wanted = repository_of(name), digest_of(digest)
+        blob_url = self._registry.transport.url(blob_path(repository, wanted))
+        upload = Upload(blob_url, self._uploads_url(repository), f"{repository}:push", wanted)
+        source = None if mount_from is None else repository_of(mount_from)
+        self._uploader.put(upload, body, size, source)
+
+    def delete_blob(self, name: Repository | str, digest: Digest | str) -> None:
+        """Delete a blob (§Deleting Blobs).
+
+        One that does not exist counts as deleted. Raises Unsupported where deletion is disabled.
+        """
+        repository = repository_of(name)
+        self._deleted(self._delete(repository, blob_path(repository, digest_of(digest))))
+
+    def has_manifest(self, name: Repository | str, reference: Reference | str) -> bool:
+        """Return whether the repository has a manifest (`HEAD`, §Checking if content exists).
+
+        Where HEAD is refused, GET decides.
+        """
+        repository, wanted = repository_of(name), reference_of(reference)
+        try:
+            self._registry.check_manifest(self._registry.transport.timeout, repository, wanted)
+        except NotFound:
+            return False
+        return True
+
+    def put_manifest(
+        self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
+    ) -> Digest:
+        """Store a manifest under a tag or its digest; return its digest (§Pushing Manifests).
+
+        Raises UsageError, and sends nothing, if `data` is not a JSON object, states a `mediaType`
+        other than `content_type`, or does not have the digest. Raises ContentMismatch if the server
+        says that it stored something else.
+        """
+        repository, wanted = repository_of(name), reference_of(reference)
+        _check_manifest(data, content_type)
+        digest = wanted if isinstance(wanted, Digest) else Digest.of(payload(data))
+        if not digest_matches(digest, data):
+            raise UsageError(f"the manifest to be stored does not have digest {digest}")
+        transport = self._registry.transport
+        request = Request(
+            "PUT",
+            transport.url(manifest_path(repository, wanted)),
+            f"{repository}:push",
+            {"Content-Type": content_type},
+            data,
+        )
+        reply = self._registry.accepted(transport.fetch(request))
+        stored = announced_digest(reply)
+        if stored is not None and not digest_matches(stored, data):
+            raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
+        return digest
+
+    def delete_manifest(self, name: Repository | str, reference: Reference | str) -> None:
+        """Delete a tag or a manifest (§Deleting tags, §Deleting Manifests).
+
+        One that does not exist counts as deleted. Raises Unsupported where deletion is disabled, or
+        tags cannot be deleted.
+        """
+        wanted = reference_of(reference)
+        if isinstance(wanted, Tag):
+            self.delete_tag(name, wanted)
+        else:
+            repository = repository_of(name)
+            self._deleted(self._delete(repository, manifest_path(repository, wanted)))
+
+    def delete_tag(self, name: Repository | str, tag: Tag | str) -> None:
+        """Delete a tag alone, never what shares its digest (§Deleting tags).
+
+        One that does not exist counts as deleted. Raises Unsupported where tags cannot be deleted.
+        """
+        repository, wanted = repository_of(name), Tag.parse(tag) if isinstance(tag, str) else tag
+        reply = self._delete(repository, manifest_path(repository, wanted))
+        if reply.status == 400:
+            # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
+            raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
+        self._deleted(reply)
+
+    def _uploads_url(self, repository: Repository) -> Url:
+        return self._registry.transport.url(f"{repository_path(repository)}/blobs/uploads/")
+
+    def _delete(self, repository: Repository, path: str) -> Reply:
+        transport = self._registry.transport
+        return transport.fetch(Request("DELETE", transport.url(path), f"{repository}:delete"))
+
+    def _deleted(self, reply: Reply) -> None:
+        try:
+            self._registry.accepted(reply)
+        except NotFound as error:
+            log.debug("%s: nothing to delete", error)
+
+
+def repository_of(name: Repository | str) -> Repository:
+    """Return a repository given parsed or as text; raises InvalidName."""
+    return name if isinstance(name, Repository) else Repository.parse(name)
+
+
+def digest_of(digest: Digest | str) -> Digest:
+    """Return a digest given parsed or as text; raises InvalidName."""
+    return digest if isinstance(digest, Digest) else Digest.parse(digest)
+
+
+def reference_of(reference: Reference | str) -> Reference:
+    """Return a reference given parsed or as text: a tag never has a colon, a digest always."""
+    if isinstance(reference, Tag | Digest):
+        return reference
+    return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
+
+
+def _check_manifest(data: bytes, content_type: str) -> None:
+    """Raise UsageError unless `data` can be a manifest of the type (§Pushing Manifests)."""
+    if not MEDIA_TYPE.match(content_type):
+        raise UsageError(f"not a media type: '{printable(content_type)}'")
+    try:
+        document = load_json(data)
+    except EpochfsError as error:
+        raise UsageError(f"the manifest to be stored is {error}") from error
+    if not isinstance(document, dict):
+        raise UsageError("the manifest to be stored is not a JSON object")
+    stated = document.get("mediaType", content_type)
+    if stated != content_type:
+        raise UsageError(f"mediaType is '{printable(stated)}', to be stored as '{content_type}'")
