@@ -1,8 +1,9 @@
 """Plans the fetching of a blob: the bytes present, the range to fetch next, the connections.
 
-A blob is fetched **by chunks** while reads look random: each absent aligned chunk by itself. It is
-fetched **whole** once a reader looks sequential, or half of it is present, or it is small: segment
-after segment from where the readers are, over as many connections as the `Window` says.
+A blob is fetched **by chunks** while reads look random: each absent aligned chunk by itself, and of
+a read that is itself as large exactly what it reads. It is fetched **whole** once a reader looks
+sequential, or half of it is present, or it is small: segment after segment from where the readers
+are, over as many connections as the `Window` says.
 
 Whole does not mean all at once: what is fetched ahead of a reader is as much as it has read in
 sequence, so that it doubles as the reader goes on, and the first megabytes of a large blob cost the
@@ -45,7 +46,7 @@ _WORTH = 1.2
 _HOLD_SECONDS = 5.0
 
 CHUNK = MIB
-"""What a random read fetches, aligned, in bytes."""
+"""What a random read fetches, aligned, in bytes; one of half as much or more only what it reads."""
 
 PRECISE = 64 * 1024
 """What a `precise` read is widened to, aligned, in bytes."""
@@ -326,11 +327,13 @@ class FetchPlan:
         return self._reach if self._cursor - _NEAR <= position else 0
 
     def _widen(self, taken: RangeSet, begin: int, until: int) -> tuple[int, int]:
-        """Turn an absent byte into a request worth making: a segment, or an aligned chunk."""
+        """Turn absent bytes into a request worth making: a segment, or a chunk."""
         if self.size <= SMALL:
             return next(taken.missing(0, self.size))
         if self.whole and self.ranged and begin < (reach := self._reach_from(begin)):
             return next(taken.missing(begin, min(begin + self._segment, reach)))
+        if until - begin >= CHUNK // 2:
+            return begin, min(begin + CHUNK, until)
         grain = PRECISE if self.precise else CHUNK
         start = begin - begin % grain
         stop = min(start + CHUNK, until + -until % grain, self.size)

@@ -22,6 +22,10 @@ from epochfs.errors import CacheFailure, DeadlineExceeded, EpochfsError, fresh
 _SEQUENTIAL_BYTES = 1 << 20
 _SEQUENTIAL_SLACK = 2 << 20
 
+_PROOF_BYTES = 12 << 20
+"""How much is read in sequence after a jump before that is no chance: more than a large tensor and
+what the kernel reads around it."""
+
 _REPEAT_SECONDS = 0.5
 """A read that begins so soon after one that failed is taken for a repetition of it."""
 
@@ -85,6 +89,7 @@ class OpenBlob:
         self._passed: PassedBlob | None = None
         self._run_end = 0
         self._run_bytes = 0
+        self._proof = _SEQUENTIAL_BYTES
         self._failed: _Failure | None = None
 
     @property
@@ -122,6 +127,7 @@ class OpenBlob:
         self._local.expect(ahead=not self._precise)
         if stop - start > _SEQUENTIAL_BYTES:
             self._run_end, self._run_bytes = start, stop - start
+            self._proof = _SEQUENTIAL_BYTES
 
     def pass_through(self) -> PassedBlob:
         """Read past the cache from now on."""
@@ -136,14 +142,20 @@ class OpenBlob:
         self._backing.release()
 
     def _follow(self, offset: int, count: int) -> int:
-        """Note a read; return how many bytes were read in sequence, once that is no chance."""
+        """Note a read; return how many bytes were read in sequence, once that is no chance.
+
+        A reader that has jumped to where it is may well jump again, and must prove more. One that
+        comes to the blob's end is held to less: the last byte waits for the digest.
+        """
         # The kernel reads ahead with several requests at once, so neighbours count as sequence.
         if abs(offset - self._run_end) <= _SEQUENTIAL_SLACK:
             self._run_end = max(self._run_end, offset + count)
             self._run_bytes += count
         else:
             self._run_end, self._run_bytes = offset + count, count
-        return self._run_bytes if self._run_bytes > _SEQUENTIAL_BYTES else 0
+            self._proof = _PROOF_BYTES
+        proof = self._proof if offset + count < self.size else _SEQUENTIAL_BYTES
+        return self._run_bytes if self._run_bytes > proof else 0
 
     def _read(self, view: memoryview, offset: int, *, run: int, until: float) -> None:
         passed = self._passed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from support.registries import EmbeddedRegistry
 from support.scripted import settled, until
 from support.sources import FakeClient, FakeStream
 
-from epochfs.blobs.fetch_plan import FIRST_AHEAD
+from epochfs.blobs.fetch_plan import CHUNK, FIRST_AHEAD
 from epochfs.blobs.store import REST_SECONDS, BlobHandle, Blobs
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import BlobOptions, CacheOptions
@@ -26,6 +28,13 @@ MIB = 1 << 20
 APP = Repository("team/app")
 BLOB = random_bytes(32 * MIB, 61)
 STEP = 128 << 10
+TENSOR = 8_500_000
+MAPPED = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    sys.stdout.buffer.write(mapped[:8] + mapped[int(sys.argv[2]) : int(sys.argv[3])])
+"""
+"""Reads a header and a tensor. A process of its own: a fault of ours would stop the gate, too."""
 
 
 class Dripping:
@@ -55,10 +64,10 @@ def open_blob(blobs: Blobs) -> BlobHandle:
     return blobs.open(APP, Digest.of(BLOB), len(BLOB))
 
 
-def read(handle: BlobHandle, start: int, stop: int) -> None:
+def read(handle: BlobHandle, start: int, stop: int, *, step: int = STEP) -> None:
     """Read a range from start to end, as a program does."""
-    for offset in range(start, stop, STEP):
-        buffer = bytearray(min(STEP, stop - offset))
+    for offset in range(start, stop, step):
+        buffer = bytearray(min(step, stop - offset))
         assert handle.read_into(memoryview(buffer), offset) == len(buffer)
         assert buffer == BLOB[offset : offset + len(buffer)]
 
@@ -70,14 +79,41 @@ def fetched(blobs: Blobs, client: FakeClient) -> int:
 
 
 class TestAhead:
-    @pytest.mark.parametrize("start", [0, 9 * MIB + 5])
     @pytest.mark.parametrize("count", [2 * MIB, 4 * MIB, 6 * MIB])
     def test_as_much_is_fetched_ahead_as_was_read_in_sequence(
-        self, blobs: Blobs, client: FakeClient, start: int, count: int
+        self, blobs: Blobs, client: FakeClient, count: int
     ) -> None:
         handle = open_blob(blobs)
-        read(handle, start, start + count)
+        read(handle, 0, count)
         assert count <= fetched(blobs, client) <= 2 * count + FIRST_AHEAD
+        handle.close()
+
+    @pytest.mark.parametrize("count", [2 * MIB, 4 * MIB, 9 * MIB])
+    def test_nothing_is_fetched_ahead_of_a_reader_who_has_jumped(
+        self, blobs: Blobs, client: FakeClient, count: int
+    ) -> None:
+        handle = open_blob(blobs)
+        read(handle, 9 * MIB + 5, 9 * MIB + 5 + count)
+        assert count <= fetched(blobs, client) <= count + CHUNK
+        handle.close()
+
+    def test_who_reads_on_for_long_after_a_jump_has_bytes_fetched_ahead(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        handle = open_blob(blobs)
+        read(handle, 9 * MIB, 22 * MIB)
+        assert fetched(blobs, client) >= 13 * MIB + FIRST_AHEAD
+        handle.close()
+
+    def test_large_reads_after_a_jump_fetch_what_they_read_and_no_more(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        handle = open_blob(blobs)
+        start, stop = 9 * MIB + 700 * 1024, 18 * MIB
+        read(handle, 0, MIB, step=MIB)
+        read(handle, start, stop, step=MIB)
+        read(handle, start, stop, step=MIB)
+        assert fetched(blobs, client) <= MIB + (stop - start) + STEP
         handle.close()
 
     def test_a_reader_who_goes_on_finds_the_next_bytes_there(
@@ -208,3 +244,18 @@ def test_a_program_that_reads_four_megabytes_costs_the_registry_little_more(
         with path.open("rb", buffering=0) as file:
             assert os.pread(file.fileno(), 4 * MIB, start) == large[start : start + 4 * MIB]
         assert settled(lambda: gate.passed, 1) < 16 * MIB
+
+
+@pytest.mark.parametrize("start", [17 * MIB + 12_345, 40_000_000])
+def test_a_tensor_in_the_middle_of_a_mapped_file_costs_what_the_kernel_reads(
+    start: int, embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    large = BLOB + BLOB[::-1]
+    load(embedded, "team/app", "latest", image(large))
+    with Gate(embedded.host) as gate:
+        mount = mounts(gate.url)
+        path = mount.path / "team/app/blobs" / str(Digest.of(large))
+        command = [sys.executable, "-c", MAPPED, path, str(start), str(start + TENSOR)]
+        read = subprocess.run(command, capture_output=True, check=True).stdout
+        assert read == large[:8] + large[start : start + TENSOR]
+        assert settled(lambda: gate.passed, 1) <= 12 * MIB
