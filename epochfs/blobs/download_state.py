@@ -105,12 +105,7 @@ class DownloadState:
     """
 
     def __init__(
-        self,
-        digest: Digest,
-        plan: FetchPlan,
-        work: Callable[[Claim], None],
-        *,
-        verify_first: bool,
+        self, digest: Digest, plan: FetchPlan, work: Callable[[Claim], None], *, verify_first: bool
     ) -> None:
         """`work` is what a worker thread does, given its first claim."""
         self.plan = plan

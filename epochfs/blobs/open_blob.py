@@ -167,7 +167,7 @@ class OpenBlob:
             except CacheFailure as error:
                 self._backing.report(error)
                 passed = self.pass_through()
-        passed.read_into(view, offset, timeout=until - time.monotonic())
+        passed.read_into(view, offset, run=run, timeout=until - time.monotonic())
 
     def _failed_just_before(self, now: float) -> _Failure | None:
         """Return the failed read that one beginning now repeats.

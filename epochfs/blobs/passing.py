@@ -29,14 +29,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 from cachetools import LRUCache
 
-from epochfs.blobs.origin import NEAR, PIECE, Origin, PieceStream
-from epochfs.errors import (
-    ContentMismatch,
-    DeadlineExceeded,
-    EpochfsError,
-    Unavailable,
-    fresh,
-)
+from epochfs.blobs.origin import PIECE, Origin, PieceStream
+from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Unavailable, fresh
 from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
@@ -44,7 +38,6 @@ log = logging.getLogger(__name__)
 _WINDOW = 8
 """How many pieces of a blob are in memory: the kernel's reads ahead come a little out of order."""
 
-_SEQUENTIAL_BYTES = 1 << 20
 _SUM_BYTES = hashlib.sha256().digest_size
 _PROOF_BYTES = 64 << 20
 _IDLE_SECONDS = 0.5
@@ -82,7 +75,7 @@ class PassedBlob:
         self._proof: bytes | None = None
         self._served = self._refetched = False
         self._failure: EpochfsError | None = None
-        self._run_end = self._run_bytes = 0
+        self._run = 0
         self._begin()
 
     @property
@@ -90,10 +83,11 @@ class PassedBlob:
         """Whether all that is read from now on is held against the digest."""
         return self._proof is not None or self._places.proof(self._key) is not None
 
-    def read_into(self, view: memoryview, offset: int, *, timeout: float) -> None:
+    def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         """Fill `view` with the bytes at `offset`, inside the blob, within `timeout` seconds.
 
-        A read that takes longer goes on, and the next one finds what it has fetched.
+        A read that takes longer goes on, and the next one finds what it has fetched. `run` is how
+        many bytes a reader that looks set to read on has read in sequence, else 0.
         """
         deadline = time.monotonic() + timeout
         late = DeadlineExceeded(f"{self._digest} did not arrive so far in time")
@@ -101,6 +95,7 @@ class PassedBlob:
             raise late
         try:
             self._places.seat(self, deadline)
+            self._run = run
             reading = self._places.begin(lambda: self._read(offset, offset + len(view), deadline))
         except BaseException:
             self._turn.release()
@@ -151,7 +146,6 @@ class PassedBlob:
         """Return the bytes `[start, stop)`; at the end of the blob, once the digest has matched."""
         if self._failure is not None:
             raise self._failure
-        self._follow(start, stop)
         try:
             found = self._read_once(start, stop, deadline)
         except ContentMismatch as error:
@@ -178,19 +172,10 @@ class PassedBlob:
         for number in range(start // PIECE, last + 1):
             piece = memoryview(self._piece(number, last, deadline))
             found += piece[max(0, start - number * PIECE) : stop - number * PIECE]
-        if stop == self._size and self._is_read_whole():
+        # Its reader came through the blob, and does not want its end alone.
+        if stop == self._size and (self._run or 2 * len(self._sums) >= self._count):
             self._verify(deadline)
         return bytes(found)
-
-    def _follow(self, start: int, stop: int) -> None:
-        """Note where the reader is."""
-        near = abs(start - self._run_end) <= NEAR * PIECE
-        self._run_bytes = (self._run_bytes if near else 0) + stop - start
-        self._run_end = max(self._run_end, stop) if near else stop
-
-    def _is_read_whole(self) -> bool:
-        """Whether this reader came through the blob, and does not want its end alone."""
-        return self._run_bytes > _SEQUENTIAL_BYTES or 2 * len(self._sums) >= self._count
 
     def _verify(self, deadline: float) -> None:
         """Hash all that has not been, fetching what is not here. Raises ContentMismatch."""
@@ -217,7 +202,7 @@ class PassedBlob:
             if self._read_present(memoryview(piece), number * PIECE):
                 self._take(number, piece)
             else:
-                goes_on = self._run_bytes > _SEQUENTIAL_BYTES or number == 0
+                goes_on = self._run > 0 or number == 0
                 for at, piece in self._stream.pieces(number, last, deadline, goes_on=goes_on):
                     self._take(at, piece)
         return self._pieces[number]

@@ -322,15 +322,8 @@ class Timers:
 
     def call(self, seconds: float, action: Callable[[], None]) -> None:
         """Call `action` in `seconds`, or once those due before it have ended."""
-
-        def logged() -> None:
-            try:
-                action()
-            except Exception:
-                log.exception("unforeseen failure of a delayed action")
-
         with self._lock:
-            self._scheduler.enter(seconds, 0, logged)
+            self._scheduler.enter(seconds, 0, action)
             self._added.set()
             if not self._running:
                 try:
@@ -346,7 +339,10 @@ class Timers:
 
     def _run(self) -> None:
         while True:
-            self._scheduler.run()
+            try:
+                self._scheduler.run()
+            except Exception:
+                log.exception("unforeseen failure of a delayed action")
             with self._lock:
                 if self._scheduler.empty():
                     self._running = False

@@ -29,13 +29,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from epochfs.cache.directory import (
-    READ_FLAGS,
-    CacheDirectory,
-    cache_errors,
-    is_ours,
-    unnamed_file,
-)
+from epochfs.cache.directory import READ_FLAGS, CacheDirectory, cache_errors, is_ours, unnamed_file
 from epochfs.cache.quota import BLOBS, PARTIAL, Quota
 from epochfs.cache.staged_blob import StagedBlob, read_map
 from epochfs.config import CacheOptions

@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from threading import Thread
 
 from epochfs.cache.blobs import BlobCache
@@ -44,50 +45,37 @@ def turn(cache: BlobCache, digest: Digest, size: int, patience: float) -> Iterat
     with _lock:
         _ours[digest] = _ours.get(digest, 0) + 1
         shares = _ours[digest] > 1
-    fd = -1
     try:
-        if not shares and not cache.is_complete(digest, size):
-            with contextlib.suppress(OSError):  # no cache, or a full disk: there are no turns
-                fd = _wait(cache, digest, size, patience)
-        yield
-        if fd >= 0 and not cache.is_complete(digest, size):
-            # The last byte was read, and is not yet kept: nobody should begin anew meanwhile.
-            kept, fd = fd, -1
-            Thread(
-                target=_release_later, args=(kept, cache, digest, size), name="turn", daemon=True
-            ).start()
+        with ExitStack() as ending:
+            has_turn = False
+            if not shares and not cache.is_complete(digest, size):
+                with contextlib.suppress(OSError):  # no cache, or a full disk: there are no turns
+                    has_turn = _wait(cache, digest, size, patience, ending)
+            yield
+            if has_turn and not cache.is_complete(digest, size):
+                # The last byte was read, and is not yet kept: nobody should begin anew meanwhile.
+                what = (ending.pop_all(), cache, digest, size)
+                Thread(target=_release_later, args=what, name="turn", daemon=True).start()
     finally:
-        if fd >= 0:
-            os.close(fd)
         with _lock:
             _ours[digest] -= 1
             if not _ours[digest]:
                 del _ours[digest]
 
 
-def _release_later(fd: int, cache: BlobCache, digest: Digest, size: int) -> None:
+def _release_later(ending: ExitStack, cache: BlobCache, digest: Digest, size: int) -> None:
     """End a turn once the blob is complete, or after a while."""
     until = time.monotonic() + _KEPT_SECONDS
     while time.monotonic() < until and not cache.is_complete(digest, size):
         time.sleep(_POLL_SECONDS)
-    os.close(fd)
+    ending.close()
 
 
-def _wait(cache: BlobCache, digest: Digest, size: int, patience: float) -> int:
-    """Return the open file that has the turn, to be closed at its end; -1 if there is none."""
+def _wait(cache: BlobCache, digest: Digest, size: int, patience: float, ending: ExitStack) -> bool:
+    """Wait for the turn, which ends with `ending`; return whether there is one."""
     with cache.directory.opened() as directory:
         fd = os.open(TURNS, _FLAGS, 0o600, dir_fd=directory)
-    try:
-        if _got(fd, cache, digest, size, patience):
-            return fd
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return -1
-
-
-def _got(fd: int, cache: BlobCache, digest: Digest, size: int, patience: float) -> bool:
+    ending.callback(os.close, fd)
     offset = int(digest.encoded, 16) % _OFFSETS
     wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
     held, since = -1, time.monotonic()

@@ -198,8 +198,7 @@ class IndexWriter:
         if self._entries > MAX_ENTRIES:
             raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
         size = _ROW_BYTES * (1 + len(entry.pieces)) + len(entry.path) + len(entry.link)
-        if entry.xattrs:
-            size += sum(len(name) + len(value) for name, value in entry.xattrs.items())
+        size += sum(len(name) + len(value) for name, value in entry.xattrs.items())
         self._count_bytes(size)
 
     def _count_bytes(self, count: int) -> None:
@@ -305,18 +304,11 @@ class IndexWriter:
 
     def _new_inode(self, entry: Entry) -> int:
         self._inodes += 1
-        xattrs = "{}"
-        if entry.xattrs:
-            xattrs = json.dumps({name: raw.decode("latin-1") for name, raw in entry.xattrs.items()})
         number = self._inodes
-        self._rows.inodes.append(
-            (
-                *(number, entry.mode, entry.uid, entry.gid, entry.size, entry.time_ns),
-                *(entry.rdev, entry.link, xattrs, entry.path),
-            )
-        )
-        for piece in entry.pieces:
-            self._rows.pieces.append((number, *piece))
+        attributes = entry[1:8]  # from mode to link, as in the table
+        xattrs = json.dumps({name: raw.decode("latin-1") for name, raw in entry.xattrs.items()})
+        self._rows.inodes.append((number, *attributes, xattrs, entry.path))
+        self._rows.pieces += [(number, *piece) for piece in entry.pieces]
         return number
 
     def _linked(self, entry: Entry) -> tuple[int, int, bytes, bytes]:

@@ -179,11 +179,7 @@ class TarReader:
         return size, (Piece(0, size, start),) if size else (), end
 
     def _entry(
-        self,
-        header: Header,
-        records: Mapping[bytes, bytes],
-        size: int,
-        pieces: tuple[Piece, ...],
+        self, header: Header, records: Mapping[bytes, bytes], size: int, pieces: tuple[Piece, ...]
     ) -> Entry | None:
         """Return an entry; None if it is not a file. Raises InvalidName."""
         kind = _TYPES.get(header.kind)
