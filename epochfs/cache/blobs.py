@@ -14,6 +14,9 @@ Several processes may share a directory. A file's `flock` tells who uses it: rea
 blob hold a shared lock, and eviction takes only what it can lock exclusively; the writer of a
 partial blob holds it exclusively, and a second writer stages privately instead.
 
+What is written to the mount is staged without a name (`cache.written_file`), and may get one in
+`blobs/` once its digest is known.
+
 A cache that cannot store something raises CacheFailure, and the caller does without it: cached
 blobs stay readable, and others come from the registry each time.
 """
@@ -32,6 +35,7 @@ from functools import partial
 from epochfs.cache.directory import READ_FLAGS, CacheDirectory, cache_errors, is_ours, unnamed_file
 from epochfs.cache.quota import BLOBS, PARTIAL, Quota
 from epochfs.cache.staged_blob import StagedBlob, read_map
+from epochfs.cache.written_file import WrittenFile
 from epochfs.config import CacheOptions
 from epochfs.errors import CacheFailure
 from epochfs.oci.names import Digest
@@ -44,6 +48,11 @@ _SHARE = 4
 """The cache holds up to a quarter of the files the process may have open. The rest is for
 connections, the kernel's requests and short-lived files. A caller that gets no descriptor does
 without one: no read fails because others have many files open."""
+
+_WRITTEN_SHARE = 8
+_FEWEST_WRITTEN = 4
+"""A file that is written cannot do without a descriptor. An eighth more, and at least four, are for
+such files alone, so that no reader keeps a writer from beginning."""
 
 _MOMENTARY_SHARE = 32
 _FEWEST = 2
@@ -59,6 +68,7 @@ class BlobCache:
         limit = open_files_limit()
         self._descriptors = threading.BoundedSemaphore(limit // _SHARE)
         self._momentary = threading.BoundedSemaphore(max(_FEWEST, limit // _MOMENTARY_SHARE))
+        self._written = threading.BoundedSemaphore(max(_FEWEST_WRITTEN, limit // _WRITTEN_SHARE))
         with self.directory.short_reported(), cache_errors("opening the cache"):
             os.close(self.directory.open(BLOBS))
 
@@ -140,6 +150,26 @@ class BlobCache:
         with cache_errors("making a file to work in"), self.directory.opened(PARTIAL) as directory:
             self.quota.make_room(size)
             return unnamed_file(directory)
+
+    def new_file(self) -> WrittenFile:
+        """Return a new, empty file for what is written to the mount; the caller closes it.
+
+        Raises NoRoom where the disk is full, and CacheFailure where there is no cache, it cannot be
+        written to, or too many such files are open.
+        """
+        if not self._written.acquire(blocking=False):
+            raise CacheFailure(
+                "too many files are being written at once: let more be open (ulimit -n)"
+            ) from OSError(errno.EMFILE)
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._written.release)
+            return WrittenFile(self.directory, self.quota, closing)
+
+    def room(self) -> tuple[int, int]:
+        """Return how many bytes the cache's disk has in all, and how many are free to us."""
+        with cache_errors("looking at the cache's disk"), self.directory.opened() as directory:
+            disk = os.fstatvfs(directory)
+        return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
 
 
 class CachedBlob:

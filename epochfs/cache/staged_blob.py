@@ -25,7 +25,7 @@ from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class RangeSet:
@@ -178,7 +178,7 @@ class StagedBlob:
                 try:
                     written = os.pwrite(self._fd, view, offset)
                 except OSError as error:
-                    if error.errno not in _NO_ROOM or not self._quota.evict_some():
+                    if error.errno not in NO_ROOM or not self._quota.evict_some():
                         raise
                 else:
                     view, offset = view[written:], offset + written
@@ -255,8 +255,10 @@ def read_map(directory: int, digest: Digest, size: int) -> RangeSet:
         return RangeSet()
 
 
-def allocate(fd: int, size: int) -> None:
+def allocate(fd: int, size: int, *, keep_size: bool = False) -> None:
     """Reserve the disk's blocks for a file of `size` bytes, where the file system can do that.
+
+    The file then has that size, unless it is to `keep_size`.
 
     Where it cannot, the writes themselves tell. Calls fallocate(2) itself: posix_fallocate(3) would
     then write into each block, over what others are writing there.
@@ -264,4 +266,5 @@ def allocate(fd: int, size: int) -> None:
     library = ctypes.CDLL(None)
     fallocate = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
     if fallocate is not None:
-        fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+        # FALLOC_FL_KEEP_SIZE is 1.
+        fallocate(fd, int(keep_size), ctypes.c_int64(0), ctypes.c_int64(size))
