@@ -78,7 +78,7 @@ def opened(
 
 
 @pytest.mark.expects_log(LOGGED)
-@pytest.mark.parametrize(("row", "state"), map(named, CASES))
+@pytest.mark.parametrize(("row", "state"), [named(case) for case in CASES])
 def test_every_name_is_there_or_the_listing_that_should_have_it_fails(
     row: Row, state: State, proxy: FaultProxy, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
-from support.scripted import ScriptedServer, Seen, Step, reply
+from support.scripted import Close, ScriptedServer, Seen, Step, reply
 
 CATALOG, TAGS, REFERRERS, MANIFEST = "catalog", "tags", "referrers", "manifest"
 BLOB, BLOB_HEAD, TOKEN, OTHER = "blob", "blob head", "token", "other"
@@ -123,7 +123,7 @@ class FaultProxy(ScriptedServer):
         self._valid.clear()
 
     def ask(self, request: Seen) -> Answer:
-        """Pass a request on to the registry."""
+        """Pass a request on to the registry; end the connection if the registry ends its own."""
         connection = http.client.HTTPConnection(self._upstream, timeout=20)
         passed = ("accept", "range")
         headers = {name: request.headers[name] for name in passed if name in request.headers}
@@ -133,6 +133,8 @@ class FaultProxy(ScriptedServer):
             named = {name: response.headers[name] for name in _KEPT_HEADERS}
             kept = {name: value for name, value in named.items() if value is not None}
             return Answer(response.status, kept, response.read())
+        except http.client.HTTPException as error:
+            raise Close from error
         finally:
             connection.close()
 
