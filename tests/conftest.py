@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.builders import Content, write_directory
 from support.mounts import Mounts, require_fuse
+from support.ports import keep_apart
 from support.registries import EmbeddedRegistry
 from support.views import Opener
 
@@ -47,6 +48,11 @@ storage:
   delete: {{enabled: true}}
 http: {{addr: "127.0.0.1:{port}"}}
 """
+
+
+def pytest_configure() -> None:
+    """Let no test have a port that a test of another process may still need."""
+    keep_apart()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
