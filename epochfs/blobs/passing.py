@@ -12,9 +12,9 @@ matched, like that of a download. From then on the sums of the pieces are proof:
 fetched again, for any reader, is held against its own.
 
 Locks: `PassedBlob._turn` makes one read of a blob at a time; it is held while a stream is opened
-and read, and all wait for it with a time limit. `Places._lock` guards which blobs have a place, and
-the proofs; it may be taken under a turn, and no I/O happens under it, but that the stream of a blob
-that loses its place is closed.
+and read, and all wait for it with a time limit. `Seats._lock` guards which have a seat, and in
+`Places` the proofs; it may be taken under a turn, and no I/O happens under it, but that the stream
+that loses its seat is closed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -236,19 +237,69 @@ def _sum_at(proof: bytes, number: int) -> bytes:
     return proof[number * _SUM_BYTES : (number + 1) * _SUM_BYTES]
 
 
-class Places:
-    """Lets at most `most` blobs have a stream at a time; their reads have a thread each.
+class Seated(Protocol):
+    """What has one of the `Seats`."""
 
-    A reader takes the place of a blob that has not been read for a moment, which then loses its
-    stream and begins anew when it is next read.
+    def suspend(self) -> bool:
+        """Give up its stream, unless somebody reads it; return whether."""
+
+
+class Seats:
+    """Lets at most `most` streams be open at a time.
+
+    A newcomer takes the seat of the one that has not been read for longest, and for `idle` seconds;
+    that begins anew when it is next read. `late` is what is said if no seat becomes free in time.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, idle: float, late: str) -> None:
         self._most = most
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="passing")
+        self._idle = idle
+        self._late = late
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
-        self._seated: OrderedDict[PassedBlob, float] = OrderedDict()
+        self._seated: OrderedDict[Seated, float] = OrderedDict()
+
+    def seat(self, stream: Seated, deadline: float) -> None:
+        """Give a stream a seat; raises DeadlineExceeded if none becomes free in time."""
+        with self._freed:
+            while stream not in self._seated and len(self._seated) >= self._most:
+                if not self._evict():
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise DeadlineExceeded(self._late)
+                    self._freed.wait(min(left, _IDLE_SECONDS))
+            self._seated[stream] = _BUSY
+
+    def rest(self, stream: Seated) -> None:
+        """Note that a stream is not being read any more."""
+        with self._freed:
+            if stream in self._seated:
+                self._seated[stream] = time.monotonic()
+                self._seated.move_to_end(stream)
+                self._freed.notify()
+
+    def leave(self, stream: Seated) -> None:
+        """Give the seat of a stream to others."""
+        with self._freed:
+            self._seated.pop(stream, None)
+            self._freed.notify()
+
+    def _evict(self) -> bool:
+        """Take the seat of the stream that was read longest ago. The lock is held."""
+        limit = time.monotonic() - self._idle
+        for stream, since in self._seated.items():
+            if since <= limit and stream.suspend():
+                del self._seated[stream]
+                return True
+        return False
+
+
+class Places(Seats):
+    """Seats for blobs that pass through, a thread for the reads of each, and what they proved."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most, _IDLE_SECONDS, "too many blobs are read past the cache at once")
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="passing")
         self._proofs: LRUCache[Key, bytes] = LRUCache(_PROOF_BYTES, len)
 
     def proof(self, key: Key) -> bytes | None:
@@ -262,33 +313,6 @@ class Places:
             if len(sums) <= _PROOF_BYTES:
                 self._proofs[key] = sums
 
-    def seat(self, blob: PassedBlob, deadline: float) -> None:
-        """Give a blob a place; raises DeadlineExceeded if none becomes free in time."""
-        with self._freed:
-            while blob not in self._seated and len(self._seated) >= self._most:
-                if not self._evict():
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise DeadlineExceeded(
-                            "too many blobs are being read past the cache at once"
-                        )
-                    self._freed.wait(min(left, _IDLE_SECONDS))
-            self._seated[blob] = _BUSY
-
-    def rest(self, blob: PassedBlob) -> None:
-        """Note that a blob is not being read any more."""
-        with self._freed:
-            if blob in self._seated:
-                self._seated[blob] = time.monotonic()
-                self._seated.move_to_end(blob)
-                self._freed.notify()
-
-    def leave(self, blob: PassedBlob) -> None:
-        """Give the place of a blob to others."""
-        with self._freed:
-            self._seated.pop(blob, None)
-            self._freed.notify()
-
     def begin(self, read: Callable[[], bytes]) -> Future[bytes]:
         """Read in a thread; raises Unavailable after `close`."""
         try:
@@ -299,12 +323,3 @@ class Places:
     def close(self) -> None:
         """Begin no read any more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _evict(self) -> bool:
-        """Take the place of the blob that was read longest ago. The lock is held."""
-        limit = time.monotonic() - _IDLE_SECONDS
-        for blob, since in self._seated.items():
-            if since < limit and blob.suspend():
-                del self._seated[blob]
-                return True
-        return False

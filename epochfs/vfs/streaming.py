@@ -4,7 +4,7 @@ A stream only goes forwards. Its last few MiB are kept, for the kernel reads ahe
 requests at once; for what is further back the frame is restarted.
 
 Locks: `StreamedFrame._lock` is held by the thread that reads; others wait for it until their
-deadlines. `Decoders._lock` guards the order of use; a frame's lock is taken under it only if free.
+deadlines. That of `Seats` may be taken under it; it is taken under that one only if free.
 """
 
 from __future__ import annotations
@@ -14,58 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from epochfs.blobs.passing import Seats
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import ContentMismatch, DeadlineExceeded
 from epochfs.layers.decoders import zstd_content
 
 _RECENT_BYTES = 4 << 20
-_MAX_DECODERS = 8
-_POLL_SECONDS = 0.01
-
-
-class Decoders:
-    """Bounds how many frames are decompressed at once: each may take 128 MiB for its window."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._streams: dict[StreamedFrame, None] = {}
-
-    def admit(self, stream: StreamedFrame, deadline: float) -> None:
-        """Let a stream begin; if there are too many, the least recently used idle one ends."""
-        while not self._admitted(stream):
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded("too many blobs are being decompressed")
-            time.sleep(_POLL_SECONDS)
-
-    def used(self, stream: StreamedFrame) -> None:
-        """Make a stream the one used last."""
-        with self._lock:
-            if stream in self._streams:
-                self._streams[stream] = self._streams.pop(stream)
-
-    def leave(self, stream: StreamedFrame) -> None:
-        """Forget a stream that has ended."""
-        with self._lock:
-            self._streams.pop(stream, None)
-
-    def _admitted(self, stream: StreamedFrame) -> bool:
-        with self._lock:
-            if stream not in self._streams and len(self._streams) >= _MAX_DECODERS:
-                oldest = next((one for one in self._streams if one.give_up()), None)
-                if oldest is None:
-                    return False
-                del self._streams[oldest]
-            self._streams[stream] = None
-            return True
 
 
 class StreamedFrame:
-    """A frame that is not cached. Any thread may read it."""
+    """A frame that is not cached, on one of the `seats`. Any thread may read it."""
 
-    def __init__(self, open_blob: Callable[[], BlobHandle], limit: int, decoders: Decoders) -> None:
+    def __init__(self, open_blob: Callable[[], BlobHandle], limit: int, seats: Seats) -> None:
         self._open_blob = open_blob
         self._limit = limit
-        self._decoders = decoders
+        self._seats = seats
         self._lock = threading.Lock()
         self._blob: BlobHandle | None = None
         self._content: Iterator[memoryview] = iter(())
@@ -96,7 +59,7 @@ class StreamedFrame:
                 else:
                     self._advance(deadline)
 
-    def give_up(self) -> bool:
+    def suspend(self) -> bool:
         """Stop decompressing unless somebody reads it; return whether it has stopped."""
         if not self._lock.acquire(blocking=False):
             return False
@@ -108,7 +71,7 @@ class StreamedFrame:
 
     def close(self) -> None:
         """Close the blob; call it once, when nobody reads any more."""
-        self._decoders.leave(self)
+        self._seats.leave(self)
         self._end()
 
     @contextmanager
@@ -116,17 +79,17 @@ class StreamedFrame:
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise DeadlineExceeded("other readers of the blob kept it busy")
         try:
-            self._decoders.used(self)
             yield
         finally:
             self._lock.release()
+            self._seats.rest(self)
 
     def _advance(self, deadline: float) -> None:
         """Decompress the next piece; the lock is held."""
         if time.monotonic() > deadline:
             raise DeadlineExceeded("a blob is not decompressed yet")
         if self._blob is None:
-            self._decoders.admit(self, deadline)
+            self._seats.seat(self, deadline)
             self._blob = self._open_blob()
             self._content = zstd_content(self._blob, self._limit)
         try:

@@ -28,6 +28,7 @@ from functools import partial
 
 from cachetools import LRUCache
 
+from epochfs.blobs.passing import Seats
 from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache, read_exactly
 from epochfs.cache.directory import cache_errors
@@ -43,9 +44,12 @@ from epochfs.errors import (
 )
 from epochfs.layers.decoders import PIECE_BYTES, zstd_content
 from epochfs.oci.names import Digest, Repository
-from epochfs.vfs.streaming import Decoders, StreamedFrame
+from epochfs.vfs.streaming import StreamedFrame
 
 log = logging.getLogger(__name__)
+
+_MAX_DECODERS = 8
+"""How many frames are decompressed as they are read: each may take 128 MiB for its window."""
 
 _WORKERS = 4
 _SHARE = 10
@@ -154,7 +158,7 @@ class Unpacker:
         self._cache = cache
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="unpacking")
-        self._decoders = Decoders()
+        self._seats = Seats(_MAX_DECODERS, 0.0, "too many blobs are being decompressed")
         self._read: dict[Frame, Unpacked] = {}
         share = cache.quota.size_limit // _SHARE
         self._idle: LRUCache[Frame, Unpacked] = LRUCache(
@@ -186,7 +190,7 @@ class Unpacker:
         """Return a frame that bypasses the cache, which has no room for it."""
         self._cache.directory.report(error)
         open_blob = partial(self._blobs.open, repository, frame.digest, frame.size)
-        return StreamedFrame(open_blob, frame.limit, self._decoders)
+        return StreamedFrame(open_blob, frame.limit, self._seats)
 
     def _begin_read(self, frame: Frame, made: Unpacked | None = None) -> Unpacked | None:
         """Count one more reader of a frame that is here, else of `made`."""
