@@ -62,7 +62,8 @@ def _is_mount_helper_call(args: Sequence[str]) -> bool:
 @click.group(
     cls=_Commands,
     no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
+    # Of every command.
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(__version__, message="epochfs %(version)s")
 def command() -> None:

@@ -13,9 +13,9 @@ from epochfs.cache.blobs import BlobCache
 from epochfs.cache.directory import FORMAT, CacheUser
 from epochfs.cache.maintenance import Removal
 from epochfs.cache.quota import BLOBS, Tally
-from epochfs.cli.option_kinds import cache_dir_option, value_option
+from epochfs.cli.option_kinds import SIZE, TIME, cache_dir_option
 from epochfs.cli.output import ProgressBar, shown_size
-from epochfs.config import CacheOptions, parse_seconds, parse_size
+from epochfs.config import CacheOptions
 from epochfs.errors import CacheFailure, printable
 
 _VERIFYING = "verifying |{bar}| {done} of {whole}, {speed}/s, {remaining} left"
@@ -76,18 +76,16 @@ def verify(cache_dir: Path) -> int:
 
 @command.command("prune")
 @cache_dir_option
-@value_option(
+@click.option(
     "--cache-size",
-    parse=parse_size,
-    metavar="SIZE",
-    about="Also remove the least recently used blobs, until the cache is this small.",
+    type=SIZE,
+    help="Also remove the least recently used blobs, until the cache is this small.",
 )
-@value_option(
+@click.option(
     "--partial-age",
-    parse=parse_seconds,
-    metavar="TIME",
+    type=TIME,
     default="7d",
-    about="Remove partial blobs that have not been written to for this long.",
+    help="Remove partial blobs that have not been written to for this long.",
 )
 def prune(cache_dir: Path, cache_size: int | None, partial_age: float) -> None:
     """Remove abandoned partial blobs, and shrink the cache.
@@ -125,8 +123,7 @@ def _opened(directory: Path) -> BlobCache | None:
     try:
         return BlobCache(CacheOptions(directory))
     except CacheFailure as error:
-        shown = printable(directory)
-        raise CacheFailure(f"the cache '{shown}' cannot be used: {error}") from None
+        raise CacheFailure(f"the cache '{printable(directory)}' cannot be used: {error}") from None
 
 
 def _report(directory: Path, removal: Removal) -> None:
@@ -149,7 +146,5 @@ def _counted(tally: Tally) -> str:
 
 def _named(user: CacheUser) -> str:
     """Return a line that names a user of the cache: a mount, or a prefetch without one."""
-    process = f"(pid {user.pid}) of {printable(user.registry)}"
-    if not user.mountpoint:
-        return f"prefetch  {process}"
-    return f"mount     {printable(user.mountpoint)} {process}"
+    who = f"mount     {printable(user.mountpoint)}" if user.mountpoint else "prefetch "
+    return f"{who} (pid {user.pid}) of {printable(user.registry)}"

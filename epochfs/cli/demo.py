@@ -65,21 +65,17 @@ def _serve(url: str, path: Path, scratch: Path) -> None:
         mountpoint.wait_for_mount(
             path, before, limit=_START_SECONDS, server_is_alive=lambda: child.poll() is None
         )
-        _say(url, path)
+        shown = shlex.quote(str(path))
+        click.echo(
+            f"registry  {url}\n"
+            f"mounted   {path}\n"
+            f"try       ls {shown}/library/hello/tags\n"
+            f"          cat {shown}/library/hello/tags/latest/manifest.json\n"
+            "Ctrl-C unmounts it."
+        )
         _stay(child)
     finally:
         _stop(child, path)
-
-
-def _say(url: str, path: Path) -> None:
-    shown = shlex.quote(str(path))
-    click.echo(
-        f"registry  {url}\n"
-        f"mounted   {path}\n"
-        f"try       ls {shown}/library/hello/tags\n"
-        f"          cat {shown}/library/hello/tags/latest/manifest.json\n"
-        "Ctrl-C unmounts it."
-    )
 
 
 def _stay(child: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -24,13 +23,7 @@ from epochfs.cli.options import connection_options, registry_url
 from epochfs.cli.output import shown_size
 from epochfs.client import MirrorState, RegistryClient
 from epochfs.config import MAX_READ, RegistryUrl
-from epochfs.errors import (
-    Denied,
-    EpochfsError,
-    InvalidName,
-    NotFound,
-    Unsupported,
-)
+from epochfs.errors import Denied, EpochfsError, InvalidName, NotFound, Unsupported
 from epochfs.fuse.passthrough import obstacle
 from epochfs.layers import decoders
 from epochfs.oci.closure import named_blobs
@@ -45,17 +38,11 @@ _MAX_PAGES = Path("/proc/sys/fs/fuse/max_pages_limit")
 _READ_AHEAD = Path("/sys/class/bdi")
 _TRIED = 3
 
+_OPTIONAL = frozenset({"allow-other", "max-read", "passthrough", "updatedb"})
+"""Checks that only warn, since a mount can do without."""
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the table: `state` is ok, warn or FAIL, and `note` ends with how to fix it."""
-
-    state: str
-    subject: str
-    note: str
-
-    def __str__(self) -> str:
-        return f"{self.state:<5} {self.subject:<12} {self.note}"
+Row = tuple[str, str, str]
+"""A line of the table: ok, warn or FAIL; the subject; a note, which ends with how to fix it."""
 
 
 class Limited(Exception):
@@ -80,20 +67,20 @@ def command(text: str | None, connection: Connection, cache_dir: Path) -> int:
     if text is not None or server_in_environment():
         rows = itertools.chain(rows, _registry_rows(registry_url(text), connection))
     failed = False
-    for row in rows:
-        click.echo(str(row))
-        failed |= row.state == "FAIL"
+    for state, subject, note in rows:
+        click.echo(f"{state:<5} {subject:<12} {note}")
+        failed |= state == "FAIL"
     return int(failed)
 
 
 def _run(checks: Iterable[Check]) -> Iterator[Row]:
     for subject, check in checks:
         try:
-            yield Row("ok", subject, check())
+            yield "ok", subject, check()
         except Limited as limit:
-            yield Row("warn", subject, str(limit))
+            yield "warn", subject, str(limit)
         except EpochfsError as error:
-            yield Row("FAIL", subject, str(error))
+            yield "warn" if subject in _OPTIONAL else "FAIL", subject, str(error)
 
 
 # ---- the machine -----------------------------------------------------------------------------
@@ -107,11 +94,11 @@ def _machine_checks(cache: Path) -> list[Check]:
         ("libfuse", system.library),
         ("binding", _binding),
         ("fusermount3", _helper),
-        ("allow-other", _optional(system.user_allow_other)),
-        ("max-read", _optional(_max_read)),
+        ("allow-other", system.user_allow_other),
+        ("max-read", _max_read),
         ("read-ahead", _read_ahead),
-        ("passthrough", _optional(_passthrough)),
-        ("updatedb", _optional(system.spared_by_updatedb)),
+        ("passthrough", _passthrough),
+        ("updatedb", system.spared_by_updatedb),
         ("cache", lambda: _cache(cache)),
         ("rootfs", _rootfs),
     ]
@@ -135,35 +122,18 @@ def _helper() -> str:
         raise
 
 
-def _optional(check: Callable[[], str]) -> Callable[[], str]:
-    """Return a check that warns where `check` fails: a mount can do without it."""
-
-    def checked() -> str:
-        try:
-            return check()
-        except EpochfsError as error:
-            raise Limited(str(error)) from None
-
-    return checked
-
-
 def _max_read() -> str:
     if system.library_version() < (3, 0):
         raise Limited("128 KiB: install libfuse 3 (Debian, Ubuntu: apt-get install fuse3)")
-    limit = _kernel_max_read()
-    if limit < MAX_READ:
-        pages = MAX_READ // os.sysconf("SC_PAGE_SIZE")
-        raise Limited(f"{limit // 1024} KiB: raise it (sysctl fs.fuse.max_pages_limit={pages})")
-    return f"{MAX_READ // 1024} KiB"
-
-
-def _kernel_max_read() -> int:
-    """Return how many bytes the kernel reads at most at a time; settable since Linux 6.13."""
     try:
         pages = int(_MAX_PAGES.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # settable since Linux 6.13
         pages = 256
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    page = os.sysconf("SC_PAGE_SIZE")
+    if pages * page < MAX_READ:
+        cure = f"sysctl fs.fuse.max_pages_limit={MAX_READ // page}"
+        raise Limited(f"{pages * page // 1024} KiB: raise it ({cure})")
+    return f"{MAX_READ // 1024} KiB"
 
 
 def _read_ahead() -> str:
@@ -223,7 +193,7 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
         ]
         for row in _run(checks):
             yield row
-            if row.state == "FAIL" and row.subject in ("registry", "access"):
+            if row[:2] in (("FAIL", "registry"), ("FAIL", "access")):
                 break  # the other checks would only blame something else
         client.ping_mirrors()
         yield from _run(("mirror", partial(_mirror, mirror)) for mirror in client.mirrors)

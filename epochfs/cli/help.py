@@ -10,20 +10,8 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from epochfs.errors import UsageError, printable
-from epochfs.help import (
-    TOPICS,
-    Block,
-    Code,
-    Heading,
-    Item,
-    Page,
-    Paragraph,
-    Table,
-    page,
-    parse,
-)
+from epochfs.help import TOPICS, Block, Code, Heading, Item, Page, Paragraph, Table, page, parse
 
-_SHELLS = ("bash", "zsh", "fish")
 _VARIABLE = "_EPOCHFS_COMPLETE"
 """What the script sets to have epochfs print completions: click derives it from our name."""
 
@@ -43,18 +31,14 @@ def _complete(
 def command(topic: str | None) -> None:
     """List the topics of the manual, or show one."""
     if topic is None:
-        click.echo(_contents(), nl=False)
+        click.echo("Topics, each shown by 'epochfs help TOPIC':\n")
+        for name in TOPICS:
+            click.echo(f"  {name:<{max(map(len, TOPICS))}}  {parse(page(name)).about}")
     elif topic in TOPICS:
         width = min(shutil.get_terminal_size().columns, _WIDEST)
         click.echo_via_pager(rendered(parse(page(topic)), width))
     else:
         raise UsageError(f"no such topic: '{printable(topic)}'; the topics are {', '.join(TOPICS)}")
-
-
-def _contents() -> str:
-    width = max(map(len, TOPICS))
-    lines = [f"  {topic:<{width}}  {parse(page(topic)).about}" for topic in TOPICS]
-    return "\n".join(["Topics, each shown by 'epochfs help TOPIC':", "", *lines, ""])
 
 
 def rendered(page: Page, width: int) -> str:
@@ -132,7 +116,7 @@ def _shared(natural: list[int], width: int) -> list[int]:
 
 
 @click.command("completion")
-@click.argument("shell", type=click.Choice(_SHELLS))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
     """Print a completion script for a shell.

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import click
 
 from epochfs.cli import mountpoint, output, process, system, systemd
-from epochfs.cli.option_kinds import completed_as, file_option, value_option
+from epochfs.cli.option_kinds import TIME, Value, completed_as, file_option
 from epochfs.cli.options import Fetching, connection_options, fetching_options, source_url
 from epochfs.client import hosts
-from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions, parse_seconds
+from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions
 from epochfs.errors import UsageError, printable
 from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings
@@ -115,19 +115,12 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 )
 @connection_options
 @fetching_options
-@value_option(
-    "--metadata-ttl",
-    parse=parse_seconds,
-    metavar="TIME",
-    default="60",
-    about="Maximum age of tags and listings.",
-)
-@value_option(
+@click.option("--metadata-ttl", type=TIME, default="60", help="Maximum age of tags and listings.")
+@click.option(
     "--stale-if-error",
-    parse=parse_seconds,
-    metavar="TIME",
+    type=TIME,
     default="24h",
-    about="How much longer to serve them while the registry is down.",
+    help="How much longer to serve them while the registry is down.",
 )
 @click.option(
     "--offline-ok",
@@ -138,15 +131,13 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
     "--verify",
     type=click.Choice(["stream", "full"]),
     default="stream",
-    show_default=True,
     help="Hash a blob as it is read, or all of it before its first byte is served.",
 )
 @click.option("--show-rootfs", is_flag=True, help="List rootfs/ where an image has one.")
-@value_option(
+@click.option(
     "--platform",
-    parse=Platform.parse,
-    metavar="OS/ARCH",
-    about="Platform of volume/ where there is a choice.  [default: this machine's]",
+    type=Value("OS/ARCH", Platform.parse),
+    help="Platform of volume/ where there is a choice.  [default: this machine's]",
 )
 @click.option("--allow-other", is_flag=True, help="Let other users access the mount.")
 @click.option("--uid", type=_OWNER, metavar="ID", help="Owner of all files.  [default: you]")
@@ -163,14 +154,12 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
     "--log-level",
     type=click.Choice(output.LOG_LEVELS),
     default="info",
-    show_default=True,
     help="Log this level and above.",
 )
-@value_option(
+@click.option(
     "--metrics",
-    parse=Address.parse,
-    metavar="ADDR",
-    about="Serve Prometheus metrics on PORT (of 127.0.0.1) or HOST:PORT.",
+    type=Value("ADDR", Address.parse),
+    help="Serve Prometheus metrics on PORT (of 127.0.0.1) or HOST:PORT.",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
 def command(

@@ -7,6 +7,7 @@ whose server hangs would wait for ever, so calls of that kind have a time limit 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -25,7 +26,6 @@ from epochfs.errors import MountFailure, printable
 from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, mounted_on, ours_on
 
 _PROC = Path("/proc")
-_DESCRIPTORS = Path("/dev/fd")
 _FUSE_DEVICE = os.makedev(10, 229)
 """The device number of /dev/fuse (the kernel's devices.txt)."""
 
@@ -37,9 +37,8 @@ _T = TypeVar("_T")
 
 def descriptor(path: Path) -> int | None:
     """Return N for /dev/fd/N: somebody else has mounted, and handed on what serves the mount."""
-    name = path.name
-    is_number = path.parent == _DESCRIPTORS and name.isascii() and name.isdecimal()
-    return int(name) if is_number else None
+    found = re.fullmatch(r"/dev/fd/([0-9]+)", str(path))
+    return int(found[1]) if found else None
 
 
 def resolve(text: str | Path) -> Path:
@@ -184,7 +183,10 @@ def unmount(path: Path, *, lazy: bool = False) -> str:
 
     `lazy` also detaches a mount that is in use, or whose server is dead.
     """
-    command = _unmount_command(lazy)
+    fusermount = shutil.which("fusermount3") or shutil.which("fusermount")
+    command = [fusermount, "-u"] if fusermount else ["umount"]
+    if lazy:
+        command.append("-z" if fusermount else "-l")
     try:
         done = subprocess.run(
             [*command, str(path)],
@@ -199,41 +201,26 @@ def unmount(path: Path, *, lazy: bool = False) -> str:
     return printable(said) if done.returncode else ""
 
 
-def _unmount_command(lazy: bool) -> list[str]:
-    for tool in ("fusermount3", "fusermount"):
-        if shutil.which(tool):
-            return [tool, "-u", *(["-z"] if lazy else [])]
-    return ["umount", *(["-l"] if lazy else [])]
-
-
 def holders(path: Path) -> list[str]:
     """Return who keeps a mount busy, as `name (pid N)`, as far as this user may know."""
     found = []
     for process in _PROC.iterdir():
         is_other = process.name.isdigit() and int(process.name) != os.getpid()
-        if is_other and any(_is_below(link, path) for link in _links(process)):
+        if is_other and any(link.is_relative_to(path) for link in _links(process)):
             with suppress(OSError):
                 name = (process / "comm").read_text(errors="replace").strip()
                 found.append(f"{printable(name, 40)} (pid {process.name})")
     return found
 
 
-def _links(process: Path) -> Iterator[str]:
+def _links(process: Path) -> Iterator[Path]:
     """Yield the files that a process has open, runs or works in, without touching them."""
+    links = [process / "cwd", process / "root", process / "exe"]
     with suppress(OSError):
-        for link in (process / "cwd", process / "root", process / "exe", *_entries(process / "fd")):
-            with suppress(OSError):
-                yield str(link.readlink())
-
-
-def _entries(directory: Path) -> list[Path]:
-    with suppress(OSError):
-        return list(directory.iterdir())
-    return []
-
-
-def _is_below(link: str, path: Path) -> bool:
-    return link == str(path) or link.startswith(f"{path}/")
+        links += (process / "fd").iterdir()
+    for link in links:
+        with suppress(OSError):
+            yield link.readlink()
 
 
 @click.command("umount")

@@ -15,47 +15,37 @@ import click
 import platformdirs
 from click.shell_completion import CompletionItem
 
+from epochfs.config import parse_seconds, parse_size
 from epochfs.errors import EpochfsError
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def completed_as(kind: str) -> _Completion:
+class Value(click.ParamType):  # type: ignore[type-arg]
+    """What `parse` reads, shown as `name`; its EpochfsErrors become errors of the option."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        try:
+            return self._parse(value)
+        except EpochfsError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = Value("SIZE", parse_size)
+TIME = Value("TIME", parse_seconds)
+
+
+def completed_as(
+    kind: str,
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     """Return how a shell completes a path: as any `file`, or as a `dir`."""
     return lambda context, parameter, begun: [CompletionItem(begun, type=kind)]
-
-
-def value_option(
-    *names: str,
-    parse: Callable[[Any], object],
-    metavar: str,
-    about: str,
-    default: str | None = None,
-    envvar: str | None = None,
-    multiple: bool = False,
-    shell_complete: _Completion | None = None,
-) -> _Decorator:
-    """Return a click option that `parse` reads; its EpochfsErrors become errors of that option."""
-
-    def callback(ctx: click.Context, param: click.Parameter, text: object) -> object:
-        try:
-            return None if text is None else parse(text)
-        except EpochfsError as error:
-            raise click.BadParameter(str(error), ctx, param) from None
-
-    return click.option(
-        *names,
-        callback=callback,
-        metavar=metavar,
-        help=about,
-        default=default,
-        show_default=True,
-        envvar=envvar,
-        show_envvar=True,
-        multiple=multiple,
-        shell_complete=shell_complete,
-    )
 
 
 def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
@@ -63,12 +53,12 @@ def file_option(name: str, about: str, envvar: str | None = None) -> _Decorator:
 
     Links are not resolved: a mounted secret is a link that is replaced when the secret changes.
     """
-    return value_option(
+    return click.option(
         name,
-        parse=lambda text: Path(text).absolute(),
-        metavar="PATH",
-        about=about,
+        type=Value("PATH", lambda text: Path(text).absolute()),
+        help=about,
         envvar=envvar,
+        show_envvar=True,
         shell_complete=completed_as("file"),
     )
 
@@ -91,13 +81,9 @@ def gathered(name: str, options: Sequence[_Decorator], build: Callable[..., obje
     return decorate
 
 
-def _cache_dir(cache_dir: Path | None) -> Path:
-    return cache_dir or platformdirs.user_cache_path("epochfs")
-
-
 cache_dir_option = gathered(
     "cache_dir",
     [file_option("--cache-dir", "Cache directory.  [default: ~/.cache/epochfs]")],
-    _cache_dir,
+    lambda cache_dir: cache_dir or platformdirs.user_cache_path("epochfs"),
 )
 """Gives a command the directory of the cache, by default the user's own, as `cache_dir`."""

@@ -6,12 +6,12 @@ the variables that say where other tools keep credentials, and those that name p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
-from epochfs.cli.option_kinds import cache_dir_option, file_option, gathered, value_option
+from epochfs.cli.option_kinds import SIZE, Value, cache_dir_option, file_option, gathered
 from epochfs.client import hosts
 from epochfs.client.auth import read_password
 from epochfs.config import (
@@ -23,17 +23,15 @@ from epochfs.config import (
     RegistryUrl,
     TransportOptions,
     parse_seconds,
-    parse_size,
 )
 from epochfs.errors import MountFailure, UsageError, printable
 from epochfs.oci.names import Repository
 from epochfs.session import Connection
 from epochfs.session.environment import (
-    auth_files,
     default_credentials,
+    default_server,
     mirrors_directory,
     proxies,
-    server_in_environment,
     token_in_environment,
 )
 
@@ -58,24 +56,23 @@ def _positive_seconds(text: str) -> float:
 
 
 _CONNECTION_OPTIONS = (
-    value_option(
+    click.option(
         "--timeout",
-        parse=_positive_seconds,
-        metavar="TIME",
+        type=Value("TIME", _positive_seconds),
         default="60",
-        about="Time limit of every operation.",
+        help="Time limit of every operation.",
     ),
-    value_option(
+    click.option(
         "--repo",
         "repositories",
-        parse=lambda texts: tuple(Repository.parse(text) for text in texts),
-        metavar="NAME",
+        type=Value("NAME", Repository.parse),
         multiple=True,
-        about="List this repository if the registry has no catalog; may be repeated.",
+        help="List this repository if the registry has no catalog; may be repeated.",
     ),
     click.option(
         "--username",
         default="",
+        show_default=False,
         metavar="NAME",
         help="User name to log in with; needs --password-file. "
         "Without it, existing logins of docker, podman and skopeo are used.",
@@ -154,28 +151,15 @@ def _fetching(cache_dir: Path, cache_size: int, connections: int, manifest_limit
 
 _FETCHING_OPTIONS = (
     cache_dir_option,
-    value_option(
-        "--cache-size",
-        parse=parse_size,
-        metavar="SIZE",
-        default="10G",
-        about="Maximum cache size.",
-    ),
+    click.option("--cache-size", type=SIZE, default="10G", help="Maximum cache size."),
     click.option(
         "--connections",
         type=click.IntRange(1, TransportOptions().pool_size),
         default=BlobOptions().connections,
         metavar="N",
-        show_default=True,
         help="Maximum number of connections that download blobs.",
     ),
-    value_option(
-        "--manifest-limit",
-        parse=parse_size,
-        metavar="SIZE",
-        default="4M",
-        about="Maximum size of a manifest.",
-    ),
+    click.option("--manifest-limit", type=SIZE, default="4M", help="Maximum size of a manifest."),
 )
 
 
@@ -195,7 +179,7 @@ def source_url(text: str | None) -> RegistryUrl | LayoutPath:
 def registry_url(text: str | None) -> RegistryUrl:
     """Parse a URL argument; without one, EPOCH_SERVER, and without that Epoch's default."""
     if text is None:
-        return server_in_environment() or RegistryUrl.parse("")
+        return default_server()
     if text.startswith(LAYOUT_SCHEME):
         raise UsageError(f"'{printable(text)}' is not a registry: only 'mount' takes a layout")
     return RegistryUrl.parse(text)
@@ -217,10 +201,13 @@ def credentials(username: str, password_file: Path | None, token_file: Path | No
         raise UsageError("--username and --password-file need each other")
     if password_file is not None and token_file is not None:
         raise UsageError("--password-file and --token-file exclude each other")
-    files = auth_files()
-    if password_file is not None:
-        password = read_password(password_file)
-        return Credentials(username, password, password_file, auth_files=files)
     if token_file is not None:
-        return Credentials(token_file=_readable(token_file, "--token-file"), auth_files=files)
-    return default_credentials(token)
+        return replace(default_credentials(), token_file=_readable(token_file, "--token-file"))
+    if password_file is None:
+        return default_credentials(token)
+    return replace(
+        default_credentials(),
+        username=username,
+        password=read_password(password_file),
+        password_file=password_file,
+    )

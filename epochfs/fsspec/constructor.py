@@ -91,9 +91,9 @@ class Options:
         if self.host.startswith(LAYOUT_SCHEME):
             return LayoutPath.parse(self.host.removeprefix(LAYOUT_SCHEME))
         if not self.host:
-            from epochfs.session.environment import server_in_environment
+            from epochfs.session.environment import default_server
 
-            return server_in_environment() or RegistryUrl.parse("")
+            return default_server()
         if self.use_ssl is None:
             return RegistryUrl.parse(self.host)
         scheme, given, rest = self.host.rpartition("://")
@@ -106,42 +106,31 @@ class Options:
         """Return how to open a session. Raises EpochfsError."""
         import platformdirs
 
-        from epochfs.session.environment import (
-            authority_in_environment,
-            mirrors_directory,
-            proxies,
-        )
+        from epochfs.session.environment import authority_in_environment, mirrors_directory, proxies
 
         timeout = _seconds(self.timeout)
         named = self.verify if not isinstance(self.verify, bool | None) else None
-        authority = named or authority_in_environment()
+        authority = _absolute(named or authority_in_environment())
         transport = TransportOptions(
             timeout=timeout,
-            ca_certs=(Path(authority).absolute(),) if authority else (),
+            ca_certs=(authority,) if authority else (),
             client_certs=self._identity(),
-            tls_verify=self._verifies(authority),
+            tls_verify=self.verify if isinstance(self.verify, bool) else bool(authority) or None,
             proxies=proxies(),
         )
         listings = self._listings()
         off = self.cache_dir is None
         directory = Path(self.cache_dir or platformdirs.user_cache_path("epochfs")).absolute()
-        cache = CacheOptions(_NO_CACHE if off else directory, _size(self.cache_size), off=off)
-        mirrors = mirrors_directory(Path(self.hosts_dir).absolute() if self.hosts_dir else None)
+        mirrors = mirrors_directory(_absolute(self.hosts_dir))
         return SessionSettings(
             url=self.source(),
             connection=Connection(transport, self._credentials(), listings.repositories, mirrors),
-            cache=cache,
+            cache=CacheOptions(_NO_CACHE if off else directory, _size(self.cache_size), off=off),
             listings=listings,
             blobs=BlobOptions(timeout, self.verify_first, self.connections),
             offline_ok=self.offline_ok,
             platform=self._platform(),
         )
-
-    def _verifies(self, authority: FilePath | None) -> bool | None:
-        """Return whether certificates are checked; None: unless the host is loopback."""
-        if isinstance(self.verify, bool):
-            return self.verify
-        return True if authority else None
 
     def _listings(self) -> ListingOptions:
         return ListingOptions(
@@ -160,7 +149,7 @@ class Options:
         if not self.cert:
             return ()
         file, key = self.cert if isinstance(self.cert, tuple | list) else (self.cert, None)
-        return ((Path(file).absolute(), Path(key).absolute() if key else None),)
+        return ((Path(file).absolute(), _absolute(key)),)
 
     def _check_credentials(self) -> None:
         if self.password and self.password_file:
@@ -174,16 +163,21 @@ class Options:
         from epochfs.client.auth import read_password
         from epochfs.session.environment import default_credentials, token_in_environment
 
-        if self.token:
-            return replace(default_credentials(""), token=self.token)
-        if self.token_file:
-            return replace(default_credentials(""), token_file=Path(self.token_file).absolute())
-        if not self.username:
+        if not (self.username or self.token or self.token_file):
             return default_credentials(token_in_environment())
-        file = Path(self.password_file).absolute() if self.password_file else None
-        password = read_password(file) if file else self.password
-        logins = default_credentials("")
-        return replace(logins, username=self.username, password=password, password_file=file)
+        file = _absolute(self.password_file)
+        return replace(
+            default_credentials(),
+            username=self.username,
+            password=read_password(file) if file else self.password,
+            password_file=file,
+            token=self.token,
+            token_file=_absolute(self.token_file),
+        )
+
+
+def _absolute(path: FilePath | None) -> Path | None:
+    return Path(path).absolute() if path else None
 
 
 def _parsed(value: _T | str, parse: Callable[[str], _T]) -> _T:

@@ -20,6 +20,11 @@ def server_in_environment() -> RegistryUrl | None:
         raise UsageError(f"EPOCH_SERVER: {error}") from None
 
 
+def default_server() -> RegistryUrl:
+    """Return the registry of EPOCH_SERVER, or without it Epoch's default; raises UsageError."""
+    return server_in_environment() or RegistryUrl.parse("")
+
+
 def token_in_environment(*, remove: bool = False) -> str:
     """Return EPOCH_REGISTRY_TOKEN; `remove` it, so that no child process inherits it."""
     token = os.environ.get("EPOCH_REGISTRY_TOKEN", "")
@@ -28,14 +33,15 @@ def token_in_environment(*, remove: bool = False) -> str:
     return token.strip()
 
 
-def default_credentials(token: str) -> Credentials:
+def default_credentials(token: str = "") -> Credentials:
     """Return what is used where nothing else was given: a `token` of the environment, or logins.
 
     The token is only for the registry that EPOCH_SERVER names, if it names one. Raises UsageError.
     """
     server = server_in_environment() if token else None
-    files = auth_files()
-    return Credentials(token=token, token_for=server.base if server else "", auth_files=files)
+    return Credentials(
+        token=token, token_for=server.base if server else "", auth_files=auth_files()
+    )
 
 
 def authority_in_environment() -> str:
@@ -81,5 +87,5 @@ def mirrors_directory(directory: Path | None) -> Path | None:
     if directory is None:
         return hosts.DEFAULT_DIRECTORY if hosts.DEFAULT_DIRECTORY.is_dir() else None
     if not directory.is_dir():
-        raise UsageError(f"--hosts-dir: '{printable(directory)}' is not a directory")
+        raise UsageError(f"mirror configuration '{printable(directory)}' is not a directory")
     return directory

@@ -15,9 +15,10 @@ from support.registries import EmbeddedRegistry
 from support.subjects import PASSWORD, USERNAME
 
 from epochfs.cli import main
-from epochfs.cli.options import auth_files, credentials
+from epochfs.cli.options import credentials
 from epochfs.config import Credentials
 from epochfs.demo.registry import Behaviour
+from epochfs.session.environment import auth_files
 
 VARIABLES = (
     "EPOCH_REGISTRY_TOKEN",

@@ -6,8 +6,8 @@ import pytest
 
 from epochfs.cli import mount, output, system
 from epochfs.cli.mount import MountSettings
-from epochfs.cli.options import auth_files
 from epochfs.config import Credentials
+from epochfs.session.environment import auth_files
 
 
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
