@@ -187,13 +187,14 @@ def _require_space(prefetch: Prefetch) -> None:
     space, progress = prefetch.space(), prefetch.progress
     if space is None:
         return
-    if progress.size > space.limit:
+    limit, free = space
+    if progress.size > limit:
         raise CacheFailure(
             f"the selection is {shown_size(progress.size)}, more than the maximum cache size of "
-            f"{shown_size(space.limit)}: give a larger --cache-size, or select less"
+            f"{shown_size(limit)}: give a larger --cache-size, or select less"
         )
-    if progress.left > space.free:
+    if progress.left > free:
         notify(
             f"{shown_size(progress.left)} to be fetched, but the cache's disk has only "
-            f"{shown_size(space.free)} free: other blobs will be evicted"
+            f"{shown_size(free)} free: other blobs will be evicted"
         )

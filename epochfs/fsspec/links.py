@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from epochfs.errors import NotFound
-from epochfs.fsspec.os_errors import too_many_links
+from epochfs.fuse import errnos
 
 if TYPE_CHECKING:
     from epochfs.vfs.filesystem import FileSystem
@@ -46,7 +46,7 @@ def followed(filesystem: FileSystem, path: str) -> Place:
         rest = current[len(found.path) :]
         current = leads_to(found.path, filesystem.readlink(found.path)) + rest
         current = posixpath.normpath(current)
-    raise too_many_links(path)
+    raise OSError(errnos.LOOP, "too many links", path)
 
 
 def leads_to(link: str, target: str) -> str:

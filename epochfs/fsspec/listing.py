@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import tokenize
@@ -45,21 +46,20 @@ def unfollowed(filesystem: FileSystem, path: str) -> Place:
         return Place(real, filesystem.getattr(real))
 
 
-def ls(filesystem: FileSystem, path: str, *, detail: bool) -> list[Info]:
-    """List a directory, or one file, by the names it has below `path`.
+def ls(filesystem: FileSystem, path: str, *, detail: bool) -> list[Any]:
+    """List a directory, or one file, by the names it has below `path`; with `detail`, described.
 
     Raises EpochfsError, also where a listing is incomplete.
     """
     place = followed(filesystem, path)
     if not stat.S_ISDIR(place.attr.mode):
-        return [info(filesystem, path)]
+        return [info(filesystem, path) if detail else path]
     entries = list(filesystem.listdir(place.path))
-    return [
-        _entry(filesystem, entry, place.path, posixpath.join(path, entry.name))
-        if detail
-        else {"name": posixpath.join(path, entry.name)}
-        for entry in entries
-    ]
+    names = [posixpath.join(path, entry.name) for entry in entries]
+    if not detail:
+        return names
+    described = partial(_entry, filesystem, place.path)
+    return list(map(described, entries, names))
 
 
 def sorted_out(path: str, found: list[Info]) -> tuple[dict[str, Info], dict[str, Info]]:
@@ -89,7 +89,7 @@ def unique_key(filesystem: FileSystem, path: str, platform: str) -> str:
     return str(tokenize(info(filesystem, path)))
 
 
-def _entry(filesystem: FileSystem, entry: DirectoryEntry, directory: str, name: str) -> Info:
+def _entry(filesystem: FileSystem, directory: str, entry: DirectoryEntry, name: str) -> Info:
     """Describe an entry of a directory. Directories are not looked into, and tags only resolved."""
     real = posixpath.join(directory, entry.name)
     if stat.S_ISDIR(entry.mode):

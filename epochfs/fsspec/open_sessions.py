@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -44,9 +45,7 @@ class OpenSession:
         from epochfs.session.opening import open_session
 
         self.pid = os.getpid()
-        self.cache = settings.cache
-        self.timeout = settings.blobs.timeout
-        self.platform = settings.platform
+        self.settings = settings
         with contextlib.ExitStack() as closing:
             self.filesystem: FileSystem = open_session(settings, closing).filesystem
             self._closing = closing.pop_all()
@@ -135,29 +134,21 @@ def keep_inherited(session: OpenSession) -> None:
     _inherited.append(session)
 
 
-def _all() -> list[OpenSession]:
-    with _lock:
-        slots = list(_slots.values())
-    return [session for slot in slots if (session := slot.session()) is not None]
-
-
 def close_idle() -> None:
     """Close the sessions in which nobody reads; who reads later opens another."""
-    for session in _all():
-        session.close_if_idle()
+    with _lock:
+        slots = list(_slots.values())
+    for slot in slots:
+        if session := slot.session():
+            session.close_if_idle()
 
 
-_registered: set[int] = set()
-
-
+@functools.cache
 def _close_at_exit() -> None:
     """Have sessions closed before the interpreter waits for their threads.
 
     It does so before `atexit`, and a thread may wait for a silent registry until its deadline.
     """
-    if _registered:
-        return
-    _registered.add(os.getpid())
     import concurrent.futures.thread  # noqa: F401 - whose own turn at the exit is after ours
 
     register = getattr(threading, "_register_atexit", atexit.register)
@@ -173,9 +164,9 @@ def _after_fork() -> None:
     _inherited.append(sessions)
     _lock = threading.Lock()
     _slots = {}
-    caches = {session.cache.directory for session in sessions if not session.cache.off}
-    for cache in caches:
-        _close_locked(cache)
+    caches = [session.settings.cache for session in sessions]
+    for directory in {cache.directory for cache in caches if not cache.off}:
+        _close_locked(directory)
 
 
 def _close_locked(cache: Path) -> None:

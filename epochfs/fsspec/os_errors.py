@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from epochfs.errors import EpochfsError, ReadOnly
+from epochfs.errors import EpochfsError
 from epochfs.fuse import errnos
 
 
@@ -21,18 +21,3 @@ def translated(path: str) -> Iterator[None]:
         yield
     except EpochfsError as error:
         raise os_error(error, path) from error
-
-
-def read_only(path: str) -> OSError:
-    """Return the error of every write."""
-    return os_error(ReadOnly("this file system is read-only"), path)
-
-
-def is_directory(path: str) -> OSError:
-    """Return the error of reading a directory as a file."""
-    return OSError(errnos.IS_DIRECTORY, "is a directory", path)
-
-
-def too_many_links(path: str) -> OSError:
-    """Return the error of a path that leads through links without end."""
-    return OSError(errnos.LOOP, "too many links", path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
 from typing import Protocol, TypeVar
@@ -128,29 +128,20 @@ def in_parallel(do: Callable[[A], B], items: Sequence[A]) -> list[B]:
     return [results[number] for number in range(len(items))]
 
 
-Slice = tuple[int, int | None, int | None]
-"""The number of a request, and its start and end as they were given."""
-
-
 def requests(
-    paths: list[str],
-    starts: list[int | None] | int | None,
-    ends: list[int | None] | int | None,
-) -> list[tuple[str, Slice]]:
-    """Return what fsspec's `cat_ranges` is asked for; raises TypeError or ValueError as it does."""
+    paths: list[str], starts: list[int | None] | int | None, ends: list[int | None] | int | None
+) -> dict[str, list[tuple[int, int | None, int | None]]]:
+    """Return what `cat_ranges` is asked for: of each path the number, start and end of its slices.
+
+    Raises TypeError or ValueError as fsspec does.
+    """
     if not isinstance(paths, list):
         raise TypeError("paths must be a list")
     firsts = starts if isinstance(starts, list) else [starts] * len(paths)
     lasts = ends if isinstance(ends, list) else [ends] * len(paths)
     if not len(paths) == len(firsts) == len(lasts):
         raise ValueError("as many starts and ends as paths are needed")
-    numbered = enumerate(zip(paths, firsts, lasts, strict=True))
-    return [(path, (number, start, end)) for number, (path, start, end) in numbered]
-
-
-def by_path(wanted: Iterable[tuple[str, Slice]]) -> Iterable[tuple[str, list[Slice]]]:
-    """Return the slices of each path."""
-    found: dict[str, list[Slice]] = {}
-    for path, one in wanted:
-        found.setdefault(path, []).append(one)
-    return found.items()
+    found: dict[str, list[tuple[int, int | None, int | None]]] = {}
+    for number, path in enumerate(paths):
+        found.setdefault(path, []).append((number, firsts[number], lasts[number]))
+    return found

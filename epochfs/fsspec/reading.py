@@ -14,15 +14,7 @@ from fsspec.utils import isfilelike
 from epochfs.fsspec.copying import into_file, to_path
 from epochfs.fsspec.links import Place
 from epochfs.fsspec.os_errors import translated
-from epochfs.fsspec.range_reads import (
-    Range,
-    bounded,
-    by_path,
-    in_parallel,
-    near_ranges,
-    read_run,
-    requests,
-)
+from epochfs.fsspec.range_reads import Range, bounded, in_parallel, near_ranges, read_run, requests
 from epochfs.fsspec.registry_file import Handle, opened_in_turn
 
 if TYPE_CHECKING:
@@ -103,9 +95,9 @@ class ReadingMethods:
         are fetched in parallel.
         """
         wanted = requests(paths, starts, ends)
-        found: list[bytes | Exception] = [b""] * len(wanted)
+        found: list[bytes | Exception] = [b""] * len(paths)
         runs: list[tuple[Place, Sequence[Range]]] = []
-        for path, slices in by_path(wanted):
+        for path, slices in wanted.items():
             try:
                 place = self.followed(self._strip_protocol(path))
                 with contextlib.closing(self.opened(place)) as handle:

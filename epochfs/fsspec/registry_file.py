@@ -12,14 +12,14 @@ from fsspec.spec import AbstractBufferedFile
 
 from epochfs.errors import Vanished
 from epochfs.fsspec.links import Place
-from epochfs.fsspec.os_errors import is_directory, translated
+from epochfs.fsspec.os_errors import translated
+from epochfs.fuse import errnos
 
 if TYPE_CHECKING:
     from epochfs.fsspec.open_sessions import OpenSession
 
 PIECE = 1 << 20
 """How much is asked for at once: each such read has the whole time limit."""
-
 
 _SEQUENTIAL_READS = 4
 """Who reads so often without a jump is taken to read on."""
@@ -38,11 +38,12 @@ class Handle:
         self._readers, self._closed = 0, False
         with session.in_use() as filesystem:
             if stat.S_ISDIR(place.attr.mode):
-                raise is_directory(place.path)
+                raise OSError(errnos.IS_DIRECTORY, "is a directory", place.path)
             opened = filesystem.open(place.path)
             self._handle = opened.handle
             self.backing = opened.backing
-        self.size = place.attr.size or self._unstated_size()
+        # The size of some is said to be 0, as in /proc.
+        self.size = place.attr.size or self.read_into(memoryview(bytearray(PIECE)), 0)
 
     @property
     def is_ours(self) -> bool:
@@ -97,20 +98,6 @@ class Handle:
         if self.is_ours:
             self._session.filesystem.release(self._handle)
 
-    def _unstated_size(self) -> int:
-        """Return how long a file is whose size is said to be 0, as in /proc."""
-        return self.read_into(memoryview(bytearray(PIECE)), 0)
-
-
-@contextlib.contextmanager
-def opened_handle(session: OpenSession, place: Place) -> Iterator[Handle]:
-    """Open a place, and close it at the end."""
-    handle = Handle(session, place)
-    try:
-        yield handle
-    finally:
-        handle.close()
-
 
 @contextlib.contextmanager
 def opened_in_turn(session: OpenSession, place: Place, wanted: int) -> Iterator[Handle]:
@@ -122,14 +109,15 @@ def opened_in_turn(session: OpenSession, place: Place, wanted: int) -> Iterator[
     from epochfs.cache.blobs import BlobCache
     from epochfs.cache.turns import turn
 
+    cache, timeout = session.settings.cache, session.settings.blobs.timeout
     with contextlib.ExitStack() as closing:
-        if wanted > _WORTH_A_TURN and 2 * wanted > place.attr.size and not session.cache.off:
+        if wanted > _WORTH_A_TURN and 2 * wanted > place.attr.size and not cache.off:
             with session.in_use() as filesystem:
                 content = filesystem.content(place.path)
             if content is not None:
-                cache = BlobCache(session.cache)
-                closing.enter_context(turn(cache, content.digest, content.size, session.timeout))
-        yield closing.enter_context(opened_handle(session, place))
+                mine = turn(BlobCache(cache), content.digest, content.size, timeout)
+                closing.enter_context(mine)
+        yield closing.enter_context(contextlib.closing(Handle(session, place)))
 
 
 class Opener(Protocol):

@@ -1,7 +1,7 @@
 """`RegistryFileSystem`: the tree of a registry in fsspec's words.
 
 It translates, and decides nothing but what fsspec leaves open: links are followed (`links`), a
-listing is complete or an error, and whatever writes raises EROFS (`read_only`).
+listing is complete or an error, and whatever writes raises EROFS.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import os
 import pickle
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import tokenize
 
 from epochfs.config import LayoutPath
+from epochfs.errors import ReadOnly
 from epochfs.fsspec.constructor import Options, is_same_host
 from epochfs.fsspec.links import Place, followed
 from epochfs.fsspec.listing import Info, info, ls, sorted_out, unfollowed, unique_key
 from epochfs.fsspec.open_sessions import OpenSession, keep_inherited, opened
-from epochfs.fsspec.os_errors import read_only, translated
-from epochfs.fsspec.read_only import ReadOnlyMethods
+from epochfs.fsspec.os_errors import os_error, translated
 from epochfs.fsspec.reading import ReadingMethods
 from epochfs.fsspec.registry_file import Handle, RegistryFile
 from epochfs.fsspec.urls import PROTOCOL, join_url, split_url
@@ -37,7 +37,7 @@ _FSSPEC_OPTIONS = frozenset(
 """What fsspec itself may pass to any constructor, and which changes nothing here."""
 
 
-class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  # type: ignore[misc]
+class RegistryFileSystem(ReadingMethods, AbstractFileSystem):  # type: ignore[misc]
     """A registry, or an OCI image layout, to read: `epochfs://HOST[:PORT]/<path in the tree>`.
 
     `host`: HOST[:PORT], also with `https://` or `http://`, or with `/REPO:TAG` behind it for the
@@ -94,13 +94,13 @@ class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  
         if isinstance(path, list):
             return [self._own_path(one) for one in path]
         host, own = split_url(os.fspath(path))
-        if host and host != self._options.host and not self._is_mine(host):
-            raise ValueError(f"{join_url(host, own)} is not of {self._options.host or 'this host'}")
+        if host and host != self._options.host:
+            with translated(host):
+                source = self._options.source()
+            if not is_same_host(source, host):
+                shown = self._options.host or "this host"
+                raise ValueError(f"{join_url(host, own)} is not of {shown}")
         return own
-
-    def _is_mine(self, host: str) -> bool:
-        with translated(host):
-            return is_same_host(self._options.source(), host)
 
     def unstrip_protocol(self, name: str) -> str:
         """Return the URL of a path, with the host if it is a registry from its root on."""
@@ -191,8 +191,7 @@ class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  
         """
         path = self._strip_protocol(path)
         with self._using(path) as filesystem:
-            found = ls(filesystem, path, detail=detail)
-        return found if detail else [one["name"] for one in found]
+            return ls(filesystem, path, detail=detail)
 
     def walk(
         self,
@@ -270,21 +269,25 @@ class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  
         """
         path = self._strip_protocol(path)
         with self._using(path) as filesystem:
-            return unique_key(filesystem, path, str(self.session().platform))
+            return unique_key(filesystem, path, str(self.session().settings.platform))
 
-    def checksum(self, path: str) -> str:
-        """Return the same as `ukey`."""
-        return self.ukey(path)
+    checksum = ukey
 
     def modified(self, path: str) -> datetime:
         """Return when a path was last changed, as far as the registry or this machine knows."""
         return datetime.fromtimestamp(self.info(path)["mtime"], UTC)
 
-    def created(self, path: str) -> datetime:
-        """Return the same as `modified`: what a digest names never changes."""
-        return self.modified(path)
+    created = modified  # what a digest names never changes
 
-    # ---- reading -----------------------------------------------------------------------------
+    # ---- reading, and no writing -------------------------------------------------------------
+
+    def _refuse(self, path: Any = "", *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
+        raise os_error(ReadOnly("this file system is read-only"), str(path))
+
+    mkdir = makedirs = rmdir = _refuse
+    touch = pipe_file = pipe = put_file = put = write_text = _refuse
+    cp_file = copy = mv = rm_file = _rm = rm = _refuse
+    start_transaction = _refuse
 
     def _open(
         self,
@@ -296,7 +299,7 @@ class RegistryFileSystem(ReadOnlyMethods, ReadingMethods, AbstractFileSystem):  
         **kwargs: Any,  # noqa: ANN401
     ) -> RegistryFile:
         if mode != "rb":
-            raise read_only(path)
+            self._refuse(path)
         return RegistryFile(
             self, path, mode, block_size=block_size, cache_options=cache_options, **kwargs
         )

@@ -70,9 +70,7 @@ class NoApiRoot(NotFound):
 
 
 def connect(
-    url: RegistryUrl,
-    connection: Connection,
-    manifest_limit: int = ListingOptions().manifest_limit,
+    url: RegistryUrl, connection: Connection, manifest_limit: int = ListingOptions().manifest_limit
 ) -> RegistryClient:
     """Return a client of `url`; nothing is sent yet. `manifest_limit` is in bytes.
 
@@ -236,7 +234,8 @@ def _assemble(
 ) -> Session:
     cache = BlobCache(settings.cache)
     user = CacheUser(os.getpid(), mountpoint, str(settings.url), settings.cache.size_limit)
-    _announce(user, cache, closing)
+    with cache.directory.short_reported():
+        closing.enter_context(announced(cache.directory, user))
     history = TagHistory(
         cache.directory.private_file("tags.sqlite"),
         settings.url.base,
@@ -342,12 +341,6 @@ def _settle(settings: SessionSettings, listings: Listings, warn: Callable[[str],
                 f"{settings.url.prefix}: no such repository, and none below it: check the path of "
                 f"'{printable(str(settings.url))}'"
             ) from None
-
-
-def _announce(user: CacheUser, cache: BlobCache, closing: contextlib.ExitStack) -> None:
-    """Tell `epochfs cache` who uses the cache, unless its disk is full."""
-    with cache.directory.short_reported():
-        closing.enter_context(announced(cache.directory, user))
 
 
 def _remembering(

@@ -4,7 +4,7 @@ A blob is read through the tree as by any reader, so its download is shared, res
 alike. It counts as fetched once it is in the cache. Both steps, `find` and `fetch`, work in
 parallel and yield as they progress.
 
-Locks: `Prefetch._lock` guards `_blobs` and the replacing of `_progress`; no I/O happens under it.
+Locks: `Prefetch._lock` guards `_blobs` and the replacing of `progress`; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -102,28 +102,22 @@ class Failure:
 class Progress:
     """How many blobs were found, of what `size` in all, and what became of them so far.
 
-    In bytes: `moved` were fetched, `left` remain. In blobs: `fetched`, `there` before, `failed`.
+    In bytes: `left` remain. In blobs: `fetched`, `there` before, `failed`.
     """
 
     blobs: int = 0
     size: int = 0
     left: int = 0
-    moved: int = 0
     fetched: int = 0
     there: int = 0
     failed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSpace:
-    """The maximum size of the cache, and how much its disk has free, in bytes."""
-
-    limit: int
-    free: int
-
-
 class Prefetch:
-    """One run: `find`, then `fetch`, then `close`, all called by one thread."""
+    """One run: `find`, then `fetch`, then `close`, all called by one thread.
+
+    Any thread may look at its `progress`.
+    """
 
     def __init__(self, files: Files, parallel: int) -> None:
         """`parallel` is how many blobs are fetched at a time."""
@@ -132,7 +126,7 @@ class Prefetch:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._blobs: dict[Digest, Blob] = {}
-        self._progress = Progress()
+        self.progress = Progress()
 
     def find(self, selections: Sequence[Selection]) -> Iterator[Failure | None]:
         """Find the blobs of the selections; without any, those of every listed repository.
@@ -156,16 +150,13 @@ class Prefetch:
         blobs = sorted(self._blobs.values(), key=lambda blob: (not blob.complete, -blob.size))
         yield from self._each(self._fetch_blob, blobs)
 
-    def space(self) -> CacheSpace | None:
-        """Return how much space the cache has; None if the status does not say."""
-        status = json.loads(self._content(f"/{CONTROL}/{STATUS_FILE}"))
-        cache = status.get("cache")
-        return CacheSpace(int(cache["limit"]), int(cache["free"])) if cache else None
+    def space(self) -> tuple[int, int] | None:
+        """Return the maximum size of the cache, and how much its disk has free, in bytes.
 
-    @property
-    def progress(self) -> Progress:
-        """The progress so far. Any thread may ask."""
-        return self._progress
+        None if the status does not say.
+        """
+        cache = json.loads(self._content(f"/{CONTROL}/{STATUS_FILE}")).get("cache")
+        return (int(cache["limit"]), int(cache["free"])) if cache else None
 
     def close(self) -> None:
         """Stop what is in progress at its next piece; what has arrived is kept."""
@@ -197,8 +188,8 @@ class Prefetch:
 
     def _count(self, **more: int) -> None:
         with self._lock:
-            was = self._progress
-            self._progress = replace(
+            was = self.progress
+            self.progress = replace(
                 was, **{name: getattr(was, name) + count for name, count in more.items()}
             )
 
@@ -295,7 +286,7 @@ class Prefetch:
                     # Bytes of an earlier run count as a prefix, wherever in the blob they are.
                     position += len(piece)
                     moved = max(0, left - (blob.size - position))
-                    self._count(moved=moved, left=-moved)
+                    self._count(left=-moved)
                     left -= moved
             self._wait_until_kept(blob)
             self._count(fetched=1)

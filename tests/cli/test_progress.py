@@ -55,7 +55,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def after(moved: int, *, there: int = 0, size: int = 400 * MIB) -> Progress:
     """The progress when `moved` bytes were fetched and `there` bytes were there from the start."""
     left = size - there - moved
-    return Progress(blobs=8, size=size, left=left, moved=moved, fetched=2, there=1)
+    return Progress(blobs=8, size=size, left=left, fetched=2, there=1)
 
 
 def test_the_rate_is_that_of_the_last_seconds(clock: Clock, terminal: Terminal) -> None:

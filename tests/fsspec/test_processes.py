@@ -63,7 +63,8 @@ def test_a_forked_child_leaves_the_connections_and_locks_of_its_parent(
         child = os.fork()
         if child == 0:
             mine = [str(link.readlink()) for link in _descriptors()]
-            cache = f"{session.cache.directory}/v1"  # not one that an earlier test has left open
+            # Not one that an earlier test has left open.
+            cache = f"{session.settings.cache.directory}/v1"
             held = [
                 one for one in mine if one.startswith((f"{cache}/mounts/", f"{cache}/partial/"))
             ]
