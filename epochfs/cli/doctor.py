@@ -83,9 +83,6 @@ def _run(checks: Iterable[Check]) -> Iterator[Row]:
             yield "warn" if subject in _OPTIONAL else "FAIL", subject, str(error)
 
 
-# ---- the machine -----------------------------------------------------------------------------
-
-
 def _machine_checks(cache: Path) -> list[Check]:
     return [
         ("python", lambda: f"{platform.python_version()}, {sys.executable}"),
@@ -177,9 +174,6 @@ def _rootfs() -> str:
             f"most layers cannot be opened without {' and '.join(lacking)}: {decoders.NEEDED}"
         )
     return "layers compressed with gzip or zstd can be opened"
-
-
-# ---- the registry ----------------------------------------------------------------------------
 
 
 def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:

@@ -45,9 +45,6 @@ class Fetching:
     manifest_limit: int
 
 
-# ---- how to reach a registry -------------------------------------------------------------------
-
-
 def _positive_seconds(text: str) -> float:
     seconds = parse_seconds(text)
     if seconds <= 0:
@@ -142,9 +139,6 @@ def _readable(file: Path | None, option: str) -> Path | None:
     return file
 
 
-# ---- what is kept, and how it is fetched -------------------------------------------------------
-
-
 def _fetching(cache_dir: Path, cache_size: int, connections: int, manifest_limit: int) -> Fetching:
     return Fetching(CacheOptions(cache_dir, cache_size), connections, manifest_limit)
 
@@ -166,8 +160,6 @@ _FETCHING_OPTIONS = (
 fetching_options = gathered("fetching", _FETCHING_OPTIONS, _fetching)
 """Gives a command the options of what is kept and how it is fetched, as one `fetching`."""
 
-# ---- which registry ----------------------------------------------------------------------------
-
 
 def source_url(text: str | None) -> RegistryUrl | LayoutPath:
     """Parse what to mount: a registry or a layout, or one artifact of these."""
@@ -183,9 +175,6 @@ def registry_url(text: str | None) -> RegistryUrl:
     if text.startswith(LAYOUT_SCHEME):
         raise UsageError(f"'{printable(text)}' is not a registry: only 'mount' takes a layout")
     return RegistryUrl.parse(text)
-
-
-# ---- credentials -------------------------------------------------------------------------------
 
 
 def credentials(username: str, password_file: Path | None, token_file: Path | None) -> Credentials:

@@ -253,18 +253,16 @@ class Signals:
                 log.exception("unforeseen failure on %s", received.name)
         try:
             mount = self._find()
-            if mount is None:
-                self._end(received)
-            _unmount(received, mount)
+            if mount is not None:
+                _unmount(received, mount)
+                return
+            # Not yet mounted, not any more, or somebody else's mount is in its place.
+            when = "" if self._is_mounted else " before the mount was made"
+            log.info("%s%s: exiting", received.name, when)
+            exit_now(0 if self._is_mounted else 1)
         except Exception:
             log.exception("cannot unmount %s", printable(self._path))
             exit_now(1)
-
-    def _end(self, received: signal.Signals) -> NoReturn:
-        """Exit where there is no mount to unmount: not yet, no more, or somebody else's."""
-        when = "" if self._is_mounted else " before the mount was made"
-        log.info("%s%s: exiting", received.name, when)
-        exit_now(0 if self._is_mounted else 1)
 
 
 def _unmount(received: signal.Signals, mount: mountinfo.Mount) -> None:

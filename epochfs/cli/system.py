@@ -20,7 +20,6 @@ _DEVICE = Path("/dev/fuse")
 _FUSE_CONF = Path("/etc/fuse.conf")
 _UPDATEDB_CONF = Path("/etc/updatedb.conf")
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3", "libfuse.so.2")
-_SERVES_DESCRIPTORS = (3, 3)
 _INSTALL = "install it (Debian, Ubuntu: apt-get install fuse3)"
 
 
@@ -37,9 +36,8 @@ def require_fuse(*, allow_other: bool) -> None:
 def require_descriptor_support() -> None:
     """Raise MountFailure unless libfuse can serve a mount of somebody else's, and choose it."""
     library()
-    if library_version() < _SERVES_DESCRIPTORS:
-        needed = ".".join(map(str, _SERVES_DESCRIPTORS))
-        raise MountFailure(f"/dev/fd/N as mount point needs libfuse {needed} or later: {_INSTALL}")
+    if library_version() < (3, 3):
+        raise MountFailure(f"/dev/fd/N as mount point needs libfuse 3.3 or later: {_INSTALL}")
 
 
 def raise_open_files() -> None:

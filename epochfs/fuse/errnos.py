@@ -4,34 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from epochfs.errors import (
-    Busy,
-    CacheFailure,
-    ContentMismatch,
-    CredentialsUnavailable,
-    CrossDevice,
-    DeadlineExceeded,
-    Denied,
-    EpochfsError,
-    Exists,
-    InvalidName,
-    MountFailure,
-    NameTooLong,
-    NeverThere,
-    NoRoom,
-    NotEmpty,
-    NotFound,
-    NotPermitted,
-    ProtocolViolation,
-    ReadOnly,
-    TlsFailure,
-    TooLarge,
-    Unavailable,
-    UnconfirmedNotFound,
-    Unsupported,
-    UsageError,
-    Vanished,
-)
+from epochfs import errors
+from epochfs.errors import EpochfsError
 
 ABSENT = errno.ENOENT
 NO_ATTRIBUTE = errno.ENODATA
@@ -42,31 +16,31 @@ OF_NAMES = (errno.ENOENT, errno.ENAMETOOLONG)
 """Not worth a warning in the log: only the caller cares."""
 
 ERRNO: dict[type[EpochfsError], int] = {
-    NotFound: errno.ENOENT,
-    UnconfirmedNotFound: errno.ENOENT,
-    InvalidName: errno.ENOENT,
-    NameTooLong: errno.ENAMETOOLONG,
-    Denied: errno.EACCES,
-    CredentialsUnavailable: errno.EACCES,
-    ReadOnly: errno.EROFS,
-    NotPermitted: errno.EPERM,
-    Exists: errno.EEXIST,
-    NotEmpty: errno.ENOTEMPTY,
-    Busy: errno.EBUSY,
-    CrossDevice: errno.EXDEV,
-    DeadlineExceeded: errno.ETIMEDOUT,
-    ContentMismatch: errno.EIO,
-    ProtocolViolation: errno.EIO,
-    Unavailable: errno.EIO,
-    TlsFailure: errno.EIO,
-    Unsupported: errno.EIO,
-    CacheFailure: errno.EIO,
-    NoRoom: errno.ENOSPC,
-    Vanished: errno.ESTALE,
-    NeverThere: errno.ESTALE,
-    TooLarge: errno.EFBIG,
-    UsageError: errno.EINVAL,
-    MountFailure: errno.EIO,
+    errors.NotFound: errno.ENOENT,
+    errors.UnconfirmedNotFound: errno.ENOENT,
+    errors.InvalidName: errno.ENOENT,
+    errors.NameTooLong: errno.ENAMETOOLONG,
+    errors.Denied: errno.EACCES,
+    errors.CredentialsUnavailable: errno.EACCES,
+    errors.ReadOnly: errno.EROFS,
+    errors.NotPermitted: errno.EPERM,
+    errors.Exists: errno.EEXIST,
+    errors.NotEmpty: errno.ENOTEMPTY,
+    errors.Busy: errno.EBUSY,
+    errors.CrossDevice: errno.EXDEV,
+    errors.DeadlineExceeded: errno.ETIMEDOUT,
+    errors.ContentMismatch: errno.EIO,
+    errors.ProtocolViolation: errno.EIO,
+    errors.Unavailable: errno.EIO,
+    errors.TlsFailure: errno.EIO,
+    errors.Unsupported: errno.EIO,
+    errors.CacheFailure: errno.EIO,
+    errors.NoRoom: errno.ENOSPC,
+    errors.Vanished: errno.ESTALE,
+    errors.NeverThere: errno.ESTALE,
+    errors.TooLarge: errno.EFBIG,
+    errors.UsageError: errno.EINVAL,
+    errors.MountFailure: errno.EIO,
 }
 """Every class of `errors` has a row."""
 

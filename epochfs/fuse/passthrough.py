@@ -47,7 +47,8 @@ def obstacle(library: tuple[int, int]) -> str:
     """Return why this process cannot use passthrough with a version of libfuse; "" if it can."""
     if library < _LIBFUSE:
         return f"libfuse {_dotted(library)} cannot: install {_dotted(_LIBFUSE)} (Debian 13 has it)"
-    if _kernel() < _KERNEL:
+    kernel = re.match(r"(\d+)\.(\d+)", platform.release())
+    if kernel is None or (int(kernel[1]), int(kernel[2])) < _KERNEL:
         return f"Linux {platform.release()} cannot: boot {_dotted(_KERNEL)} or newer"
     if not _is_administrator():
         return "it needs CAP_SYS_ADMIN outside of any user namespace: mount as root"
@@ -56,11 +57,6 @@ def obstacle(library: tuple[int, int]) -> str:
 
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
-
-
-def _kernel() -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", platform.release())
-    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _is_administrator() -> bool:

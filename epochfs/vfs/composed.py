@@ -341,9 +341,9 @@ class FramesFile:
         with self._pool.use(number) as frame:
             length = frame.length(deadline)
         before = len(self._frames.blobs) - 1
-        stride, rest = (
-            divmod(self._frames.size - length, before) if number == before else (length, 0)
-        )
+        stride, rest = length, 0
+        if number == before:
+            stride, rest = divmod(self._frames.size - length, before)
         if rest or not self._shortest <= stride <= self._longest:
             raise ContentMismatch(f"chunk {number} is {length} bytes, which does not fit the file")
         return stride

@@ -126,13 +126,12 @@ class InMemory:
         self._data = data
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Read exactly `min(len(view), size - offset)` bytes; return that."""
         piece = self._data[offset : offset + len(view)]
         view[: len(piece)] = piece
         return len(piece)
 
     def close(self) -> None:
-        """Close it; call it once."""
+        pass
 
 
 class GeneratedHandle(InMemory):

@@ -1,14 +1,10 @@
-"""Layers as they are merged into one file system: tars, and files that are a layer each.
-
-What a layer has at its paths is asked in the words of `LayerIndex`, which is that of a tar.
-"""
+"""Layers as they are merged into one file system: tars, and files that are a layer each."""
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from epochfs.errors import EpochfsError, fresh
 from epochfs.layers.entry import join_path, split_path
@@ -20,28 +16,6 @@ from epochfs.vfs.composed import Composed
 from epochfs.vfs.node import CONSTANT_TIME_NS, Context, Opened, open_blob, open_composed
 
 
-class Contents(Protocol):
-    """What a layer has at its paths; see `LayerIndex`, which is that of a tar."""
-
-    @property
-    def has_aliases(self) -> bool: ...
-
-    @property
-    def has_foreign_links(self) -> bool: ...
-
-    def see(self, path: bytes) -> Seen: ...
-
-    def children(self, directory: bytes) -> Sequence[tuple[bytes, int]]: ...
-
-    def hidden(self, directory: bytes) -> set[bytes]: ...
-
-    def inode(self, number: int) -> Inode: ...
-
-    def aliases(self, number: int) -> list[bytes]: ...
-
-    def foreign_links(self, target: bytes) -> list[bytes]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
     """An operation on layers of a repository, which waits for them until `deadline` (monotonic)."""
@@ -49,22 +23,6 @@ class Operation:
     context: Context
     repository: Repository
     deadline: float
-
-
-class Layer(Protocol):
-    """A layer of a repository, as it is merged with others."""
-
-    def begin(self, operation: Operation) -> None:
-        """Begin to read what `contents` will return."""
-
-    def contents(self, operation: Operation) -> Contents:
-        """Return what the layer has. Raises DeadlineExceeded."""
-
-    def open(self, operation: Operation, inode: Inode, key: Hashable) -> Opened:
-        """Open a regular file of the layer; `key` is what the kernel knows it by."""
-
-    def content(self, inode: Inode) -> Descriptor | None:
-        """Describe the blob that a file of the layer is; None if it is none."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +33,23 @@ class TarLayer:
     directory: bytes = b""
 
     def begin(self, operation: Operation) -> None:
+        """Begin to read what `contents` will return."""
         operation.context.layers.begin(operation.repository, [self.descriptor])
 
     def contents(self, operation: Operation) -> Contents:
+        """Return what the layer has. Raises DeadlineExceeded."""
         layers, repository = operation.context.layers, operation.repository
         index = layers.index(repository, self.descriptor, operation.deadline)
         return _Moved(index, self.directory) if self.directory else index
 
     def open(self, operation: Operation, inode: Inode, key: Hashable) -> Opened:
+        """Open a regular file of the layer; `key` is what the kernel knows it by."""
         context, repository = operation.context, operation.repository
         file = context.layers.open(repository, self.descriptor, inode, operation.deadline)
         return Opened(file, context.kernel.keeps_pages(key, verified=file.verified))
 
     def content(self, inode: Inode) -> Descriptor | None:
+        """Describe the blob that a file of the layer is; None if it is none."""
         return None
 
 
@@ -96,7 +58,7 @@ PlainFile = Descriptor | Composed | EpochfsError
 
 
 class PlainFiles:
-    """Plain files as one layer: of two at one path the later wins.
+    """Plain files as one layer, and its contents: of two at one path the later wins.
 
     A file takes the place of a directory, and a directory that of a file; what it hides is gone.
     """
@@ -149,7 +111,7 @@ class PlainFiles:
             return Seen(IMPLICIT, stat.S_IFDIR)
         return Seen(None, hides_below=any(one in self._numbers for one in _parents(path)))
 
-    def children(self, directory: bytes) -> Sequence[tuple[bytes, int]]:
+    def children(self, directory: bytes) -> list[tuple[bytes, int]]:
         return [*self._children.get(directory, {}).items()]
 
     def hidden(self, directory: bytes) -> set[bytes]:
@@ -190,7 +152,7 @@ class _Moved:
             return self._index.see(inner)
         return Seen(IMPLICIT, stat.S_IFDIR) if self._next(path) else Seen(None)
 
-    def children(self, directory: bytes) -> Sequence[tuple[bytes, int]]:
+    def children(self, directory: bytes) -> list[tuple[bytes, int]]:
         inner = self._inner(directory)
         if inner is not None:
             return self._index.children(inner)
@@ -227,6 +189,13 @@ class _Moved:
         begins = path + b"/" if path else b""
         below = self._directory.removeprefix(begins)
         return below.partition(b"/")[0] if self._directory.startswith(begins) else b""
+
+
+Contents = LayerIndex | PlainFiles | _Moved
+"""What a layer has at its paths, as `LayerIndex` tells it of a tar."""
+
+Layer = TarLayer | PlainFiles
+"""A layer of a repository, as it is merged with others."""
 
 
 def _parents(path: bytes) -> Iterator[bytes]:

@@ -168,8 +168,7 @@ class Merged:
 
     def open(self, found: Found, key: Hashable) -> Opened:
         """Open a regular file; `key` is what the kernel knows it by."""
-        layer = self._layers[found.layer]
-        return layer.open(self._operation, found.inode, key)
+        return self._layers[found.layer].open(self._operation, found.inode, key)
 
     def content(self, found: Found) -> Descriptor | None:
         """Describe the blob that a file is; None if it is none."""
@@ -220,12 +219,9 @@ class Merged:
                 self._unreadable = self._unreadable or error
 
     def _read(self, number: int) -> Contents:
-        found = self._contents.get(number)
-        if found is None:
-            layer = self._layers[number]
-            found = layer.contents(self._operation)
-            self._contents[number] = found
-        return found
+        if number not in self._contents:
+            self._contents[number] = self._layers[number].contents(self._operation)
+        return self._contents[number]
 
 
 def _identity(found: Found, aliases: list[bytes], path: bytes) -> bytes:

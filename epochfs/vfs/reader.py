@@ -10,35 +10,12 @@ import contextlib
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Protocol
 
 from epochfs.errors import DeadlineExceeded, Denied, NotFound, Unavailable, printable
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.tree import CACHED_XATTR
 
 _PIECE = 1 << 20
-
-
-class Files(Protocol):
-    """A tree to read."""
-
-    def names(self, path: str) -> Iterator[str]:
-        """Yield what a directory lists; then raise why that is not all, if it is not."""
-
-    def target(self, path: str) -> str:
-        """Return the target of a link."""
-
-    def size(self, path: str) -> int:
-        """Return the size of a file in bytes."""
-
-    def cached_percent(self, path: str) -> int:
-        """Return how much of a blob is cached; 100 only once it is verified and kept."""
-
-    def pieces(self, path: str) -> Generator[memoryview, None, None]:
-        """Yield a file's bytes from its start; each piece is valid until the next.
-
-        Close the generator if you do not read to the end.
-        """
 
 
 class DirectFiles:
@@ -48,18 +25,26 @@ class DirectFiles:
         self._filesystem = filesystem
 
     def names(self, path: str) -> Iterator[str]:
+        """Yield what a directory lists; then raise why that is not all, if it is not."""
         return (entry.name for entry in self._filesystem.listdir(path))
 
     def target(self, path: str) -> str:
+        """Return the target of a link."""
         return self._filesystem.readlink(path)
 
     def size(self, path: str) -> int:
+        """Return the size of a file in bytes."""
         return self._filesystem.getattr(path).size
 
     def cached_percent(self, path: str) -> int:
+        """Return how much of a blob is cached; 100 only once it is verified and kept."""
         return int(self._filesystem.xattr(path, CACHED_XATTR))
 
     def pieces(self, path: str) -> Generator[memoryview, None, None]:
+        """Yield a file's bytes from its start; each piece is valid until the next.
+
+        Close the generator if you do not read to the end.
+        """
         handle = self._filesystem.open(path).handle
         try:
             buffer, position = memoryview(bytearray(_PIECE)), 0
@@ -98,6 +83,9 @@ class MountedFiles:
             buffer = memoryview(bytearray(_PIECE))
             while count := file.readinto(buffer):
                 yield buffer[:count]
+
+
+Files = DirectFiles | MountedFiles
 
 
 @contextlib.contextmanager

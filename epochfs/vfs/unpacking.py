@@ -259,7 +259,6 @@ class FrameHandle:
             self._streamed(error).read_into(view, offset, deadline)
 
     def close(self) -> None:
-        """Close it; call it once."""
         self._on_close()
         if isinstance(self._frame, StreamedFrame):
             self._frame.close()

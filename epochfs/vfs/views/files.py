@@ -44,22 +44,10 @@ _Shown = Descriptor | Joined
 
 @dataclass(frozen=True)
 class TitledFiles:
-    """The files of a manifest by their paths, and what each directory above them lists."""
+    """The files of a manifest by their paths, and what each directory lists; "" is their root."""
 
     files: dict[str, _Shown] = field(default_factory=dict)
     directories: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def find(self, path: str) -> _Shown:
-        """Return what is shown as a file or link at a path; raises NotFound."""
-        if path not in self.files:
-            raise NotFound(f"no file {path}")
-        return self.files[path]
-
-    def listed(self, path: str) -> dict[str, int]:
-        """Return what a directory lists, "" being `files` itself; raises NotFound."""
-        if path not in self.directories:
-            raise NotFound(f"no directory {path}")
-        return self.directories[path]
 
     def add(self, path: str, shown: _Shown) -> bool:
         """Show something at a path unless something else is in the way; return whether it is."""
@@ -135,11 +123,17 @@ class FilesNode(ManifestView):
         return Attr(FILE, shown.size)
 
     def entries(self, context: Context) -> Entries:
-        return files_of(self.document(context)).listed(self.path).items()
+        directories = files_of(self.document(context)).directories
+        if self.path not in directories:
+            raise NotFound(f"no directory {self.path}")
+        return directories[self.path].items()
 
     def shown(self, context: Context) -> Descriptor | Composed:
         """Return the layer that this is a link to, or what the file is composed of."""
-        return files_of(self.document(context)).find(self.path)
+        files = files_of(self.document(context)).files
+        if self.path not in files:
+            raise NotFound(f"no file {self.path}")
+        return files[self.path]
 
     def target(self, context: Context) -> str:
         shown = self.shown(context)

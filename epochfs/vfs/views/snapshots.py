@@ -26,16 +26,14 @@ from epochfs.vfs.views.files import FilesNode
 _CONFIG_TYPE = "application/vnd.cocoonstack.snapshot.config.v1+json"
 
 _ZSTD = "+zstd"
-_KNOWN_TYPES = frozenset(
-    (
-        "application/octet-stream",
-        "application/vnd.cocoonstack.disk.qcow2",
-        "application/vnd.cocoonstack.disk.raw",
-        "application/vnd.cocoonstack.vm.cidata",
-        "application/vnd.cocoonstack.vm.config+json",
-        "application/vnd.cocoonstack.vm.memory",
-        "application/vnd.cocoonstack.vm.state+json",
-    )
+_KNOWN_TYPES = (
+    "application/octet-stream",
+    "application/vnd.cocoonstack.disk.qcow2",
+    "application/vnd.cocoonstack.disk.raw",
+    "application/vnd.cocoonstack.vm.cidata",
+    "application/vnd.cocoonstack.vm.config+json",
+    "application/vnd.cocoonstack.vm.memory",
+    "application/vnd.cocoonstack.vm.state+json",
 )
 
 

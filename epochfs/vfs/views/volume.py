@@ -73,18 +73,13 @@ class VolumeNode(MergedNode):
                 return document
             chosen = choose(view, context.platform)
             if chosen is None:
+                offered = (str(platform_of(one) or "an unnamed platform") for one in view.manifests)
                 raise NotFound(
                     f"{document.digest} has nothing for {context.platform}, only for: "
-                    f"{_platforms(view)}"
+                    f"{', '.join(dict.fromkeys(offered)) or 'none'}"
                 )
             document = context.listings.manifest(self.repository, chosen.digest)
         raise NotFound(f"{self.digest} is an index of indexes of indexes")
-
-
-def _platforms(index: Index) -> str:
-    """Return the platforms of an index, for people."""
-    found = dict.fromkeys(str(platform_of(one) or "an unnamed platform") for one in index.manifests)
-    return ", ".join(found) or "none"
 
 
 @lru_cache(maxsize=REMEMBERED)
