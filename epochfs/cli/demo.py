@@ -20,7 +20,6 @@ from epochfs.demo.registry import EmbeddedRegistry
 from epochfs.errors import MountFailure, printable
 from epochfs.fuse import mountinfo
 
-_START_SECONDS = 15.0
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
@@ -62,9 +61,7 @@ def _serve(url: str, path: Path, scratch: Path) -> None:
         start_new_session=True,
     )
     try:
-        mountpoint.wait_for_mount(
-            path, before, limit=_START_SECONDS, server_is_alive=lambda: child.poll() is None
-        )
+        mountpoint.wait_for_mount(path, before, lambda: child.poll() is None)
         shown = shlex.quote(str(path))
         click.echo(
             f"registry  {url}\n"

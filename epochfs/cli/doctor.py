@@ -33,7 +33,6 @@ from epochfs.session import Connection, opening
 from epochfs.session.environment import server_in_environment
 
 _ENOUGH_SPACE = 1024**3
-_BINDINGS = ("mfusepy", "fusepy")
 _MAX_PAGES = Path("/proc/sys/fs/fuse/max_pages_limit")
 _READ_AHEAD = Path("/sys/class/bdi")
 _TRIED = 3
@@ -102,11 +101,9 @@ def _machine_checks(cache: Path) -> list[Check]:
 
 
 def _binding() -> str:
-    for name in _BINDINGS:
-        try:
+    for name in ("mfusepy", "fusepy"):
+        with suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            continue
     raise Unsupported("no FUSE binding for Python: install it (pip install mfusepy)")
 
 

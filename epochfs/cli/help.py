@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import get_completion_class
 
 from epochfs.errors import UsageError, printable
 from epochfs.help import TOPICS, Block, Code, Heading, Item, Page, Paragraph, Table, page, parse
@@ -20,14 +20,13 @@ _GAP = "  "
 _WIDEST = 100
 
 
-def _complete(
-    _context: click.Context, _parameter: click.Parameter, begun: str
-) -> list[CompletionItem]:
-    return [CompletionItem(topic) for topic in TOPICS if topic.startswith(begun)]
-
-
 @click.command("help")
-@click.argument("topic", metavar="[TOPIC]", required=False, shell_complete=_complete)
+@click.argument(
+    "topic",
+    metavar="[TOPIC]",
+    required=False,
+    shell_complete=lambda _, __, begun: [one for one in TOPICS if one.startswith(begun)],
+)
 def command(topic: str | None) -> None:
     """List the topics of the manual, or show one."""
     if topic is None:

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from epochfs.fuse.passthrough import Passthrough
     from epochfs.session.opening import Session
 
-_START_SECONDS = 15.0
-"""How long starting may take beyond the registry's own time limit."""
-
 _OWNER = click.IntRange(0, 2**32 - 2)
 
 _KERNEL_WORDS = frozenset({"nosuid", "nodev", "noexec", "noatime"})
@@ -70,7 +67,6 @@ class _MountCommand(click.Command):
     """A command whose long options can also be given as words of its `-o` option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args`, preceded by the words of `-o` as long options."""
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
         words = split_words(given.get("words") or ())
         # In front, so that an option on the command line itself comes later, and wins.
@@ -152,7 +148,7 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 @file_option("--log-file", "Append the log to this file.  [default: none; stderr with -f]")
 @click.option(
     "--log-level",
-    type=click.Choice(output.LOG_LEVELS),
+    type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     help="Log this level and above.",
 )
@@ -252,12 +248,10 @@ def _serve_in_background(settings: MountSettings) -> None:
     before = settings.path.stat().st_dev
     try:
         with process.Daemon(lambda ready: _serve(settings, ready), settings.log_file) as daemon:
-            limit = settings.connection.transport.timeout + _START_SECONDS
+            limit = settings.connection.transport.timeout + mountpoint.START_SECONDS
             for line in daemon.wait_until_ready(limit, waiting_for=str(settings.url)):
                 click.echo(f"epochfs: warning: {printable(line, 1000)}", err=True)
-            mountpoint.wait_for_mount(
-                settings.path, before, limit=_START_SECONDS, server_is_alive=daemon.is_alive
-            )
+            mountpoint.wait_for_mount(settings.path, before, daemon.is_alive)
             systemd.notify(f"MAINPID={daemon.pid}", "READY=1", _status(settings))
     except BaseException as error:
         mountpoint.clear_dead(settings.path)
@@ -303,8 +297,8 @@ def _serve(settings: MountSettings, ready: process.Ready) -> None:
             log.info("metrics are served on %s", serve_metrics(settings.metrics, session.status))
 
         def mounted() -> None:
-            log.info("%s is mounted on %s", session.shown, printable(settings.path))
             signals.mounted()
+            log.info("%s is mounted on %s", session.shown, printable(settings.path))
             signals.on_hangup = drop_listings
             ready(warnings)
 

@@ -29,6 +29,9 @@ _PROC = Path("/proc")
 _FUSE_DEVICE = os.makedev(10, 229)
 """The device number of /dev/fuse (the kernel's devices.txt)."""
 
+START_SECONDS = 15.0
+"""How long starting may take beyond the registry's own time limit."""
+
 _POLL = 0.01
 _ANSWER_SECONDS = 5.0
 _GONE_SECONDS = 10.0
@@ -165,7 +168,7 @@ def _within(limit: float, path: Path, ask: Callable[[], _T]) -> _T:
 
 
 def wait_for_mount(
-    path: Path, before: int, *, limit: float, server_is_alive: Callable[[], bool]
+    path: Path, before: int, server_is_alive: Callable[[], bool], limit: float = START_SECONDS
 ) -> None:
     """Return once `path` is on another device than `before`; raises MountFailure on failure."""
     deadline = time.monotonic() + limit

@@ -18,8 +18,6 @@ from tqdm import tqdm
 
 from epochfs.errors import MountFailure, printable
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
 _USUAL_WIDTH, _USUAL_HEIGHT = 80, 24
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 

@@ -8,10 +8,8 @@ opened, in the process that opens it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from epochfs.config import (
     LAYOUT_SCHEME,
@@ -32,7 +30,6 @@ from epochfs.oci.platforms import Platform
 from epochfs.session import Connection, SessionSettings
 
 FilePath = str | os.PathLike[str]
-_T = TypeVar("_T")
 
 _NO_CACHE = Path("/nonexistent")
 """Where a cache that is off is said to be."""
@@ -180,16 +177,12 @@ def _absolute(path: FilePath | None) -> Path | None:
     return Path(path).absolute() if path else None
 
 
-def _parsed(value: _T | str, parse: Callable[[str], _T]) -> _T:
-    return parse(value) if isinstance(value, str) else value
-
-
 def _seconds(value: float | str) -> float:
-    return _parsed(value, parse_seconds)
+    return parse_seconds(value) if isinstance(value, str) else value
 
 
 def _size(value: int | str) -> int:
-    return _parsed(value, parse_size)
+    return parse_size(value) if isinstance(value, str) else value
 
 
 def is_same_host(source: RegistryUrl | LayoutPath, host: str) -> bool:

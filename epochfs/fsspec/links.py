@@ -43,9 +43,8 @@ def followed(filesystem: FileSystem, path: str) -> Place:
         found = _nearest(filesystem, current)
         if not stat.S_ISLNK(found.attr.mode):
             return found
-        rest = current[len(found.path) :]
-        current = leads_to(found.path, filesystem.readlink(found.path)) + rest
-        current = posixpath.normpath(current)
+        target = leads_to(found.path, filesystem.readlink(found.path))
+        current = posixpath.normpath(target + current[len(found.path) :])
     raise OSError(errnos.LOOP, "too many links", path)
 
 

@@ -72,7 +72,6 @@ class OpenSession:
                 self._calls -= counted
 
     def close_if_idle(self) -> None:
-        """Close it, unless somebody reads."""
         with self._lock:
             self._closed = self._closed or not self._calls
         if self._closed and self._end.detach():

@@ -57,13 +57,11 @@ def near_ranges(ranges: Sequence[Range], gap: int | None) -> Iterator[Sequence[R
 
 
 class Reader(Protocol):
-    """An open file."""
+    """An open file; see `Handle`."""
 
-    def expect(self, start: int, stop: int) -> None:
-        """Say that these bytes will be read in their order."""
+    def expect(self, start: int, stop: int) -> None: ...
 
-    def read_into(self, view: memoryview, offset: int) -> int:
-        """Read exactly `min(len(view), size - offset)` bytes; return that."""
+    def read_into(self, view: memoryview, offset: int) -> int: ...
 
 
 def read_run(file: Reader, ranges: Sequence[Range]) -> Iterator[tuple[int, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.utils import isfilelike
 
-from epochfs.fsspec.copying import into_file, to_path
 from epochfs.fsspec.links import Place
 from epochfs.fsspec.os_errors import translated
 from epochfs.fsspec.range_reads import Range, bounded, in_parallel, near_ranges, read_run, requests
-from epochfs.fsspec.registry_file import Handle, opened_in_turn
+from epochfs.fsspec.registry_file import PIECE, Handle, opened_in_turn
 
 if TYPE_CHECKING:
     from epochfs.fsspec.open_sessions import OpenSession
@@ -114,11 +114,8 @@ class ReadingMethods:
         def read(run: tuple[Place, Sequence[Range]]) -> None:
             place, ranges = run
             try:
-                wanted_bytes = ranges[-1].stop - ranges[0].start
-                with (
-                    translated(place.path),
-                    opened_in_turn(self.session(), place, wanted_bytes) as handle,
-                ):
+                size = ranges[-1].stop - ranges[0].start
+                with translated(place.path), opened_in_turn(self.session(), place, size) as handle:
                     for number, data in read_run(handle, ranges):
                         found[number] = data
             except Exception as error:
@@ -150,6 +147,54 @@ class ReadingMethods:
         size = place.attr.size
         with translated(path), opened_in_turn(self.session(), place, size) as handle:
             if outfile is not None:
-                into_file(handle, outfile, callback)
+                _into_file(handle, outfile, callback)
             else:
-                to_path(handle, Path(lpath), callback)
+                _to_path(handle, Path(lpath), callback)
+
+
+def _to_path(handle: Handle, path: Path, callback: Callback) -> None:
+    """Copy a file to a path; its directory is made. If that fails, nothing is left at the path.
+
+    Raises EpochfsError of the registry, and OSError of this machine's disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("wb", buffering=0) as file:
+            if handle.backing is None or not _cloned(handle.backing, file.fileno(), handle.size):
+                _into_file(handle, file, callback)
+            else:
+                callback.set_size(handle.size)
+                callback.relative_update(handle.size)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _into_file(handle: Handle, file: Any, callback: Callback) -> None:  # noqa: ANN401
+    """Copy a file into an open one."""
+    callback.set_size(handle.size)
+    handle.expect(0, handle.size)
+    buffer = memoryview(bytearray(min(PIECE, max(1, handle.size))))
+    position = 0
+    while count := handle.read_into(buffer, position):
+        piece = buffer[:count]
+        while piece:
+            written = file.write(piece)
+            piece = piece[len(piece) if written is None else written :]
+        position += count
+        callback.relative_update(count)
+
+
+def _cloned(source: int, target: int, size: int) -> bool:
+    """Let the kernel copy a cached file, which some file systems do without copying."""
+    done = 0
+    try:
+        while done < size:
+            count = os.copy_file_range(source, target, size - done, done, done)
+            if not count:
+                return False
+            done += count
+    except OSError:
+        return False
+    return True

@@ -121,13 +121,11 @@ def opened_in_turn(session: OpenSession, place: Place, wanted: int) -> Iterator[
 
 
 class Opener(Protocol):
-    """A file system that opens its places."""
+    """A file system that opens its places; see `RegistryFileSystem`."""
 
-    def followed(self, path: str) -> Place:
-        """Return the place that a path leads to. Raises OSError."""
+    def followed(self, path: str) -> Place: ...
 
-    def opened(self, place: Place) -> Handle:
-        """Open a place. Raises OSError."""
+    def opened(self, place: Place) -> Handle: ...
 
 
 class RegistryFile(AbstractBufferedFile):  # type: ignore[misc]

@@ -123,7 +123,6 @@ class Passthrough:
         self._refusal = reason
 
     def status(self) -> PassthroughStatus:
-        """Return its state at this moment."""
         with self._lock:
             count = sum(inode.backing != 0 for inode in self._inodes.values())
         on = self._device is not None and not self._refusal

@@ -119,12 +119,11 @@ def _lists_anything(client: RegistryClient, connection: Connection) -> bool:
     for ask in asked or [client.catalog]:
         try:
             ask()
-        except (NotFound, Unsupported):
-            continue
+            return True
         except Denied as error:
             denied = denied or error
-        else:
-            return True
+        except (NotFound, Unsupported):
+            pass
     if denied is not None:
         raise denied
     return False

@@ -124,14 +124,12 @@ class Observer:
         )
 
     def _health(self) -> HealthStatus:
-        if self.remembering is None:
-            return HealthStatus(up=True, down_since=None, reason="", recalled=0)
-        outage = self.remembering.health.outage
+        outage = self.remembering.health.outage if self.remembering else None
         return HealthStatus(
             up=outage is None,
             down_since=outage.since if outage else None,
             reason=outage.reason if outage else "",
-            recalled=self.remembering.recalled,
+            recalled=self.remembering.recalled if self.remembering else 0,
         )
 
 

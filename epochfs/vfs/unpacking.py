@@ -230,7 +230,7 @@ class Unpacker:
 
 
 class FrameHandle:
-    """A reader of a frame: on disk, or as a stream once the disk fails."""
+    """A reader of a frame, as `Unpacked`: on disk, or as a stream once the disk fails."""
 
     def __init__(
         self,
@@ -245,14 +245,12 @@ class FrameHandle:
         self._lock = threading.Lock()
 
     def length(self, deadline: float) -> int:
-        """Return its length once that is known: see `Unpacked.length`."""
         try:
             return self._frame.length(deadline)
         except CacheFailure as error:
             return self._streamed(error).length(deadline)
 
     def read_into(self, view: memoryview, offset: int, deadline: float) -> None:
-        """Fill `view` from `offset`; raises as `length`."""
         try:
             self._frame.read_into(view, offset, deadline)
         except CacheFailure as error:

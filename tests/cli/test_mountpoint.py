@@ -177,9 +177,9 @@ def test_a_dead_mount_that_cannot_be_removed_is_told(
 def test_waiting_for_a_mount_ends_when_its_process_does(tmp_path: Path) -> None:
     device = tmp_path.stat().st_dev
     with pytest.raises(MountFailure, match="ended at once"):
-        mountpoint.wait_for_mount(tmp_path, device, limit=5, server_is_alive=lambda: False)
+        mountpoint.wait_for_mount(tmp_path, device, lambda: False)
     with pytest.raises(MountFailure, match="does not answer"):
-        mountpoint.wait_for_mount(tmp_path, device, limit=0.05, server_is_alive=lambda: True)
+        mountpoint.wait_for_mount(tmp_path, device, lambda: True, limit=0.05)
 
 
 def test_unmounting_what_is_not_mounted_is_a_problem_in_words(tmp_path: Path) -> None:

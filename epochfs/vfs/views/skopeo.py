@@ -20,6 +20,7 @@ what it names (`--multi-arch index-only`). Foreign layers are left out, as skope
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 
 from epochfs.errors import InvalidName, NotFound
@@ -112,8 +113,6 @@ class HeldLink(ManifestLink):
 def _parse(encoded: str) -> Digest:
     """Return the digest of its encoded part: the length tells the algorithm."""
     for algorithm in ALGORITHMS:
-        try:
+        with suppress(InvalidName):
             return Digest.parse(f"{algorithm}:{encoded}")
-        except InvalidName:
-            continue
     raise NotFound(f"no {encoded} here")
