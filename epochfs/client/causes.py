@@ -26,9 +26,7 @@ class Cause(enum.Enum):
         "credentials ({account})"
     )
     ANONYMOUS_REFUSED = f"anonymous access is refused: {_LOG_IN}"
-    LOGIN_REFUSED = (
-        "the registry does not accept the credentials: check the credentials ({account})"
-    )
+    LOGIN_REFUSED = "the registry does not accept the credentials: check them ({account})"
     ACCOUNT_REFUSED = "access is refused: check the rights of the account ({account})"
     GIVEN_TOKEN_REFUSED = (
         "the registry does not accept the token ({said}): have a new one issued, "
@@ -76,17 +74,13 @@ class Cause(enum.Enum):
     HELPER_EMPTY = "gives an empty secret: log in again"
 
     # Reaching the registry
-    REDIRECTED = (
-        "{registry} redirects to {site}, where credentials are not sent: use {site} as the URL"
-    )
+    REDIRECTED = "{registry} redirects to {site}, where no credentials go: use {site} as the URL"
     HTTPS_WANTED = "the server speaks https on this port: write https:// in the URL"
     HEADER_TOO_LARGE = (
         "the request is too large for the server ({length} bytes of credentials): have a smaller "
         "token issued, or the server's limit raised (nginx: large_client_header_buffers)"
     )
-    PROXY_WANTS_LOGIN = (
-        "the proxy asks for credentials: give them in its URL (http://user:password@…)"
-    )
+    PROXY_WANTS_LOGIN = "the proxy asks for credentials: its URL is http://user:password@… then"
     PROXY_REFUSES = "the proxy does not connect us: check HTTPS_PROXY, or name the host in NO_PROXY"
     CLIENT_CERTIFICATE_MISSING = (
         "the server wants a client certificate: give --client-cert and --client-key"
@@ -115,10 +109,7 @@ class Cause(enum.Enum):
         "the server and this machine have no version of TLS in common: have TLS 1.2 or later "
         "enabled on the server"
     )
-    TLS_REFUSED = (
-        "the server aborts the handshake: check its log, and check that it serves the host in"
-        " the URL"
-    )
+    TLS_REFUSED = "the server aborts the handshake: check its log, and that it serves this host"
 
     # The token server
     TOKEN_SERVER_DOWN = (

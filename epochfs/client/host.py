@@ -83,22 +83,14 @@ class Host:
             raise ProtocolViolation(f"{reply.what}: {reply.status}: not an OCI registry")
 
     def catalog(self) -> list[str]:
-        """Return the names of all repositories."""
         return self._names("/_catalog", "registry:catalog", "repositories")
 
     def tags(self, repository: Repository) -> list[str]:
-        """Return a repository's tags (§Listing Tags)."""
         path = f"{repository_path(repository)}/tags/list"
         return self._names(path, f"{repository.name}:pull", "tags")
 
     def referrers(self, repository: Repository, digest: Digest) -> list[Descriptor]:
-        """Return what refers to a manifest (§Listing Referrers).
-
-        Raises Unsupported, from the error itself, where the call is refused or answered by
-        something else: registries without it say so in many ways. Raises ProtocolViolation for
-        pages that never end, are too large or malformed: some of the referrers must not pass for
-        all.
-        """
+        """Return all referrers; raises ProtocolViolation rather than pass some of them for all."""
         listing = self.transport.url(f"{repository_path(repository)}/referrers/{digest}")
         found: list[Descriptor] = []
         scope = f"{repository.name}:pull"
@@ -118,7 +110,6 @@ class Host:
     def manifest(
         self, seconds: float, repository: Repository, reference: Reference, limit: int
     ) -> Document:
-        """Fetch a manifest of at most `limit` bytes, and check it against its digests."""
         request = self._manifest_request(repository, reference)
         reply = self.accepted(self.transport.fetch(request, limit, seconds=seconds))
         announced = announced_digest(reply)
@@ -146,14 +137,12 @@ class Host:
         return found
 
     def check_manifest(self, seconds: float, repository: Repository, reference: Reference) -> None:
-        """Ask whether the repository has a manifest; raises NotFound if not."""
         request = self._manifest_request(repository, reference)
         reply, left = self._head(request, seconds)
         if reply is None:
             self.transport.open(request, 0, None, left).close()
 
     def check_blob(self, seconds: float, repository: Repository, digest: Digest) -> None:
-        """Ask whether the repository has a blob; raises NotFound if not."""
         reply, left = self._head(self._blob_request(repository, digest), seconds)
         if reply is None:
             self._told_by_first_byte(left, repository, digest)
@@ -171,7 +160,6 @@ class Host:
     def small_blob(
         self, seconds: float, repository: Repository, digest: Digest, limit: int
     ) -> bytes:
-        """Fetch all of a blob of at most `limit` bytes, and check it against its digest."""
         request = self._blob_request(repository, digest)
         reply = self.accepted(self.transport.fetch(request, limit, seconds=seconds))
         if not digest.matches(reply.body):
@@ -181,7 +169,6 @@ class Host:
     def open_blob(
         self, seconds: float, repository: Repository, digest: Digest, start: int, end: int | None
     ) -> BlobStream:
-        """Open a blob from byte `start` to before byte `end`."""
         request = self._blob_request(repository, digest, start, end)
         return self.transport.open(request, start, end, seconds)
 

@@ -149,7 +149,6 @@ class Mirror(Host):
         self._refusal = ""
 
     def ask(self, ask: Ask[_T], seconds: float) -> _T:
-        """Ask the mirror, and record the outcome."""
         started = time.monotonic()
         try:
             answer = ask(self, seconds)
@@ -190,7 +189,6 @@ class Mirror(Host):
             log.info("mirror %s fails, going on without it: %s", self.config.url, error)
 
     def state(self) -> MirrorState:
-        """Return the state of the mirror."""
         failure, since = self.health.condition
         trouble = failure or self._refusal
         return MirrorState(
@@ -279,8 +277,7 @@ class Mirrors:
         hosts = self._able[capability] if mirrors is None else mirrors
         left = self.origin.transport.timeout
         for position, mirror in enumerate(hosts):
-            hosts_left = len(hosts) - position + 1
-            seconds = left / hosts_left / 2
+            seconds = left / (len(hosts) - position + 1) / 2
             if not mirror.health.begin(seconds):
                 continue
             started = time.monotonic()

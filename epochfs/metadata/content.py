@@ -113,10 +113,9 @@ class Documents:
 
     def _fetch_manifest(self, key: _Key) -> Answer[Document]:
         document = self._source.get_manifest(*key, self._limit)
-        if document.readable_view is not None:
-            with self._lock:
-                for descriptor in named_blobs(document.readable_view):
-                    self._blobs[key[0], descriptor.digest] = descriptor
+        with self._lock:
+            for descriptor in named_blobs(document.readable_view):
+                self._blobs[key[0], descriptor.digest] = descriptor
         return Answer(document)
 
     def _fetch_description(self, key: _Key) -> Answer[Descriptor]:

@@ -98,14 +98,11 @@ class OciLayout:
             raise
 
     def close(self) -> None:
-        """Close the directory."""
         os.close(self._directory)
 
     def located(self, name: str) -> tuple[Repository, Tag]:
         """Return the repository and tag of a name in `index.json`; raises InvalidName."""
         return _parse_name(name, self.own_repository)
-
-    # ---- as `Source` says --------------------------------------------------------------------
 
     def catalog(self) -> Answer[list[str]]:
         return Answer([repository.name for repository in self._contents().names])
@@ -165,8 +162,6 @@ class OciLayout:
             raise ContentMismatch(f"the layout's file does not have digest {digest}")
         return data
 
-    # ---- files -------------------------------------------------------------------------------
-
     def open_blob(self, digest: Digest) -> int:
         """Return a descriptor of a file of content, unverified, for the caller to close."""
         return self._open(_place(digest))
@@ -194,8 +189,6 @@ class OciLayout:
         if len(data) > limit:
             raise TooLarge(f"{'/'.join(path)} is over {limit} bytes")
         return data
-
-    # ---- names -------------------------------------------------------------------------------
 
     def _tags(self, name: Repository) -> Mapping[Tag, Descriptor]:
         names = self._contents().names

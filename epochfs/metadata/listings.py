@@ -181,7 +181,6 @@ class Listings:
             self._closures.clear()
 
     def close(self) -> None:
-        """Stop the background work."""
         for pool in (self._pool, self._ahead):
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -96,11 +96,9 @@ class Health:
 
     @property
     def outage(self) -> Outage | None:
-        """The current outage, if there is one."""
         return self._outage
 
     def answered(self) -> None:
-        """Note that the registry answered a request."""
         if self._outage is None:
             return
         with self._lock:
@@ -121,7 +119,6 @@ class Health:
         threading.Thread(target=self._probe, args=(outage,), name="probe", daemon=True).start()
 
     def close(self) -> None:
-        """Stop pinging."""
         self._closing.set()
 
     def _declare(self, outage: Outage) -> None:
@@ -134,7 +131,6 @@ class Health:
         )
 
     def _probe(self, outage: Outage) -> None:
-        """Ping until the registry answers."""
         pause = _FIRST_SECONDS
         while not self._closing.is_set():
             if self._answers():
@@ -351,9 +347,8 @@ def _implied_by_manifest(question: Question, document: Document) -> dict[Questio
     described = Descriptor(document.media_type, document.digest, document.size)
     about = partial(Question, repository=question.repository)
     found = {about(_DESCRIPTION, name=str(document.digest)): _dump(described)}
-    if document.readable_view is not None:
-        for blob in named_blobs(document.readable_view):
-            found[about(_BLOB, name=str(blob.digest))] = _dump(blob.size)
+    for blob in named_blobs(document.readable_view):
+        found[about(_BLOB, name=str(blob.digest))] = _dump(blob.size)
     return found
 
 
@@ -374,9 +369,8 @@ def _names(raw: bytes) -> list[str]:
 
 def _descriptor(value: Any) -> Descriptor:  # noqa: ANN401 - JSON, which may be damaged
     media_type, digest, size, artifact_type, annotations = value
-    return Descriptor(
-        media_type, Digest.parse(digest), checked_size(size), artifact_type, dict(annotations)
-    )
+    size = checked_size(size)
+    return Descriptor(media_type, Digest.parse(digest), size, artifact_type, dict(annotations))
 
 
 def _document(digest: Digest, raw: bytes) -> Document:

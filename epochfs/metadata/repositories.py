@@ -80,8 +80,6 @@ class Repositories:
             "tags of", self._fetch_tags, policy, size_of=lambda tags: 1 + len(tags)
         )
 
-    # ---- the catalog -------------------------------------------------------------------------
-
     def catalog(self, max_age: float | None = None) -> Catalog:
         """Return the repositories listed; only those of `--repo` where there is no catalog.
 
@@ -152,8 +150,6 @@ class Repositories:
 
         with contextlib.suppress(RuntimeError):  # the pool is shut down while unmounting
             self._background.submit(read)
-
-    # ---- which repositories exist ------------------------------------------------------------
 
     def check(self, repository: Repository, *, or_parent: bool = False) -> None:
         """Raise NotFound unless a repository exists or can be entered; `or_parent`: or is a mere
@@ -244,8 +240,6 @@ class Repositories:
     def _is_listed(self, repository: Repository) -> bool:
         known = self.known()
         return known is not None and repository in known
-
-    # ---- what the caches fetch ---------------------------------------------------------------
 
     def _fetch_catalog(self, _: tuple[()]) -> Answer[Catalog]:
         try:

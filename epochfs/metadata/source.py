@@ -146,7 +146,6 @@ class Facts:
         return known
 
     def learn(self, fact: Question) -> None:
-        """Keep a fact."""
         if self._known.get(fact):
             return
         self._known[fact] = True

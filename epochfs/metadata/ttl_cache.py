@@ -108,7 +108,6 @@ class LruStore(Generic[K, V]):
             log.debug("%s is too large to remember", printable(key))
 
     def drop_where(self, match: Callable[[K], bool]) -> None:
-        """Forget the entries whose keys match."""
         for key in [key for key in self._entries if match(key)]:
             del self._entries[key]
 
@@ -212,9 +211,6 @@ class TtlCache(Generic[K, V]):
             raise
         until = self._clock() + (ttl if answer.is_current else min(ttl, soon))
         return Entry(answer.value, None, until, answer.is_current)
-
-
-# ---- tags ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,9 +137,9 @@ class Walk:
         return True
 
 
-def named_blobs(view: Manifest | Index) -> tuple[Descriptor, ...]:
-    """Return the config, if there is one, and the layers; nothing for an index."""
-    if isinstance(view, Index):
+def named_blobs(view: Manifest | Index | None) -> tuple[Descriptor, ...]:
+    """Return the config, if there is one, and the layers; nothing for what is no manifest."""
+    if not isinstance(view, Manifest):
         return ()
     return view.layers if view.config is None else (view.config, *view.layers)
 

@@ -134,7 +134,6 @@ class Catalog:
         return sorted(self._children.get(segments, ()))
 
     def is_parent(self, segments: tuple[str, ...]) -> bool:
-        """Whether some repository lies below a prefix."""
         return segments in self._children
 
 
@@ -180,7 +179,6 @@ class Digest:
 
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
-        """Return the digest of `data`."""
         return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
 
     def hasher(self) -> _Hash:
@@ -188,7 +186,6 @@ class Digest:
         return hashlib.new(self.algorithm)
 
     def matches(self, data: bytes) -> bool:
-        """Whether `data` has this digest."""
         return Digest.of(data, self.algorithm) == self
 
     def __str__(self) -> str:

@@ -52,7 +52,6 @@ class Platform:
 
     @classmethod
     def of_machine(cls) -> Platform:
-        """Return the platform of this machine."""
         machine = platform.machine().lower()
         architecture = _ARCHITECTURES.get(machine, machine)
         return cls(platform.system().lower(), architecture, _VARIANTS.get(machine, ""))

@@ -59,9 +59,6 @@ class Bearer:
     fingerprint: str
 
 
-_NOBODY = Bearer("", "")
-
-
 @dataclass(frozen=True, slots=True)
 class Turn:
     """A request for the Authorization value of a `scope`; `deadline` is monotonic."""
@@ -230,9 +227,8 @@ class Authenticator:
         try:
             return self.credentials.login(turn.repository, turn.deadline)
         except CredentialsUnavailable as error:
-            if self.credentials.static or self._learned(turn).scheme:
-                raise
-            if not isinstance(error, StoreFailed):
+            required = self.credentials.static or self._learned(turn).scheme
+            if required or not isinstance(error, StoreFailed):
                 raise
             return None
 
@@ -321,7 +317,7 @@ class Authenticator:
 def _bearer_of(salt: bytes, login: Login | None, besides: tuple[bytes, ...]) -> Bearer:
     """Return who shows a login; remembered, as the hash is slow on purpose."""
     if login is None and not besides:
-        return _NOBODY
+        return Bearer("", "")
     token = login.token if login else ""
     who = [login.username, login.password, login.identity_token] if login and not token else []
     shown = json.dumps([token, who, [one.hex() for one in besides]])

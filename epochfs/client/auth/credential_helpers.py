@@ -169,7 +169,6 @@ def _program(helper: Helper) -> str:
 
 
 def _path(helper: Helper) -> str:
-    """Return the path of a helper's program."""
     if not _NAME.match(helper.name):
         raise _Failure(Cause.HELPER_MISNAMED.told())
     path = shutil.which(f"docker-credential-{helper.name}")
@@ -238,7 +237,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _login(helper: Helper, said: bytes | None) -> Login | None:
-    """Return the login in a helper's answer, or None."""
     if said is None:
         return None
     try:

@@ -68,7 +68,6 @@ class Login:
         return {self.password, self.identity_token, self.token, pair} - {""}
 
     def __str__(self) -> str:
-        """Return whose credentials these are, and where they come from."""
         if self.token:
             return self.source
         return f"as {printable(self.username) or 'the owner of a token'}, {self.source}"

@@ -228,12 +228,10 @@ class Adapter(HTTPAdapter):
         super().__init__(pool_connections=_HOSTS, pool_maxsize=pool_size, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Make the manager of pools of watched connections."""
         super().init_poolmanager(*args, blocksize=_SEND_BYTES, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Return the manager of pools for a proxy, also of watched connections."""
         manager = super().proxy_manager_for(proxy, blocksize=_SEND_BYTES, **kwargs)
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return manager

@@ -170,7 +170,6 @@ class Transport:
         return self.authenticator.bearer_for(salt, repository, deadline, always_shown)
 
     def refusal(self, reply: Reply) -> EpochfsError:
-        """Return the error for an answer that was not hoped for."""
         known = self.authenticator.credentials
         clean = partial(self._cleaned, reply.what.authorization)
         asker = Asker(known.describe(), known.anonymous, known.static, self._mirror, clean)

@@ -74,7 +74,6 @@ class Url:
 
     @property
     def path(self) -> str:
-        """The path without the query."""
         return self.target.partition("?")[0]
 
     def at(self, target: str) -> Url:
@@ -87,7 +86,6 @@ class Url:
         return self.at(f"{self.target}{joint}{name}={quote(value, safe='')}")
 
     def has_parameter(self, name: str) -> bool:
-        """Whether there is a query parameter of that name."""
         return name in parse_qs(self.target.partition("?")[2], keep_blank_values=True)
 
     def follow(self, location: str) -> Url:

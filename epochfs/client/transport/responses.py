@@ -62,7 +62,6 @@ class Reply:
 
     @property
     def url(self) -> Url:
-        """Where the answer came from."""
         return self.what.url
 
     @property
@@ -98,7 +97,6 @@ class Reply:
         return self.status in _RANGE_REFUSALS
 
     def check_encoding(self) -> None:
-        """Raise ProtocolViolation for a body that is encoded."""
         if self.encoded:
             raise ProtocolViolation(f"{self.what}: the body is encoded, which was not asked for")
 

@@ -71,7 +71,6 @@ class TlsPolicy:
             return self._current().certificates
 
     def identifies(self, host: str) -> bool:
-        """Whether a host is sent a client certificate."""
         return self._kind(host)[1]
 
     def in_use(self, context: ssl.SSLContext | None) -> bool:

@@ -88,7 +88,6 @@ class Watch:
             self._shut_down()
 
     def release(self) -> None:
-        """End the watch."""
         with self._watchdog._lock:
             self._connection = None
             self._watchdog._watches.discard(self)
