@@ -257,15 +257,16 @@ class Blobs:
         """Take back one reader of a download."""
         with self._lock:
             shared.readers -= 1
+            if shared.readers:
+                return
             shared.unused_since = time.monotonic()
-            unused, ended = shared.readers == 0, shared.ended
-            to_watch = unused and not ended and not shared.lingers
-            shared.lingers = shared.lingers or to_watch
-        if unused and ended:
+            ended, lingers = shared.ended, shared.lingers
+            shared.lingers = lingers or not ended
+        if ended:
             shared.download.close()
-        elif unused:
-            shared.download.state.leave()
-        if to_watch:
+            return
+        shared.download.state.leave()
+        if not lingers:
             self._linger(shared, REST_SECONDS)
 
     def _end(self, shared: _Shared) -> None:

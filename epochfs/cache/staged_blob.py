@@ -87,9 +87,6 @@ class RangeSet:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._stops, strict=True))
 
-    def __repr__(self) -> str:
-        return f"RangeSet({list(self)})"
-
 
 class StagedBlob:
     """A blob on its way into the cache: a sparse file of its size.

@@ -59,6 +59,15 @@ class _Endpoints:
             raise OciError(400, "DIGEST_INVALID", "only sha256 is known here")
         return digest
 
+    def _known_digest(self, text: str) -> Digest | None:
+        """Parse a digest; None for nonsense if nothing is checked."""
+        try:
+            return self._digest(text)
+        except OciError:
+            if self._behaviour.validates:
+                raise
+            return None
+
 
 class ManifestEndpoints(_Endpoints):
     """Manifests by tag and digest, referrers, tags, and the catalog."""
@@ -121,7 +130,7 @@ class ManifestEndpoints(_Endpoints):
         return response.having(OCI_Filters_Applied="artifactType") if wanted else response
 
     def _get_manifest(self, _request: Request, name: str, reference: str) -> Response:
-        target = self._known_reference(reference)
+        target = self._known(reference)
         document = self._storage.manifest(name, target) if target is not None else None
         if document is None:
             raise _unknown()
@@ -132,7 +141,7 @@ class ManifestEndpoints(_Endpoints):
         )
 
     def _put_manifest(self, request: Request, name: str, reference: str) -> Response:
-        target = self._reference(reference)
+        target = self._digest(reference) if self._is_digest(reference) else reference
         digest = Digest.of(request.body, "sha256" if isinstance(target, str) else target.algorithm)
         if isinstance(target, Digest) and digest != target:
             raise OciError(400, "DIGEST_INVALID", "the manifest does not have this digest")
@@ -150,7 +159,7 @@ class ManifestEndpoints(_Endpoints):
         return response.having(OCI_Subject=str(subject)) if subject else response
 
     def _delete_manifest(self, _request: Request, name: str, reference: str) -> Response:
-        target = self._known_reference(reference)
+        target = self._known(reference)
         if isinstance(target, str) and not self._behaviour.tag_deletes:
             raise OciError(405, "UNSUPPORTED", "a tag cannot be deleted by itself")
         deleted = target is not None and self._storage.delete_manifest(name, target)
@@ -196,19 +205,13 @@ class ManifestEndpoints(_Endpoints):
                 if self._storage.manifest(name, child.digest) is None:
                     yield child
 
-    def _reference(self, text: str) -> str | Digest:
-        """Return a digest for text with a colon, and the text itself, a tag, for all other."""
-        is_digest = ":" in text if self._behaviour.sha512 else text.startswith("sha256:")
-        return self._digest(text) if is_digest else text
+    def _is_digest(self, reference: str) -> bool:
+        """Whether a reference is a digest, be it a nonsensical one; all other are tags."""
+        return ":" in reference if self._behaviour.sha512 else reference.startswith("sha256:")
 
-    def _known_reference(self, text: str) -> str | Digest | None:
-        """Return what text refers to; None for nonsense if nothing is checked."""
-        try:
-            return self._reference(text)
-        except OciError:
-            if self._behaviour.validates:
-                raise
-            return None
+    def _known(self, reference: str) -> str | Digest | None:
+        """Return a tag or a digest; None for nonsense if nothing is checked."""
+        return self._known_digest(reference) if self._is_digest(reference) else reference
 
 
 def _invalid(message: str) -> OciError:
@@ -284,14 +287,9 @@ class BlobEndpoints(_Endpoints):
 
     def _blob(self, name: str, reference: str) -> tuple[Digest, bytes]:
         """Return a blob and its digest; raises OciError for one that is not there."""
-        try:
-            digest = self._digest(reference)
-            data = self._storage.blob(name, digest)
-        except OciError:
-            if self._behaviour.validates:
-                raise
-            data = None
-        if data is None:
+        digest = self._known_digest(reference)
+        data = self._storage.blob(name, digest) if digest else None
+        if digest is None or data is None:
             raise OciError(404, "BLOB_UNKNOWN", "no such blob")
         return digest, data
 

@@ -6,6 +6,7 @@ connections; nothing is sent or received under it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -94,7 +95,6 @@ class OciError(Exception):
         self.headers = headers
 
     def response(self) -> Response:
-        """Return the error as the answer it stands for."""
         document: dict[str, Any] = {"errors": [{"code": self.code, "message": str(self)}]}
         return replace(json_response(document), status=self.status).having(**self.headers)
 
@@ -128,19 +128,15 @@ class Server(ThreadingHTTPServer):
         with self._connections_lock:
             connections = list(self._connections)
         for connection in connections:
-            try:
+            with contextlib.suppress(OSError):  # it has ended already
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("a connection had ended already: %s", error)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Remember the connection, and serve it in a thread."""
         with self._connections_lock:
             self._connections.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
-        """Close the connection, and forget it."""
         with self._connections_lock:
             self._connections.discard(request)
         super().shutdown_request(request)
@@ -163,7 +159,6 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def answer(self) -> None:
-        """Answer the request whose head has been read."""
         body = self._read_body()
         if body is None:
             # Where the next request begins is unknown, so there cannot be one.

@@ -148,6 +148,10 @@ class Storage:
         self._blobs: dict[Digest, bytes] = {}
         self._uploads: dict[str, bytearray] = {}
 
+    def _held(self, name: str) -> _Repository:
+        """Return what a repository has; nothing if there is none. The lock is held."""
+        return self._repositories.get(name, _Repository())
+
     def repositories(self) -> list[str]:
         """Return the names of all repositories that something was ever stored in, sorted."""
         with self._lock:
@@ -157,23 +161,19 @@ class Storage:
     def tags(self, name: str) -> list[str] | None:
         """Return the tags of a repository, sorted; None if there is no such repository."""
         with self._lock:
-            held = self._repositories.get(name)
             if self._bucket:
-                return sorted(held.tags if held else (), key="{}.json".format)
-            return sorted(held.tags) if held else None
+                return sorted(self._held(name).tags, key="{}.json".format)
+            return sorted(self._held(name).tags) if name in self._repositories else None
 
     def manifests(self, name: str) -> list[Document]:
         """Return all manifests of a repository, in the order they were pushed."""
         with self._lock:
-            held = self._repositories.get(name)
-            return list(held.manifests.values()) if held else []
+            return list(self._held(name).manifests.values())
 
     def manifest(self, name: str, reference: str | Digest) -> Document | None:
         """Return the manifest that a tag or digest names, or None."""
         with self._lock:
-            held = self._repositories.get(name)
-            if held is None:
-                return None
+            held = self._held(name)
             digest = held.tags.get(reference) if isinstance(reference, str) else reference
             return held.manifests.get(digest) if digest else None
 
@@ -187,9 +187,7 @@ class Storage:
     def delete_manifest(self, name: str, reference: str | Digest) -> bool:
         """Delete a tag alone, or a manifest with all its tags; False if there is none."""
         with self._lock:
-            held = self._repositories.get(name)
-            if held is None:
-                return False
+            held = self._held(name)
             if isinstance(reference, str):
                 return held.tags.pop(reference, None) is not None
             held.tags = {tag: digest for tag, digest in held.tags.items() if digest != reference}
@@ -198,8 +196,7 @@ class Storage:
     def blob(self, name: str, digest: Digest) -> bytes | None:
         """Return a blob that the repository may show, or None."""
         with self._lock:
-            held = self._repositories.get(name)
-            if self._global_blobs or (held and digest in held.blobs):
+            if self._global_blobs or digest in self._held(name).blobs:
                 return self._blobs.get(digest)
             return None
 
@@ -220,10 +217,10 @@ class Storage:
     def delete_blob(self, name: str, digest: Digest) -> bool:
         """Take a blob out of a repository, and out of memory with the last one that had it."""
         with self._lock:
-            held = self._repositories.get(name)
-            if held is None or digest not in held.blobs:
+            blobs = self._held(name).blobs
+            if digest not in blobs:
                 return False
-            held.blobs.remove(digest)
+            blobs.remove(digest)
             if not any(digest in other.blobs for other in self._repositories.values()):
                 self._blobs.pop(digest, None)
             return True
