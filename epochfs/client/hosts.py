@@ -7,14 +7,11 @@ is used, whatever is in it: `host_port_`, `host:port`, `_default`. In it, `hosts
 and the registry's own address; without that file, `*.crt` are CAs, and `*.cert` with `*.key` client
 certificates, as in Docker's layout.
 
-The format and its rules are containerd's (docs/hosts.md there), except:
+The format and its rules are containerd's (docs/hosts.md there), except for what `epochfs help
+mirrors` says, and:
 
 - A file that cannot be read as intended is a UsageError, where containerd goes on without it.
-  Unknown keys are ignored, with a warning. A `proxy` is refused: without it, requests would go
-  where the file does not want them.
-- The file is read once, when the mount begins.
-- `http://` is plain http, also with a port and with `skip_verify` or `ca`, where containerd tries
-  https first.
+  Unknown keys are ignored, with a warning.
 - `header` goes to its host, not to the token server which that host names.
 - An entry with the registry's own address is not a mirror: it says how to speak to the registry.
   What it leaves out is taken from the top of the file.

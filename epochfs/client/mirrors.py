@@ -292,11 +292,9 @@ class Mirrors:
         self, repository: Repository, digest: Digest, start: int, end: int | None
     ) -> BlobStream:
         """Open a blob at the first host that has it, from byte `start` to before byte `end`."""
-        mirrors: list[Mirror] = []
-        able = self._able[Capability.PULL]
         with self._lock:
-            if able and digest not in self._wrong:
-                mirrors = [mirror for mirror in able if (mirror, digest) not in self._absent]
+            able = self._able[Capability.PULL] if digest not in self._wrong else []
+            mirrors = [mirror for mirror in able if (mirror, digest) not in self._absent]
 
         def ask(host: Host, seconds: float) -> BlobStream:
             try:

@@ -128,33 +128,24 @@ class Answer:
         followed = _REDIRECTS if reads else _REDIRECTS_OF_WRITES
         return self.headers.get("Location", "") if self.status in followed else ""
 
-    def read(self, size: int) -> bytes:
-        """Return 1 to `size` bytes as some arrive, b"" at the end; raises Broken before it."""
-        try:
-            data = self._raw.read1(size, decode_content=False) or b""
-            if not data:
-                self.watch.check()  # the end of the stream may be the watch's own doing
-        except CONVERTED as error:
-            raise convert(error, self.what, self.watch) from error
-        if data:
-            self._stats.count(bytes_received=len(data))
-        return data
-
     def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as bytes have arrived; return how many did, 0 at the end.
 
         A body of known length, as blobs have, is received straight into the buffer: allocating
-        memory for every read costs more than all the rest.
+        memory for every read costs more than all the rest. Raises Broken if it breaks off.
         """
         response = getattr(self._raw, "_original_response", None)
-        if not isinstance(response, StrictResponse) or response.chunked:
-            data = self.read(len(buffer))
-            buffer[: len(data)] = data
-            return len(data)
         try:
-            count = response.read1_into(buffer)
-            if response.isclosed():
-                self._raw.release_conn()
+            if isinstance(response, StrictResponse) and not response.chunked:
+                count = response.read1_into(buffer)
+                if response.isclosed():
+                    self._raw.release_conn()
+            else:
+                data = self._raw.read1(len(buffer), decode_content=False) or b""
+                count = len(data)
+                buffer[:count] = data
+            if not count:
+                self.watch.check()  # the end of the stream may be the watch's own doing
         except CONVERTED as error:
             raise convert(error, self.what, self.watch) from error
         self._stats.count(bytes_received=count)
@@ -204,9 +195,9 @@ class Answer:
         self._raw.release_conn()
 
     def _read_up_to(self, size: int) -> bytes:
-        body = bytearray()
-        while len(body) < size and (data := self.read(min(size - len(body), _READ_BYTES))):
-            body += data
+        body, buffer = bytearray(), memoryview(bytearray(_READ_BYTES))
+        while len(body) < size and (count := self.read_into(buffer[: size - len(body)])):
+            body += buffer[:count]
         return bytes(body)
 
 
