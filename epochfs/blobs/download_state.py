@@ -164,7 +164,6 @@ class DownloadState:
             return self.plan.present.total, len(self.plan.claims)
 
     def streams(self, start: int, stop: int) -> list[BlobStream]:
-        """Return the streams that bring some of the bytes `[start, stop)`."""
         with self._lock:
             claims = [claim for claim in self.plan.claims if claim.overlaps(start, stop)]
             return [claim.stream for claim in claims if claim.stream is not None]
@@ -256,7 +255,6 @@ class DownloadState:
             return self.plan.prefix if self.plan.whole else None
 
     def snapshot(self) -> RangeSet:
-        """Return a copy of what is present."""
         with self._lock:
             return RangeSet(self.plan.present)
 

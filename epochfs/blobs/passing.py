@@ -11,7 +11,7 @@ by itself and all in order; the read that would take the last byte waits until t
 matched, like that of a download. From then on the sums of the pieces are proof: a piece that is
 fetched again, for any reader, is held against its own.
 
-Locks: `PassedBlob._turn` makes one read of a blob at a time; it is held while a stream is opened
+Locks: `PassedBlob.turn` makes one read of a blob at a time; it is held while a stream is opened
 and read, and all wait for it with a time limit. `Seats._lock` guards which have a seat, and in
 `Places` the proofs; it may be taken under a turn, and no I/O happens under it, but that the stream
 that loses its seat is closed.
@@ -70,7 +70,7 @@ class PassedBlob:
         self._origin = origin
         self._read_present = read_present
         self._whole = whole
-        self._turn = threading.Lock()
+        self.turn = threading.Lock()
         self._stream = PieceStream(origin)
         self._pieces: OrderedDict[int, bytearray] = OrderedDict()
         self._proof: bytes | None = None
@@ -92,14 +92,14 @@ class PassedBlob:
         """
         deadline = time.monotonic() + timeout
         late = DeadlineExceeded(f"{self._digest} did not arrive so far in time")
-        if not self._turn.acquire(timeout=max(0.0, timeout)):
+        if not self.turn.acquire(timeout=max(0.0, timeout)):
             raise late
         try:
             self._places.seat(self, deadline)
             self._run = run
             reading = self._places.begin(lambda: self._read(offset, offset + len(view), deadline))
         except BaseException:
-            self._turn.release()
+            self.turn.release()
             raise
         reading.add_done_callback(self._end_turn)
         try:
@@ -113,17 +113,7 @@ class PassedBlob:
 
     def _end_turn(self, _reading: Future[bytes]) -> None:
         self._places.rest(self)
-        self._turn.release()
-
-    def suspend(self) -> bool:
-        """Give up the stream and what is in memory, unless somebody reads; return whether."""
-        if not self._turn.acquire(blocking=False):
-            return False
-        try:
-            self._drop()
-        finally:
-            self._turn.release()
-        return True
+        self.turn.release()
 
     def close(self) -> None:
         """End the stream; once, when nobody reads any more."""
@@ -139,7 +129,7 @@ class PassedBlob:
         self._sums: dict[int, bytes] = {}
         self._pieces.clear()
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         self._stream.drop()
         self._pieces.clear()
 
@@ -151,7 +141,7 @@ class PassedBlob:
             found = self._read_once(start, stop, deadline)
         except ContentMismatch as error:
             self._origin.distrust()
-            self._drop()
+            self.drop()
             if self._served:
                 self._failure = error
                 self._origin.spoiled()
@@ -240,8 +230,11 @@ def _sum_at(proof: bytes, number: int) -> bytes:
 class Seated(Protocol):
     """What has one of the `Seats`."""
 
-    def suspend(self) -> bool:
-        """Give up its stream, unless somebody reads it; return whether."""
+    turn: threading.Lock
+    """Held by the thread that reads it."""
+
+    def drop(self) -> None:
+        """Give up the stream, and what it has in memory. The turn is held."""
 
 
 class Seats:
@@ -288,7 +281,11 @@ class Seats:
         """Take the seat of the stream that was read longest ago. The lock is held."""
         limit = time.monotonic() - self._idle
         for stream, since in self._seated.items():
-            if since <= limit and stream.suspend():
+            if since <= limit and stream.turn.acquire(blocking=False):
+                try:
+                    stream.drop()
+                finally:
+                    stream.turn.release()
                 del self._seated[stream]
                 return True
         return False

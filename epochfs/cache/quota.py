@@ -67,7 +67,6 @@ class Tally:
     size: int = 0
 
     def add(self, size: int) -> None:
-        """Count one more."""
         self.count += 1
         self.size += size
 

@@ -307,7 +307,9 @@ class BlobEndpoints(_Endpoints):
             return self._store(name, query["digest"], request.body)
         if "mount" in query and "from" in query and not self._behaviour.global_blobs:
             digest = self._digest(query["mount"])
-            if self._storage.mount_blob(name, query["from"], digest):
+            data = self._storage.blob(query["from"], digest)
+            if data is not None:
+                self._storage.put_blob(name, digest, data)
                 return _stored(name, digest)
         return self._progress(202, name, self._storage.begin_upload(), 0)
 

@@ -171,14 +171,12 @@ class Storage:
             return list(self._held(name).manifests.values())
 
     def manifest(self, name: str, reference: str | Digest) -> Document | None:
-        """Return the manifest that a tag or digest names, or None."""
         with self._lock:
             held = self._held(name)
             digest = held.tags.get(reference) if isinstance(reference, str) else reference
             return held.manifests.get(digest) if digest else None
 
     def put_manifest(self, name: str, document: Document, *tags: str) -> None:
-        """Store a manifest, and let the tags point to it."""
         with self._lock:
             held = self._repositories[name]
             held.manifests[document.digest] = document
@@ -206,14 +204,6 @@ class Storage:
             self._blobs[digest] = data
             self._repositories[name].blobs.add(digest)
 
-    def mount_blob(self, name: str, source: str, digest: Digest) -> bool:
-        """Show a blob of the repository `source` in `name` too; False if `source` lacks it."""
-        data = self.blob(source, digest)
-        if data is None:
-            return False
-        self.put_blob(name, digest, data)
-        return True
-
     def delete_blob(self, name: str, digest: Digest) -> bool:
         """Take a blob out of a repository, and out of memory with the last one that had it."""
         with self._lock:
@@ -226,7 +216,6 @@ class Storage:
             return True
 
     def begin_upload(self) -> str:
-        """Open an upload and return its identifier."""
         identifier = str(uuid.uuid4())
         with self._lock:
             self._uploads[identifier] = bytearray()

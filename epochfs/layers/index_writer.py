@@ -145,7 +145,6 @@ class IndexWriter:
         self._steps = 0
 
     def add(self, entry: Entry) -> None:
-        """Add the next entry of the layer."""
         stated = entry.path
         entry = self._placed(entry)
         self._count(entry)
@@ -168,7 +167,6 @@ class IndexWriter:
             self._rows.insert()
 
     def set_gzip_points(self, points: bytes) -> None:
-        """Record the index of a gzip stream."""
         self._rows.run("INSERT INTO gzip_points (part) VALUES (?)", points)
 
     def set_meta(self, key: str, value: str | int) -> None:
@@ -336,7 +334,6 @@ class IndexWriter:
             self._rows.aliases += [(inode, *split_path(path)) for path in (first, entry.path)]
 
     def _give_name(self, parent: bytes, name: bytes, inode: int, mode: int) -> None:
-        """Make a name that of an inode."""
         path = join_path(parent, name)
         if stat.S_ISDIR(mode):
             self._note_directory(path)

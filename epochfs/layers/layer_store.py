@@ -172,7 +172,6 @@ class Layers:
     def open(
         self, repository: Repository, layer: Descriptor, file: Inode, deadline: float
     ) -> LayerFile:
-        """Open a file of a layer."""
         index = self.index(repository, layer, deadline)
         make = partial(self._open_archive, repository, layer, index)
         key = (repository, _key(layer))

@@ -3,7 +3,7 @@
 A stream only goes forwards. Its last few MiB are kept, for the kernel reads ahead with several
 requests at once; for what is further back the frame is restarted.
 
-Locks: `StreamedFrame._lock` is held by the thread that reads; others wait for it until their
+Locks: `StreamedFrame.turn` is held by the thread that reads; others wait for it until their
 deadlines. That of `Seats` may be taken under it; it is taken under that one only if free.
 """
 
@@ -29,7 +29,7 @@ class StreamedFrame:
         self._open_blob = open_blob
         self._limit = limit
         self._seats = seats
-        self._lock = threading.Lock()
+        self.turn = threading.Lock()
         self._blob: BlobHandle | None = None
         self._content: Iterator[memoryview] = iter(())
         self._recent = bytearray()
@@ -49,7 +49,7 @@ class StreamedFrame:
             while view:
                 begin = self._position - len(self._recent)
                 if offset < begin:
-                    self._end()
+                    self.drop()
                 elif offset < self._position:
                     piece = self._recent[offset - begin :][: len(view)]
                     view[: len(piece)] = piece
@@ -59,33 +59,23 @@ class StreamedFrame:
                 else:
                     self._advance(deadline)
 
-    def suspend(self) -> bool:
-        """Stop decompressing unless somebody reads it; return whether it has stopped."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            self._end()
-        finally:
-            self._lock.release()
-        return True
-
     def close(self) -> None:
         """Close the blob; call it once, when nobody reads any more."""
         self._seats.leave(self)
-        self._end()
+        self.drop()
 
     @contextmanager
     def _alone(self, deadline: float) -> Iterator[None]:
-        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not self.turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise DeadlineExceeded("other readers of the blob kept it busy")
         try:
             yield
         finally:
-            self._lock.release()
+            self.turn.release()
             self._seats.rest(self)
 
     def _advance(self, deadline: float) -> None:
-        """Decompress the next piece; the lock is held."""
+        """Decompress the next piece; the turn is held."""
         if time.monotonic() > deadline:
             raise DeadlineExceeded("a blob is not decompressed yet")
         if self._blob is None:
@@ -95,7 +85,7 @@ class StreamedFrame:
         try:
             piece = next(self._content, None)
         except BaseException:
-            self._end()
+            self.drop()
             raise
         if piece is None:
             self._length = self._position
@@ -104,8 +94,8 @@ class StreamedFrame:
             self._recent += piece
             self._position += len(piece)
 
-    def _end(self) -> None:
-        """Stop; the next read starts over. The lock is held, or nobody reads any more."""
+    def drop(self) -> None:
+        """Stop; the next read starts over. The turn is held, or nobody reads any more."""
         blob, self._blob = self._blob, None
         self._content = iter(())
         self._recent = bytearray()

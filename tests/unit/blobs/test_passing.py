@@ -280,8 +280,9 @@ class TestErrors:
 
     def test_no_place_becomes_free_in_time(self) -> None:
         class Busy:
-            def suspend(self) -> bool:
-                return False
+            def __init__(self) -> None:
+                self.turn = threading.Lock()
+                self.turn.acquire()
 
         places = Places(1)
         places.seat(Busy(), time.monotonic())
