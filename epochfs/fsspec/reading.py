@@ -7,9 +7,10 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike
 
 from epochfs.fsspec.links import Place
@@ -17,24 +18,9 @@ from epochfs.fsspec.os_errors import translated
 from epochfs.fsspec.range_reads import Range, bounded, in_parallel, near_ranges, read_run, requests
 from epochfs.fsspec.registry_file import PIECE, Handle, opened_in_turn
 
-if TYPE_CHECKING:
-    from epochfs.fsspec.open_sessions import OpenSession
 
-
-class ReadingMethods:
+class ReadingMethods(AbstractFileSystem):  # type: ignore[misc]
     """What `RegistryFileSystem` reads without an open file, over its places and its session."""
-
-    if TYPE_CHECKING:
-        _strip_protocol: Any
-        _using: Any
-        expand_path: Any
-        isdir: Any
-
-        def session(self) -> OpenSession: ...
-
-        def followed(self, path: str) -> Place: ...
-
-        def opened(self, place: Place) -> Handle: ...
 
     def cat_file(
         self,

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fsspec.spec import AbstractFileSystem
 from fsspec.utils import tokenize
 
 from epochfs.config import LayoutPath
@@ -37,7 +36,7 @@ _FSSPEC_OPTIONS = frozenset(
 """What fsspec itself may pass to any constructor, and which changes nothing here."""
 
 
-class RegistryFileSystem(ReadingMethods, AbstractFileSystem):  # type: ignore[misc]
+class RegistryFileSystem(ReadingMethods):
     """A registry, or an OCI image layout, to read: `epochfs://HOST[:PORT]/<path in the tree>`.
 
     `host`: HOST[:PORT], also with `https://` or `http://`, or with `/REPO:TAG` behind it for the

@@ -66,9 +66,6 @@ class NoApiRoot(NotFound):
     """The server lacks the `/v2/` of the specification, but may have what is below it."""
 
 
-# ---- reaching a registry -----------------------------------------------------------------------
-
-
 def connect(
     url: RegistryUrl, connection: Connection, manifest_limit: int = ListingOptions().manifest_limit
 ) -> RegistryClient:
@@ -140,9 +137,6 @@ def _explain(url: str, error: EpochfsError) -> str:
     if isinstance(error, Unavailable | DeadlineExceeded):
         return f"registry {url} cannot be reached: {error}; {Cause.UNREACHED.told()}"
     return f"{url} does not answer as a registry does: {error}; {Cause.NO_REGISTRY.told()}"
-
-
-# ---- opening it --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,9 @@ def test_doctor_warns_of_a_token_that_is_not_for_the_server_of_a_hosts_file(
     write(tmp_path / "reg.example/hosts.toml", f'server = "{embedded.url}"')
     monkeypatch.setenv("EPOCH_REGISTRY_TOKEN", "canary")
     row = access(capsys, "--hosts-dir", str(tmp_path), "https://reg.example")
-    assert row.startswith("warn access anonymous; the token is not sent: hosts.toml has another")
+    assert row.startswith(
+        "warn access anonymous; the token is not sent: hosts.toml replaces https://reg.example"
+    )
     assert all("authorization" not in request.headers for request in embedded.requests)
 
 
