@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,12 @@ import click
 
 from epochfs.cli import mountpoint, output, process, system, systemd
 from epochfs.cli.option_kinds import TIME, Value, completed_as, file_option
-from epochfs.cli.options import Fetching, connection_options, fetching_options, source_url
+from epochfs.cli.options import Fetching, fetching_options, source_url
 from epochfs.client import hosts
-from epochfs.config import Address, BlobOptions, LayoutPath, ListingOptions
+from epochfs.config import Address, LayoutPath
 from epochfs.errors import UsageError, printable
 from epochfs.oci.platforms import Platform
-from epochfs.session import Connection, SessionSettings
+from epochfs.session import SessionSettings
 
 if TYPE_CHECKING:
     from epochfs.fuse.passthrough import Passthrough
@@ -109,7 +109,6 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 @click.argument(
     "where", nargs=-1, metavar="[SOURCE] MOUNTPOINT", shell_complete=completed_as("dir")
 )
-@connection_options
 @fetching_options
 @click.option("--metadata-ttl", type=TIME, default="60", help="Maximum age of tags and listings.")
 @click.option(
@@ -160,7 +159,6 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
 def command(
     where: tuple[str, ...],
-    connection: Connection,
     fetching: Fetching,
     metadata_ttl: float,
     stale_if_error: float,
@@ -190,27 +188,21 @@ def command(
         raise click.UsageError("give [SOURCE] MOUNTPOINT")
     url = source_url(where[0] if len(where) == 2 else None)
     if not isinstance(url, LayoutPath):
-        hosts.find(connection.hosts_dir, url)  # a mistake in a file is to be reported here
+        hosts.find(fetching.connection.hosts_dir, url)  # a mistake in a file is to be reported here
     path = mountpoint.resolve(where[-1])
     by_descriptor = mountpoint.descriptor(path) is not None
     settings = MountSettings(
         url=url,
         path=path,
-        connection=connection,
+        connection=fetching.connection,
         cache=fetching.cache,
-        listings=ListingOptions(
-            timeout=connection.transport.timeout,
+        listings=replace(
+            fetching.listings,
             metadata_ttl=metadata_ttl,
             stale_if_error=stale_if_error,
-            manifest_limit=fetching.manifest_limit,
-            repositories=connection.repositories,
             show_rootfs=show_rootfs,
         ),
-        blobs=BlobOptions(
-            timeout=connection.transport.timeout,
-            verify_first=verify == "full",
-            connections=fetching.connections,
-        ),
+        blobs=replace(fetching.blobs, verify_first=verify == "full"),
         offline_ok=offline_ok,
         platform=platform or Platform.of_machine(),
         uid=os.getuid() if uid is None else uid,

@@ -20,6 +20,7 @@ from epochfs.config import (
     CacheOptions,
     Credentials,
     LayoutPath,
+    ListingOptions,
     RegistryUrl,
     TransportOptions,
     parse_seconds,
@@ -38,11 +39,12 @@ from epochfs.session.environment import (
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
-    """What is kept of a registry, and how it is fetched; `manifest_limit` is in bytes."""
+    """How to reach a registry, what is kept of it, and how it is fetched."""
 
+    connection: Connection
     cache: CacheOptions
-    connections: int
-    manifest_limit: int
+    listings: ListingOptions
+    blobs: BlobOptions
 
 
 def _positive_seconds(text: str) -> float:
@@ -139,11 +141,24 @@ def _readable(file: Path | None, option: str) -> Path | None:
     return file
 
 
-def _fetching(cache_dir: Path, cache_size: int, connections: int, manifest_limit: int) -> Fetching:
-    return Fetching(CacheOptions(cache_dir, cache_size), connections, manifest_limit)
+def _fetching(
+    connection: Connection,
+    cache_dir: Path,
+    cache_size: int,
+    connections: int,
+    manifest_limit: int,
+) -> Fetching:
+    timeout, repositories = connection.transport.timeout, connection.repositories
+    return Fetching(
+        connection,
+        CacheOptions(cache_dir, cache_size),
+        ListingOptions(timeout, manifest_limit=manifest_limit, repositories=repositories),
+        BlobOptions(timeout, connections=connections),
+    )
 
 
 _FETCHING_OPTIONS = (
+    connection_options,
     cache_dir_option,
     click.option("--cache-size", type=SIZE, default="10G", help="Maximum cache size."),
     click.option(
@@ -158,7 +173,7 @@ _FETCHING_OPTIONS = (
 
 
 fetching_options = gathered("fetching", _FETCHING_OPTIONS, _fetching)
-"""Gives a command the options of what is kept and how it is fetched, as one `fetching`."""
+"""Gives a command those, and the options of what is kept and how, as one `fetching`."""
 
 
 def source_url(text: str | None) -> RegistryUrl | LayoutPath:

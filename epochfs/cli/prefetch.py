@@ -11,19 +11,13 @@ from click.core import ParameterSource
 
 from epochfs.cli import mountpoint, output, process, system
 from epochfs.cli.option_kinds import completed_as
-from epochfs.cli.options import (
-    Fetching,
-    connection_options,
-    fetching_options,
-    registry_url,
-    source_url,
-)
+from epochfs.cli.options import Fetching, fetching_options, registry_url, source_url
 from epochfs.cli.output import ProgressBar, notify, shown_size
-from epochfs.config import BlobOptions, ListingOptions, RegistryUrl
+from epochfs.config import RegistryUrl
 from epochfs.errors import CacheFailure, MountFailure, UsageError, printable
 from epochfs.fuse.mountinfo import FILE_SYSTEM_TYPE, ours_on
 from epochfs.oci.platforms import Platform
-from epochfs.session import Connection, SessionSettings
+from epochfs.session import SessionSettings
 from epochfs.session.opening import open_session
 from epochfs.session.prefetcher import Failure, Prefetch, Progress, Selection
 from epochfs.vfs.reader import DirectFiles, Files, MountedFiles
@@ -36,15 +30,10 @@ _FETCHING = "{percentage:.0f} % |{bar}| {done} of {whole}, {speed}/s, {remaining
 @click.command("prefetch")
 @click.argument("source", metavar="MOUNTPOINT|URL", shell_complete=completed_as("dir"))
 @click.argument("wanted", metavar="[REPO[:TAG|@DIGEST]]...", nargs=-1)
-@connection_options
 @fetching_options
 @click.pass_context
 def command(
-    context: click.Context,
-    source: str,
-    wanted: tuple[str, ...],
-    connection: Connection,
-    fetching: Fetching,
+    context: click.Context, source: str, wanted: tuple[str, ...], fetching: Fetching
 ) -> int:
     """Fill the cache before anything is read.
 
@@ -71,8 +60,8 @@ def command(
                     raise UsageError(f"'{url}' names an artifact already: give no REPO with it")
                 selections = [Selection.of(url.prefix, url.reference)]
                 url = RegistryUrl(url.base)
-            files = _direct(url, connection, fetching, closing)
-        parallel = min(_BLOBS_AT_ONCE, fetching.connections)
+            files = _direct(url, fetching, closing)
+        parallel = min(_BLOBS_AT_ONCE, fetching.blobs.connections)
         prefetch = closing.enter_context(contextlib.closing(Prefetch(files, parallel)))
         try:
             return _run(prefetch, selections)
@@ -112,21 +101,15 @@ def _refuse_options(context: click.Context) -> None:
             raise UsageError(f"{option.opts[0]} is for a URL: a mount has its own")
 
 
-def _direct(
-    url: RegistryUrl, connection: Connection, fetching: Fetching, closing: contextlib.ExitStack
-) -> Files:
+def _direct(url: RegistryUrl, fetching: Fetching, closing: contextlib.ExitStack) -> Files:
     """Return the tree of a registry, opened in this process."""
     system.raise_open_files()
     settings = SessionSettings(
         url=url,
-        connection=connection,
+        connection=fetching.connection,
         cache=fetching.cache,
-        listings=ListingOptions(
-            timeout=connection.transport.timeout,
-            manifest_limit=fetching.manifest_limit,
-            repositories=connection.repositories,
-        ),
-        blobs=BlobOptions(connection.transport.timeout, connections=fetching.connections),
+        listings=fetching.listings,
+        blobs=fetching.blobs,
         offline_ok=False,
         platform=Platform.of_machine(),
     )

@@ -158,9 +158,8 @@ def _close_at_exit() -> None:
 def _after_fork() -> None:
     """Forget, in a child, what the parent has open, and leave the locks of its cache to it."""
     global _lock, _slots
-    _inherited.append(_slots)
     sessions = [session for slot in _slots.values() if (session := slot.session()) is not None]
-    _inherited.append(sessions)
+    _inherited.extend((_slots, sessions))
     _lock = threading.Lock()
     _slots = {}
     caches = [session.settings.cache for session in sessions]

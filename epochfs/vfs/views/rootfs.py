@@ -12,7 +12,6 @@ from epochfs.vfs.merged import Merged, MergedNode
 from epochfs.vfs.node import REMEMBERED, Context
 
 _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
-_TAR = ".tar"
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -25,7 +24,7 @@ def layers_of(document: Document) -> tuple[TarLayer, ...] | None:
     if not isinstance(view, Manifest) or kind_of(document) != CONTAINER_IMAGE:
         return None
     types = (layer.media_type for layer in view.layers)
-    if not all(one.startswith(_LAYERS) and _TAR in one for one in types):
+    if not all(one.startswith(_LAYERS) and ".tar" in one for one in types):
         return None
     return tuple(TarLayer(layer) for layer in view.layers)
 
