@@ -8,13 +8,7 @@ from __future__ import annotations
 import logging
 from typing import BinaryIO
 
-from epochfs.client.host import (
-    Host,
-    announced_digest,
-    blob_path,
-    manifest_path,
-    repository_path,
-)
+from epochfs.client.host import Host, announced_digest, blob_path, manifest_path, repository_path
 from epochfs.client.transport import Reply, Request, Url
 from epochfs.client.uploads import BlobUploader, Upload
 from epochfs.errors import (

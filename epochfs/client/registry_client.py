@@ -12,7 +12,6 @@ itself.
 from __future__ import annotations
 
 import contextlib
-import logging
 from dataclasses import replace
 from functools import partial
 
@@ -33,13 +32,8 @@ from epochfs.errors import (
     UsageError,
     printable_url,
 )
-from epochfs.oci.manifests import (
-    Descriptor,
-    Document,
-)
+from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Reference, Repository
-
-log = logging.getLogger(__name__)
 
 MANIFEST_LIMIT = 4 * 1024 * 1024
 """Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""

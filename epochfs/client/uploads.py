@@ -20,13 +20,7 @@ from typing import BinaryIO
 
 from epochfs.client.host import announced_digest
 from epochfs.client.transport import Reply, Request, Transport, UploadBody, Url
-from epochfs.errors import (
-    ContentMismatch,
-    EpochfsError,
-    ProtocolViolation,
-    Unavailable,
-    UsageError,
-)
+from epochfs.errors import ContentMismatch, EpochfsError, ProtocolViolation, Unavailable, UsageError
 from epochfs.oci.names import Digest, Repository
 
 log = logging.getLogger(__name__)
@@ -168,35 +162,30 @@ class BlobUploader:
         _check_stored(self._check(reply), upload.digest)
 
     def _monolithic(self, upload: Upload, content: UploadBody, session: Url | None) -> None:
-        session = session or self._open_session(upload.uploads_url, upload.scope)
-        closing = session.with_parameter("digest", str(upload.digest))
-        reply = self._check(self._send("PUT", closing, upload.scope, content))
-        _check_stored(reply, upload.digest)
+        self._close(upload, session or self._open(upload), content)
 
     def _chunked(self, upload: Upload, content: UploadBody) -> None:
-        session = self._open_session(upload.uploads_url, upload.scope)
+        session = self._open(upload)
         for start in range(0, content.size, _CHUNK_BYTES):
             content.select(start, _CHUNK_BYTES)
-            span = {"Content-Range": f"{start}-{start + len(content) - 1}"}
+            span = f"{start}-{start + len(content) - 1}"
             reply = self._check(self._send("PATCH", session, upload.scope, content, span))
             session = _location(reply)
+        self._close(upload, session, b"")
+
+    def _open(self, upload: Upload) -> Url:
+        return _location(self._check(self._send("POST", upload.uploads_url, upload.scope, b"")))
+
+    def _close(self, upload: Upload, session: Url, rest: UploadBody | bytes) -> None:
         closing = session.with_parameter("digest", str(upload.digest))
-        reply = self._check(self._send("PUT", closing, upload.scope, b""))
+        reply = self._check(self._send("PUT", closing, upload.scope, rest))
         _check_stored(reply, upload.digest)
 
-    def _open_session(self, uploads_url: Url, scope: str) -> Url:
-        return _location(self._check(self._send("POST", uploads_url, scope, b"")))
-
     def _send(
-        self,
-        method: str,
-        url: Url,
-        scope: str,
-        body: UploadBody | bytes,
-        headers: dict[str, str] | None = None,
+        self, method: str, url: Url, scope: str, body: UploadBody | bytes, span: str = ""
     ) -> Reply:
-        request = Request(method, url, scope, {**_OCTETS, **(headers or {})}, body, False)
-        return self._transport.fetch(request)
+        headers = {**_OCTETS, "Content-Range": span} if span else _OCTETS
+        return self._transport.fetch(Request(method, url, scope, headers, body, False))
 
     def _check(self, reply: Reply) -> Reply:
         """Return a 2xx reply; raises _Refused where another way may work."""

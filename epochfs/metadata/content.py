@@ -72,10 +72,7 @@ class Documents:
             lambda document: _PARSED_FACTOR * document.size,
         )
         self._described = _Cache(
-            "manifest",
-            self._fetch_description,
-            replace(lasting, limit=_MAX_DESCRIBED),
-            self.forget,
+            "manifest", self._fetch_description, replace(lasting, limit=_MAX_DESCRIBED), self.forget
         )
         self._configs = _Cache(
             "config",

@@ -4,8 +4,7 @@ Asking ahead: `ls -l` looks at each name that it has listed, and `find` at one r
 other; each time they wait for the registry. So a sign that was expected begins the rest: the first
 tag of a listed directory that is resolved, or the repository right behind the one asked for before.
 
-Locks: `Ahead._lock` guards `expected`; each batch begun has a lock for its iterator over the
-items. Nobody takes one of them inside the other, and nothing is asked under either.
+Locks: `Ahead._lock` guards `expected`; nothing is asked under it.
 """
 
 from __future__ import annotations
@@ -140,14 +139,10 @@ class Ahead(Generic[S, K]):
             self._begin(self._following(sign))
 
     def _begin(self, items: Sequence[K]) -> None:
-        remaining, lock = iter(items), threading.Lock()
+        remaining = iter(list(items))  # shared, as each step of a list's iterator is atomic
 
         def work() -> None:
-            while True:
-                with lock:
-                    item = next(remaining, None)
-                if item is None:
-                    return
+            for item in remaining:
                 try:
                     self._ask(item)
                 except EpochfsError as error:

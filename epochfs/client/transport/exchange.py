@@ -33,8 +33,6 @@ from epochfs.errors import (
     EpochfsError,
     ProtocolViolation,
     Unavailable,
-    UsageError,
-    printable_url,
     without_user_information,
 )
 
@@ -80,12 +78,9 @@ class Transport:
     ) -> None:
         """`base_url` has no path; `stats` are counted in, if given. A `mirror` is not the registry.
 
-        Raises UsageError for a URL, CA, certificate or proxy that cannot be used.
+        Raises UsageError for a CA, certificate or proxy that cannot be used.
         """
-        try:
-            self.base = Url.parse(base_url)
-        except ProtocolViolation:
-            raise UsageError(f"not a registry URL: '{printable_url(base_url)}'") from None
+        self.base = Url.parse(base_url)
         origin = self.base.origin
         self.stats = TransportStats() if stats is None else stats
         self.timeout = options.timeout

@@ -105,11 +105,7 @@ class Answer:
     """An answer whose headers have arrived; its body is read under the watch of the operation."""
 
     def __init__(
-        self,
-        raw: BaseHTTPResponse,
-        what: Sent,
-        watch: Watch,
-        stats: TransportStats,
+        self, raw: BaseHTTPResponse, what: Sent, watch: Watch, stats: TransportStats
     ) -> None:
         self.what = what
         self.url = what.url
