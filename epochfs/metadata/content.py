@@ -24,13 +24,13 @@ from typing import TypeVar
 
 from cachetools import LRUCache, TTLCache
 
-from epochfs.errors import Denied, ProtocolViolation, TooLarge, Unavailable, Unsupported
+from epochfs.errors import Denied, NotFound, ProtocolViolation, TooLarge, Unavailable, Unsupported
 from epochfs.metadata.source import NO_REFERRERS_CALL, Answer, Facts, Source, answers_referrers
 from epochfs.metadata.ttl_cache import CachePolicy, LruStore, TtlCache
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.kinds import MAX_CONFIG_BYTES, SnapshotConfig, parse_config
 from epochfs.oci.manifests import Descriptor, Document, Index
-from epochfs.oci.names import Digest, Repository, Tag, referrers_tag
+from epochfs.oci.names import ALGORITHMS, Digest, Repository, Tag, referrers_tag
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,33 @@ class Documents:
         with self._lock:
             return self._blobs.get((repository, digest))
 
+    def known_description(self, repository: Repository, digest: Digest) -> Descriptor | None:
+        """Describe a manifest, if that takes no request."""
+        return self._described.peek((repository, digest))
+
+    def wrote(self, repository: Repository, document: Document) -> Descriptor:
+        """Note that a repository has a manifest; describe it."""
+        key, described = (repository, document.digest), _described(document)
+        self._manifests.put(key, document)
+        self._described.put(key, described)
+        self._name_blobs(repository, document)
+        return described
+
+    def removed_manifest(
+        self, repository: Repository, digest: Digest, absent: NotFound
+    ) -> Document | None:
+        """Note that a repository no longer has a manifest; return it if it was known."""
+        document = self._manifests.last((repository, digest))
+        self._manifests.put_absent((repository, digest), absent)
+        self._described.put_absent((repository, digest), absent)
+        return document
+
+    def removed_blob(self, repository: Repository, digest: Digest, absent: NotFound) -> None:
+        """Note that a repository no longer has a blob, whatever names it."""
+        with self._lock:
+            self._blobs.pop((repository, digest), None)
+        self._configs.put_absent((repository, digest), absent)
+
     def forget(self, key: tuple[Repository, object]) -> None:
         """Forget a key's repository, which the registry denies."""
         repository = key[0]
@@ -110,20 +137,27 @@ class Documents:
 
     def _fetch_manifest(self, key: _Key) -> Answer[Document]:
         document = self._source.get_manifest(*key, self._limit)
+        self._name_blobs(key[0], document)
+        return Answer(document)
+
+    def _name_blobs(self, repository: Repository, document: Document) -> None:
         with self._lock:
             for descriptor in named_blobs(document.readable_view):
-                self._blobs[key[0], descriptor.digest] = descriptor
-        return Answer(document)
+                self._blobs[repository, descriptor.digest] = descriptor
 
     def _fetch_description(self, key: _Key) -> Answer[Descriptor]:
         try:
             document = self._manifests.get(key)
         except TooLarge:
             return self._source.resolve(*key)
-        return Answer(Descriptor(document.own_type, document.digest, document.size))
+        return Answer(_described(document))
 
     def _fetch_config(self, key: _Key) -> Answer[SnapshotConfig]:
         return Answer(parse_config(self._source.read_blob(*key, MAX_CONFIG_BYTES)))
+
+
+def _described(document: Document) -> Descriptor:
+    return Descriptor(document.own_type, document.digest, document.size)
 
 
 class _Cache(TtlCache[_Key, V]):
@@ -134,7 +168,7 @@ class _Cache(TtlCache[_Key, V]):
         name: str,
         fetch: Callable[[_Key], Answer[V]],
         policy: CachePolicy,
-        denied: Callable[[_Key], None],
+        denied: Callable[[_Key], None] = lambda _: None,
         size_of: Callable[[V], float] | None = None,
     ) -> None:
         self._lru = LruStore[_Key, V](policy.limit, size_of)
@@ -142,9 +176,13 @@ class _Cache(TtlCache[_Key, V]):
 
     def forget(self, repository: Repository) -> None:
         """Forget a repository's entries, and do not keep what is being fetched from it now."""
+        self.forget_where(lambda key: key[0] == repository)
+
+    def forget_where(self, match: Callable[[_Key], bool]) -> None:
+        """Forget the same of the keys that match."""
         with self._lock:
-            self._lru.drop_where(lambda key: key[0] == repository)
-            self._flights.forget(lambda key: key[0] == repository)
+            self._lru.drop_where(match)
+            self._flights.forget(match)
 
 
 class Referrers:
@@ -156,13 +194,24 @@ class Referrers:
         self._facts = facts
         self._lock = threading.Lock()
         self._uncalled: TTLCache[Repository | None, None] = TTLCache(_MAX_REPOSITORIES, policy.ttl)
-        self._cache = TtlCache(
+        self._cache = _Cache(
             "referrers of", self._fetch, policy, size_of=lambda found: 1 + len(found)
         )
 
     def of(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
         """Return what refers to a manifest, sorted."""
         return self._cache.get((repository, digest))
+
+    def changed(self, repository: Repository, digest: Digest) -> None:
+        """Ask anew what refers to a manifest."""
+        self._cache.expire((repository, digest))
+
+    def retagged(self, repository: Repository, tag: Tag) -> None:
+        """Ask anew what refers to a manifest whose referrers may be listed under this tag."""
+        if tag.name.partition("-")[0] in ALGORITHMS:
+            self._cache.forget_where(
+                lambda key: key[0] == repository and referrers_tag(key[1]) == tag
+            )
 
     def clear(self) -> None:
         """Forget everything but the facts."""

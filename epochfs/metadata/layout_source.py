@@ -17,11 +17,12 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from epochfs.cache.answers import Question
 from epochfs.cache.directory import READ_FLAGS
 from epochfs.client import MirrorState
 from epochfs.client.transport import TransportStats
@@ -161,6 +162,9 @@ class OciLayout:
         if not digest.matches(data):
             raise ContentMismatch(f"the layout's file does not have digest {digest}")
         return data
+
+    def amend(self, now: Mapping[Question, object], gone: Iterable[Question] = ()) -> None:
+        """Nothing is remembered: who writes to a layout has written to what is read."""
 
     def open_blob(self, digest: Digest) -> int:
         """Return a descriptor of a file of content, unverified, for the caller to close."""

@@ -6,7 +6,7 @@ A blob's size is known when a manifest of the same repository names the blob, or
 Either also proves that the repository may read the blob; without that proof the blob cache is not
 consulted.
 
-Locks: `Listings._lock` guards `_closures`; no I/O happens under it.
+Locks: `Listings._lock` guards `_closures` and `_changes`; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from epochfs.errors import (
     Unsupported,
 )
 from epochfs.metadata.content import Documents, Referrers
+from epochfs.metadata.own_changes import OwnChanges
 from epochfs.metadata.parallel import Ahead, AheadOfWalk, InParallel, in_turn
 from epochfs.metadata.repositories import Repositories
 from epochfs.metadata.source import Answer, Facts, Source
@@ -76,7 +77,18 @@ class Listings:
         self._closures: TTLCache[tuple[Repository, Digest], Reachable] = TTLCache(
             _MAX_CLOSURES, options.negative_ttl
         )
+        self._changes = 0
         self._referrers = Referrers(source, self._tagged, changing, facts)
+        own = OwnChanges(
+            source,
+            history,
+            self._repositories,
+            self._resolved,
+            self._heads,
+            self._documents,
+            self._referrers,
+            self._forget_closures,
+        )
         depth = options.parallel
         following = partial(self._repositories.following, count=depth)
         self._tags_ahead = AheadOfWalk(self._ahead, following, self._repositories.tags, depth)
@@ -97,6 +109,12 @@ class Listings:
         self.snapshot_config = self._documents.snapshot_config
         self.referrers = self._referrers.of
         self.expect_resolves = self._listed.expect
+        self.wrote_blob = own.wrote_blob
+        self.wrote_manifest = own.wrote_manifest
+        self.wrote_tag = own.wrote_tag
+        self.removed_blob = own.removed_blob
+        self.removed_manifest = own.removed_manifest
+        self.removed_tag = own.removed_tag
 
     # ---- what the tree asks ------------------------------------------------------------------
 
@@ -159,7 +177,7 @@ class Listings:
         """
         self.manifest(repository, digest)
         with self._lock:
-            found = self._closures.get((repository, digest))
+            found, changes = self._closures.get((repository, digest)), self._changes
         if found is None:
             in_parallel, walk = InParallel(self._pool, self._options.timeout), Walk()
             late = in_parallel.spread(
@@ -170,21 +188,27 @@ class Listings:
             walk.miss(late, in_parallel.late())
             found = walk.end()
             with self._lock:
-                self._closures[repository, digest] = found
+                if changes == self._changes:
+                    self._closures[repository, digest] = found
         return found
 
     def clear(self) -> None:
         """Forget what may have changed; manifests cannot."""
         for cache in (self._repositories, self._resolved, self._heads, self._referrers):
             cache.clear()
-        with self._lock:
-            self._closures.clear()
+        self._forget_closures()
 
     def close(self) -> None:
         for pool in (self._pool, self._ahead):
             pool.shutdown(wait=False, cancel_futures=True)
 
     # ---- in parallel, and ahead --------------------------------------------------------------
+
+    def _forget_closures(self) -> None:
+        """Forget what manifests lead to, and what is being followed now."""
+        with self._lock:
+            self._closures.clear()
+            self._changes += 1
 
     def _last_listed(self, repository: Repository) -> list[tuple[Repository, Tag]]:
         """Return all tags of the last listing, in its order, without a new listing."""
@@ -286,6 +310,9 @@ class Listings:
     def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Answer[Resolved]:
         repository, tag = key
         answer = self._source.resolve(repository, tag)
+        told = self._resolved.peek(key)
+        if told is not None:
+            return Answer(told)  # this process wrote the tag meanwhile
         digest = answer.value.digest
         since = self._history.since(repository, tag, digest)
         return Answer(Resolved(digest, since), answer.is_current)

@@ -23,7 +23,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -41,6 +41,8 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
+from epochfs.metadata import questions
+from epochfs.metadata.questions import Ledger
 from epochfs.metadata.source import Answer, Facts
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import Descriptor, Document, checked_size, digest_matches
@@ -49,17 +51,6 @@ from epochfs.oci.names import Digest, Reference, Repository, Tag
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_CATALOG = "catalogue"  # so it is spelt in the files of earlier versions
-_TAGS = "tags"
-_DESCRIPTION = "description"
-_MANIFEST = "manifest"
-_BLOB = "blob"
-_CONTENT = "content"
-_REFERRERS = "referrers"
-
-_NEVER_MIRRORED = frozenset({_CATALOG, _TAGS, _REFERRERS})
-"""Listings. Everything else is content; an answer about it proves access."""
 
 _ANSWER = b"="
 _REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~": Unsupported}
@@ -167,6 +158,7 @@ class RememberingClient:
         self._answers = answers
         self.facts = Facts(answers)
         self.health = health
+        self._ledger = Ledger(answers)
         self._max_age = max_age
         self._mirrored = bool(client.mirrors)
         self._lock = threading.Lock()
@@ -174,19 +166,16 @@ class RememberingClient:
         """How many remembered answers, refusals among them, were given, for operators to see."""
 
     def catalog(self) -> Answer[list[str]]:
-        return self._ask(Question(_CATALOG), self._client.catalog, _dump, _names, self._max_age)
+        return self._ask(questions.CATALOG, self._client.catalog, _dump, _names, self._max_age)
 
     def list_tags(self, name: Repository) -> Answer[list[str]]:
         ask = partial(self._client.list_tags, name)
-        return self._ask(Question(_TAGS, name.name), ask, _dump, _names, self._max_age)
+        return self._ask(questions.tags_of(name), ask, _dump, _names, self._max_age)
 
     def resolve(self, name: Repository, reference: Reference) -> Answer[Descriptor]:
-        if isinstance(reference, Tag):
-            key, max_age = reference.name, self._max_age
-        else:
-            key, max_age = str(reference), None
+        max_age = self._max_age if isinstance(reference, Tag) else None
         return self._ask(
-            Question(_DESCRIPTION, name.name, key),
+            questions.description_of(name, reference),
             partial(self._client.resolve, name, reference),
             _dump,
             lambda raw: _descriptor(json.loads(raw)),
@@ -198,16 +187,16 @@ class RememberingClient:
     ) -> Document:
         """Return a manifest; its description and the sizes of its blobs are then known too."""
         return self._ask(
-            Question(_MANIFEST, name.name, str(reference)),
+            questions.manifest_of(name, reference),
             partial(self._client.get_manifest, name, reference, limit),
-            lambda value: f"{value.media_type}\n".encode() + value.raw,
+            _dump_manifest,
             partial(_document, reference),
             implies=_implied_by_manifest,
         ).value
 
     def referrers(self, name: Repository, digest: Digest) -> Answer[list[Descriptor]]:
         return self._ask(
-            Question(_REFERRERS, name.name, str(digest)),
+            questions.referrers_of(name, digest),
             partial(self._client.referrers, name, digest),
             _dump,
             lambda raw: [_descriptor(one) for one in json.loads(raw)],
@@ -217,7 +206,7 @@ class RememberingClient:
     def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
         """Return a whole blob that is a document; it is remembered as manifests are."""
         return self._ask(
-            Question(_CONTENT, name.name, str(digest)),
+            questions.content_of(name, digest),
             partial(self._client.read_blob, name, digest, limit),
             bytes,
             partial(_checked, digest),
@@ -225,11 +214,19 @@ class RememberingClient:
 
     def blob_size(self, name: Repository, digest: Digest) -> Answer[int]:
         return self._ask(
-            Question(_BLOB, name.name, str(digest)),
+            questions.size_of(name, digest),
             partial(self._client.blob_size, name, digest),
             _dump,
             lambda raw: checked_size(json.loads(raw)),
         )
+
+    def amend(self, now: Mapping[Question, object], gone: Iterable[Question] = ()) -> None:
+        """Remember what a change makes of answers; those that are `gone` are to be asked for."""
+        known = {
+            one: _ANSWER + (_dump_manifest(value) if isinstance(value, Document) else _dump(value))
+            for one, value in now.items()
+        }
+        self._ledger.change(known, gone)
 
     def get_blob(
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
@@ -267,8 +264,8 @@ class RememberingClient:
 
         `implies` tells what other answers follow from an answer.
         """
-        asker = self._answers.asker(question.repository)
-        by_mirror = self._mirrored and question.kind not in _NEVER_MIRRORED
+        asked, asker = self._ledger.now(question), self._answers.asker(question.repository)
+        by_mirror = self._mirrored and question.kind not in questions.LISTINGS
         outage = self.health.outage  # read once: another thread may find it meanwhile
         if outage is not None:
             if kept := self._recall(asker, question, load, max_age):
@@ -293,27 +290,27 @@ class RememberingClient:
         except EpochfsError as error:
             self.health.answered()  # mirrors refuse nothing
             if self._answers.asker(question.repository) == asker:
-                self._remember_refusal(asker, question, error, for_names=max_age is not None)
+                self._remember_refusal(asked, asker, question, error, named=max_age is not None)
             raise
         if not by_mirror:
             self.health.answered()
         # If somebody logged in meanwhile, the answer is not theirs.
         if self._answers.asker(question.repository) == asker:
-            self._answers.put(asker, question, _ANSWER + dump(value))
+            self._ledger.put(asked, asker, question, _ANSWER + dump(value))
             for implied, text in implies(question, value).items() if implies else ():
-                self._answers.put(asker, implied, _ANSWER + text)
+                self._ledger.put(asked, asker, implied, _ANSWER + text)
         return Answer(value)
 
     def _remember_refusal(
-        self, asker: Asker | None, question: Question, error: EpochfsError, *, for_names: bool
+        self, asked: int, asker: Asker | None, question: Question, error: Exception, *, named: bool
     ) -> None:
-        if isinstance(error, Denied) and question.kind not in _NEVER_MIRRORED:
+        if isinstance(error, Denied) and question.kind not in questions.LISTINGS:
             self._answers.forget_repository(asker)
-        elif isinstance(error, NotFound):
+        elif isinstance(error, NotFound) and self._ledger.now(question) == asked:
             self._answers.forget(asker, question)
         mark = next((mark for mark, kind in _REFUSALS.items() if isinstance(error, kind)), None)
-        if for_names and mark is not None:
-            self._answers.put(asker, question, mark, proves_access=False)
+        if named and mark is not None:
+            self._ledger.put(asked, asker, question, mark, proves_access=False)
 
     def _recall(
         self,
@@ -345,11 +342,15 @@ class RememberingClient:
 def _implied_by_manifest(question: Question, document: Document) -> dict[Question, bytes]:
     """Return what HEADs of a manifest and of the blobs it names would say."""
     described = Descriptor(document.media_type, document.digest, document.size)
-    about = partial(Question, repository=question.repository)
-    found = {about(_DESCRIPTION, name=str(document.digest)): _dump(described)}
+    repository = Repository(question.repository)
+    found = {questions.description_of(repository, document.digest): _dump(described)}
     for blob in named_blobs(document.readable_view):
-        found[about(_BLOB, name=str(blob.digest))] = _dump(blob.size)
+        found[questions.size_of(repository, blob.digest)] = _dump(blob.size)
     return found
+
+
+def _dump_manifest(document: Document) -> bytes:
+    return f"{document.media_type}\n".encode() + document.raw
 
 
 def _dump(value: object) -> bytes:

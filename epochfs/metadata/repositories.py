@@ -42,6 +42,7 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
+from epochfs.metadata.questions import CATALOG, tags_of
 from epochfs.metadata.source import HAS_CATALOG, Answer, Facts, Source
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
 from epochfs.oci.names import Catalog, Repository, Tag
@@ -231,6 +232,54 @@ class Repositories:
     def has_current_tags(self, repository: Repository) -> bool:
         """Whether the tags are known without asking the registry."""
         return self._tags.peek(repository) is not None
+
+    # ---- what this process changed -----------------------------------------------------------
+
+    def wrote(self, repository: Repository, tag: Tag | None = None) -> None:
+        """Note that a repository has a manifest that it may not have had before, and this tag."""
+        catalog = self._catalogs.last(())
+        if catalog is None or (repository not in catalog and not catalog.refusal):
+            if catalog is not None and catalog.complete:
+                self._catalogs.amend((), lambda listed: listed.including(repository))
+            else:
+                self._catalogs.expire(())
+            self._tell_catalog()
+        if tag is not None:
+            is_new = tag not in self.last_tags(repository)
+            self._tags.amend(repository, lambda tags: tuple(sorted({*tags, tag})))
+        else:
+            is_new = self._tags.last(repository) is None
+            if is_new:
+                self._tags.expire(repository)
+        if is_new:
+            self._tell_tags(repository)
+
+    def removed(self, repository: Repository, tag: Tag | None = None) -> None:
+        """Note that a repository no longer has a tag; or else, that it lacks some it had."""
+        if tag is not None:
+            self._tags.amend(repository, lambda tags: tuple(one for one in tags if one != tag))
+        else:
+            self._tags.expire(repository)
+        self._tell_tags(repository)
+        if tag is None or not self.last_tags(repository):
+            self._catalogs.expire(())  # it may list the repository no longer
+            self._tell_catalog()
+
+    def _tell_tags(self, repository: Repository) -> None:
+        """Have the source remember the tags as they are, if they are known."""
+        tags, question = self._tags.peek(repository), tags_of(repository)
+        if tags is None:
+            self._source.amend({}, [question])
+        else:
+            self._source.amend({question: [tag.name for tag in tags]})
+
+    def _tell_catalog(self) -> None:
+        catalog = self._catalogs.peek(())
+        if catalog is None or not catalog.complete:
+            self._source.amend({}, [CATALOG])
+        else:
+            listed = [one.name for one in catalog if one not in self._named]
+            self._source.amend({CATALOG: listed})
 
     def clear(self) -> None:
         """Expire everything. Until it is read again, the old catalog says what can be entered."""

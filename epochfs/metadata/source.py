@@ -6,6 +6,7 @@ methods are those of `RegistryClient`, which documents them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Generic, Protocol, TypeVar
 
@@ -55,6 +56,11 @@ class Source(Protocol):
 
     def read_blob(self, name: Repository, digest: Digest, limit: int, /) -> bytes:
         """Return all of a blob, hashed; raises TooLarge for one over `limit` bytes."""
+
+    def amend(self, now: Mapping[Question, object], gone: Iterable[Question] = (), /) -> None:
+        """Take note of what this process changed (`questions`): what the answers are `now`, as the
+        methods here give them, and which are no longer known.
+        """
 
 
 class PullClient(Protocol):

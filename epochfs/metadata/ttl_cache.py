@@ -4,6 +4,8 @@
 - **TTL**: a value is used for `ttl` seconds; one that is not current, for `negative_ttl` at most.
 - **Single flight**: one fetch per key at a time; who asks meanwhile waits for its result.
 - **Negative**: NotFound is remembered for `negative_ttl` seconds. No other error ever is.
+- **Told**: what this process changed itself is put here. The result of a fetch that was under way
+  then may be older, and is not kept.
 
 Whether an old value serves while the registry is down is not decided here but in `offline`.
 
@@ -177,9 +179,35 @@ class TtlCache(Generic[K, V]):
     def expire(self, key: K) -> None:
         """Have the value for `key` fetched when it is next asked for; `last` still returns it."""
         with self._lock:
+            self._flights.forget(lambda one: one == key)
             entry = self._store.get(key)
             if entry is not None:
                 self._store.put(key, replace(entry, until=self._clock()))
+
+    def put(self, key: K, value: V) -> None:
+        """Remember a value as if it had been fetched now."""
+        self._put(key, Entry(value, None, self._clock() + self._policy.ttl))
+
+    def put_absent(self, key: K, error: NotFound) -> None:
+        """Remember that there is nothing, as if a fetch had raised this error now."""
+        self._put(key, Entry(None, error, self._clock() + self._policy.negative_ttl))
+
+    def amend(self, key: K, change: Callable[[V], V]) -> None:
+        """Change the remembered value, which grows no younger; an absence is asked for again."""
+        with self._lock:
+            self._flights.forget(lambda one: one == key)
+            entry = self._store.get(key)
+            if entry is None:
+                return
+            if entry.value is None:
+                self._store.put(key, replace(entry, until=self._clock()))
+            else:
+                self._store.put(key, replace(entry, value=change(entry.value)))
+
+    def _put(self, key: K, entry: Entry[V]) -> None:
+        with self._lock:
+            self._flights.forget(lambda one: one == key)
+            self._store.put(key, entry)
 
     def clear(self) -> None:
         """Forget everything, and what is being fetched just now."""

@@ -8,10 +8,11 @@ Image specification, descriptor.md, "Digests".
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import re
 import sys
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
@@ -118,6 +119,24 @@ class Catalog:
             segments = repository.segments
             for depth, segment in enumerate(segments):
                 self._children.setdefault(segments[:depth], set()).add(segment)
+
+    def including(self, repository: Repository) -> Catalog:
+        """Return this catalog with one repository more, if it does not list it."""
+        if repository in self:
+            return self
+        more = copy.copy(self)
+        more._repositories = self._repositories | {repository}
+        more._in_order = self._in_order.copy()
+        insort(more._in_order, repository, key=_segments)
+        more._children = self._children.copy()
+        segments = repository.segments
+        for depth, segment in enumerate(segments):
+            above = segments[:depth]
+            more._children[above] = more._children.get(above, set()) | {segment}
+        return more
+
+    def __iter__(self) -> Iterator[Repository]:
+        return iter(self._in_order)
 
     def __contains__(self, repository: Repository) -> bool:
         return repository in self._repositories

@@ -390,3 +390,82 @@ class TestAges:
         cache.expire("key")
         assert (cache.peek("key"), cache.last("key")) == (None, "a")
         assert cache.get("key") == "b"
+
+
+class TestTold:
+    def test_what_is_put_is_used_for_its_time(
+        self, cache: TtlCache[str, str], clock: Clock
+    ) -> None:
+        cache.put("a", "written")
+        clock.now += 59.9
+        assert cache.get("a") == "written"
+        clock.now += 0.1
+        assert cache.get("a") == "a1"
+
+    def test_what_was_absent_is_there_once_it_is_put(
+        self, cache: TtlCache[str, str], source: Source
+    ) -> None:
+        source.error = NotFound("no such thing")
+        with pytest.raises(NotFound):
+            cache.get("a")
+        cache.put("a", "written")
+        assert cache.get("a") == "written"
+
+    def test_what_is_said_to_be_gone_is_absent_for_a_shorter_time(
+        self, cache: TtlCache[str, str], clock: Clock
+    ) -> None:
+        cache.get("a")
+        cache.put_absent("a", NotFound("removed"))
+        clock.now += 4.9
+        with pytest.raises(NotFound, match="removed"):
+            cache.get("a")
+        assert cache.last("a") is None
+        clock.now += 0.1
+        assert cache.get("a") == "a2"
+
+    def test_a_value_that_is_amended_grows_no_younger(
+        self, cache: TtlCache[str, str], clock: Clock
+    ) -> None:
+        cache.get("a")
+        clock.now += 59.9
+        cache.amend("a", str.upper)
+        assert cache.get("a") == "A1"
+        clock.now += 0.1
+        cache.amend("a", lambda value: f"{value}!")
+        assert cache.last("a") == "A1!"
+        assert cache.get("a") == "a2"
+
+    def test_an_absence_that_is_amended_is_asked_for_again(
+        self, cache: TtlCache[str, str], source: Source
+    ) -> None:
+        cache.amend("a", str.upper)
+        source.error = NotFound("no such thing")
+        with pytest.raises(NotFound):
+            cache.get("a")
+        source.error = None
+        cache.amend("a", str.upper)
+        assert cache.get("a") == "a2"
+
+    @pytest.mark.parametrize("how", ["put", "put_absent", "amend", "expire"])
+    def test_a_fetch_under_way_does_not_undo_what_was_told(self, how: str, clock: Clock) -> None:
+        gate = Gate()
+        cache = TtlCache("thing", gate, POLICY, clock=clock)
+        cache.put("a", "first")
+        clock.now += 60
+        cache.put("other", "other")
+        with ThreadPoolExecutor(1) as pool:
+            older = pool.submit(cache.get, "a")
+            assert gate.began.wait(PATIENCE)
+            if how == "put":
+                cache.put("a", "written")
+            elif how == "put_absent":
+                cache.put_absent("a", NotFound("removed"))
+            elif how == "amend":
+                cache.amend("a", str.upper)
+            else:
+                cache.expire("a")
+            gate.go.set()
+            assert older.result(PATIENCE) == "a1"
+        last = {"put": "written", "put_absent": None, "amend": "FIRST", "expire": "first"}
+        assert cache.last("a") == last[how]
+        assert cache.get("other") == "other"
