@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from functools import partial
-from typing import Literal
 
 from cachetools import LRUCache
 
@@ -34,8 +33,6 @@ _SET_TO_READ_ON = 8 << 20
 """A handle that has read so many bytes will probably read its blob to the end."""
 
 _Key = tuple[Digest, Identity]
-Right = Literal[True]
-"""That a file has its digest; one that has not is hashed again for the next reader."""
 
 
 class LayoutFile:
@@ -62,8 +59,9 @@ class LayoutBlobs:
         self.options = options
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._right: LRUCache[_Key, Right] = LRUCache(_MAX_RIGHT)
-        self._hashing = PooledFlight[_Key, Right](
+        # Only what is right: other files are hashed again for the next reader.
+        self._right: LRUCache[_Key, bool] = LRUCache(_MAX_RIGHT)
+        self._hashing = PooledFlight[_Key, bool](
             self._lock,
             self._right.__setitem__,
             lambda key: f"hashing {key[0]} takes its time",
@@ -113,7 +111,7 @@ class LayoutBlobs:
         self._closing.set()
         self._hashing.close()
 
-    def _hash(self, file: LayoutFile) -> Right:
+    def _hash(self, file: LayoutFile) -> bool:
         hasher = file.digest.hasher()
         buffer = memoryview(bytearray(_HASH_SIZE))
         offset, size = 0, os.fstat(file.fd).st_size

@@ -247,10 +247,8 @@ class Blobs:
         )
 
     def _begin(self, origin: Origin, *, precise: bool) -> _Shared:
-        def on_end() -> None:
-            self._end(shared)
-
-        shared = _Shared(Download(origin, self._context, on_end, precise=precise))
+        download = Download(origin, self._context, lambda: self._end(shared), precise=precise)
+        shared = _Shared(download)
         return shared
 
     def _release(self, shared: _Shared) -> None:
@@ -357,7 +355,9 @@ class _Cached:
 
     def __init__(self, blob: CachedBlob) -> None:
         self._blob = blob
-        self.fileno = blob.fileno
+
+    def fileno(self) -> int | None:
+        return self._blob.fd
 
     def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         self._blob.read_into(view, offset)

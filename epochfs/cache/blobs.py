@@ -30,6 +30,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from epochfs.cache.directory import READ_FLAGS, CacheDirectory, cache_errors, is_ours, unnamed_file
@@ -172,37 +173,27 @@ class BlobCache:
         return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
 
 
+@dataclass(frozen=True, slots=True)
 class CachedBlob:
     """An open complete blob, read by a descriptor that keeps it from being evicted.
 
     Where there are too few descriptors to hold one, each read calls `open_file`, which returns None
-    once the blob was evicted, with one of the `momentary` descriptors. Raises CacheFailure.
+    once the blob was evicted, with one of the `momentary` descriptors. `fd` is closed with this;
+    then `release` is called. Raises CacheFailure.
     """
 
-    def __init__(
-        self,
-        fd: int | None,
-        release: Callable[[], None],
-        open_file: Callable[[], int | None],
-        momentary: threading.Semaphore,
-    ) -> None:
-        """`fd` is closed with this; then `release` is called."""
-        self._fd = fd
-        self._release = release
-        self._open_file = open_file
-        self._momentary = momentary
-
-    def fileno(self) -> int | None:
-        """Return the descriptor, if there is one; valid until `close`."""
-        return self._fd
+    fd: int | None
+    release: Callable[[], None]
+    open_file: Callable[[], int | None]
+    momentary: threading.Semaphore
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` with the bytes at `offset`."""
-        if self._fd is not None:
-            read_exactly(self._fd, view, offset)
+        if self.fd is not None:
+            read_exactly(self.fd, view, offset)
             return
-        with self._momentary:
-            fd = self._open_file()
+        with self.momentary:
+            fd = self.open_file()
             if fd is None:
                 raise CacheFailure("a cached blob was evicted")
             try:
@@ -211,10 +202,9 @@ class CachedBlob:
                 os.close(fd)
 
     def close(self) -> None:
-        """Close it; once."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._release()
+        if self.fd is not None:
+            os.close(self.fd)
+            self.release()
 
 
 def read_exactly(fd: int, view: memoryview, offset: int) -> None:

@@ -1,7 +1,6 @@
 """Keeps the cache below its maximum size, and off a full disk, by evicting the least recently used.
 
-The age of a file is its mtime, which is set at each use. A file's flock tells who uses it: a user
-in any process holds it shared or exclusively, and eviction takes only what it can lock exclusively.
+The age of a file is its mtime, which is set at each use; its flock tells who uses it (`blobs`).
 
 Locks: `Quota._lock` guards the running total of bytes only, and no I/O happens under it.
 """

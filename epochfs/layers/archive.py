@@ -69,11 +69,9 @@ def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archi
         return _PlainArchive(blob)
     if compression == "zstd":
         return _DecodedArchive(blob, lambda: zstd_decoder(BlobFile(blob)), seeks_back=False)
-
-    def start_gzip() -> GuardedDecoder:
-        return gzip_decoder(BlobFile(blob), index.gzip_points())
-
-    return _DecodedArchive(blob, start_gzip, seeks_back=True)
+    return _DecodedArchive(
+        blob, lambda: gzip_decoder(BlobFile(blob), index.gzip_points()), seeks_back=True
+    )
 
 
 class _PlainArchive:
