@@ -65,7 +65,7 @@ class StagedFile:
             if self.fd < 0:
                 self.verifier = Verifier(self.digest)
                 self._staged = self.cache.stage(self.digest, self.size)
-                self.fd = self._staged.fileno()
+                self.fd = self._staged.fd
                 resumed(self._staged.resumed)
             if whole:
                 self._staged.allocate()

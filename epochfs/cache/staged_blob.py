@@ -89,7 +89,7 @@ class RangeSet:
 
 
 class StagedBlob:
-    """A blob on its way into the cache: a sparse file of its size.
+    """A blob on its way into the cache: a sparse file of its size, open as `fd` until `close`.
 
     Used by one download. `write` may be called by many threads at once for ranges that do not
     overlap; the other methods by one thread at a time. Raises CacheFailure.
@@ -112,14 +112,14 @@ class StagedBlob:
         self._digest = digest
         self._size = size
         self._allocated = False
-        self._fd, self._named = self._open()
-        closing.callback(os.close, self._fd)
+        self.fd, self._named = self._open()
+        closing.callback(os.close, self.fd)
         self.resumed = read_map(directory, digest, size) if self._named else RangeSet()
-        if os.fstat(self._fd).st_size != size or not self.resumed.total:
+        if os.fstat(self.fd).st_size != size or not self.resumed.total:
             self.resumed = RangeSet()
             self.forget()
-            os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, size)
         self._closing = closing.pop_all()
 
     def _open(self) -> tuple[int, bool]:
@@ -142,10 +142,6 @@ class StagedBlob:
         os.close(fd)
         return unnamed_file(self._directory), False
 
-    def fileno(self) -> int:
-        """Return the descriptor of the staged file, valid until `close`."""
-        return self._fd
-
     def forget(self) -> None:
         """Make later downloads fetch every byte here again."""
         with cache_errors("staging a blob"):
@@ -159,13 +155,13 @@ class StagedBlob:
         if self._allocated or not self._size:
             return
         with cache_errors(f"making room for {self._size} bytes"):
-            lacking = max(0, self._size - os.fstat(self._fd).st_blocks * 512)
+            lacking = max(0, self._size - os.fstat(self.fd).st_blocks * 512)
             self._quota.make_room(lacking)
             # Checked first: ext4 keeps what it allocated for a file that did not fit, and a size
             # that a registry made up would fill the disk.
-            if not self._quota.has_disk(self._fd, lacking):
+            if not self._quota.has_disk(self.fd, lacking):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            allocate(self._fd, self._size)
+            allocate(self.fd, self._size)
             self._allocated = True
 
     def write(self, offset: int, view: memoryview) -> None:
@@ -173,7 +169,7 @@ class StagedBlob:
         with cache_errors("writing a blob"):
             while view:
                 try:
-                    written = os.pwrite(self._fd, view, offset)
+                    written = os.pwrite(self.fd, view, offset)
                 except OSError as error:
                     if error.errno not in NO_ROOM or not self._quota.evict_some():
                         raise
@@ -185,7 +181,7 @@ class StagedBlob:
         if not self._named or not present.total:
             return
         with cache_errors("saving a partial blob"):
-            os.fdatasync(self._fd)
+            os.fdatasync(self.fd)
             name = self._digest.encoded + MAP_SUFFIX
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(f"{name}.new", flags, 0o600, dir_fd=self._directory)
@@ -195,7 +191,7 @@ class StagedBlob:
                 file.flush()
                 os.fsync(fd)
             os.replace(f"{name}.new", name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            os.utime(self._fd)
+            os.utime(self.fd)
 
     def promote(self) -> None:
         """Sync the verified blob and move it among the complete ones; readers keep their bytes.
@@ -209,11 +205,11 @@ class StagedBlob:
             return
         name = self._digest.encoded
         with cache_errors("keeping a blob"):
-            os.fsync(self._fd)
+            os.fsync(self.fd)
             with self._cache.opened(BLOBS, self._digest.algorithm) as blobs:
                 os.replace(name, name, src_dir_fd=self._directory, dst_dir_fd=blobs)
                 os.fsync(blobs)
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            fcntl.flock(self.fd, fcntl.LOCK_SH)
             self._unlink(MAP_SUFFIX)
             self._named = False
             self._quota.account(self._size)

@@ -175,7 +175,7 @@ def _decompressed(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> int:
             raise ContentMismatch("a layer no longer decompresses to the same bytes")
         staged.promote()
         # A duplicate shares the lock that protects a blob in use from eviction.
-        return os.dup(staged.fileno())
+        return os.dup(staged.fd)
     except BaseException:
         with contextlib.suppress(CacheFailure):
             staged.discard()

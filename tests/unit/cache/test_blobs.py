@@ -109,7 +109,7 @@ class TestResuming:
         assert cache.cached_bytes(DIGEST) == PAGE
         with staged(cache) as blob:
             assert list(blob.resumed) == [(PAGE, 2 * PAGE)]
-            assert read(blob.fileno(), PAGE, PAGE) == DATA[PAGE : 2 * PAGE]
+            assert read(blob.fd, PAGE, PAGE) == DATA[PAGE : 2 * PAGE]
 
     def test_bytes_that_were_not_synced_are_never_claimed(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +136,7 @@ class TestResuming:
             blob.write(0, memoryview(DATA))
         with staged(opened(directory)) as blob:
             assert blob.resumed.total == 0
-            assert read(blob.fileno(), len(DATA), 0) == bytes(len(DATA))
+            assert read(blob.fd, len(DATA), 0) == bytes(len(DATA))
 
     @pytest.mark.parametrize(
         "text",
@@ -213,7 +213,7 @@ class TestEviction:
             for blob in together:
                 blob.promote()
                 blob.close = lambda: None  # type: ignore[method-assign]
-                os.close(blob.fileno())
+                os.close(blob.fd)
         keep(cache)
         assert sum(entry.size for entry in cache.quota.entries()) <= 9 * PAGE
 
@@ -287,7 +287,7 @@ class TestTwoCachesOnOneDirectory:
         with staged(one) as first, staged(other) as second:
             first.write(0, memoryview(DATA))
             second.write(0, memoryview(bytes(PAGE)))
-            assert read(first.fileno(), len(DATA), 0) == DATA
+            assert read(first.fd, len(DATA), 0) == DATA
             second.checkpoint(RangeSet([(0, PAGE)]))
             second.promote()
             assert content(one) is None

@@ -145,7 +145,7 @@ def test_a_size_beyond_the_disk_is_not_even_asked_of_it(
     try:
         with pytest.raises(CacheFailure, match="No space left"):
             blob.allocate()
-        assert os.fstat(blob.fileno()).st_blocks * 512 <= PAGE
+        assert os.fstat(blob.fd).st_blocks * 512 <= PAGE
     finally:
         blob.close()
 
