@@ -24,6 +24,9 @@ from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 log = logging.getLogger(__name__)
 
+_MOST_BYTES = 64 * 1024 * 1024
+"""The largest manifest that is read to find its digest, where HEAD does not tell it."""
+
 
 class PushingClient:
     """Pushes to one registry; thread-safe. `RegistryClient` says what every method raises."""
@@ -95,6 +98,16 @@ class PushingClient:
         except NotFound:
             return False
         return True
+
+    def is_tagged(self, name: Repository | str, tag: Tag | str, digest: Digest | str) -> bool:
+        """Return whether a tag names a manifest now (`HEAD`, §Checking if content exists)."""
+        repository, wanted = repository_of(name), reference_of(tag)
+        seconds = self._registry.transport.timeout
+        try:
+            found = self._registry.resolve(seconds, repository, wanted, _MOST_BYTES)
+        except NotFound:
+            return False
+        return found.digest == digest_of(digest)
 
     def put_manifest(
         self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str

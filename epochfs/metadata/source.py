@@ -90,6 +90,9 @@ class PushClient(Protocol):
     def has_manifest(self, name: Repository, reference: Reference, /) -> bool:
         """Return whether the repository has a manifest."""
 
+    def is_tagged(self, name: Repository, tag: Tag, digest: Digest, /) -> bool:
+        """Return whether a tag names a manifest now."""
+
     def put_blob(
         self,
         name: Repository,

@@ -18,7 +18,6 @@ _NOT_DISTRIBUTED = (
     "application/vnd.docker.image.rootfs.foreign.diff.",
     "application/vnd.oci.image.layer.nondistributable.",
 )
-"""Layers that are downloaded elsewhere; a registry need not have them (image-spec, layer.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +136,11 @@ class Walk:
         return True
 
 
+def is_distributed(layer: Descriptor) -> bool:
+    """Whether a registry must have a layer: some come from elsewhere (image-spec, layer.md)."""
+    return not layer.media_type.startswith(_NOT_DISTRIBUTED)
+
+
 def named_blobs(view: Manifest | Index | None) -> tuple[Descriptor, ...]:
     """Return the config, if there is one, and the layers; nothing for what is no manifest."""
     if not isinstance(view, Manifest):
@@ -151,7 +155,7 @@ def _children(document: Document | None, found: Reachable) -> tuple[Digest, ...]
         return tuple(descriptor.digest for descriptor in view.manifests)
     if view is not None:
         for descriptor in named_blobs(view):
-            if not descriptor.media_type.startswith(_NOT_DISTRIBUTED):
+            if is_distributed(descriptor):
                 found.blobs[descriptor.digest] = None
         found.blobs.update(dict.fromkeys(view.unsized))
     return ()

@@ -24,6 +24,8 @@ from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.node import Context
 from epochfs.vfs.tree import root
+from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.publisher import Publisher
 from support.registries import EmbeddedRegistry
 
 
@@ -54,6 +56,8 @@ def stack(
     verify_first: bool = False,
     credentials: Credentials | None = None,
     platform: Platform | None = None,
+    writes: bool = False,
+    deletes: bool = False,
     **listing: object,
 ) -> Iterator[Stack]:
     """Build the layers over a registry and a cache directory; `listing` are ListingOptions.
@@ -98,7 +102,19 @@ def stack(
             timeout,
             platform or Platform.of_machine(),
         )
-        yield Stack(client, listings, blobs, FileSystem(tree, context))
+        filesystem = FileSystem(tree, context)
+        if writes:
+            publisher = Publisher(client, listings)
+            filesystem = WritableFileSystem(
+                tree,
+                context,
+                publisher,
+                cache,
+                manifest_limit=options.manifest_limit,
+                deletes=deletes,
+            )
+            closing.callback(filesystem.close)
+        yield Stack(client, listings, blobs, filesystem)
 
 
 Open = Callable[..., Stack]

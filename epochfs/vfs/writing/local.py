@@ -1,0 +1,336 @@
+"""The local tree: what was written and is in no registry, in front of the tree that is read.
+
+Temporary names, files that are being written, what waits, and names that were taken away. A
+directory is here if it was made, or to hold what is here below a directory of the registry's.
+
+Locks: `LocalTree._lock` guards the directories' tables; it is a leaf, and no I/O happens under it.
+`LocalFile._lock` guards its count of holders, and is a leaf. `LocalFile.turn` is held while the
+file is sent to the registry: only those wait for it who send the same file.
+"""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from epochfs.cache.written_file import WrittenFile
+from epochfs.errors import Busy, EpochfsError, Exists, NotEmpty, NotFound
+from epochfs.vfs.node import Attr, Context, Entries, Node, Opened, Xattrs
+
+_FILE = stat.S_IFREG | 0o644
+_DIRECTORY = stat.S_IFDIR | 0o755
+_LINK = stat.S_IFLNK | 0o777
+WRITABLE = 0o200
+"""What the mode of a directory has besides, in a mount that can be written to."""
+
+
+class Local(Node):
+    """Something in the local tree."""
+
+    kind = 0
+    """The file type; 0 for a name that is not listed."""
+
+
+class LocalFile(Local):
+    """A file that is being written, or waits.
+
+    `path` is its name, which a rename changes, until it is `removed`; `is_final` if that name
+    promises what its bytes are, which then are `proved` once they were found so. `dirty` if bytes
+    were written since it was last settled. `writers` counts the handles that may write. The bytes
+    are kept as long as anybody `holds` the file: the local tree, and each handle.
+    """
+
+    kind = stat.S_IFREG
+
+    def __init__(self, path: str, staged: WrittenFile, *, is_final: bool) -> None:
+        self.path = path
+        self.staged = staged
+        self.is_final = is_final
+        self.dirty = True
+        self.proved = False
+        self.removed = False
+        self.writers = 0
+        self.failure: EpochfsError | None = None
+        self.time_ns = time.time_ns()
+        self.turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._holders = 1
+
+    def attr(self, context: Context) -> Attr:
+        return Attr(_FILE, self.staged.size, self.time_ns)
+
+    def open(self, context: Context) -> Opened:
+        if self.is_final and self.dirty:
+            raise Busy("it is still being written")
+        self.hold()
+        return Opened(LocalReader(self), direct_io=True)
+
+    def hold(self) -> None:
+        """Keep the bytes until `let_go`."""
+        with self._lock:
+            self._holders += 1
+
+    def let_go(self) -> None:
+        """Close the file, once nobody holds it any more."""
+        with self._lock:
+            self._holders -= 1
+            unused = self._holders == 0
+        if unused:
+            self.staged.close()
+
+
+class LocalReader:
+    """A handle of a local file, which reads what was written so far."""
+
+    def __init__(self, file: LocalFile) -> None:
+        """`file` is held for this, and let go of when it is closed."""
+        self.file = file
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        return self.file.staged.read_into(view, offset)
+
+    def close(self) -> None:
+        self.file.let_go()
+
+
+@dataclass(eq=False)
+class LocalLink(Local):
+    """A link that was made and is not in the registry."""
+
+    kind = stat.S_IFLNK
+
+    to: str
+    time_ns: int = field(default_factory=time.time_ns)
+
+    def attr(self, context: Context) -> Attr:
+        return Attr(_LINK, len(self.to.encode("utf-8", "surrogateescape")), self.time_ns)
+
+    def target(self, context: Context) -> str:
+        return self.to
+
+
+@dataclass(eq=False)
+class Sent(Local):
+    """What was written as a regular file and is in the registry, where the tree shows a link."""
+
+    kind = stat.S_IFREG
+
+    shown: Node
+
+    def attr(self, context: Context) -> Attr:
+        return self.shown.attr(context)
+
+    def open(self, context: Context) -> Opened:
+        return self.shown.open(context)
+
+
+class Hidden(Local):
+    """A name of the tree's that was taken away, here and only here."""
+
+    def attr(self, context: Context) -> Attr:
+        raise NotFound("it was removed")
+
+
+@dataclass(eq=False)
+class LocalDirectory(Local):
+    """A directory that was `made`; or one of the tree's, with what is here below it."""
+
+    kind = stat.S_IFDIR
+
+    made: bool = False
+    names: dict[str, Local] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
+    """Names that the registry was sent, with their file types: listed even without a tag."""
+
+    time_ns: int = field(default_factory=time.time_ns)
+
+
+class Overlaid(Node):
+    """A directory as it is shown: what the tree has, and what is local."""
+
+    kind = stat.S_IFDIR
+
+    def __init__(self, local: LocalDirectory, tree: Node | None) -> None:
+        """`local` is a copy, for this alone; `tree` is the node of the same path, if any."""
+        self._local = local
+        self._names = local.names
+        self._tree = tree
+
+    def attr(self, context: Context) -> Attr:
+        if self._local.made or self._tree is None:
+            return Attr(_DIRECTORY, time_ns=self._local.time_ns)
+        return self._tree.attr(context)
+
+    def xattrs(self, context: Context) -> Xattrs:
+        return {} if self._local.made or self._tree is None else self._tree.xattrs(context)
+
+    def xattr(self, name: str, context: Context) -> str | bytes:
+        if self._local.made or self._tree is None:
+            raise NotFound(f"no attribute {name}")
+        return self._tree.xattr(name, context)
+
+    def listed(self, context: Context) -> tuple[Entries, Mapping[str, str]]:
+        entries: Entries = ()
+        identities: Mapping[str, str] = {}
+        if self._tree is not None:
+            try:
+                entries, identities = self._tree.listed(context)
+            except NotFound:
+                if not self._has_any():
+                    raise
+        return self._together(entries), identities
+
+    def _has_any(self) -> bool:
+        """Whether there is something to list, whatever the registry says."""
+        local = self._local
+        return local.made or bool(local.sent) or any(one.kind for one in local.names.values())
+
+    def _together(self, entries: Entries) -> Iterator[tuple[str, int]]:
+        """Yield what is local, then what the tree lists besides."""
+        for name, local in self._names.items():
+            if local.kind:
+                yield name, local.kind
+        sent = {name: kind for name, kind in self._local.sent.items() if name not in self._names}
+        try:
+            for name, mode in entries:
+                if name not in self._names:
+                    sent.pop(name, None)
+                    yield name, mode
+        except NotFound:
+            if not self._has_any():
+                raise
+        yield from sent.items()
+
+
+class LocalTree:
+    """What is local, by path. Any thread may call anything."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._root = LocalDirectory()
+
+    def get(self, path: str) -> Local | None:
+        """Return what is here at an absolute path; None if nothing is."""
+        with self._lock:
+            return self._get(path)
+
+    def directory(self, local: LocalDirectory) -> LocalDirectory:
+        """Return a copy of a directory."""
+        with self._lock:
+            return replace(local, names=dict(local.names), sent=dict(local.sent))
+
+    def note_sent(self, path: str, kind: int) -> None:
+        """List a name from now on, of the file type `kind`: the registry has it."""
+        parent, _, name = path.rpartition("/")
+        with self._lock:
+            self._made(parent).sent[name] = kind
+
+    def note_removed(self, path: str) -> None:
+        """List a name no more, unless the tree does."""
+        parent, _, name = path.rpartition("/")
+        with self._lock:
+            directory = self._get(parent or "/")
+            if isinstance(directory, LocalDirectory):
+                directory.sent.pop(name, None)
+
+    def put(self, path: str, local: Local, *, replace: bool = True) -> None:
+        """Set what is at a path. Raises Exists if something is and is not to be replaced."""
+        parent, _, name = path.rpartition("/")
+        with self._lock:
+            directory = self._made(parent)
+            there = directory.names.get(name)
+            if not replace and there is not None and not isinstance(there, Hidden):
+                raise Exists(f"{name} exists")
+            directory.names[name] = local
+        if isinstance(there, LocalFile):
+            there.let_go()
+
+    def remove(self, path: str, local: Local | None = None) -> None:
+        """Remove what is at a path, and let go of it; only if it is `local`, if that is given."""
+        with self._lock:
+            removed = self._remove(path, local)
+        if isinstance(removed, LocalFile):
+            removed.let_go()
+
+    def remove_directory(self, path: str) -> None:
+        """Remove a directory that was made; raises NotEmpty."""
+        with self._lock:
+            found = self._get(path)
+            if isinstance(found, LocalDirectory):
+                if any(one.kind for one in found.names.values()):
+                    raise NotEmpty("there is something in it")
+                self._remove(path, found)
+
+    def prune(self, path: str) -> None:
+        """Remove the directories below a path, itself included, that hold nothing."""
+        with self._lock:
+            found = self._get(path)
+            if isinstance(found, LocalDirectory) and _prune(found):
+                self._remove(path, found)
+
+    def move(self, local: LocalFile | LocalLink, old: str, new: str) -> None:
+        """Rename a file or link."""
+        with self._lock:
+            self._remove(old, local)
+        self.put(new, local)
+        if isinstance(local, LocalFile):
+            local.path = new
+
+    def below(self, path: str) -> list[tuple[str, Local]]:
+        """Return what is below a path, files and links and names taken away."""
+        with self._lock:
+            found = self._get(path)
+            return list(_walk(found, path.rstrip("/"))) if isinstance(found, LocalDirectory) else []
+
+    def _get(self, path: str) -> Local | None:
+        found: Local | None = self._root
+        for segment in path.split("/")[1:] if path != "/" else ():
+            found = found.names.get(segment) if isinstance(found, LocalDirectory) else None
+        return found
+
+    def _made(self, path: str) -> LocalDirectory:
+        """Return the directory at a path, which now is here at least to hold something."""
+        directory = self._root
+        for segment in path.split("/")[1:]:
+            below = directory.names.get(segment)
+            if not isinstance(below, LocalDirectory):
+                below = directory.names[segment] = LocalDirectory()
+            directory = below
+        return directory
+
+    def _remove(self, path: str, local: Local | None) -> Local | None:
+        parent, _, name = path.rpartition("/")
+        directory = self._get(parent or "/")
+        there = directory.names.get(name) if isinstance(directory, LocalDirectory) else None
+        if not isinstance(directory, LocalDirectory) or there is None:
+            return None
+        if local is not None and there is not local:
+            return None
+        del directory.names[name]
+        if parent and not directory.made and not (directory.names or directory.sent):
+            self._remove(parent, directory)
+        return there
+
+
+def _walk(directory: LocalDirectory, path: str) -> Iterator[tuple[str, Local]]:
+    for name, local in directory.names.items():
+        if isinstance(local, LocalDirectory):
+            yield from _walk(local, f"{path}/{name}")
+        else:
+            yield f"{path}/{name}", local
+
+
+def _prune(directory: LocalDirectory) -> bool:
+    """Remove the directories in this one that hold nothing; return whether it then does."""
+    for name, local in list(directory.names.items()):
+        if isinstance(local, LocalDirectory) and _prune(local):
+            del directory.names[name]
+    return not (directory.names or directory.sent)
+
+
+def with_write_bit(attr: Attr) -> Attr:
+    """Return the attributes of a node as a mount shows them that can be written to."""
+    return replace(attr, mode=attr.mode | WRITABLE) if stat.S_ISDIR(attr.mode) else attr
