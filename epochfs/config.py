@@ -217,10 +217,7 @@ class Proxies:
     exempt: tuple[str, ...] = ()
 
     def of(self, scheme: str, host: str, port: int) -> str:
-        """Return the URL of the proxy for a host (IPv6 without brackets), or "" for none.
-
-        Raises UsageError for a proxy that cannot be used.
-        """
+        """Return the URL of a host's proxy, or ""; raises UsageError for one that is unusable."""
         proxy = self.https if scheme == "https" else self.http
         if not proxy or is_loopback(host) or any(_exempts(one, host, port) for one in self.exempt):
             return ""
@@ -363,10 +360,7 @@ class ListingOptions:
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
-    """Where blobs are cached, and how many bytes of them at most.
-
-    With the cache `off`, nothing is written: `directory` is not touched.
-    """
+    """Where blobs are cached, and how many bytes of them; if it is `off`, nothing is written."""
 
     directory: Path
     size_limit: int = 10 * 1024**3

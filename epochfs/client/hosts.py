@@ -147,10 +147,7 @@ class RegistryHosts:
 
 
 def find(directory: Path | None, url: RegistryUrl) -> RegistryHosts:
-    """Return the hosts of the registry at `url`, as found in `directory`, if one is given.
-
-    Raises UsageError for what cannot be read.
-    """
+    """Return the hosts of a registry, as `directory` has them; raises UsageError for its faults."""
     address = urlsplit(url.base).netloc
     namespace = DOCKER_HUB if address in DOCKER_HUB_NAMES else address
     plain = RegistryHosts(namespace, HostConfig.at(url.base))

@@ -53,10 +53,7 @@ Tagged = Callable[[Repository, Tag], Answer[Document | None]]
 
 
 class Documents:
-    """Caches the documents of one registry, each of at most `limit` bytes.
-
-    Any thread may call anything.
-    """
+    """Caches the documents of one registry, each of at most `limit` bytes; thread-safe."""
 
     def __init__(self, source: Source, limit: int, policy: CachePolicy) -> None:
         self._source = source

@@ -69,10 +69,7 @@ class _Contents:
 
 
 class OciLayout:
-    """The layout in one directory, a `Source`. `manifest_limit` is in bytes.
-
-    `index.json` is read again whenever its identity changes.
-    """
+    """The layout in one directory, a `Source`; `index.json` is read again when it changes."""
 
     stats = TransportStats()
     token_expiry: float | None = None
@@ -80,7 +77,7 @@ class OciLayout:
     """Nothing is ever transported."""
 
     def __init__(self, directory: Path, manifest_limit: int) -> None:
-        """Open the directory; raises NotFound or ProtocolViolation where there is no layout."""
+        """Open a layout; the limit is in bytes. Raises NotFound or ProtocolViolation for none."""
         self.own_repository = _repository_of(directory)
         """The repository of what has no repository in its name."""
         self._manifest_limit = manifest_limit

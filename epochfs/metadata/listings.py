@@ -116,8 +116,6 @@ class Listings:
         self.removed_manifest = own.removed_manifest
         self.removed_tag = own.removed_tag
 
-    # ---- what the tree asks ------------------------------------------------------------------
-
     def tags(self, repository: Repository) -> tuple[Tag, ...]:
         """Return the repository's tags, sorted; raises NotFound for what is no repository."""
         self._tags_ahead.seen(repository)
@@ -202,8 +200,6 @@ class Listings:
         for pool in (self._pool, self._ahead):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    # ---- in parallel, and ahead --------------------------------------------------------------
-
     def _forget_closures(self) -> None:
         """Forget what manifests lead to, and what is being followed now."""
         with self._lock:
@@ -222,8 +218,6 @@ class Listings:
         """
         if not self._repositories.has_current_tags(repository):
             self._follow(repository, None)
-
-    # ---- what tags lead to -------------------------------------------------------------------
 
     def _resolve(
         self, repository: Repository, tag: Tag, *, listed: bool = False
@@ -304,8 +298,6 @@ class Listings:
         except EpochfsError as error:
             return Fetched(document, error=error)
         return Fetched(document)
-
-    # ---- what the caches fetch ---------------------------------------------------------------
 
     def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Answer[Resolved]:
         repository, tag = key

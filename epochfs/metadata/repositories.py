@@ -116,10 +116,7 @@ class Repositories:
         return ""
 
     def known(self) -> Catalog | None:
-        """Return the last catalog that was read, however old; None if none ever was.
-
-        Waits for an answer only if none was asked for yet.
-        """
+        """Return the last catalog, however old, or None; waits only if none was asked for yet."""
         with self._lock:
             settled = self._settled
         if not settled:
@@ -153,9 +150,7 @@ class Repositories:
             self._background.submit(read)
 
     def check(self, repository: Repository, *, or_parent: bool = False) -> None:
-        """Raise NotFound unless a repository exists or can be entered; `or_parent`: or is a mere
-        parent of repositories.
-        """
+        """Raise NotFound unless it exists, can be entered, or (`or_parent`) is a mere parent."""
 
         def lists(catalog: Catalog) -> bool:
             is_parent = or_parent and catalog.is_parent(repository.segments)

@@ -42,12 +42,10 @@ _REPOSITORIES = 1024
 
 
 class Provider:
-    """A source of logins for one registry; safe under threads.
-
-    `account` is whom they stand for, if that is known before one is shown.
-    """
+    """A source of logins for one registry; safe under threads."""
 
     account = ""
+    """Whom they stand for, if that is known before one is shown."""
 
     def login(self, repository: str, deadline: float) -> Login | None:
         """Return the login for a repository ("": for the registry itself), or None.
@@ -184,10 +182,7 @@ def _providers(given: Credentials, base_url: str) -> list[Provider]:
 
 
 class CredentialStore:
-    """The credentials for one registry, at `base_url`; safe under threads.
-
-    `static` says that a token was given, which is sent as it is.
-    """
+    """The credentials for one registry; thread-safe. `static`: a given token is sent as it is."""
 
     def __init__(self, credentials: Credentials, base_url: str) -> None:
         self.providers = _providers(credentials, base_url)

@@ -130,10 +130,7 @@ def _is_link_local(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """A request for a token: a GET, or the POST of a form if there is one.
-
-    `authorization` may be empty. It and the form may hold secrets.
-    """
+    """A request for a token: a GET, or the POST of a form. All but the URL may be secret."""
 
     url: str
     authorization: str = field(default="", repr=False)

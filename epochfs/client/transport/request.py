@@ -159,10 +159,7 @@ def _octets(text: str) -> bytes:
 
 
 class UploadBody:
-    """A blob to upload, as the body of one request or, in parts, of several.
-
-    Sending a piece of it counts as progress for the time limit.
-    """
+    """A blob to upload, whole or in parts; sending a piece is progress for the time limit."""
 
     def __init__(self, body: BinaryIO | bytes, size: int) -> None:
         """Take the next `size` bytes of `body`, which stays the caller's to close."""
