@@ -182,7 +182,11 @@ class Blobs:
                     return shared.download, partial(self._release, shared)
             blob = self._cache.open_blob(digest, size)
             if blob is None:
-                self._check_can_be_had(digest)
+                try:
+                    self._check_registry()
+                except EpochfsError:
+                    if not self._cache.cached_bytes(digest):  # to be read meanwhile
+                        raise
             with self._lock:
                 if blob is not None:
                     self._hits += 1
@@ -193,14 +197,6 @@ class Blobs:
                     origin = self._origin(repository, digest, size)
                     shared = self._downloads[key] = self._begin(origin, precise=precise)
                     return shared.download, partial(self._release, shared)
-
-    def _check_can_be_had(self, digest: Digest) -> None:
-        """Raise if the registry is down, and nothing of a blob is here to read meanwhile."""
-        try:
-            self._check_registry()
-        except EpochfsError:
-            if not self._cache.cached_bytes(digest):
-                raise
 
     def was_spoiled(self, digest: Digest) -> bool:
         return digest in self._spoiled

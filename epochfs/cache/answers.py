@@ -29,11 +29,11 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachetools import FIFOCache
+from cachetools import FIFOCache, LRUCache
 
 from epochfs.cache.database import Database
 from epochfs.client.auth import Bearer
@@ -319,7 +319,7 @@ class Proofs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._proved: dict[tuple[str, str], list[str]] = {}
+        self._proved: dict[tuple[str, str], LRUCache[str, bool]] = {}
         self._accepted: set[str] = set()
         self._refused: set[str] = set()
 
@@ -328,11 +328,8 @@ class Proofs:
         with self._lock:
             self._refused.discard(asker.scope)
             self._accepted.add(asker.scope)
-            scopes = self._proved.setdefault((asker.principal, asker.repository), [])
-            if asker.scope in scopes:
-                scopes.remove(asker.scope)
-            scopes.append(asker.scope)
-            del scopes[:-_MOST_EARLIER]
+            who = (asker.principal, asker.repository)
+            self._proved.setdefault(who, LRUCache(_MOST_EARLIER))[asker.scope] = True
 
     def remove(self, asker: Asker) -> None:
         """Note that the registry denies a repository.
@@ -351,7 +348,7 @@ class Proofs:
         Refused credentials have only their own, unless `also_refused`.
         """
         with self._lock:
-            earlier: list[str] = []
+            earlier: Iterable[str] = ()
             if also_refused or asker.scope not in self._refused:
-                earlier = self._proved.get((asker.principal, asker.repository), [])
+                earlier = self._proved.get((asker.principal, asker.repository), ())
             return (asker.scope, *(one for one in earlier if one != asker.scope))

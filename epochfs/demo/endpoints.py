@@ -146,8 +146,9 @@ class ManifestEndpoints(_Endpoints):
         if isinstance(target, Digest) and digest != target:
             raise OciError(400, "DIGEST_INVALID", "the manifest does not have this digest")
         document = Document(digest, self._media_type(request), request.body)
-        parameters = request.every("tag") if self._behaviour.tag_parameters else []
-        tags = [target] if isinstance(target, str) else parameters
+        tags = [target] if isinstance(target, str) else []
+        if isinstance(target, Digest) and self._behaviour.tag_parameters:
+            tags = [value for parameter, value in request.parameters if parameter == "tag"]
         if self._behaviour.validates:
             self._check(name, tags, document)
         self._storage.put_manifest(name, document, *tags)

@@ -44,10 +44,6 @@ class Request:
         """The parameters of the query; of one that is given twice, the last."""
         return dict(self.parameters)
 
-    def every(self, parameter: str) -> list[str]:
-        """Return all values that the query has for a parameter, in its order."""
-        return [value for name, value in self.parameters if name == parameter]
-
 
 @dataclass(frozen=True, slots=True)
 class Response:

@@ -57,7 +57,7 @@ _POLL_SECONDS = 0.01
 
 
 class EmbeddedRegistry:
-    """A registry that listens on `host` and `port` (0: any free one) from `start` to `stop`.
+    """A registry that listens on a free port of `host` from `start` to `stop`.
 
     It asks for `username` and `password` as `behaviour.auth` says; without both, everyone may have
     a token. With `ssl_context` it speaks https. After `stop` it can `start` again, on the same port
@@ -71,11 +71,10 @@ class EmbeddedRegistry:
         username: str = "",
         password: str = "",
         host: str = "127.0.0.1",
-        port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.behaviour = behaviour
-        self._address = (host, port)
+        self._address = (host, 0)
         self._ssl_context = ssl_context
         self._scheme = "https" if ssl_context else "http"
         self._storage = Storage(behaviour)
