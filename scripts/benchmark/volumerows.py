@@ -34,19 +34,36 @@ _ONE_TENSOR = tensors.tensor_name(30)
 )
 def _load_file(lab: Lab) -> Samples:
     need_modules("safetensors", "numpy")
-    blob, url = lab.model, lab.registry.url
+    blob = lab.model
 
     def ours() -> float:
         with _mounted(lab) as mount:
             return _tensors("load", mount.volume(blob) / blob.file.name)
 
-    def curl() -> float:
-        with lab.fresh_directory() as directory:
-            file = directory / blob.file.name
-            seconds = timed("curl", "-sSf", "-o", file, blob.url(url))
-            return seconds + _tensors("load", file)
+    return race(ours, lambda: _curl_and_load(lab))
 
-    return race(ours, curl)
+
+@row(
+    "load-file-passthrough",
+    "safetensors load_file, 512 MiB cached, passthrough",
+    time_at_most(0.8),
+    "curl -o, then load_file",
+    (_REGISTRY, "curl"),
+)
+def _load_file_passthrough(lab: Lab) -> Samples:
+    """Load what another has loaded before; needs libfuse 3.17, see scripts/debian13."""
+    need_modules("safetensors", "numpy")
+    blob = lab.model
+
+    def ours(cache: Path) -> float:
+        with _mounted(lab, cache) as mount:
+            if reason := mount.why_no_passthrough():
+                raise Missing(f"no passthrough: {reason}")
+            return _tensors("load", mount.volume(blob) / blob.file.name)
+
+    with lab.fresh_directory() as cache:
+        ours(cache)
+        yield from race(lambda: ours(cache), lambda: _curl_and_load(lab))
 
 
 @row(
@@ -117,6 +134,14 @@ def _memory(lab: Lab) -> Samples:
     yield Sample(max(lab.volume_peaks) / MIB)
 
 
+def _curl_and_load(lab: Lab) -> float:
+    """Download the model with curl and load it; return the seconds that took."""
+    with lab.fresh_directory() as directory:
+        file = directory / lab.model.file.name
+        seconds = timed("curl", "-sSf", "-o", file, lab.model.url(lab.registry.url))
+        return seconds + _tensors("load", file)
+
+
 def _tensors(*arguments: Argument) -> float:
     """Run the program of `tensors`; return the seconds that took, its imports included."""
     return timed(sys.executable, tensors.__file__, *arguments)
@@ -131,9 +156,9 @@ def _listed(program: str, volume: Path, *options: str) -> float:
 
 
 @contextmanager
-def _mounted(lab: Lab) -> Iterator[Mount]:
-    """Mount the registry with an empty cache, and watch its memory as that of a volume."""
-    with lab.epochfs(lab.registry.url) as mount:
+def _mounted(lab: Lab, cache: Path | None = None) -> Iterator[Mount]:
+    """Mount the registry, and watch its memory as that of a volume; without a `cache` cold."""
+    with lab.epochfs(lab.registry.url, cache=cache) as mount:
         yield mount
         lab.volume_peaks.append(mount.peak_memory)
 
@@ -151,4 +176,12 @@ def _size(requests: list[Request]) -> int:
     return sum(request.size for request in requests if request.method == "GET")
 
 
-ROWS = (_load_file, _load_file_at_once, _one_tensor, _ls_volume, _ls_l_volume, _memory)
+ROWS = (
+    _load_file,
+    _load_file_passthrough,
+    _load_file_at_once,
+    _one_tensor,
+    _ls_volume,
+    _ls_l_volume,
+    _memory,
+)
