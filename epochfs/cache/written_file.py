@@ -174,7 +174,6 @@ class WrittenFile:
             if algorithm in self._digests:
                 return self._digests[algorithm]
             changes, size, prefix = self._changes, self._size, self._prefix
-            is_quiet = not self._changing_now
             hasher, hashed = hashlib.new(algorithm), 0
             if algorithm == _HASHED and not prefix.busy:
                 hasher, hashed = prefix.hasher.copy(), prefix.stop
@@ -187,7 +186,7 @@ class WrittenFile:
             hashed += count
         found = Digest(algorithm, hasher.hexdigest())
         with self._lock:
-            if is_quiet and changes == self._changes and not self._changing_now:
+            if changes == self._changes and not self._changing_now:
                 self._digests[algorithm] = found
                 if algorithm == _HASHED:
                     self._prefix = _Prefix(hasher, size, size)
@@ -331,7 +330,7 @@ class WrittenFile:
     def _claim(self, start: int, stop: int) -> _Prefix | None:
         """Begin a change; return the prefix if the caller is to hash on. The lock is held."""
         is_shared = any(one < stop and start < end for one, end in self._changing_now)
-        if is_shared or start < self._prefix.end:
+        if start < self._prefix.end:
             self._prefix = _Prefix()
         self._digests.clear()
         self._changing_now.append((start, stop))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -213,6 +213,28 @@ class TestDigest:
         assert file.digest("sha256") == Digest.of(data)
         assert file.read_all(len(data)) == data
 
+    def test_bytes_that_two_threads_are_writing_are_read_again(
+        self, file: WrittenFile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        began, go, pwrite = threading.Event(), threading.Event(), os.pwrite
+        late, early = bytes(PAGE), b"early" * PAGE
+
+        def slow(fd: int, data: memoryview, offset: int) -> int:
+            if data == late:
+                began.set()
+                assert go.wait(20)
+            return pwrite(fd, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", slow)
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write, file, late, PAGE)
+            assert began.wait(20)
+            write(file, DATA[:PAGE])
+            write(file, early[:PAGE], PAGE)
+            go.set()
+            writing.result()
+        assert file.digest("sha256") == Digest.of(DATA[:PAGE] + late)
+
     def test_threads_that_write_the_same_bytes_leave_the_digest_of_what_is_there(
         self, file: WrittenFile
     ) -> None:
@@ -279,6 +301,25 @@ class TestKept:
         assert cache.quota.held() == before + len(DATA)
         assert names(directory) == {place(directory, "blobs").relative_to(directory)}
         assert place(directory, "blobs").stat().st_mode & 0o777 == 0o600
+
+    def test_is_on_disk_before_it_has_a_name_and_the_name_before_it_is_counted(
+        self, file: WrittenFile, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[str] = []
+
+        def noted(name: str, call: Callable[..., None]) -> Callable[..., None]:
+            def noting(*given: object, **named: object) -> None:
+                calls.append(name)
+                call(*given, **named)
+
+            return noting
+
+        for name in ("fsync", "link"):
+            monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+        monkeypatch.setattr(cache.quota, "account", lambda _: calls.append("account"))
+        write(file, DATA)
+        file.keep(DIGEST)
+        assert calls == ["fsync", "link", "fsync", "account"]
 
     def test_can_have_a_sha512(self, file: WrittenFile, cache: BlobCache) -> None:
         write(file, DATA)

@@ -299,6 +299,28 @@ class TestManifestsAndBlobs:
         listings.wrote_manifest(APP, Document(child.digest, child.media_type, child.raw))
         assert child.digest in listings.closure(APP, content.digest).manifests
 
+    def test_a_closure_that_was_being_followed_is_not_kept(self, opened: Open) -> None:
+        began, go, content = threading.Event(), threading.Event(), index()
+        child = content.children[0]
+
+        class Slow(EmbeddedRegistry):
+            def respond(self, request: Request) -> Response:
+                response = super().respond(request)
+                if request.path.endswith(str(child.digest)):
+                    began.set()
+                    assert go.wait(PATIENCE)
+                return response
+
+        with Slow() as registry, ThreadPoolExecutor(1) as pool:
+            listings = opened(registry).listings
+            write(registry, listings, Content(content.raw, content.media_type))
+            older = pool.submit(listings.closure, APP, content.digest)
+            assert began.wait(PATIENCE)
+            write(registry, listings, child)
+            go.set()
+            assert child.digest not in older.result(PATIENCE).manifests
+            assert child.digest in listings.closure(APP, content.digest).manifests
+
     def test_a_referrer_is_listed(self, layers: Stack, embedded: EmbeddedRegistry) -> None:
         listings, subject = known(layers, embedded), image(b"first")
         assert listings.referrers(APP, subject.digest) == ()
@@ -318,6 +340,7 @@ class TestManifestsAndBlobs:
             assert listings.referrers(APP, subject.digest) == ()
             signed = signature(subject)
             write(registry, listings, signed)
+            assert listings.referrers(APP, subject.digest) == ()
             manifests = [descriptor(signed.raw, OCI_MANIFEST)]
             listed = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
             fallback = Content(encode(listed), OCI_INDEX)
@@ -425,13 +448,15 @@ class TestOutage:
             assert listings.resolve(APP, OTHER).digest == image(b"second").digest
 
     def test_an_answer_that_was_on_its_way_is_not_remembered(self, remembered: OpenClient) -> None:
-        began, go = threading.Event(), threading.Event()
+        began, go = threading.Semaphore(0), threading.Event()
 
         class Slow(EmbeddedRegistry):
             def respond(self, request: Request) -> Response:
                 response = super().respond(request)
-                if "/manifests/" in request.path:
-                    began.set()
+                # What is not found is asked for with GET too, for the reason.
+                is_last = response.status == 200 or request.method == "GET"
+                if "/manifests/" in request.path and is_last:
+                    began.release()
                     assert go.wait(PATIENCE)
                 return response
 
@@ -440,7 +465,7 @@ class TestOutage:
             outage, second = Outage(registry, remembered), image(b"second")
             with closing(outage.listings()) as listings, ThreadPoolExecutor(2) as pool:
                 older = [pool.submit(listings.resolve, APP, tag) for tag in (LATEST, OTHER)]
-                assert began.wait(PATIENCE)
+                assert all(began.acquire(timeout=PATIENCE) for _ in older)
                 write(registry, listings, second, LATEST, OTHER)
                 go.set()
                 for one in older:
