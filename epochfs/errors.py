@@ -61,7 +61,12 @@ class Unsupported(EpochfsError):
 
 
 class Unavailable(EpochfsError):
-    """The registry cannot be reached, or keeps failing: refused, reset, unresolvable, or 5xx."""
+    """The registry cannot be reached, or keeps failing: refused, reset, unresolvable, or 5xx.
+
+    `asked_for` is how many seconds the registry asks to wait before another attempt.
+    """
+
+    asked_for = 0.0
 
 
 class TlsFailure(Unavailable):

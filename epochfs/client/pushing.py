@@ -9,8 +9,9 @@ import logging
 from typing import BinaryIO
 
 from epochfs.client.host import Host, announced_digest, blob_path, manifest_path, repository_path
-from epochfs.client.transport import Reply, Request, Url
-from epochfs.client.uploads import BlobUploader, Upload
+from epochfs.client.transport import Reply, Request
+from epochfs.client.upload_sessions import Upload
+from epochfs.client.uploads import BlobUploader
 from epochfs.errors import (
     ContentMismatch,
     EpochfsError,
@@ -42,8 +43,7 @@ class PushingClient:
         Raises what a push would: Denied; Unsupported by a registry that is read-only. Returns also
         where there are no sessions, as with Epoch, because it cannot be told then.
         """
-        repository = repository_of(name)
-        self._uploader.check(self._uploads_url(repository), repository)
+        self._uploader.check(self._upload(repository_of(name), Digest.of(b"")))
 
     def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
         """Return whether the repository has a blob (`HEAD`, §Checking if content exists).
@@ -73,9 +73,7 @@ class PushingClient:
         registry refuses one way to upload when a body that cannot seek is used up, no other is
         tried and the refusal is raised.
         """
-        repository, wanted = repository_of(name), digest_of(digest)
-        blob_url = self._registry.transport.url(blob_path(repository, wanted))
-        upload = Upload(blob_url, self._uploads_url(repository), f"{repository}:push", wanted)
+        upload = self._upload(repository_of(name), digest_of(digest))
         source = None if mount_from is None else repository_of(mount_from)
         self._uploader.put(upload, body, size, source)
 
@@ -162,8 +160,10 @@ class PushingClient:
             raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
         self._deleted(reply)
 
-    def _uploads_url(self, repository: Repository) -> Url:
-        return self._registry.transport.url(f"{repository_path(repository)}/blobs/uploads/")
+    def _upload(self, repository: Repository, digest: Digest) -> Upload:
+        url = self._registry.transport.url
+        uploads_url = url(f"{repository_path(repository)}/blobs/uploads/")
+        return Upload(repository, digest, url(blob_path(repository, digest)), uploads_url)
 
     def _delete(self, repository: Repository, path: str) -> Reply:
         transport = self._registry.transport

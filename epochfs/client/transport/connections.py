@@ -13,6 +13,7 @@ import http.client
 import io
 import logging
 import queue
+import select
 import socket
 import ssl
 import threading
@@ -91,6 +92,14 @@ class StrictResponse(http.client.HTTPResponse):
         return count
 
 
+class _LastResponse(StrictResponse):
+    """The answer to a request that was not sent to its end: no other can follow it."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.will_close = True
+
+
 def _read_head(stream: IO[bytes]) -> tuple[list[bytes], bool]:
     """Return the lines of an answer's head, and whether they are all there.
 
@@ -115,13 +124,14 @@ def _read_head(stream: IO[bytes]) -> tuple[list[bytes], bool]:
 class _WatchedConnection(HTTPConnection):
     """A connection whose every step is under the watch of the operation that uses it."""
 
-    response_class = StrictResponse
+    response_class: type[StrictResponse] = StrictResponse
     watch: Watch | None = None
     live_socket: socket.socket | None = None
 
     def connect(self) -> None:
         watch = watch_in_use.get()
         watch.attach(self)
+        self.response_class = StrictResponse
         super().connect()
         self.live_socket = self.sock
         # There was no socket to shut down during the TLS handshake; check now if time is up.
@@ -135,6 +145,27 @@ class _WatchedConnection(HTTPConnection):
         # Until here it was the connect timeout, too short to send a large body.
         self.timeout = watch.timeout
         super().request(*args, **kwargs)
+
+    def send(self, data: Any) -> None:  # noqa: ANN401 - as the base class's
+        """Send a piece of a request, but no further once the server has answered or hung up.
+
+        What it says before it has all of a body is a refusal, and it may never read the rest.
+        urllib3 takes a broken pipe for the sign to read the answer. With TLS, what has come need
+        not be one.
+        """
+        sock = self.sock
+        large = isinstance(data, bytes) and len(data) >= _SEND_BYTES
+        if not large or isinstance(sock, ssl.SSLSocket):
+            super().send(data)
+            return
+        ready = select.poll()
+        ready.register(sock, select.POLLIN | select.POLLOUT)
+        rest = memoryview(data)
+        while rest:
+            if any(event & select.POLLIN for _, event in ready.poll()):
+                self.response_class = _LastResponse
+                raise BrokenPipeError
+            rest = rest[sock.send(rest) :]
 
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers, each tried for the connect timeout."""
@@ -166,16 +197,15 @@ class _WatchedTlsConnection(_WatchedConnection, HTTPSConnection):
     """The same over TLS."""
 
     def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base class's
-        """Send a request; if the server has hung up meanwhile, raise what it said last.
+        """Send a request; if the server has hung up meanwhile, what it said last is its answer.
 
-        In TLS 1.3 a server refuses a client certificate after the client's handshake is over.
+        It may have refused the body of an upload, or, as in TLS 1.3, a client certificate after the
+        client's handshake is over. urllib3 goes on to read where a pipe is broken.
         """
         try:
             super().request(*args, **kwargs)
-        except (ssl.SSLEOFError, ConnectionError):
-            if self.sock is not None:
-                self.sock.recv(1)
-            raise
+        except ssl.SSLEOFError as error:
+            raise BrokenPipeError from error
 
 
 class _Pool(HTTPConnectionPool):

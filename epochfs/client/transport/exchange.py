@@ -234,22 +234,39 @@ class Transport:
                 delay = max(_backoff(attempt), asked_for)
                 error = (meaning or self.refusal)(answer.read_error())
             except Unreached as failure:
-                error, delay = failure, _UNREACHED_DELAY
+                error, delay, asked_for = failure, _UNREACHED_DELAY, 0.0
                 in_time = time.monotonic() + delay < started + _UNREACHED_SECONDS
                 again = self._options.retries > 0 and in_time
             except Broken as failure:
-                error, delay = failure, _backoff(attempt)
+                error, delay, asked_for = failure, _backoff(attempt), 0.0
             if not again or delay > watch.remaining():
                 given_up = Unavailable(str(error))
-                given_up.explained = error.explained
+                given_up.explained, given_up.asked_for = error.explained, asked_for
                 raise given_up from error
-            log.debug("%s; trying again in %.1f s", error, delay)
-            self.stats.count(retries=1)
-            try:
-                watch.sleep(delay)
-            except CONVERTED as ended:
-                raise convert(ended, Sent(request, request.url), watch) from ended
+            self._pause(error, delay, watch)
             attempt += 1
+
+    def pause(self, error: EpochfsError, attempt: int) -> bool:
+        """Wait before attempt 1, 2, … at what failed with `error`.
+
+        Returns False at once if there may be no other, or it is asked to wait for too long. Raises
+        Unavailable if the client is closed meanwhile.
+        """
+        asked_for = error.asked_for if isinstance(error, Unavailable) else 0.0
+        delay = max(_backoff(attempt - 1), asked_for)
+        if attempt > self._options.retries or delay >= self.timeout:
+            return False
+        with self.watch() as watch:
+            self._pause(error, delay, watch)
+        return True
+
+    def _pause(self, error: EpochfsError, delay: float, watch: Watch) -> None:
+        log.debug("%s; trying again in %.1f s", error, delay)
+        self.stats.count(retries=1)
+        try:
+            watch.sleep(delay)
+        except CONVERTED as ended:
+            raise convert(ended, error, watch) from ended
 
     def _authenticated(self, request: Request, watch: Watch) -> Answer:
         """Send a request; answer one 401 from the registry with a fresh token or credentials.
