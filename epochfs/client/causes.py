@@ -80,7 +80,7 @@ class Cause(enum.Enum):
         "the request is too large for the server ({length} bytes of credentials): have a smaller "
         "token issued, or the server's limit raised (nginx: large_client_header_buffers)"
     )
-    PROXY_WANTS_LOGIN = "the proxy asks for credentials: its URL is http://user:password@… then"
+    PROXY_WANTS_LOGIN = "the proxy asks for credentials: give its URL as http://user:password@…"
     PROXY_REFUSES = "the proxy does not connect us: check HTTPS_PROXY, or name the host in NO_PROXY"
     CLIENT_CERTIFICATE_MISSING = (
         "the server wants a client certificate: give --client-cert and --client-key"

@@ -147,7 +147,7 @@ class RegistryHosts:
 
 
 def find(directory: Path | None, url: RegistryUrl) -> RegistryHosts:
-    """Return the hosts of a registry, as `directory` has them; raises UsageError for its faults."""
+    """Return the hosts of a registry, as found in `directory`; raises UsageError if unusable."""
     address = urlsplit(url.base).netloc
     namespace = DOCKER_HUB if address in DOCKER_HUB_NAMES else address
     plain = RegistryHosts(namespace, HostConfig.at(url.base))

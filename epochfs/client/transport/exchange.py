@@ -29,12 +29,7 @@ from epochfs.client.transport.responses import Answer, BlobStream, Reply, Transp
 from epochfs.client.transport.tls import TlsPolicy
 from epochfs.client.transport.watchdog import Watch, Watchdog
 from epochfs.config import Credentials, TransportOptions
-from epochfs.errors import (
-    EpochfsError,
-    ProtocolViolation,
-    Unavailable,
-    without_user_information,
-)
+from epochfs.errors import EpochfsError, ProtocolViolation, Unavailable, without_user_information
 
 log = logging.getLogger(__name__)
 

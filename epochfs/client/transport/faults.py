@@ -126,7 +126,8 @@ def convert(
             return DeadlineExceeded(f"{what}: no answer within the time limit")
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT_OFF):
             return TlsFailure(f"{what}: {_tls_failure(cause.reason or '', identified)}")
-    if _malformed(causes):
+    cut_off = any(isinstance(c, ConnectionError | http.client.IncompleteRead) for c in causes)
+    if not cut_off and any(isinstance(c, http.client.HTTPException | ValueError) for c in causes):
         return ProtocolViolation(f"{what}: the answer is not HTTP")
     return Broken(f"{what}: {_reason(causes)}")
 
@@ -179,13 +180,6 @@ def _reason(causes: list[BaseException]) -> str:
         if isinstance(cause, TimeoutError):
             return "no connection within the time limit"
     return "the connection broke"
-
-
-def _malformed(causes: list[BaseException]) -> bool:
-    """Whether bytes arrived that are not HTTP, rather than too few of them."""
-    if any(isinstance(c, ConnectionError | http.client.IncompleteRead) for c in causes):
-        return False
-    return any(isinstance(c, http.client.HTTPException | ValueError) for c in causes)
 
 
 def json_object(body: bytes) -> dict[str, Any]:
