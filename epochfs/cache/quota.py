@@ -1,6 +1,7 @@
 """Keeps the cache below its maximum size, and off a full disk, by evicting the least recently used.
 
-The age of a file is its mtime, which is set at each use; its flock tells who uses it (`blobs`).
+The age of a file is its mtime, which is set at each use; its flock tells who uses it (see
+`cache.blobs`).
 
 Locks: `Quota._lock` guards the running total of bytes only, and no I/O happens under it.
 """
