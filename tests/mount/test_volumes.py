@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -304,18 +305,28 @@ def python_of_nobody() -> tuple[str, dict[str, str]]:
     pytest.skip("no Python here that another user can run")
 
 
+@pytest.fixture
+def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory, and a home, that any user may enter.
+
+    Those of pytest are closed to others again whenever another pytest starts.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        for variable in ("HOME", "XDG_RUNTIME_DIR"):
+            monkeypatch.setenv(variable, name)
+        yield Path(name)
+
+
 @contextmanager
-def served_by_nobody(source: str, tmp_path: Path, *options: str) -> Iterator[Path]:
+def served_by_nobody(source: str, directory: Path, *options: str) -> Iterator[Path]:
     """Mount as root, and serve as a user without any right, who cannot open /dev/fuse."""
     require_fuse()
     if os.geteuid() != 0:
         pytest.skip("needs the right to mount")
-    path, cache = tmp_path / "mounted", tmp_path / "nobodys"
+    path, cache = directory / "mounted", directory / "nobodys"
     cache.mkdir(parents=True)
     os.chown(cache, NOBODY, NOBODY)
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
     python, variables = python_of_nobody()
     command = [python, "-m", "epochfs", "mount", *NO_MIRRORS, *options]
     command += [f"--log-file={cache}/log", f"--cache-dir={cache}", source, "{}"]
@@ -332,25 +343,25 @@ def served_by_nobody(source: str, tmp_path: Path, *options: str) -> Iterator[Pat
 
 
 def test_a_process_without_rights_serves_what_another_has_mounted(
-    registry: EmbeddedRegistry, tmp_path: Path
+    registry: EmbeddedRegistry, open_to_all: Path
 ) -> None:
-    with served_by_nobody(f"{registry.url}/team/model:v1", tmp_path) as path:
+    with served_by_nobody(f"{registry.url}/team/model:v1", open_to_all) as path:
         assert files_in(path) == MODEL
         status = json.loads((path / ".epochfs/status.json").read_text())
         assert Path(f"/proc/{status['pid']}").stat().st_uid == NOBODY
         capabilities = Path(f"/proc/{status['pid']}/status").read_text()
         assert "CapEff:\t0000000000000000" in capabilities
         assert "NoNewPrivs:\t1" in capabilities
-    with served_by_nobody(registry.url, tmp_path / "again") as path:
+    with served_by_nobody(registry.url, open_to_all / "again") as path:
         assert files_in(path / "team/model:v1") == MODEL
         assert os.getxattr(path / "team/model/tags/v1/manifest.json", "user.epochfs.kind")
 
 
 def test_what_a_killed_mounter_has_left_is_unmounted_by_the_next(
-    registry: EmbeddedRegistry, tmp_path: Path
+    registry: EmbeddedRegistry, open_to_all: Path
 ) -> None:
     require_fuse()
-    path = tmp_path / "mounted"
+    path = open_to_all / "mounted"
     path.mkdir()
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
@@ -359,7 +370,7 @@ def test_what_a_killed_mounter_has_left_is_unmounted_by_the_next(
     os.close(device)
     with pytest.raises(OSError, match="not connected"):
         os.statvfs(path)
-    with served_by_nobody(f"{registry.url}/team/model:v1", tmp_path) as path:
+    with served_by_nobody(f"{registry.url}/team/model:v1", open_to_all) as path:
         assert files_in(path) == MODEL
 
 
