@@ -135,15 +135,24 @@ def test_where_a_single_put_is_refused_a_session_is_opened() -> None:
         assert put_one_blob(registry) == ["PUT", "POST", "PUT"]
 
 
-def test_where_a_monolithic_upload_is_refused_it_is_sent_in_chunks() -> None:
-    class ChunksOnly(EmbeddedRegistry):
-        """Refuses to end a session with a body, as registries with small limits do."""
+class Limited(EmbeddedRegistry):
+    """Refuses requests with larger bodies, and to end a session with any, as limits in front do."""
 
-        def respond(self, request: Request) -> Response:
-            if request.method == "PUT" and request.body:
-                return Response(413)
-            return super().respond(request)
+    limit = 16 * 2**20
 
-    with ChunksOnly() as registry:
-        methods = put_one_blob(registry, size=17 * 2**20)
-    assert methods == ["PUT", "POST", "PUT", "POST", "PATCH", "PATCH", "PUT"]
+    def respond(self, request: Request) -> Response:
+        if len(request.body) > (0 if request.method == "PUT" else self.limit):
+            return Response(413)
+        return super().respond(request)
+
+
+@pytest.mark.parametrize(
+    ("size", "methods"),
+    [
+        (1000, ["PUT", "POST", "PUT", "POST", "PATCH", "PUT"]),
+        (17 * 2**20, ["PUT", "POST", "PATCH", "POST", "PATCH", "PATCH", "PUT"]),
+    ],
+)
+def test_what_is_refused_at_once_is_sent_in_chunks(size: int, methods: list[str]) -> None:
+    with Limited() as registry:
+        assert put_one_blob(registry, size) == methods
