@@ -1,6 +1,6 @@
-"""Everything on the wire: `RegistryClient`, what it pushes (`pushing`, `uploads`), one `Host` per
-endpoint, `Mirrors` that choose among hosts, `hosts` (containerd's hosts.toml), `auth/` and
-`transport/`.
+"""Everything on the wire: `RegistryClient`, what it pushes (`pushing`, `uploads`, `referrers_tag`),
+one `Host` per endpoint, `Mirrors` that choose among hosts, `hosts` (containerd's hosts.toml),
+`auth/` and `transport/`.
 
 Uses `oci` and `config`. `single_flight` is here, as this is the lowest folder that needs it.
 Used by `cache`, `metadata`, `blobs`, `layers` and `session`, and by programs as a library.

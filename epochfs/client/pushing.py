@@ -9,6 +9,7 @@ import logging
 from typing import BinaryIO
 
 from epochfs.client.host import Host, announced_digest, blob_path, manifest_path, repository_path
+from epochfs.client.referrers_tag import ReferrersTags
 from epochfs.client.transport import Reply, Request
 from epochfs.client.upload_sessions import Upload
 from epochfs.client.uploads import BlobUploader
@@ -20,7 +21,7 @@ from epochfs.errors import (
     UsageError,
     printable,
 )
-from epochfs.oci.manifests import MEDIA_TYPE, digest_matches, load_json, payload
+from epochfs.oci.manifests import MEDIA_TYPE, Document, digest_matches, load_json, payload
 from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class PushingClient:
     def __init__(self, registry: Host) -> None:
         self._registry = registry
         self._uploader = BlobUploader(registry.transport)
+        self._referrers_tags = ReferrersTags(registry, self._store_manifest)
 
     def check_push(self, name: Repository | str) -> None:
         """Check that the registry lets us push to a repository, without pushing anything: an upload
@@ -112,27 +114,21 @@ class PushingClient:
     ) -> Digest:
         """Store a manifest under a tag or its digest; return its digest (§Pushing Manifests).
 
-        Raises UsageError, and sends nothing, if `data` is not a JSON object, states a `mediaType`
-        other than `content_type`, or does not have the digest. Raises ContentMismatch if the server
-        says that it stored something else.
+        If it has a subject, and the registry does not say that it lists its referrers, it is added
+        to the index of them (`referrers_tag`). Raises UsageError, and sends nothing, if `data` is
+        not a JSON object, states a `mediaType` other than `content_type`, or does not have the
+        digest. Raises ContentMismatch if the server says that it stored something else.
         """
         repository, wanted = repository_of(name), reference_of(reference)
         _check_manifest(data, content_type)
         digest = wanted if isinstance(wanted, Digest) else Digest.of(payload(data))
         if not digest_matches(digest, data):
             raise UsageError(f"the manifest to be stored does not have digest {digest}")
-        transport = self._registry.transport
-        request = Request(
-            "PUT",
-            transport.url(manifest_path(repository, wanted)),
-            f"{repository}:push",
-            {"Content-Type": content_type},
-            data,
-        )
-        reply = self._registry.accepted(transport.fetch(request))
-        stored = announced_digest(reply)
-        if stored is not None and not digest_matches(stored, data):
-            raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
+        reply = self._store_manifest(repository, wanted, data, content_type)
+        document = Document(digest, content_type, data)
+        subject = document.readable_view and document.readable_view.subject
+        if subject and "OCI-Subject" not in reply.headers:
+            self._referrers_tags.add(repository, document, subject.digest)
         return digest
 
     def delete_manifest(self, name: Repository | str, reference: Reference | str) -> None:
@@ -164,6 +160,19 @@ class PushingClient:
         url = self._registry.transport.url
         uploads_url = url(f"{repository_path(repository)}/blobs/uploads/")
         return Upload(repository, digest, url(blob_path(repository, digest)), uploads_url)
+
+    def _store_manifest(
+        self, repository: Repository, reference: Reference, data: bytes, content_type: str
+    ) -> Reply:
+        transport = self._registry.transport
+        url = transport.url(manifest_path(repository, reference))
+        headers = {"Content-Type": content_type}
+        request = Request("PUT", url, f"{repository}:push", headers, data)
+        reply = self._registry.accepted(transport.fetch(request))
+        stored = announced_digest(reply)
+        if stored is not None and not digest_matches(stored, data):
+            raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
+        return reply
 
     def _delete(self, repository: Repository, path: str) -> Reply:
         transport = self._registry.transport

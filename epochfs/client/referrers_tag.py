@@ -1,0 +1,92 @@
+"""Lists a pushed manifest among its subject's referrers, where the registry does not do it itself.
+
+The list is an index under a tag made of the subject's digest (OCI Distribution Specification 1.1,
+"Pushing Manifests with Subject", "Referrers Tag Schema").
+
+Locks: `ReferrersTags._lock` is held while one list is read, changed and pushed, as the next change
+must begin with it. Whoever waits for it does so no longer than the client's time limit. No other
+lock of ours is taken while it is waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from epochfs.client.host import Host
+from epochfs.errors import DeadlineExceeded, NotFound, ProtocolViolation, Unavailable
+from epochfs.oci.manifests import OCI_INDEX, Document, Index, Manifest, load_json
+from epochfs.oci.names import Digest, Repository, Tag, referrers_tag
+
+_ATTEMPTS = 5
+_LARGEST = 4 * 1024 * 1024
+"""Limit of a list in bytes: what every registry should take."""
+
+
+class ReferrersTags:
+    """The lists of one registry; thread-safe. `put` stores an index, of some type, under a tag."""
+
+    def __init__(
+        self, registry: Host, put: Callable[[Repository, Tag, bytes, str], object]
+    ) -> None:
+        self._registry = registry
+        self._put = put
+        self._lock = threading.Lock()
+
+    def add(self, repository: Repository, document: Document, subject: Digest) -> None:
+        """List a manifest among the referrers of `subject`, unless it is listed already.
+
+        It is looked for again once it was added, since another client may have pushed an older list
+        meanwhile. Raises what the client does; ProtocolViolation if the tag names no index.
+        """
+        tag = referrers_tag(subject)
+        if not self._lock.acquire(timeout=self._registry.transport.timeout):
+            raise DeadlineExceeded(f"{document.digest}: other lists of referrers are being changed")
+        try:
+            for _ in range(_ATTEMPTS):
+                index, view = self._read(repository, tag)
+                if any(one.digest == document.digest for one in view.manifests):
+                    return
+                index["manifests"] = [*(index.get("manifests") or ()), referrer(document)]
+                kind = str(index.get("mediaType", OCI_INDEX))
+                self._put(repository, tag, json.dumps(index).encode(), kind)
+        finally:
+            self._lock.release()
+        raise Unavailable(
+            f"{document.digest} in {repository} is not listed as a referrer: others keep changing "
+            f"the tag {tag}; push it again"
+        )
+
+    def _read(self, repository: Repository, tag: Tag) -> tuple[dict[str, Any], Index]:
+        """Return a list as it stands, and its view; an empty one if there is none."""
+        registry = self._registry
+        try:
+            found = registry.manifest(registry.transport.timeout, repository, tag, _LARGEST)
+        except NotFound:
+            empty = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+            return empty, Index((), None, "", {})
+        view = found.view
+        if not isinstance(view, Index):
+            raise ProtocolViolation(f"the tag {tag} in {repository} is no index of referrers")
+        index: dict[str, Any] = load_json(found.raw)
+        return index, view
+
+
+def referrer(document: Document) -> dict[str, Any]:
+    """Return the descriptor of a referrer: its artifact type, or else its config's type, and all
+    its annotations (§Listing Referrers).
+    """
+    view = document.view
+    descriptor: dict[str, Any] = {
+        "mediaType": document.media_type,
+        "digest": str(document.digest),
+        "size": document.size,
+    }
+    config = view.config if isinstance(view, Manifest) else None
+    if kind := view.artifact_type or (config.media_type if config else ""):
+        descriptor["artifactType"] = kind
+    if view.annotations:
+        descriptor["annotations"] = dict(view.annotations)
+    return descriptor
