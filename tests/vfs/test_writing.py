@@ -23,7 +23,7 @@ from support.writing import (
     write,
 )
 
-from epochfs.demo.registry import Behaviour
+from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.errors import (
     Busy,
     ContentMismatch,
@@ -162,6 +162,26 @@ class TestBlobs:
         fs.write(handle, memoryview(b"c"), 2)
         fs.flush(handle)
         fs.release(handle)
+
+    @pytest.mark.expects_log("was not written")
+    def test_what_is_written_while_the_file_is_sent_is_not_taken_for_sent(
+        self, registry: EmbeddedRegistry, fs: WritableFileSystem
+    ) -> None:
+        handle = fs.create(blob_path(b"abc")).handle
+        fs.write(handle, memoryview(b"abc"), 0)
+        answer = registry.respond
+
+        def respond(request: Request) -> Response:
+            if request.method == "PUT":
+                fs.write(handle, memoryview(b"d"), 3)
+            return answer(request)
+
+        registry.respond = respond
+        fs.flush(handle)
+        with pytest.raises(ContentMismatch):
+            fs.flush(handle)
+        fs.release(handle)
+        assert read(fs, blob_path(b"abc")) == b"abc"
 
     @pytest.mark.parametrize("name", ["md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:short"])
     def test_a_digest_that_no_registry_knows_is_refused_at_once(

@@ -150,7 +150,8 @@ class WritableFileSystem(FileSystem):
         if place is None:
             raise NotPermitted(f"{path} cannot be written to")
         file = LocalFile(path, self._cache.new_file(), is_final=True)
-        file.dirty = truncate
+        if not truncate:
+            file.settled = file.version
         opened = self._opened(file, None if truncate else node)
         file.let_go()
         return opened
@@ -168,7 +169,7 @@ class WritableFileSystem(FileSystem):
         writer = self._writer(handle)
         self._take_over(writer)
         file = writer.file
-        file.dirty, file.proved = True, False
+        file.changed()
         file.staged.write(view, offset)
 
     def truncate(self, handle: int, size: int) -> None:
@@ -178,7 +179,7 @@ class WritableFileSystem(FileSystem):
             self._take_over(writer)
         writer.base = None
         file = writer.file
-        file.dirty, file.proved = True, False
+        file.changed()
         file.staged.truncate(size)
 
     def truncate_path(self, path: str, size: int) -> None:
@@ -266,12 +267,13 @@ class WritableFileSystem(FileSystem):
             if place is None or file.removed or not file.dirty or not file.staged.is_whole:
                 return
             file.failure = None
+            version = file.version
             try:
                 kept = self._contents.settle_file(place, file, file.path)
             except EpochfsError as error:
                 file.failure = error
                 raise
-            file.dirty = False
+            file.settled = version
             self._sent += 1
         if not kept:
             self._local.remove(file.path, file)

@@ -38,9 +38,10 @@ class LocalFile(Local):
     """A file that is being written, or waits.
 
     `path` is its name, which a rename changes, until it is `removed`; `is_final` if that name
-    promises what its bytes are, which then are `proved` once they were found so. `dirty` if bytes
-    were written since it was last settled. `writers` counts the handles that may write. The bytes
-    are kept as long as anybody `holds` the file: the local tree, and each handle.
+    promises what its bytes are, which then are `proved` once they were found so. `version` counts
+    the writes; `settled` is the version that was sent, or waits. `writers` counts the handles that
+    may write. The bytes are kept as long as anybody `holds` the file: the local tree, and each
+    handle.
     """
 
     kind = stat.S_IFREG
@@ -49,7 +50,8 @@ class LocalFile(Local):
         self.path = path
         self.staged = staged
         self.is_final = is_final
-        self.dirty = True
+        self.version = 1
+        self.settled = 0
         self.proved = False
         self.removed = False
         self.writers = 0
@@ -58,6 +60,16 @@ class LocalFile(Local):
         self.turn = threading.Lock()
         self._lock = threading.Lock()
         self._holders = 1
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something was written that was not settled."""
+        return self.settled != self.version
+
+    def changed(self) -> None:
+        """Note that bytes are being written."""
+        self.version += 1
+        self.proved = False
 
     def attr(self, context: Context) -> Attr:
         return Attr(_FILE, self.staged.size, self.time_ns)

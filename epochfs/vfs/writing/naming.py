@@ -148,8 +148,9 @@ class Naming:
                 self._forget(old)
                 self._local.move(file, old, new)
                 return
+            version = file.version
             kept = self._contents.settle_file(place, file, new)
-            file.dirty, file.is_final = False, True
+            file.settled, file.is_final = version, True
         self._forget(old)
         self._moved(file, place, old, new, kept=kept)
 
