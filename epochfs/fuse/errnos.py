@@ -10,9 +10,11 @@ from epochfs.errors import EpochfsError
 ABSENT = errno.ENOENT
 NO_ATTRIBUTE = errno.ENODATA
 UNFORESEEN = errno.EIO
+NOT_OFFERED = errno.EOPNOTSUPP
+"""Of file systems that lack an extended attribute or a way to allocate; ENOTSUP is the same."""
 IS_DIRECTORY = errno.EISDIR
 LOOP = errno.ELOOP
-OF_NAMES = (errno.ENOENT, errno.ENAMETOOLONG)
+OF_NAMES = (errno.ENOENT, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV)
 """Not worth a warning in the log: only the caller cares."""
 
 ERRNO: dict[type[EpochfsError], int] = {

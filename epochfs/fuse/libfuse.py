@@ -33,6 +33,9 @@ Operations = binding.Operations
 _CAP_PASSTHROUGH = 1 << 29
 """FUSE_CAP_PASSTHROUGH of libfuse 3.17's fuse_common.h."""
 
+_CAP_SPLICE_READ = 1 << 9
+"""FUSE_CAP_SPLICE_READ of libfuse's fuse_common.h."""
+
 _MAX_BACKGROUND = 40
 """How many read-ahead requests the kernel sends at a time, each of which holds a MiB of memory.
 While so many wait for a slow registry, cached blobs are not read ahead either."""
@@ -54,6 +57,7 @@ class FuseOptions:
     gid: int
     allow_other: bool = False
     extra: tuple[str, ...] = ()
+    writable: bool = False
 
 
 def library_version() -> tuple[int, int]:
@@ -103,14 +107,36 @@ def _libfuse_options(options: FuseOptions) -> dict[str, object]:
         # The default of ten is used up by ten readers of a slow registry.
         values["max_threads"] = _MAX_THREADS
         values["max_idle_threads"] = _MAX_IDLE_THREADS
+    if options.writable:
+        values = {**values, **_options_to_write(options)}
     return {**values, **dict.fromkeys(options.extra, True)}
 
 
-class _Fuse(binding.FUSE):  # type: ignore[misc]
-    """The binding's dispatcher, with a `read` that copies nothing.
+def _options_to_write(options: FuseOptions) -> dict[str, object]:
+    """Return what differs in a mount that can be written to."""
+    values: dict[str, object] = {
+        "ro": False,
+        # A file that is removed while it is open is gone, and not renamed to .fuse_hidden….
+        "hard_remove": True,
+        # A name may be gone, or lead elsewhere, as soon as something else was written.
+        "entry_timeout": 0,
+        "attr_timeout": 0,
+        # Those who may look at the mount may not all write with the credentials of its owner.
+        "default_permissions": options.allow_other,
+    }
+    if library_version() < (3, 0):
+        # In libfuse 3 these are the default, or set by `copy_writes_once`.
+        values |= {"big_writes": True, "atomic_o_trunc": True, "no_splice_read": True}
+    return values
 
-    The binding's own copies bytes from the operations into libfuse's buffer. Here the file is read
-    straight into that buffer, which halves the time of a warm read.
+
+class _Fuse(binding.FUSE):  # type: ignore[misc]
+    """The binding's dispatcher, with a `read` and a `write` that copy nothing.
+
+    The binding's own copy bytes between the operations and libfuse's buffer. Here the file is read
+    straight into that buffer, which halves the time of a warm read, and written straight from it.
+    What the binding leaves out for libfuse 3 is passed on, too: the flags of a rename, and the
+    handle of a truncate.
     """
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
@@ -119,6 +145,35 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
         shown = path.decode("utf-8", "surrogateescape") if path else "an open file"
         return self.operations.read(shown, view, offset, fip.contents)  # type: ignore[no-any-return]
+
+    def write(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
+        """Called by libfuse with `size` bytes; returns how many were written: all."""
+        address = ctypes.addressof(buffer.contents) if size else 0
+        view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+        return self.operations.write(_text(path), view, offset, fip.contents)  # type: ignore[no-any-return]
+
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
+        """Called by libfuse 3."""
+        return self.operations.rename(_text(old), _text(new), flags)  # type: ignore[no-any-return]
+
+    def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> int:  # noqa: ANN401
+        """Called by libfuse 3, with a handle for ftruncate(2)."""
+        handle = fip.contents if fip else None
+        return self.operations.truncate(_text(path), length, handle)  # type: ignore[no-any-return]
+
+
+def _text(path: bytes | None) -> str | None:
+    return None if path is None else path.decode("utf-8", "surrogateescape")
+
+
+def copy_writes_once(connection: Any) -> None:  # noqa: ANN401
+    """Have libfuse read what is written straight into its buffer.
+
+    It would otherwise pass it on through a pipe, and copy it out of that into new memory. See
+    `configure` for `connection`.
+    """
+    wanted = "want_ext" if library_version() >= (3, 17) else "want"
+    setattr(connection, wanted, getattr(connection, wanted) & ~_CAP_SPLICE_READ)
 
 
 def configure(connection: Any, passthrough: Passthrough) -> None:  # noqa: ANN401

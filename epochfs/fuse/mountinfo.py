@@ -27,6 +27,7 @@ class Mount:
     path: Path
     file_system: str
     source: str
+    read_only: bool
 
     @property
     def is_ours(self) -> bool:
@@ -41,7 +42,8 @@ def parse_mountinfo(text: str) -> Iterator[Mount]:
         fields, tail = before.split(" "), after.split(" ")
         if separator and len(fields) >= 6 and len(tail) >= 2:
             number, path = int(fields[0]), Path(_unescape(fields[4]))
-            yield Mount(number, fields[2], path, tail[0], _unescape(tail[1]))
+            read_only = "ro" in fields[5].split(",")
+            yield Mount(number, fields[2], path, tail[0], _unescape(tail[1]), read_only)
 
 
 def _unescape(field: str) -> str:

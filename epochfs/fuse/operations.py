@@ -43,26 +43,37 @@ _DirectoryEntry = tuple[str, dict[str, int], int]
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
 
-def _translated(operation: _Operation) -> _Operation:
-    """Turn all exceptions into FuseOSError: of any other, the binding makes EPERM."""
+def translated(*, refusals: int = logging.WARNING) -> Callable[[_Operation], _Operation]:
+    """Turn all exceptions into FuseOSError: of any other, the binding makes EPERM.
 
-    @functools.wraps(operation)
-    def wrapper(self: EpochOperations, path: str, *arguments: Any) -> Any:  # noqa: ANN401
-        try:
-            return operation(self, path, *arguments)
-        except EpochfsError as error:
-            number = errnos.errno_of(error)
-            level = logging.DEBUG if number in errnos.OF_NAMES else logging.WARNING
-            name = errnos.name_of(number)
-            log.log(level, "%s %s: %s: %s", operation.__name__, printable(path), name, error)
-        except FuseOSError:
-            raise
-        except Exception:
-            number = errnos.UNFORESEEN
-            log.exception("%s %s: unforeseen failure", operation.__name__, printable(path))
-        raise FuseOSError(number)
+    Errors of ours are logged at the level of `refusals`, or lower.
+    """
 
-    return wrapper  # type: ignore[return-value]
+    def decorate(operation: _Operation) -> _Operation:
+        @functools.wraps(operation)
+        def wrapper(self: EpochOperations, path: str | None, *arguments: Any) -> Any:  # noqa: ANN401
+            try:
+                return operation(self, path, *arguments)
+            except EpochfsError as error:
+                number = errnos.errno_of(error)
+                level = logging.DEBUG if number in errnos.OF_NAMES else refusals
+                name = errnos.name_of(number)
+                log.log(level, "%s %s: %s: %s", operation.__name__, _named(path), name, error)
+            except FuseOSError:
+                raise
+            except Exception:
+                number = errnos.UNFORESEEN
+                log.exception("%s %s: unforeseen failure", operation.__name__, _named(path))
+            raise FuseOSError(number)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _named(path: str | None) -> str:
+    """Return how the log names a file; it has no path if it was removed while it is open."""
+    return "an open file" if path is None else printable(path)
 
 
 class EpochOperations(Operations):  # type: ignore[misc]
@@ -105,7 +116,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
         raise_read_ahead(self._mountpoint)
         self._on_ready()
 
-    @_translated
+    @translated()
     def getattr(self, path: str, fi: Any = None) -> dict[str, int]:  # noqa: ANN401
         """stat(2)."""
         return self._stat(path, self._filesystem.getattr(path))
@@ -114,7 +125,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
         """Open a directory; its listing is fetched when it is read."""
         return self._filesystem.opendir()
 
-    @_translated
+    @translated()
     def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[_DirectoryEntry]:
         """Names, types and inode numbers of a directory, from an `offset` on.
 
@@ -126,7 +137,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
             raise listing.error  # after the last entry, as readdir(3) allows
         return _shown(path, listing, offset)
 
-    @_translated
+    @translated()
     def readdir(self, path: str, fh: int) -> Iterator[_DirectoryEntry]:
         """All of a directory at once. Called by fusepy, which passes no offset."""
         listing = self._filesystem.readdir(path, fh, anew=True)
@@ -134,18 +145,18 @@ class EpochOperations(Operations):  # type: ignore[misc]
             raise listing.error
         return ((name, attributes, 0) for name, attributes, _ in _shown(path, listing, 0))
 
-    @_translated
+    @translated()
     def releasedir(self, path: str, fh: int) -> int:
         """Close a directory."""
         self._filesystem.releasedir(fh)
         return 0
 
-    @_translated
+    @translated()
     def readlink(self, path: str) -> str:
         """Where a link points."""
         return self._filesystem.readlink(path)
 
-    @_translated
+    @translated()
     def open(self, path: str, fi: Any) -> int:  # noqa: ANN401
         """Open for reading; the kernel refuses all else on a read-only mount."""
         if fi.flags & os.O_ACCMODE != os.O_RDONLY:
@@ -161,19 +172,19 @@ class EpochOperations(Operations):  # type: ignore[misc]
             fi.keep_cache = file.keep_cache
         return 0
 
-    @_translated
+    @translated()
     def read(self, path: str, view: memoryview, offset: int, fi: Any) -> int:  # noqa: ANN401
         """Read into libfuse's buffer; return the number of bytes."""
         return self._filesystem.read_into(fi.fh, view, offset)
 
-    @_translated
+    @translated()
     def release(self, path: str, fi: Any) -> int:  # noqa: ANN401
         """Close."""
         self._passthrough.release(fi.fh)
         self._filesystem.release(fi.fh)
         return 0
 
-    @_translated
+    @translated()
     def listxattr(self, path: str) -> list[str]:
         """Names of the extended attributes."""
         return list(self._filesystem.xattrs(path))
@@ -187,12 +198,12 @@ class EpochOperations(Operations):  # type: ignore[misc]
                 raise FuseOSError(errnos.NO_ATTRIBUTE) from None
             raise
 
-    @_translated
+    @translated()
     def _getxattr(self, path: str, name: str) -> bytes:
         value = self._filesystem.xattr(path, name)
         return value if isinstance(value, bytes) else value.encode(errors="backslashreplace")
 
-    @_translated
+    @translated()
     def statfs(self, path: str) -> dict[str, int]:
         """Says, as /proc does, that there are no blocks; never asks the registry."""
         return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": NAME_MAX}

@@ -30,10 +30,10 @@ def show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
 
 def test_mountinfo_is_parsed_with_its_escapes() -> None:
     assert list(parse_mountinfo(MOUNTINFO)) == [
-        Mount(22, "254:0", Path("/"), "ext4", "/dev/vda"),
-        Mount(42, "0:39", Path("/mnt/a b\tc\\d"), "fuse.epochfs", "http://127.0.0.1:5000"),
-        Mount(43, "0:40", Path("/mnt/shared"), "fuse.sshfs", "me@host:/x"),
-        Mount(44, "0:41", Path("/mnt/shared"), "fuse.epochfs", "https://h/team"),
+        Mount(22, "254:0", Path("/"), "ext4", "/dev/vda", False),
+        Mount(42, "0:39", Path("/mnt/a b\tc\\d"), "fuse.epochfs", "http://127.0.0.1:5000", True),
+        Mount(43, "0:40", Path("/mnt/shared"), "fuse.sshfs", "me@host:/x", False),
+        Mount(44, "0:41", Path("/mnt/shared"), "fuse.epochfs", "https://h/team", True),
     ]
 
 
