@@ -32,6 +32,10 @@ _COMMANDS = {
 """The subcommands, and where in this folder each is."""
 
 
+CALLED_BY_MOUNT_8 = "epochfs.called_by_mount_8"
+"""Set in click's `meta` where mount(8) calls us: it passes words that nobody gave."""
+
+
 class _Commands(click.Group):
     """Imports a subcommand when it is used; takes `URL MOUNTPOINT -o …` as `mount`."""
 
@@ -50,6 +54,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in _COMMANDS and _is_mount_helper_call(args):
+            ctx.meta[CALLED_BY_MOUNT_8] = True
             args = ["mount", *args]
         return super().resolve_command(ctx, args)
 

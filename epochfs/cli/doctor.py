@@ -29,7 +29,7 @@ from epochfs.layers import decoders
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import Descriptor, Index
 from epochfs.oci.names import Repository
-from epochfs.session import Connection, opening
+from epochfs.session import Connection, opening, pushing
 from epochfs.session.environment import server_in_environment
 
 _ENOUGH_SPACE = 1024**3
@@ -181,6 +181,7 @@ def _registry_rows(url: RegistryUrl, connection: Connection) -> Iterator[Row]:
             ("access", lambda: _access(client, connection)),
             ("catalog", lambda: _catalog(client)),
             ("range", lambda: _range(client, connection)),
+            ("push", lambda: _push(client, connection)),
         ]
         for row in _run(checks):
             yield row
@@ -240,6 +241,20 @@ def _range(client: RegistryClient, connection: Connection) -> str:
     if not ranged:
         raise Limited("not honoured: blobs are sent whole, so a read far into one waits for it")
     return f"honoured, for a blob of {repository}"
+
+
+def _push(client: RegistryClient, connection: Connection) -> str:
+    """Begin to push to a repository, and end that at once: whether mounts may have -o rw."""
+    repository = next(_repositories(client, connection), None)
+    if repository is None:
+        raise Limited("not tested, as there is no repository: name one with --repo")
+    try:
+        pushing.check_push(client, repository)
+    except (Denied, Unsupported) as error:
+        raise Limited(str(error)) from None
+    lacking = pushing.undeletable(client, repository)
+    note = f"permitted, to {repository}"
+    return f"{note}; the registry does not delete {lacking}" if lacking else note
 
 
 def _blobs(

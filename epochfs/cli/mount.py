@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from epochfs.cli import mountpoint, output, process, system, systemd
+from epochfs.cli import CALLED_BY_MOUNT_8, mountpoint, output, process, system, systemd
 from epochfs.cli.option_kinds import TIME, Value, completed_as, file_option
 from epochfs.cli.options import Fetching, fetching_options, source_url
 from epochfs.client import hosts
-from epochfs.config import Address, LayoutPath
+from epochfs.config import Address, LayoutPath, RegistryUrl
 from epochfs.errors import UsageError, printable
 from epochfs.oci.platforms import Platform
 from epochfs.session import SessionSettings
@@ -37,11 +37,14 @@ _KERNEL_WORDS = frozenset({"nosuid", "nodev", "noexec", "noatime"})
 """Words of `-o` that are passed on to the kernel."""
 
 _IGNORED_WORDS = frozenset(
-    {"defaults", "rw", "ro", "dev", "suid", "exec", "atime", "relatime", "norelatime"}
+    {"defaults", "dev", "suid", "exec", "atime", "relatime", "norelatime"}
     | {"auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail"}
 )
-"""Words of `-o` that change nothing here, or are for mount(8) itself. It passes `rw` unasked, so
-that cannot be refused: the mount is read-only, and a write to it says so."""
+"""Words of `-o` that change nothing here, or are for mount(8) itself."""
+
+_ACCESS_WORDS = {"rw": "--writable", "ro": "--read-only"}
+"""Words of `-o` whose long option is called otherwise. mount(8) passes `rw` unasked, wherever it is
+not told `ro`, so that means nothing from there: /etc/fstab has to say `writable`."""
 
 _IGNORED_VALUES = re.compile(r"(?:[xX]-[^=]+|comment|user|owner|group)(?:=.*)?\Z", re.DOTALL)
 """The same with a value: `x-systemd.automount`, `comment=…`, and `user=NAME` for umount(8)."""
@@ -80,6 +83,10 @@ class _MountCommand(click.Command):
             for name in option.opts
             if name.startswith("--")
         }
+        by_mount_8 = CALLED_BY_MOUNT_8 in ctx.meta
+        if by_mount_8:
+            # Its `rw` or `ro` comes first, wherever it stood: `ro` is to win over `writable`.
+            words = sorted((one for one in words if one != "rw"), key="ro".__eq__)
         for word in words:
             key, equals, _ = word.partition("=")
             name = key.replace("_", "-")
@@ -87,6 +94,8 @@ class _MountCommand(click.Command):
                 if not equals and not options[name].is_flag:
                     raise click.UsageError(f"-o {name} needs a value: -o {name}=…", ctx)
                 yield f"--{name}{word[len(key) :]}"
+            elif word in _ACCESS_WORDS:
+                yield _ACCESS_WORDS[word]
             elif word not in _KERNEL_WORDS | _IGNORED_WORDS and not _IGNORED_VALUES.match(word):
                 raise click.UsageError(f"no such mount option: -o {printable(word)}", ctx)
 
@@ -134,6 +143,11 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
     type=Value("OS/ARCH", Platform.parse),
     help="Platform of volume/ where there is a choice.  [default: this machine's]",
 )
+@click.option(
+    "--writable/--read-only",
+    help="Let the registry be written to (-o rw).  [default: read-only]",
+)
+@click.option("--delete", is_flag=True, help="Let blobs and manifests be deleted, too.")
 @click.option("--allow-other", is_flag=True, help="Let other users access the mount.")
 @click.option("--uid", type=_OWNER, metavar="ID", help="Owner of all files.  [default: you]")
 @click.option("--gid", type=_OWNER, metavar="ID", help="Group of all files.  [default: yours]")
@@ -166,6 +180,8 @@ def command(
     verify: str,
     show_rootfs: bool,
     platform: Platform | None,
+    writable: bool,
+    delete: bool,
     allow_other: bool,
     uid: int | None,
     gid: int | None,
@@ -189,6 +205,10 @@ def command(
     url = source_url(where[0] if len(where) == 2 else None)
     if not isinstance(url, LayoutPath):
         hosts.find(fetching.connection.hosts_dir, url)  # a mistake in a file is to be reported here
+    if delete and not writable:
+        raise UsageError("-o delete needs -o rw (in /etc/fstab: writable)")
+    if writable:
+        _require_registry(url)
     path = mountpoint.resolve(where[-1])
     by_descriptor = mountpoint.descriptor(path) is not None
     settings = MountSettings(
@@ -205,6 +225,8 @@ def command(
         blobs=replace(fetching.blobs, verify_first=verify == "full"),
         offline_ok=offline_ok,
         platform=platform or Platform.of_machine(),
+        writes=writable,
+        deletes=delete,
         uid=os.getuid() if uid is None else uid,
         gid=os.getgid() if gid is None else gid,
         allow_other=allow_other,
@@ -227,6 +249,16 @@ def command(
         _serve(settings, ready=lambda _: systemd.notify("READY=1", _status(settings)))
     else:
         _serve_in_background(settings)
+
+
+def _require_registry(url: RegistryUrl | LayoutPath) -> None:
+    """Refuse to write to what is no registry, or a part of it with no names to write to."""
+    if isinstance(url, LayoutPath):
+        raise UsageError(f"{url} is a layout, which cannot be written to: leave out -o rw")
+    if url.names_artifact:
+        raise UsageError(
+            f"{url} is one artifact, which never changes: mount its registry to write to it"
+        )
 
 
 def _refuse_hidden(path: Path, option: str, file: Path | None) -> None:
@@ -316,6 +348,8 @@ def _run_fuse(
     """Mount, and answer the kernel until unmounted."""
     from epochfs.fuse import libfuse
     from epochfs.fuse.operations import EpochOperations
+    from epochfs.fuse.write_operations import WritableOperations
+    from epochfs.vfs.writing.filesystem import WritableFileSystem
 
     options = libfuse.FuseOptions(
         fsname=session.shown,
@@ -324,6 +358,12 @@ def _run_fuse(
         gid=settings.gid,
         allow_other=settings.allow_other,
         extra=settings.kernel_words,
+        writable=settings.writes,
     )
-    operations = EpochOperations(session.filesystem, settings.path, options, passthrough, on_ready)
+    shown, how = session.filesystem, (settings.path, options, passthrough, on_ready)
+    operations = (
+        WritableOperations(shown, *how)
+        if isinstance(shown, WritableFileSystem)
+        else EpochOperations(shown, *how)
+    )
     libfuse.serve(operations, settings.path, options)

@@ -6,6 +6,7 @@ whose server hangs would wait for ever, so calls of that kind have a time limit 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -35,6 +36,8 @@ START_SECONDS = 15.0
 _POLL = 0.01
 _ANSWER_SECONDS = 5.0
 _GONE_SECONDS = 10.0
+_WRITE_SECONDS = 120.0
+_MOST_REASONS = 5
 _T = TypeVar("_T")
 
 
@@ -228,8 +231,13 @@ def _links(process: Path) -> Iterator[Path]:
 
 @click.command("umount")
 @click.argument("directory", metavar="MOUNTPOINT", shell_complete=completed_as("dir"))
-def umount_command(directory: str) -> None:
-    """Unmount the registry that is mounted on MOUNTPOINT."""
+@click.option("--force", is_flag=True, help="Unmount even if that loses what is not written yet.")
+def umount_command(directory: str, force: bool) -> None:
+    """Unmount the registry that is mounted on MOUNTPOINT.
+
+    Where something was written and is not in the registry, that is tried once more; if it cannot
+    be, this says why and leaves the mount as it is.
+    """
     path = resolve(directory)
     os.chdir("/")  # for `umount .`, where we would keep the mount busy ourselves
     shown = f"'{printable(path)}'"
@@ -239,6 +247,8 @@ def umount_command(directory: str) -> None:
     if not mount.is_ours:
         kind = printable(mount.file_system)
         raise MountFailure(f"{shown} is not an epochfs mount but {kind}: use umount(8)")
+    if not (mount.read_only or force):
+        _require_written(path)
     problem = unmount(path)
     if problem:
         clear_dead(path)
@@ -249,6 +259,34 @@ def umount_command(directory: str) -> None:
         if time.monotonic() > deadline:
             raise MountFailure(f"{shown} is still mounted {_GONE_SECONDS:.0f} s after unmounting")
         time.sleep(0.02)
+
+
+def _require_written(path: Path) -> None:
+    """Raise MountFailure if a mount holds what is not in the registry; a dead one does not."""
+    try:
+        reasons = _within(_WRITE_SECONDS, path, lambda: _unwritten(path))
+    except OSError:
+        return
+    if not reasons:
+        return
+    for reason in reasons[:_MOST_REASONS]:
+        click.echo(f"epochfs: {printable(reason, 1000)}", err=True)
+    raise MountFailure(
+        f"'{printable(path)}' stays mounted, as {len(reasons)} of what was written to it "
+        f"{'is' if len(reasons) == 1 else 'are'} not in the registry: write what is missing, "
+        f"or lose it (epochfs umount --force {shlex.quote(str(path))})"
+    )
+
+
+def _unwritten(path: Path) -> list[str]:
+    """Return why what is not in the registry is not there, after one more try to write it."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    with suppress(OSError):  # EBUSY if something waits even then
+        os.fsync(directory)
+    os.close(directory)
+    status = json.loads((path / ".epochfs/status.json").read_bytes())
+    reasons: list[str] = status["writing"]["reasons"]
+    return reasons
 
 
 def _explain_use(path: Path, problem: str) -> str:

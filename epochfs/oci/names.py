@@ -152,6 +152,13 @@ class Catalog:
         """Return the next segments of the repositories below a prefix, sorted."""
         return sorted(self._children.get(segments, ()))
 
+    def first(self, segments: tuple[str, ...]) -> Repository | None:
+        """Return the first repository at or below a prefix, or None."""
+        place = bisect_left(self._in_order, segments, key=_segments)
+        found = next(iter(self._in_order[place : place + 1]), None)
+        is_below = found is not None and found.segments[: len(segments)] == segments
+        return found if is_below else None
+
     def is_parent(self, segments: tuple[str, ...]) -> bool:
         return segments in self._children
 

@@ -7,7 +7,7 @@ Used by `cli`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from epochfs.config import (
@@ -40,7 +40,8 @@ class Connection:
 class SessionSettings:
     """How to open a registry or layout, to mount it or not. All paths are absolute.
 
-    `platform` chooses among the images of an index.
+    `platform` chooses among the images of an index. `writes` is for a registry as a whole, or all
+    below a prefix; `deletes` is for blobs and manifests, and needs it.
     """
 
     url: RegistryUrl | LayoutPath
@@ -50,3 +51,5 @@ class SessionSettings:
     blobs: BlobOptions
     offline_ok: bool
     platform: Platform
+    writes: bool = field(default=False, kw_only=True)
+    deletes: bool = field(default=False, kw_only=True)

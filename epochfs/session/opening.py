@@ -36,13 +36,15 @@ from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, RememberingClient
 from epochfs.oci.names import Digest, Reference, Repository, Tag
-from epochfs.session import Connection, SessionSettings
+from epochfs.session import Connection, SessionSettings, pushing
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.composed import Composer
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.node import Context, Node
 from epochfs.vfs.tree import ArtifactRoot, root
+from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -263,6 +265,8 @@ def _assemble(
     if artifact is None:
         shown, top = str(settings.url), root(settings.url.prefix)
         _settle(settings, listings, (lambda _: None) if down else warn)
+        if settings.writes and isinstance(source, _Registry) and not down:
+            pushing.check(settings, source.client, listings, warn)
     else:
         shown = _shown(settings.url, *artifact)
         top = ArtifactRoot(*artifact)
@@ -287,7 +291,19 @@ def _assemble(
     )
     if isinstance(top, ArtifactRoot):
         top.exists(context)
-    return Session(FileSystem(top, context), observer.status, shown)
+    if not (settings.writes and isinstance(source, _Registry)):
+        return Session(FileSystem(top, context), observer.status, shown)
+    writable = WritableFileSystem(
+        top,
+        context,
+        Publisher(source.client, listings),
+        cache,
+        manifest_limit=settings.listings.manifest_limit,
+        deletes=settings.deletes,
+    )
+    closing.callback(writable.close)
+    observer.writing = writable.writing
+    return Session(writable, observer.status, shown)
 
 
 def _artifact(
@@ -323,10 +339,10 @@ def _shown(url: RegistryUrl | LayoutPath, repository: Repository, digest: Digest
 
 
 def _settle(settings: SessionSettings, listings: Listings, warn: Callable[[str], None]) -> None:
-    """Wait for the catalog, and check that the repository to be the root exists."""
+    """Wait for the catalog, and check that the repository to be the root exists or can be made."""
     if unlisted := listings.settle(min(_CATALOG_SECONDS, settings.listings.timeout)):
         warn(f"{settings.url}: {unlisted}")
-    if settings.url.prefix is not None:
+    if settings.url.prefix is not None and not settings.writes:
         try:
             listings.check(settings.url.prefix, or_parent=True)
         except NotFound:

@@ -25,6 +25,7 @@ from epochfs.errors import MountFailure
 from epochfs.fuse.passthrough import Passthrough, PassthroughStatus
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.offline import RememberingClient
+from epochfs.vfs.writing.filesystem import WritingStatus
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -54,7 +55,8 @@ class CacheStatus:
 class Status:
     """A mount at one moment, or a process that reads without one: then `mountpoint` is empty.
 
-    `cache` is None for a layout, whose blobs are not cached.
+    `cache` is None for a layout, whose blobs are not cached; `writing` is None where nothing can be
+    written.
     """
 
     version: str
@@ -73,14 +75,22 @@ class Status:
     blobs: BlobCounters
     cache: CacheStatus | None
     passthrough: PassthroughStatus | None
+    writing: WritingStatus | None = None
 
 
 StatusSource = Callable[[], Status]
 
 
-@dataclass(frozen=True)
+def _no_writing() -> None:
+    """Return the status of writing where nothing can be written."""
+
+
+@dataclass
 class Observer:
-    """Collects the status of one mount on request; `remembering` is None for a layout."""
+    """Collects the status of one mount on request; `remembering` is None for a layout.
+
+    `writing` is set once there is a file system that can be written to.
+    """
 
     registry: str
     mountpoint: str
@@ -90,6 +100,7 @@ class Observer:
     blobs: BlobStore
     passthrough: Passthrough | None
     started: float = field(default_factory=time.time)
+    writing: Callable[[], WritingStatus | None] = _no_writing
 
     def status(self) -> Status:
         """Return the state of the mount now."""
@@ -109,6 +120,7 @@ class Observer:
             blobs=self.blobs.counters(),
             cache=self._cache() if self.remembering and not self.cache.directory.off else None,
             passthrough=self.passthrough.status() if self.passthrough else None,
+            writing=self.writing(),
         )
 
     def status_json(self) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -325,3 +327,60 @@ def test_other_users_need_roots_permission(
         system.user_allow_other()
     configuration.write_text("mount_max = 7\nuser_allow_other \n")
     assert "user_allow_other is set" in system.user_allow_other()
+
+
+# --- may one push? ----------------------------------------------------------------------------
+
+
+class Guarded(EmbeddedRegistry):
+    """Refuses methods, with a status and a code, but always lets an upload be cancelled."""
+
+    refused: tuple[tuple[str, int, str], ...] = ()
+
+    def respond(self, request: Request) -> Response:
+        for method, status, code in self.refused:
+            cancels = request.method == "DELETE" and "/uploads/" in request.path
+            if request.method == method and not cancels:
+                return Response(status, {}, f'{{"errors":[{{"code":"{code}"}}]}}'.encode())
+        return super().respond(request)
+
+
+@pytest.mark.parametrize(
+    ("refused", "state", "note"),
+    [
+        ((), "ok", "permitted, to demo/app"),
+        ((("POST", 405, "UNSUPPORTED"),), "warn", "mount without -o rw"),
+        ((("POST", 403, "DENIED"),), "warn", "the registry denies pushing to demo/app"),
+        (
+            (("DELETE", 405, "UNSUPPORTED"),),
+            "ok",
+            "permitted, to demo/app; the registry does not delete manifests and blobs",
+        ),
+    ],
+)
+def test_doctor_tells_whether_one_may_push(
+    refused: tuple[tuple[str, int, str], ...],
+    state: str,
+    note: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Guarded() as registry:
+        registry.put_manifest("demo/app", "latest", b"{}", "application/json")
+        registry.refused = refused
+        main(["doctor", registry.url])
+        found = rows(capsys)["push"]
+        assert (found[0], found[1].startswith(note) or note in found[1]) == (state, True)
+        begun = 1 if state == "ok" else 0
+        assert registry.count("DELETE", "/uploads/") == begun
+
+
+def test_doctor_needs_a_repository_to_tell_whether_one_may_push(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with EmbeddedRegistry() as registry:
+        main(["doctor", registry.url])
+        assert rows(capsys)["push"][0] == "warn"
+        main(["doctor", registry.url, "--repo", "team/new"])
+        assert rows(capsys)["push"] == ("ok", "permitted, to team/new")
+        with urllib.request.urlopen(f"{registry.url}/v2/_catalog") as answer:
+            assert json.load(answer) == {"repositories": []}

@@ -228,10 +228,11 @@ def _offered(command: click.Command) -> Iterator[tuple[str, str]]:
             yield from ((name, known) for name in option.opts)
 
 
-ACCESS, CACHE, MOUNT, CARE = (
+ACCESS, CACHE, MOUNT, UNMOUNT, CARE = (
     "Access",
     "Cache and downloads",
     "The mount",
+    "Unmounting",
     "Looking after the cache",
 )
 
@@ -245,5 +246,6 @@ def test_the_topic_has_the_options_and_defaults_of_every_command() -> None:
     assert offered(cache.command.commands["prune"]) == stated(CARE) | cache_dir
     for name in ("info", "verify", "clear"):
         assert offered(cache.command.commands[name]) == cache_dir
-    for command in (mountpoint.umount_command, demo.command, helping.command):
+    assert offered(mountpoint.umount_command) == stated(UNMOUNT)
+    for command in (demo.command, helping.command):
         assert offered(command) == {}

@@ -349,8 +349,13 @@ def helper() -> Iterator[str]:
     path.unlink()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may call mount(8)")
-@pytest.mark.skipif(not Path("/sbin/mount.fuse").exists(), reason="no mount.fuse")
+needs_mount_8 = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/sbin/mount.fuse").exists(),
+    reason="only root may call mount(8), which needs mount.fuse",
+)
+
+
+@needs_mount_8
 def test_mount_8_mounts_it(registry: EmbeddedRegistry, directory: Path, helper: str) -> None:
     words = f"ro,noatime,_netdev,x-systemd.automount,uid=7,cache_dir={directory.parent}/cache"
     mount_8 = ["mount", "-t", f"fuse.{helper}", registry.url, str(directory), "-o", words]
@@ -362,3 +367,32 @@ def test_mount_8_mounts_it(registry: EmbeddedRegistry, directory: Path, helper: 
     assert "noatime" in line
     subprocess.run(["umount", str(directory)], check=True, timeout=30)
     assert not is_mounted(directory)
+
+
+@needs_mount_8
+@pytest.mark.parametrize(
+    ("words", "is_writable"),
+    [
+        ("defaults", False),
+        ("rw", False),
+        ("ro", False),
+        ("writable", True),
+        ("rw,writable,delete", True),
+        ("writable,ro", False),
+    ],
+)
+def test_fstab_has_to_say_that_a_mount_is_written_to(
+    registry: EmbeddedRegistry, directory: Path, helper: str, words: str, is_writable: bool
+) -> None:
+    """mount(8) passes `rw` wherever it is not told `ro`: nothing in the table can be made of it."""
+    where = str(directory).replace(" ", "\\040")
+    table = directory.parent / "fstab"
+    options = f"{words},noauto,_netdev,cache_dir={directory.parent}/cache"
+    table.write_text(f"{registry.url} {where} fuse.{helper} {options} 0 0\n")
+    mount_8 = ["mount", "-T", str(table), str(directory)]
+    done = subprocess.run(mount_8, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = mountinfo.mounted_on(directory)
+    assert listed is not None
+    assert listed.read_only is not is_writable
+    assert run("umount", directory) == (0, "", "")

@@ -29,6 +29,7 @@ from epochfs.demo.registry import Request, Response
 from epochfs.errors import UsageError
 from epochfs.fuse.passthrough import PassthroughStatus
 from epochfs.session.status import CacheStatus, HealthStatus, Status
+from epochfs.vfs.writing.filesystem import WritingStatus
 
 STATUS = Status(
     version="1",
@@ -45,6 +46,7 @@ STATUS = Status(
     blobs=BlobCounters(hits=1, misses=2, downloads=3, bytes_present=4, connections=5),
     cache=CacheStatus(directory="/cache", held=10, limit=20, free=30),
     passthrough=PassthroughStatus(on=False, reason="no", open=0),
+    writing=WritingStatus(waiting=8, local=9, sent=11, reasons=("one waits",)),
 )
 
 
