@@ -144,7 +144,8 @@ class Answer:
                 self.watch.check()  # the end of the stream may be the watch's own doing
         except CONVERTED as error:
             raise convert(error, self.what, self.watch) from error
-        self._stats.count(bytes_received=count)
+        if count:
+            self._stats.count(bytes_received=count)
         return count
 
     def read_reply(self, limit: int, *, encoded: bool = False) -> Reply:
@@ -159,7 +160,7 @@ class Answer:
             length = content_length(self.what, self.headers)
             if length is not None and length > limit and self.what.request.method != "HEAD":
                 raise TooLarge(f"{self.what}: {length} bytes, over the limit of {limit}")
-            body = self._read_up_to(limit + 1)
+            body = self._read_up_to(length or limit + 1)
         finally:
             self.close()
         if len(body) > limit:
