@@ -40,9 +40,20 @@ BOTH = index(image(b"one"), image(b"other"))
 NOTHING = Digest.of(b"nothing at all")
 
 
+class Interrupted(EmbeddedRegistry):
+    """A registry during whose PUTs something happens."""
+
+    during_puts: Callable[[], None] | None = None
+
+    def respond(self, request: Request) -> Response:
+        if request.method == "PUT" and self.during_puts is not None:
+            self.during_puts()
+        return super().respond(request)
+
+
 @pytest.fixture
-def registry() -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry(Behaviour(sparse="")) as registry:
+def registry() -> Iterator[Interrupted]:
+    with Interrupted(Behaviour(sparse="")) as registry:
         load(registry, "team/app", "old", OLD)
         registry.forget_requests()
         yield registry
@@ -165,18 +176,11 @@ class TestBlobs:
 
     @pytest.mark.expects_log("was not written")
     def test_what_is_written_while_the_file_is_sent_is_not_taken_for_sent(
-        self, registry: EmbeddedRegistry, fs: WritableFileSystem
+        self, registry: Interrupted, fs: WritableFileSystem
     ) -> None:
         handle = fs.create(blob_path(b"abc")).handle
         fs.write(handle, memoryview(b"abc"), 0)
-        answer = registry.respond
-
-        def respond(request: Request) -> Response:
-            if request.method == "PUT":
-                fs.write(handle, memoryview(b"d"), 3)
-            return answer(request)
-
-        registry.respond = respond
+        registry.during_puts = lambda: fs.write(handle, memoryview(b"d"), 3)
         fs.flush(handle)
         with pytest.raises(ContentMismatch):
             fs.flush(handle)
