@@ -62,12 +62,13 @@ class Publisher:
 
     def _send_blob(self, repository: Repository, digest: Digest, content: WrittenFile) -> None:
         self._touched.add(repository)
+        size = content.size
         if not self._client.blob_exists(repository, digest):
             home = self._homes.get(digest)
             with content.reader() as body:
-                self._client.put_blob(repository, digest, body, content.size, home)
+                self._client.put_blob(repository, digest, body, size, home)
         self._homes[digest] = repository
-        self._listings.wrote_blob(repository, Descriptor("", digest, content.size))
+        self._listings.wrote_blob(repository, Descriptor("", digest, size))
 
     def spare(self, repository: Repository, digest: Digest, content: WrittenFile | None) -> None:
         """Have the bytes of a manifest at hand, should something name them as a blob.
