@@ -5,9 +5,9 @@ a read that is itself as large exactly what it reads. It is fetched **whole** on
 sequential, or half of it is present, or it is small: segment after segment from where the readers
 are, over as many connections as the `Window` says.
 
-Whole does not mean all at once: what is fetched ahead of a reader is as much as it has read in
-sequence, so that it doubles as the reader goes on, and the first megabytes of a large blob cost the
-registry twice that. The rest is wanted once half is present, or a reader waits for the last byte,
+Whole does not mean all at once: what is fetched ahead of a reader is little, until it has read for
+long or has said that it will; then as much as it has read in sequence, so that it doubles as the
+reader goes on. The rest is wanted once half is present, or a reader waits for the last byte,
 which is held back until all have been verified.
 
 More connections help where each is slow (a rate limit, a long round trip) and hurt where the disk
@@ -54,8 +54,12 @@ PRECISE = 64 * 1024
 SMALL = 4 * MIB
 """A blob up to this many bytes is fetched whole, in one request, at its first read."""
 
-FIRST_AHEAD = 2 * MIB
+FIRST_AHEAD = 3 * MIB // 2
 """How much is fetched ahead of a reader that begins to look sequential, in bytes."""
+
+LONG_RUN = 12 * MIB
+"""How much is read in sequence before that is no chance: more than a large tensor, and what the
+kernel reads around it."""
 
 _NEAR = 2 * MIB
 """How far behind a claim a reader may be for its worker to reach it next, in bytes."""
@@ -243,7 +247,9 @@ class FetchPlan:
         if not run:
             return self.size
         self.whole = True
-        ahead = max(FIRST_AHEAD, self.window.size * MIB, run)
+        ahead = FIRST_AHEAD
+        if run > LONG_RUN or self.announced:
+            ahead = max(ahead, self.window.size * MIB, run)
         self._cursor, self._reach = start, min(stop + ahead, self.size)
         return stop + ahead // 2
 

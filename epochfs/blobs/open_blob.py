@@ -16,15 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from epochfs.blobs.fetch_plan import LONG_RUN
 from epochfs.blobs.passing import PassedBlob
 from epochfs.errors import CacheFailure, DeadlineExceeded, EpochfsError, fresh
 
 _SEQUENTIAL_BYTES = 1 << 20
 _SEQUENTIAL_SLACK = 2 << 20
-
-_PROOF_BYTES = 12 << 20
-"""How much is read in sequence after a jump before that is no chance: more than a large tensor and
-what the kernel reads around it."""
 
 _REPEAT_SECONDS = 0.5
 """A read that begins so soon after one that failed is taken for a repetition of it."""
@@ -153,7 +150,7 @@ class OpenBlob:
             self._run_bytes += count
         else:
             self._run_end, self._run_bytes = offset + count, count
-            self._proof = _PROOF_BYTES
+            self._proof = LONG_RUN
         proof = self._proof if offset + count < self.size else _SEQUENTIAL_BYTES
         return self._run_bytes if self._run_bytes > proof else 0
 
