@@ -17,7 +17,7 @@ from epochfs.client.transport.connections import StrictResponse
 from epochfs.client.transport.faults import CONVERTED, Broken, convert, error_entries
 from epochfs.client.transport.request import Sent, Url
 from epochfs.client.transport.watchdog import Watch
-from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, Unavailable
+from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge, Unavailable, printable
 from epochfs.oci.manifests import MAX_SIZE, MEDIA_TYPE
 
 _ERROR_BODY_LIMIT = 64 * 1024
@@ -157,9 +157,8 @@ class Answer:
         if not 200 <= self.status < 300:
             return self.read_error()
         try:
-            length = content_length(self.what, self.headers)
-            if length is not None and length > limit and self.what.request.method != "HEAD":
-                raise TooLarge(f"{self.what}: {length} bytes, over the limit of {limit}")
+            most = None if self.what.request.method == "HEAD" else limit
+            length = content_length(self.what, self.headers, most)
             body = self._read_up_to(length or limit + 1)
         finally:
             self.close()
@@ -198,17 +197,23 @@ class Answer:
         return bytes(body)
 
 
-def content_length(what: object, headers: Mapping[str, str]) -> int | None:
+def content_length(
+    what: object, headers: Mapping[str, str], limit: int | None = None
+) -> int | None:
     """Return the Content-Length in bytes; None if there is none, and for a chunked body.
 
-    Raises ProtocolViolation, about the request `what`, for one that is no length.
+    Raises TooLarge for one over `limit`, ProtocolViolation for one that is no size of any content,
+    both about the request `what`.
     """
     text = headers.get("Content-Length")
     if text is None or "Transfer-Encoding" in headers:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= MAX_SIZE):
-        raise ProtocolViolation(f"{what}: the Content-Length is malformed")
-    return int(text)
+    length = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1
+    if limit is not None and length > limit:
+        raise TooLarge(f"{what}: {length} bytes, over the limit of {limit}")
+    if not 0 <= length <= MAX_SIZE:
+        raise ProtocolViolation(f"{what}: not a Content-Length: {printable(text, 40)}")
+    return length
 
 
 class Shortened(Unavailable):
