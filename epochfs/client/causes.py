@@ -26,7 +26,7 @@ class Cause(enum.Enum):
         "credentials ({account})"
     )
     ANONYMOUS_REFUSED = f"anonymous access is refused: {_LOG_IN}"
-    LOGIN_REFUSED = "the registry does not accept the credentials: check them ({account})"
+    LOGIN_REFUSED = "the registry refuses the login: check the credentials ({account})"
     ACCOUNT_REFUSED = "access is refused: check the rights of the account ({account})"
     GIVEN_TOKEN_REFUSED = (
         "the registry does not accept the token ({said}): have a new one issued, "
