@@ -331,7 +331,9 @@ def server_of(base: str) -> tuple[str, str | None, int]:
 class ListingOptions:
     """How long listings and manifests are kept, and how much of them.
 
-    `timeout` limits all requests of one operation together, the transport's each of them.
+    `timeout` limits all requests of one operation together, the transport's each of them. An empty
+    catalog says that there is nothing only if it is believed: many registries answer so whoever may
+    not list.
     """
 
     timeout: float = 60.0
@@ -342,6 +344,7 @@ class ListingOptions:
     repositories: tuple[Repository, ...] = ()
     show_rootfs: bool = False
     parallel: int = 16
+    believe_empty_catalog: bool = False
 
     @property
     def kernel_ttl(self) -> float:

@@ -68,6 +68,7 @@ class Repositories:
         """`arranged` gets each new tag list, sorted; `background` refreshes an old catalog."""
         self._source = source
         self._named = options.repositories
+        self._believe_empty = options.believe_empty_catalog
         self._recheck = policy.negative_ttl
         self._history = history
         self._facts = facts
@@ -305,7 +306,8 @@ class Repositories:
         found = parsed(answer.value, Repository.parse, "repositories")
         if found:
             self._facts.learn(HAS_CATALOG)
-        return Answer(Catalog((*found, *self._named), complete=bool(found)), answer.is_current)
+        complete = bool(found) or self._believe_empty
+        return Answer(Catalog((*found, *self._named), complete=complete), answer.is_current)
 
     def _fetch_tags(self, repository: Repository) -> Answer[tuple[Tag, ...]]:
         try:

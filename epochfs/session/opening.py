@@ -245,7 +245,9 @@ def _assemble(
         blobs = LayoutBlobs(source, settings.blobs)
     else:
         remembering = client = _remembering(settings, source, cache, closing)
-        listings = Listings(client, settings.listings, history, client.facts)
+        # A directory that is to be made must not be there before.
+        options = dataclasses.replace(settings.listings, believe_empty_catalog=settings.writes)
+        listings = Listings(client, options, history, client.facts)
         source.health.on_return = listings.clear
         blobs = Blobs(client, cache, settings.blobs, client.check_registry)
     closing.callback(listings.close)

@@ -55,7 +55,7 @@ def administrator(tmp_path: Path) -> Iterator[Administrator]:
     administrator = Administrator(tmp_path / "root", mountpoint)
     yield administrator
     while os.path.ismount(mountpoint):
-        administrator.run("epochfs umount /mnt")
+        administrator.run("epochfs umount --force /mnt")
 
 
 @contextmanager
@@ -155,15 +155,22 @@ def test_repositories_are_listed_where_there_is_no_catalog(administrator: Admini
         ]
 
 
-def test_a_registry_is_backed_up_and_an_image_restored(
-    administrator: Administrator, served: DockerRegistry, docker_registry: DockerRegistry
+def test_a_registry_is_backed_up_and_restored(
+    administrator: Administrator, served: DockerRegistry, tmp_path: Path
 ) -> None:
     backup, restore = BACKED_UP.split("\n", 1)
     with mounted(administrator, served.url):
         administrator.run(backup)
-    administrator.trust(docker_registry.host)
-    administrator.run(restore, docker_registry.host, "team/app")
-    assert RegistryClient(docker_registry.url).resolve("team/app", "latest").digest == PULLED.digest
+    directory = tmp_path / "empty"
+    directory.mkdir()
+    with serve_docker_registry(directory) as empty:
+        administrator.run(restore.replace("https:", "http:"), empty.host)
+        old, new = RegistryClient(served.url), RegistryClient(empty.url)
+        assert new.catalog() == old.catalog()
+        for name in old.catalog():
+            assert new.list_tags(name) == old.list_tags(name)
+            for tag in old.list_tags(name):
+                assert new.resolve(name, tag).digest == old.resolve(name, tag).digest
 
 
 def test_a_node_is_warmed(administrator: Administrator) -> None:

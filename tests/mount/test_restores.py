@@ -29,6 +29,9 @@ from support.views import MountView, walk
 
 from epochfs.client import RegistryClient
 
+ALL = recipe("epochfs mount -o rw")
+"""How the tool that made a backup restores it."""
+
 REPOSITORY = recipe("for tag in")
 LAYOUT = recipe("epochfs mount oci:")
 DIR = recipe("rsync -aL /mnt/team/app/tags/latest/dir/")
@@ -120,10 +123,19 @@ def test_a_dir_restores_an_image_of_any_kind(
         assert restored == content.digest
 
 
+def test_all_is_restored_by_the_tool_that_made_the_backup(served: Served, tmp_path: Path) -> None:
+    administrator = served.administrator
+    administrator.run(recipe_line("rsync -a --delete"))
+    served.mount.unmount()
+    with serve_docker_registry(_directory(tmp_path / "wiped")) as wiped:
+        administrator.run(ALL.replace("https:", "http:"), wiped.host)
+        assert digests(wiped.url) == digests(served.registry.url)
+
+
 def test_every_recipe_of_the_page_is_run_by_a_test_here() -> None:
     lines = {line for block in RECIPES for line in block}
     run = {recipe_line(tool.line) for tool in TOOLS.values()}
-    assert run.union(*(one.splitlines() for one in (REPOSITORY, LAYOUT, DIR))) == lines
+    assert run.union(*(one.splitlines() for one in (ALL, REPOSITORY, LAYOUT, DIR))) == lines
 
 
 def test_signatures_without_a_tag_come_back_where_the_registry_tells_of_them(

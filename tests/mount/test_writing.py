@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import shutil
-import stat
-import subprocess
-import tempfile
-import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import DockerRegistry, Skopeo
 from support.builders import image, load, random_bytes
+from support.mountedwrites import blob, link, run, stored
 from support.mounts import Mount, Mounts, names_in, status
 from support.registries import EmbeddedRegistry
 from support.views import refusal
@@ -29,10 +25,6 @@ NEW = image(random_bytes(300_000, 7), b"small")
 LARGE = random_bytes(5_000_000, 8)
 NOBODY = 65534
 NOWHERE = f"../manifests/{Digest.of(b'nothing at all')}"
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_NO_REPLACE, _EXCHANGE = 1, 2
-_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02 | 0x01
 
 
 @pytest.fixture
@@ -54,26 +46,6 @@ def large(tmp_path: Path) -> Path:
     path = tmp_path / "large"
     path.write_bytes(LARGE)
     return path
-
-
-def blob(data: bytes) -> str:
-    return f"blobs/{Digest.of(data)}"
-
-
-def link(content_digest: Digest) -> str:
-    return f"../manifests/{content_digest}"
-
-
-def run(*command: object) -> None:
-    """Run a program, which must succeed."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def renamed(old: Path, new: Path, flags: int) -> int:
-    """Call renameat2(2); return its errno, 0 for success."""
-    done = _LIBC.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags)
-    return ctypes.get_errno() if done else 0
 
 
 def reasons(mount: Mount) -> list[str]:
@@ -133,13 +105,6 @@ def test_a_tag_that_cannot_be_deleted_by_itself_stays(
 # --- blobs and manifests -----------------------------------------------------------------------
 
 
-def stored(registry: EmbeddedRegistry, path: str) -> bytes:
-    """Return what the registry has at a path below `team/app`."""
-    with urllib.request.urlopen(f"{registry.url}/v2/team/app/{path}", timeout=20) as answer:
-        content: bytes = answer.read()
-    return content
-
-
 def test_a_blob_is_in_the_registry_once_cp_has_ended(
     embedded: EmbeddedRegistry, app: Path, large: Path
 ) -> None:
@@ -170,7 +135,7 @@ def test_a_shell_that_closes_a_copy_of_the_descriptor_first_loses_nothing(
 def write_manifest(app: Path) -> None:
     """Write the manifest of NEW as a copy of the tree would."""
     directory = app / "manifests" / str(NEW.digest)
-    directory.mkdir()
+    directory.mkdir(parents=True)
     (directory / "manifest.json").write_bytes(NEW.raw)
 
 
@@ -237,175 +202,20 @@ def test_content_is_deleted_only_where_that_was_asked_for(
             stored(embedded, path)
 
 
-# --- names ------------------------------------------------------------------------------------
-
-
-def test_a_temporary_name_is_local_until_it_is_renamed(
-    embedded: EmbeddedRegistry, mount: Mount, app: Path
+def test_what_is_to_be_written_to_an_empty_registry_is_not_there_before(
+    embedded: EmbeddedRegistry, mounts: Mounts
 ) -> None:
-    temporary = app / f"blobs/.{Digest.of(LARGE)}.Xy12"
-    temporary.write_bytes(LARGE)
-    assert temporary.read_bytes() == LARGE
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        stored(embedded, blob(LARGE))
-    assert len(reasons(mount)) == 1
-    temporary.rename(app / blob(LARGE))
-    assert stored(embedded, blob(LARGE)) == LARGE
-    assert refusal(temporary.stat) == errno.ENOENT
-    assert reasons(mount) == []
-
-
-@pytest.mark.expects_log("rename /team/app/blobs/.*: EIO")
-def test_a_rename_that_cannot_be_leaves_the_temporary_name(app: Path) -> None:
-    temporary = app / "blobs/.tmp"
-    temporary.write_bytes(LARGE)
-    assert refusal(lambda: temporary.rename(app / blob(b"other"))) == errno.EIO
-    assert temporary.read_bytes() == LARGE
-    temporary.unlink()
-
-
-@pytest.mark.expects_log("names cannot be exchanged")
-def test_the_flags_of_a_rename_count(app: Path) -> None:
-    one, other = app / ".one", app / ".other"
-    one.write_text("one")
-    other.write_text("other")
-    assert renamed(one, other, _NO_REPLACE) == errno.EEXIST
-    assert renamed(one, other, _EXCHANGE) == errno.EINVAL
-    assert (one.read_text(), other.read_text()) == ("one", "other")
-    assert renamed(one, app / ".third", _NO_REPLACE) == 0
-    for name in (".third", ".other"):
-        (app / name).unlink()
-
-
-@pytest.mark.expects_log("EPERM|EINVAL")
-def test_what_a_registry_has_no_way_to_keep_is_refused(mount: Mount, app: Path) -> None:
-    (app / ".file").touch()
-    assert refusal(lambda: os.link(app / ".file", app / ".link")) == errno.EPERM
-    assert refusal(lambda: os.mkfifo(app / ".pipe")) == errno.EPERM
-    assert refusal(lambda: app.rename(mount.path / "elsewhere")) == errno.EXDEV
-    assert refusal((mount.path / ".epochfs/file").touch) == errno.EPERM
-    assert refusal((app / "blobs/md5:1").touch) == errno.EINVAL
-    assert refusal(lambda: (app / "tags/-x").symlink_to(link(OLD.digest))) == errno.EINVAL
-    (app / ".file").unlink()
-
-
-def test_a_file_is_made_by_mknod_as_well(app: Path) -> None:
-    os.mknod(app / ".file", stat.S_IFREG | 0o600)
-    assert (app / ".file").read_bytes() == b""
-    (app / ".file").unlink()
-
-
-def test_directories_are_made_and_removed(mount: Mount) -> None:
-    new = mount.path / "new/app/blobs"
-    new.mkdir(parents=True)
-    assert "new" in names_in(mount.path)
-    (new / ".tmp").touch()
-    assert refusal(new.rmdir) == errno.ENOTEMPTY
-    assert refusal(new.mkdir) == errno.EEXIST
-    (new / ".tmp").unlink()
-    for path in (new, new.parent, new.parent.parent):
-        path.rmdir()
-    assert names_in(mount.path) == {"team"}
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def test_a_local_file_is_written_as_any_other(app: Path) -> None:
-    path = app / ".file"
-    path.write_bytes(b"0123456789")
-    with path.open("ab") as file:
-        file.write(b"ab")
-    assert path.read_bytes() == b"0123456789ab"
-    os.truncate(path, 4)
-    assert path.read_bytes() == b"0123"
-    with path.open("r+b", buffering=0) as file:
-        file.seek(6)
-        file.write(b"X")
-        file.seek(0)
-        assert file.read() == b"0123\0\0X"
-        assert os.fstat(file.fileno()).st_size == 7
-        file.truncate(2)
-        assert os.fstat(file.fileno()).st_size == 2
-    path.write_bytes(b"shorter")
-    assert path.read_bytes() == b"shorter"
-    path.unlink()
-
-
-def test_a_file_that_was_removed_while_open_goes_on_being_written(app: Path) -> None:
-    with (app / ".file").open("w+b", buffering=0) as file:
-        (app / ".file").unlink()
-        assert names_in(app) == {"blobs", "manifests", "tags", "layout"}
-        file.write(b"0123")
-        file.truncate(3)
-        os.fsync(file.fileno())
-        assert os.pread(file.fileno(), 10, 0) == b"012"
-
-
-def test_a_blob_may_be_written_out_of_order_into_room_that_was_reserved(
-    embedded: EmbeddedRegistry, app: Path
-) -> None:
-    with (app / blob(LARGE)).open("wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, len(LARGE))
-        os.close(os.dup(file.fileno()))
-        half = len(LARGE) // 2
-        os.pwrite(file.fileno(), LARGE[half:], half)
-        os.pwrite(file.fileno(), LARGE[:half], 0)
-    assert stored(embedded, blob(LARGE)) == LARGE
-
-
-def test_room_is_reserved_and_holes_are_not_punched(app: Path) -> None:
-    with (app / ".file").open("wb", buffering=0) as file:
-        for mode, expected in ((0, 0), (_KEEP_SIZE, 0), (_PUNCH_HOLE, errno.EOPNOTSUPP)):
-            done = _LIBC.fallocate(file.fileno(), mode, ctypes.c_int64(0), ctypes.c_int64(4096))
-            assert (ctypes.get_errno() if done else 0) == expected
-    (app / ".file").unlink()
-
-
-def test_attributes_are_accepted_and_not_kept(app: Path) -> None:
-    (app / ".file").touch()
-    os.utime(app / ".file", ns=(1, 10**18))
-    assert (app / ".file").stat().st_mtime_ns == 10**18
-    for path in (app / ".file", app / blob(OLD.blobs[0]), app / "tags/old/manifest.json"):
-        before = path.stat()
-        path.chmod(0o600)
-        os.chown(path, 7, 7)
-        os.setxattr(path, "user.any", b"value")
-        assert refusal(lambda path=path: os.setxattr(path, "trusted.any", b"1")) == errno.ENOTSUP
-        assert path.stat()[:6] == before[:6]
-    os.utime(app / blob(OLD.blobs[0]))
-    assert (app / blob(OLD.blobs[0])).stat().st_mtime == 1
-    os.utime(app / ".file")
-    assert abs((app / ".file").stat().st_mtime - time.time()) < 60
-    assert refusal(lambda: (app / ".none").chmod(0o600)) == errno.ENOENT
-    (app / ".file").unlink()
-
-
-def test_the_room_is_that_of_the_caches_disk(mount: Mount, tmp_path: Path) -> None:
-    shown, cache = os.statvfs(mount.path), os.statvfs(tmp_path)
-    assert shown.f_blocks * shown.f_frsize == cache.f_blocks * cache.f_frsize
-    assert 0 < shown.f_bavail * shown.f_frsize <= shown.f_blocks * shown.f_frsize
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-def test_others_may_look_and_not_write(
-    embedded: EmbeddedRegistry, mounts: Mounts, tmp_path: Path
-) -> None:
-    load(embedded, "team/app", "old", OLD)
-    path = Path(tempfile.mkdtemp(prefix="epochfs-"))
-    try:
-        path.chmod(0o755)
-        mount = mounts(embedded.url, "-o", "rw,allow_other", path=path / "mount")
-        script = "cat tags/old/manifest.json >/dev/null && ! rm tags/old && ! touch .file"
-        as_nobody = ["setpriv", f"--reuid={NOBODY}", "--clear-groups", "sh", "-c", script]
-        run_in = mount.path / "team/app"
-        done = subprocess.run(as_nobody, cwd=run_in, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "Permission denied" in done.stderr
-        assert tags(embedded, "team/app") == {"old": str(OLD.digest)}
-        mount.unmount()
-    finally:
-        shutil.rmtree(path)
+    """rsync makes a directory only where there is none, and all of them at first."""
+    top = mounts(embedded.url, "-o", "rw").path
+    for name in ("team/app/blobs", "team/other/blobs"):
+        assert refusal((top / name).stat) == errno.ENOENT
+        (top / name).mkdir(parents=True)
+    write_manifest(top / "team/app")
+    for repository in ("team/app", "team/other"):
+        for data in NEW.blobs:
+            (top / repository / blob(data)).write_bytes(data)
+    assert names_in(top / "team/other/blobs") >= {str(Digest.of(data)) for data in NEW.blobs}
+    assert (top / "team/app/manifests" / str(NEW.digest) / "manifest.json").exists()
 
 
 # --- beside each other ------------------------------------------------------------------------
@@ -421,6 +231,49 @@ def test_another_mount_sees_what_was_written(
     other = mounts(embedded.url, cache=tmp_path / "other").path / "team/app"
     assert (other / "tags/new/manifest.json").read_bytes() == NEW.raw
     assert (other / "tags/new/layers/00").read_bytes() == NEW.blobs[1]
+
+
+def test_two_mounts_that_move_one_tag_leave_it_where_the_later_put_it(
+    embedded: EmbeddedRegistry, app: Path, mounts: Mounts, tmp_path: Path
+) -> None:
+    load(embedded, "team/app", "new", NEW)
+    other = mounts(embedded.url, "-o", "rw", cache=tmp_path / "other").path / "team/app"
+    digests = (OLD.digest, NEW.digest)
+
+    def move(directory: Path) -> None:
+        for number in range(20):
+            temporary = directory / "tags/.moved"
+            temporary.symlink_to(link(digests[number % 2]))
+            temporary.rename(directory / "tags/moved")
+            assert tags(embedded, "team/app")["moved"] in map(str, digests)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(move, (app, other)))
+    for directory, digest in ((app, OLD.digest), (other, NEW.digest), (app, OLD.digest)):
+        run("ln", "-sfT", link(digest), directory / "tags/moved")
+        assert tags(embedded, "team/app")["moved"] == str(digest)
+        assert str((directory / "tags/moved").readlink()) == link(digest)
+
+
+def test_a_killed_mount_leaves_what_was_acknowledged_and_nothing_else(
+    embedded: EmbeddedRegistry, mount: Mount, app: Path, mounts: Mounts
+) -> None:
+    first, second = NEW.blobs[0], NEW.blobs[1]
+    (app / blob(first)).write_bytes(first)
+    write_manifest(app)
+    (app / "tags/new").symlink_to(link(NEW.digest))
+    (app / "blobs/.temporary").write_bytes(LARGE)
+    descriptor = os.open(app / blob(second), os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, second[:100_000])
+    mount.kill()
+    assert refusal(lambda: os.close(descriptor)) == errno.ENOTCONN
+    assert stored(embedded, blob(first)) == first
+    assert set(tags(embedded, "team/app")) == {"old"}
+    again = mounts(embedded.url, "-o", "rw").path / "team/app"
+    assert names_in(again / "tags") == {"old"}
+    assert refusal((again / "manifests" / str(NEW.digest)).stat) == errno.ENOENT
+    assert refusal((again / blob(second)).stat) == errno.ENOENT
+    assert refusal((again / "blobs/.temporary").stat) == errno.ENOENT
 
 
 @pytest.mark.expects_log("unmounted, and not written")

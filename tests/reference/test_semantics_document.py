@@ -23,7 +23,8 @@ EXECUTED_BY = {
     "Read only": {
         "Every write is EROFS": """
             every_kind_of_write_is_refused_as_read_only
-            the_unknown_is_not_there_and_nothing_can_be_written""",
+            the_unknown_is_not_there_and_nothing_can_be_written
+            a_mount_is_written_to_only_if_that_was_asked_for""",
     },
     "Verified": {
         "A blob is hashed as it arrives": """
@@ -194,6 +195,86 @@ EXECUTED_BY = {
             a_mount_whose_token_is_rotated_serves_what_it_has_proved_until_that_is_refused
             what_a_process_has_proved_outlives_the_rotation_of_its_token""",
     },
+    "Writing": {
+        "A mount can be written to": """
+            a_mount_is_written_to_only_if_that_was_asked_for
+            listings_and_writes_are_the_registrys_alone
+            a_registry_that_lets_nobody_push_is_told_before_anything_is_written""",
+        "When close(2) of": """
+            a_blob_is_in_the_registry_once_cp_has_ended
+            a_blob_is_in_the_registry_when_its_file_is_closed
+            what_does_not_say_that_the_blob_is_stored_is_no_success
+            wrong_bytes_are_an_error_of_close_and_nothing_is_left
+            a_shell_that_closes_a_copy_of_the_descriptor_first_loses_nothing""",
+        "`manifests/<digest>/manifest.json`": """
+            a_manifest_of_another_digest_is_refused
+            what_is_no_manifest_is_refused""",
+        "**Order does not matter.**": """
+            a_manifest_and_its_tag_wait_for_the_blobs
+            any_order_ends_with_the_same
+            nothing_half_pushed_is_visible""",
+        "fsync(2) is 0": """
+            fsync_says_whether_it_is_in_the_registry
+            a_waiting_manifest_can_be_read_but_not_synced""",
+        "What waits, and for what": """
+            what_waits_is_told_with_what_it_waits_for
+            umount_leaves_what_is_not_written_yet
+            umount_tries_once_more_to_write_what_waits
+            a_mount_that_is_ended_says_what_is_lost""",
+        "A link in `tags/`": """
+            a_link_to_a_manifest_is_a_tag
+            a_link_over_a_tag_moves_it
+            a_link_that_is_renamed_over_a_tag_moves_it_with_one_put
+            a_link_that_leads_to_no_manifest_is_refused
+            any_other_target_is_refused""",
+        "`rm` of a tag": """
+            a_tag_is_removed_and_its_sibling_stays
+            a_tag_that_cannot_be_deleted_by_itself_stays""",
+        "A name that begins with": """
+            a_temporary_name_is_local_until_it_is_renamed
+            a_rename_that_cannot_be_leaves_the_temporary_name
+            they_are_only_here_and_are_told""",
+        "A digest of an unknown algorithm": """
+            a_digest_that_no_registry_knows_is_refused_at_once
+            a_name_that_cannot_be_a_tag_is_refused
+            what_a_registry_has_no_way_to_keep_is_refused""",
+        "Bytes may come": """
+            bytes_may_come_in_any_order_and_twice
+            a_preallocated_file_may_be_closed_before_it_is_whole
+            a_blob_may_be_written_out_of_order_into_room_that_was_reserved
+            a_blob_that_is_being_written_cannot_be_read""",
+        "What follows from a manifest": """
+            what_is_derived_is_accepted_before_and_after_it_is_shown
+            nothing_can_be_added_to_what_a_manifest_says""",
+        "`layout/` takes": """
+            a_layout_is_written_in_any_order
+            an_index_adds_and_moves_tags_and_deletes_none""",
+        "`rm blobs/<digest>`": """
+            content_is_deleted_only_where_that_was_asked_for
+            with_the_option_content_is_deleted_by_digest
+            nothing_is_deleted_without_the_option""",
+        "chmod, chown": """
+            attributes_are_accepted_and_not_kept
+            attributes_are_accepted_where_a_copy_would_fail""",
+        "Hard links": """
+            what_a_registry_has_no_way_to_keep_is_refused
+            the_flags_of_a_rename_count
+            room_is_reserved_and_holes_are_not_punched
+            a_file_that_was_removed_while_open_goes_on_being_written""",
+        "What the registry has": """
+            what_is_there_already_is_not_sent_again
+            a_blob_of_another_repository_is_mounted""",
+        "A listing through the mount": """
+            a_link_to_a_manifest_is_a_tag
+            another_mount_sees_what_was_written
+            two_mounts_that_move_one_tag_leave_it_where_the_later_put_it""",
+        "If the process is killed": """
+            a_killed_mount_leaves_what_was_acknowledged_and_nothing_else""",
+        "Files are staged": """
+            the_room_is_that_of_the_caches_disk
+            cached_blobs_go_before_there_is_no_room""",
+        "With `--allow-other`": "others_may_look_and_not_write",
+    },
     "Errors": {
         "unknown repository": "the_unknown_is_not_there_and_nothing_can_be_written",
         "a blob that a manifest names": "a_blob_that_only_a_manifest_knows_is_not_there",
@@ -203,6 +284,14 @@ EXECUTED_BY = {
         "a tag that is listed": "a_tag_that_is_listed_and_cannot_be_fetched_is_an_io_error",
         "access denied": "denied_access",
         "any write": "the_unknown_is_not_there_and_nothing_can_be_written",
+        "a write that a registry": "what_a_registry_has_no_way_to_keep_is_refused",
+        "a name or target": """
+            what_a_registry_has_no_way_to_keep_is_refused
+            a_link_that_leads_to_no_manifest_is_refused""",
+        "fsync(2) of what waits": """
+            fsync_says_whether_it_is_in_the_registry
+            a_blob_that_is_being_written_cannot_be_read""",
+        "no room for": "cached_blobs_go_before_there_is_no_room",
         "time limit passed": "a_registry_that_falls_silent",
         "wrong digest or size": """
             wrong_bytes_are_refused_and_not_kept
