@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import DockerRegistry, Skopeo
+from conftest import DockerRegistry, Skopeo, free_port, serve_docker_registry
 from support.builders import image, load, random_bytes
 from support.mountedwrites import blob, link, run, stored
 from support.mounts import Mount, Mounts, names_in, status
 from support.registries import EmbeddedRegistry
+from support.scripted import until
 from support.views import refusal
 from support.writing import tags
 
@@ -216,6 +217,35 @@ def test_what_is_to_be_written_to_an_empty_registry_is_not_there_before(
             (top / repository / blob(data)).write_bytes(data)
     assert names_in(top / "team/other/blobs") >= {str(Digest.of(data)) for data in NEW.blobs}
     assert (top / "team/app/manifests" / str(NEW.digest) / "manifest.json").exists()
+
+
+@pytest.mark.expects_log("EIO|was not written|is down|cannot be reached|ETIMEDOUT")
+def test_a_mount_made_in_an_outage_is_written_to_once_the_registry_is_back(
+    mounts: Mounts, tmp_path: Path
+) -> None:
+    port = free_port()
+    options = ("--offline-ok", "--timeout", "5", "-o", "rw")
+    top = mounts(f"http://127.0.0.1:{port}", *options).path / "team/app"
+    path = top / blob(b"data")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert refusal(lambda: path.write_bytes(b"data")) in (errno.EIO, errno.ETIMEDOUT)
+    directory = tmp_path / "registry"
+    directory.mkdir()
+    with serve_docker_registry(directory, port) as registry:
+        until(lambda: wrote(path, b"data"), seconds=20)
+        url = f"{registry.url}/v2/team/app/{blob(b'data')}"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            assert answer.read() == b"data"
+
+
+def wrote(path: Path, data: bytes) -> bool:
+    """Whether a file could be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError:
+        return False
+    return True
 
 
 # --- beside each other ------------------------------------------------------------------------

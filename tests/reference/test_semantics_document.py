@@ -270,6 +270,8 @@ EXECUTED_BY = {
             two_mounts_that_move_one_tag_leave_it_where_the_later_put_it""",
         "If the process is killed": """
             a_killed_mount_leaves_what_was_acknowledged_and_nothing_else""",
+        "While the registry is down, close": """
+            a_mount_made_in_an_outage_is_written_to_once_the_registry_is_back""",
         "Files are staged": """
             the_room_is_that_of_the_caches_disk
             cached_blobs_go_before_there_is_no_room""",
