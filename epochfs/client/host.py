@@ -136,11 +136,16 @@ class Host:
             found = Descriptor(document.media_type, document.digest, document.size)
         return found
 
-    def check_manifest(self, seconds: float, repository: Repository, reference: Reference) -> None:
+    def check_manifest(
+        self, seconds: float, repository: Repository, reference: Reference, limit: int
+    ) -> None:
         request = self._manifest_request(repository, reference)
         reply, left = self._head(request, seconds)
         if reply is None:
             self.transport.open(request, 0, None, left).close()
+        elif isinstance(reference, Digest) and announced_digest(reply) != reference:
+            # Whatever answers 200 to everything names no digest.
+            self.manifest(left, repository, reference, limit)
 
     def check_blob(self, seconds: float, repository: Repository, digest: Digest) -> None:
         reply, left = self._head(self._blob_request(repository, digest), seconds)

@@ -6,6 +6,7 @@ All of it goes to the registry itself: what a mirror has need not be in the regi
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import BinaryIO
 
 from epochfs.client.host import Host, announced_digest, blob_path, manifest_path, repository_path
@@ -17,6 +18,8 @@ from epochfs.errors import (
     ContentMismatch,
     EpochfsError,
     NotFound,
+    ProtocolViolation,
+    UnconfirmedNotFound,
     Unsupported,
     UsageError,
     printable,
@@ -47,14 +50,20 @@ class PushingClient:
         """
         self._uploader.check(self._upload(repository_of(name), Digest.of(b"")))
 
-    def blob_exists(self, name: Repository | str, digest: Digest | str) -> bool:
-        """Return whether the repository has a blob (`HEAD`, §Checking if content exists).
+    def blob_exists(
+        self, name: Repository | str, digest: Digest | str, size: int | None = None
+    ) -> bool:
+        """Return whether the repository has a blob, of so many bytes if `size` is given (`HEAD`,
+        §Checking if content exists).
 
         Where HEAD is refused, a GET of one byte decides.
         """
         repository, wanted = repository_of(name), digest_of(digest)
+        seconds = self._registry.transport.timeout
         try:
-            self._registry.check_blob(self._registry.transport.timeout, repository, wanted)
+            if size is not None:
+                return self._registry.blob_size(seconds, repository, wanted) == size
+            self._registry.check_blob(seconds, repository, wanted)
         except NotFound:
             return False
         return True
@@ -84,17 +93,19 @@ class PushingClient:
 
         One that does not exist counts as deleted. Raises Unsupported where deletion is disabled.
         """
-        repository = repository_of(name)
-        self._deleted(self._delete(repository, blob_path(repository, digest_of(digest))))
+        repository, wanted = repository_of(name), digest_of(digest)
+        reply = self._delete(repository, blob_path(repository, wanted))
+        self._deleted(reply, lambda: self.blob_exists(repository, wanted))
 
     def has_manifest(self, name: Repository | str, reference: Reference | str) -> bool:
         """Return whether the repository has a manifest (`HEAD`, §Checking if content exists).
 
-        Where HEAD is refused, GET decides.
+        Where HEAD is refused, or names no digest, GET decides.
         """
         repository, wanted = repository_of(name), reference_of(reference)
+        seconds = self._registry.transport.timeout
         try:
-            self._registry.check_manifest(self._registry.transport.timeout, repository, wanted)
+            self._registry.check_manifest(seconds, repository, wanted, _MOST_BYTES)
         except NotFound:
             return False
         return True
@@ -125,6 +136,8 @@ class PushingClient:
         if not digest_matches(digest, data):
             raise UsageError(f"the manifest to be stored does not have digest {digest}")
         reply = self._store_manifest(repository, wanted, data, content_type)
+        if reply.status != 201 or announced_digest(reply) is None:
+            self._confirm_stored(reply, repository, wanted, digest)
         document = Document(digest, content_type, data)
         subject = document.readable_view and document.readable_view.subject
         if subject and "OCI-Subject" not in reply.headers:
@@ -142,7 +155,8 @@ class PushingClient:
             self.delete_tag(name, wanted)
         else:
             repository = repository_of(name)
-            self._deleted(self._delete(repository, manifest_path(repository, wanted)))
+            reply = self._delete(repository, manifest_path(repository, wanted))
+            self._deleted(reply, lambda: self.has_manifest(repository, wanted))
 
     def delete_tag(self, name: Repository | str, tag: Tag | str) -> None:
         """Delete a tag alone, never what shares its digest (§Deleting tags).
@@ -154,7 +168,7 @@ class PushingClient:
         if reply.status == 400:
             # Docker's registry 2.8 takes the tag for a digest, and calls it a wrong one.
             raise Unsupported(f"{reply.what}: 400: the registry deletes by digest only")
-        self._deleted(reply)
+        self._deleted(reply, lambda: self.has_manifest(repository, wanted))
 
     def _upload(self, repository: Repository, digest: Digest) -> Upload:
         url = self._registry.transport.url
@@ -174,15 +188,40 @@ class PushingClient:
             raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
         return reply
 
+    def _confirm_stored(
+        self, reply: Reply, repository: Repository, reference: Reference, digest: Digest
+    ) -> None:
+        """Raise ProtocolViolation unless a reference names a manifest that was stored.
+
+        A success other than 201, or one that names no digest, need not be the registry's.
+        """
+        seconds = self._registry.transport.timeout
+        try:
+            found = self._registry.resolve(seconds, repository, reference, _MOST_BYTES)
+        except NotFound as error:
+            raise ProtocolViolation(f"{reply.what}: {reply.status}: it is not stored") from error
+        if found.digest != digest:
+            raise ProtocolViolation(f"{reply.what}: {reply.status}: {reference} is {found.digest}")
+
     def _delete(self, repository: Repository, path: str) -> Reply:
         transport = self._registry.transport
         return transport.fetch(Request("DELETE", transport.url(path), f"{repository}:delete"))
 
-    def _deleted(self, reply: Reply) -> None:
+    def _deleted(self, reply: Reply, is_there: Callable[[], bool]) -> None:
+        """Raise unless something was deleted, or was not there to be.
+
+        202 says so (§Content Management), or 204, and a 404 with its code. Any other success or 404
+        may be the word of something in front of the registry: after that it is looked for.
+        """
         try:
             self._registry.accepted(reply)
+            is_clear = reply.status in (202, 204)
         except NotFound as error:
             log.debug("%s: nothing to delete", error)
+            is_clear = not isinstance(error, UnconfirmedNotFound)
+        if not is_clear and is_there():
+            kind = ProtocolViolation if reply.ok else Unsupported
+            raise kind(f"{reply.what}: {reply.status}: nothing was deleted")
 
 
 def repository_of(name: Repository | str) -> Repository:

@@ -179,11 +179,15 @@ class UploadSessions:
     def check_stored(self, reply: Reply, upload: Upload) -> None:
         """Raise ContentMismatch for a success that names another digest of the same algorithm, and
         ProtocolViolation for one that is not 201.
+
+        One that says neither what was stored nor where need not be the registry's: there the blob
+        is looked for.
         """
         stored = announced_digest(reply)
         if stored and stored.algorithm == upload.digest.algorithm and stored != upload.digest:
             raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
-        if reply.status != 201:
+        is_told = stored is not None or "Location" in reply.headers
+        if reply.status != 201 or not (is_told or self.holds(upload)):
             raise ProtocolViolation(f"{reply.what}: {reply.status}: the blob is not stored")
 
     def location(self, reply: Reply) -> Url:

@@ -84,8 +84,8 @@ class PushClient(Protocol):
     def check_push(self, name: Repository, /) -> None:
         """Check, before anything is written, that the registry lets us push."""
 
-    def blob_exists(self, name: Repository, digest: Digest, /) -> bool:
-        """Return whether the repository has a blob."""
+    def blob_exists(self, name: Repository, digest: Digest, size: int | None = None, /) -> bool:
+        """Return whether the repository has a blob, of `size` bytes if that is given."""
 
     def has_manifest(self, name: Repository, reference: Reference, /) -> bool:
         """Return whether the repository has a manifest."""

@@ -18,9 +18,9 @@ from support.subjects import BEHAVIOURS, Subject, docker_subject, embedded_subje
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials
 from epochfs.demo.registry import EPOCH, Behaviour, Request, Response
-from epochfs.errors import ContentMismatch, Denied, NotFound, Unsupported
+from epochfs.errors import ContentMismatch, Denied, NotFound, ProtocolViolation, Unsupported
 from epochfs.metadata.source import PushClient
-from epochfs.oci.names import Digest, Repository
+from epochfs.oci.names import Digest, Repository, Tag
 
 BLOB = random_bytes(100_000)
 DIGEST = Digest.of(BLOB)
@@ -96,7 +96,7 @@ def test_a_mount_that_is_refused_is_no_failure_of_the_upload(connect: Connect, s
         if "/uploads/" not in seen.path:
             return [reply(405)]
         stored.append(seen.body)
-        return [reply(201)]
+        return [reply(201, Location="/v2/a/blobs/x")]
 
     _, client = connect(script)
     client.put_blob("a", DIGEST, BLOB, len(BLOB), "other")
@@ -117,7 +117,7 @@ def test_a_token_for_a_mount_is_asked_for_both_repositories(connect: Connect) ->
             scopes.append(seen.target)
             return [reply(200, json.dumps({"token": f"t{len(scopes)}"}).encode())]
         if "authorization" in seen.headers and seen.path != "/v2/":
-            return [reply(201)]
+            return [reply(201, Location="/v2/a/blobs/x")]
         realm = f'Bearer realm="http://{seen.headers["host"]}/token",service="x"'
         return [reply(401, WWW_Authenticate=realm)]
 
@@ -217,3 +217,55 @@ def test_a_session_that_cannot_be_cancelled_does_not_matter(connect: Connect) ->
 
     _, client = connect(script)
     client.check_push("a")
+
+
+class TestWhatAnswersEverything:
+    """A gateway, a login page: a success that need not be the registry's is looked into."""
+
+    PORTAL = reply(200, b"<html>", Content_Type="text/html")
+
+    @pytest.mark.parametrize("status", [200, 201, 202])
+    def test_a_success_that_names_no_digest_is_no_stored_blob(
+        self, connect: Connect, status: int
+    ) -> None:
+        _, client = connect(lambda seen: [reply(404 if seen.method in ("HEAD", "GET") else status)])
+        with pytest.raises(ProtocolViolation, match="not stored"):
+            client.put_blob("a", DIGEST, BLOB, len(BLOB))
+
+    @pytest.mark.parametrize("status", [200, 201, 202])
+    @pytest.mark.parametrize("reference", [Digest.of(b"{}"), Tag("new")])
+    def test_a_success_that_names_no_digest_is_no_stored_manifest(
+        self, connect: Connect, status: int, reference: Digest | Tag
+    ) -> None:
+        _, client = connect(lambda seen: [reply(status if seen.method == "PUT" else 404)])
+        with pytest.raises(ProtocolViolation, match="not stored"):
+            client.put_manifest("a", reference, b"{}", "application/json")
+
+    def test_a_tag_that_still_names_another_manifest_was_not_stored(self, connect: Connect) -> None:
+        other = reply(200, Docker_Content_Digest=str(DIGEST), Content_Length="2")
+        _, client = connect(lambda seen: [reply(201) if seen.method == "PUT" else other])
+        with pytest.raises(ProtocolViolation, match=str(DIGEST)):
+            client.put_manifest("a", Tag("new"), b"{}", "application/json")
+
+    def test_a_blob_of_another_size_is_not_there(self, connect: Connect) -> None:
+        _, client = connect(lambda _: [self.PORTAL])
+        assert not client.blob_exists("a", DIGEST, len(BLOB))
+
+    def test_a_manifest_is_not_there_because_a_page_is(self, connect: Connect) -> None:
+        _, client = connect(lambda _: [self.PORTAL])
+        with pytest.raises(ContentMismatch):
+            client.has_manifest("a", DIGEST)
+
+    @pytest.mark.parametrize(("status", "error"), [(200, ProtocolViolation), (404, Unsupported)])
+    def test_what_is_still_there_was_not_deleted(
+        self, connect: Connect, status: int, error: type[Exception]
+    ) -> None:
+        there = reply(200, Docker_Content_Digest=str(DIGEST), Content_Length="2")
+        _, client = connect(lambda seen: [reply(status) if seen.method == "DELETE" else there])
+        for delete in (
+            lambda: client.delete_tag("a", Tag("new")),
+            lambda: client.delete_manifest("a", DIGEST),
+            lambda: client.delete_blob("a", DIGEST),
+        ):
+            with pytest.raises(error, match="nothing was deleted"):
+                delete()

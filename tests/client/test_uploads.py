@@ -67,7 +67,7 @@ class UploadServer:
             if "single" not in self.ways:
                 return [reply(self.refusal)]
             self.stored[seen.path.rpartition("/")[2]] = seen.body
-            return [reply(201)]
+            return [reply(201, Location="/v2/a/blobs/x")]
         if seen.method == "POST" and {"monolithic", "chunked"} & set(self.ways):
             self.session = b""
             return [reply(202, Location="/v2/a/blobs/uploads/1?_state=x")]
@@ -78,7 +78,7 @@ class UploadServer:
         if seen.method == "PUT" and ("monolithic" in self.ways or not seen.body):
             digest = seen.target.rpartition("&digest=")[2].replace("%3A", ":")
             self.stored[digest] = self.session + seen.body
-            return [reply(201)]
+            return [reply(201, Location="/v2/a/blobs/x")]
         return [reply(self.refusal)]
 
 
@@ -172,7 +172,7 @@ ENDINGS = (
     [reply(403)],
     [reply(503)],
     [reply(416)],
-    [reply(201)],
+    [reply(201, Location="/v2/a/blobs/x")],
     coded(404, "BLOB_UPLOAD_UNKNOWN"),
 )
 """What may come of a way that is tried after one that gave the reason."""
@@ -249,7 +249,7 @@ def test_a_challenged_upload_is_sent_again_from_its_start(connect: Connect) -> N
 
 
 def test_an_upload_elsewhere_goes_without_the_token(connect: Connect) -> None:
-    away, _ = connect(lambda _: [reply(201)])
+    away, _ = connect(lambda _: [reply(201, Location="/v2/a/blobs/x")])
 
     def script(seen: Seen) -> list[Step]:
         if seen.method == "POST":

@@ -63,7 +63,7 @@ class Publisher:
     def _send_blob(self, repository: Repository, digest: Digest, content: WrittenFile) -> None:
         self._touched.add(repository)
         size = content.size
-        if not self._client.blob_exists(repository, digest):
+        if not self._client.blob_exists(repository, digest, size):
             home = self._homes.get(digest)
             with content.reader() as body:
                 self._client.put_blob(repository, digest, body, size, home)
