@@ -174,6 +174,21 @@ class TestBlobs:
         fs.flush(handle)
         fs.release(handle)
 
+    def test_a_file_that_is_opened_to_be_changed_shows_what_is_there(
+        self, registry: EmbeddedRegistry, fs: WritableFileSystem
+    ) -> None:
+        handle = fs.open_to_write(blob_path(b"old")).handle
+        attr = fs.getattr_open(handle)
+        assert attr is not None
+        assert (attr.size, fs.read(handle, 0, 10)) == (3, b"old")
+        fs.flush(handle)
+        fs.write(handle, memoryview(b"O"), 0)
+        assert fs.read(handle, 0, 10) == b"Old"
+        fs.write(handle, memoryview(b"o"), 0)
+        fs.flush(handle)
+        fs.release(handle)
+        assert registry.count("PUT") == 0
+
     @pytest.mark.expects_log("was not written")
     def test_what_is_written_while_the_file_is_sent_is_not_taken_for_sent(
         self, registry: Interrupted, fs: WritableFileSystem

@@ -29,6 +29,7 @@ from epochfs.vfs.filesystem import XATTR_PREFIX, FileSystem, OpenFile, Paths
 from epochfs.vfs.node import Attr, Context, Node
 from epochfs.vfs.tree import BlobFile
 from epochfs.vfs.writing.contents import Contents, waiter_of
+from epochfs.vfs.writing.handles import Writer
 from epochfs.vfs.writing.local import (
     LocalDirectory,
     LocalFile,
@@ -46,8 +47,6 @@ log = logging.getLogger(__name__)
 _MOST_KEPT = 16
 """How many files may wait to be kept in the cache: each is open."""
 
-_PIECE = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class WritingStatus:
@@ -57,14 +56,6 @@ class WritingStatus:
     local: int = field(metadata=gauge("Files whose name or content no registry takes."))
     sent: int = field(metadata=counter("Files and tags written to the registry."))
     reasons: tuple[str, ...] = ()
-
-
-class _Writer(LocalReader):
-    """A handle that writes; before the first byte, it takes over what is there under its name."""
-
-    def __init__(self, file: LocalFile, base: Node | None) -> None:
-        super().__init__(file)
-        self.base = base
 
 
 class WritableFileSystem(FileSystem):
@@ -108,7 +99,7 @@ class WritableFileSystem(FileSystem):
     def getattr_open(self, handle: int) -> Attr | None:
         """Return the attributes of an open local file; None for a handle of any other."""
         file = self._files.get(handle)
-        return file.file.attr(self._context) if isinstance(file, LocalReader) else None
+        return file.attr(self._context) if isinstance(file, LocalReader) else None
 
     def room(self) -> tuple[int, int]:
         """Return how many bytes the disk takes that files are staged on, and how many are free."""
@@ -152,22 +143,28 @@ class WritableFileSystem(FileSystem):
         file = LocalFile(path, self._cache.new_file(), is_final=True)
         if not truncate:
             file.settled = file.version
-        opened = self._opened(file, None if truncate else node)
-        file.let_go()
-        return opened
+        try:
+            return self._opened(file, None if truncate else node)
+        finally:
+            file.let_go()
 
     def _opened(self, file: LocalFile, base: Node | None) -> OpenFile:
         file.hold()
+        try:
+            writer = Writer(file, base, self._context)
+        except BaseException:
+            file.let_go()
+            raise
         with self._lock:
             file.writers += 1
             handle = next(self._handles)
-            self._files[handle] = _Writer(file, base)
+            self._files[handle] = writer
         return OpenFile(handle, direct_io=True)
 
     def write(self, handle: int, view: memoryview, offset: int) -> None:
         """Write all of `view` at a byte offset of a file that is open for writing."""
         writer = self._writer(handle)
-        self._take_over(writer)
+        writer.take_over()
         file = writer.file
         file.changed()
         file.staged.write(view, offset)
@@ -176,8 +173,9 @@ class WritableFileSystem(FileSystem):
         """Set the size of a file that is open for writing, in bytes."""
         writer = self._writer(handle)
         if size:
-            self._take_over(writer)
-        writer.base = None
+            writer.take_over()
+        else:
+            writer.start_empty()
         file = writer.file
         file.changed()
         file.staged.truncate(size)
@@ -193,33 +191,20 @@ class WritableFileSystem(FileSystem):
 
     def reserve(self, handle: int, stop: int) -> None:
         """Note that a file will be `stop` bytes long: it is not whole before they are written."""
-        self._writer(handle).file.staged.reserve(stop)
+        writer = self._writer(handle)
+        writer.take_over()
+        writer.file.staged.reserve(stop)
 
-    def _writer(self, handle: int) -> _Writer:
+    def _writer(self, handle: int) -> Writer:
         writer = self._files.get(handle)
-        if not isinstance(writer, _Writer):
+        if not isinstance(writer, Writer):
             raise NotPermitted("the file is not open for writing")
         return writer
-
-    def _take_over(self, writer: _Writer) -> None:
-        """Copy what is there, as it is to be changed in part."""
-        base, writer.base = writer.base, None
-        if base is None:
-            return
-        opened = base.open(self._context).file
-        try:
-            size = base.attr(self._context).size
-            for offset in range(0, size, _PIECE):
-                view = memoryview(bytearray(min(_PIECE, size - offset)))
-                opened.read_into(view, offset)
-                writer.file.staged.write(view, offset)
-        finally:
-            opened.close()
 
     def flush(self, handle: int) -> None:
         """Settle a file as far as it is written: called for each close(2) of its descriptors."""
         writer = self._files.get(handle)
-        if isinstance(writer, _Writer):
+        if isinstance(writer, Writer):
             self._settle(writer.file)
 
     def fsync(self, handle: int) -> None:
@@ -241,7 +226,7 @@ class WritableFileSystem(FileSystem):
     def release(self, handle: int) -> None:
         """Close a file; throw away what was refused under its final name."""
         writer = self._files.get(handle)
-        if isinstance(writer, _Writer):
+        if isinstance(writer, Writer):
             with self._lock:
                 writer.file.writers -= 1
                 is_last = writer.file.writers == 0
@@ -348,7 +333,6 @@ class WritableFileSystem(FileSystem):
 
     def close(self) -> None:
         """Log what is lost, and end the work in the background."""
-        self._publisher.retry()
         for reason in self.writing().reasons:
             log.warning("unmounted, and not written: %s", printable(reason))
         self._keeper.shutdown(wait=True)

@@ -101,6 +101,10 @@ class LocalReader:
         """`file` is held for this, and let go of when it is closed."""
         self.file = file
 
+    def attr(self, context: Context) -> Attr:
+        """Return the attributes as fstat(2) shows them."""
+        return self.file.attr(context)
+
     def read_into(self, view: memoryview, offset: int) -> int:
         return self.file.staged.read_into(view, offset)
 
