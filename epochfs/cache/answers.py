@@ -15,9 +15,12 @@ A damaged file is replaced, even if the damage shows only in use. If the disk ta
 latest answers are given from memory, up to a limit; and what it does not let be deleted is no
 longer given.
 
+What this process writes to the registry changes what the registry would say (`change`). An answer
+that was on its way meanwhile may be older, and is not kept.
+
 Locks: `_database_lock` serialises use of the database; `_pending_lock` guards what is yet to be
-written, `Proofs._lock` all of its fields, and both are leaves. Local statements run under the
-first, nothing under the others.
+written and `_changes`, which is read without it too, `Proofs._lock` all of its fields, and both are
+leaves. Local statements run under the first, nothing under the others.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cachetools import FIFOCache, LRUCache
@@ -76,12 +81,13 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Asker:
     """Who asks about a repository: the `scope` of the answers tells credentials apart, and the
-    `principal` those who bear them.
+    `principal` those who bear them; `changes` how often this process had changed the repository.
     """
 
     scope: str
     principal: str
     repository: str
+    changes: float = field(default=0, compare=False)
 
 
 Identify = Callable[[bytes, str], Bearer]
@@ -116,6 +122,7 @@ class AnswerStore:
         self._database_lock = threading.Lock()
         self._pending_lock = threading.Lock()
         self._pending = _pending()
+        self._changes: Counter[str] = Counter()
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._unknown = ""
@@ -152,23 +159,44 @@ class AnswerStore:
         self._unknown = ""
         identity = f"{self._registry}\n{bearer.fingerprint}".encode()
         scope = hashlib.sha256(self._salt + identity).hexdigest()
-        return Asker(scope, bearer.principal, repository)
+        return Asker(scope, bearer.principal, repository, self._changes.get(repository, 0))
 
     def put(
         self, asker: Asker | None, question: Question, value: bytes, *, proves_access: bool = True
     ) -> None:
-        """Keep an answer, soon. If more comes than can be written, the oldest are dropped.
+        """Keep an answer, soon, unless it is older than a change of what it is about.
 
-        It proves the asker's access to the repository, unless it is a refusal.
+        If more comes than can be written, the oldest are dropped. It proves the asker's access to
+        the repository, unless it is a refusal.
         """
         if asker is None:
             return
         if proves_access:
             self._proofs.add(asker)
         with self._pending_lock, contextlib.suppress(ValueError):  # larger than all may be
-            self._pending.pop((asker.scope, question), None)
-            self._pending[asker.scope, question] = (self._clock(), value)
+            if asker.changes >= self._changes.get(asker.repository, 0):
+                self._pending.pop((asker.scope, question), None)
+                self._pending[asker.scope, question] = (self._clock(), value)
         self._wake.set()
+
+    def change(self, now: Mapping[Question, bytes], gone: Iterable[Question]) -> None:
+        """Keep what a change by this process made the answers to some questions, and forget those
+        to others.
+
+        That something was written proves no access to read it.
+        """
+        gone = list(gone)
+        with self._pending_lock:
+            self._changes.update({question.repository for question in (*now, *gone)})
+        for question in gone:
+            self.forget(self._changing(question), question)
+        for question, value in now.items():
+            self.put(self._changing(question), question, value, proves_access=False)
+
+    def _changing(self, question: Question) -> Asker | None:
+        """Return whose answer changes; other changes at that moment make it no older."""
+        asker = self.asker(question.repository)
+        return None if asker is None else replace(asker, changes=math.inf)
 
     def get(
         self, asker: Asker | None, question: Question, max_age: float | None = None
@@ -198,10 +226,19 @@ class AnswerStore:
         row = self._database.run(lambda database: database.execute(query, values).fetchone(), None)
         return None if row is None else (float(row[0]), bytes(row[1]))
 
-    def forget(self, asker: Asker | None, question: Question | None) -> None:
+    def forget(self, asker: Asker | None, question: Question) -> None:
+        """Delete the answers to a question, unless this process has changed them since."""
+        if asker is not None and asker.changes >= self._changes.get(asker.repository, 0):
+            self._forget(asker, question)
+
+    def forget_repository(self, asker: Asker | None) -> None:
+        """Delete all answers about the repository, to which the registry now denies access."""
+        if asker is not None:
+            self._forget(asker, None)
+            self._proofs.remove(asker)
+
+    def _forget(self, asker: Asker, question: Question | None) -> None:
         """Delete the answers to a question, or all about the asker's repository."""
-        if asker is None:
-            return
         scopes = self._proofs.scopes(asker, also_refused=True)
         with self._database_lock:
             self._write_pending()
@@ -212,12 +249,6 @@ class AnswerStore:
                         del self._pending[scope, one]
             for scope in scopes:
                 self._delete_kept(scope, asker.repository, question)
-
-    def forget_repository(self, asker: Asker | None) -> None:
-        """Delete all answers about the repository, to which the registry now denies access."""
-        self.forget(asker, None)
-        if asker is not None:
-            self._proofs.remove(asker)
 
     def close(self) -> None:
         """Write what is pending, and close the file."""

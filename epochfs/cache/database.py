@@ -80,21 +80,27 @@ class Database:
         if self._connection is None:
             return otherwise
         try:
-            return self._run(self._connection, work)
+            try:
+                return work(self._connection)
+            except sqlite3.DatabaseError as error:
+                return self._work_again(self._connection, work, error)
         except (OSError, sqlite3.Error) as error:
             self._report(f"{self._what}: {error}")
             return otherwise
 
-    def _run(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
+    def _work_again(
+        self,
+        connection: sqlite3.Connection,
+        work: Callable[[sqlite3.Connection], T],
+        error: sqlite3.DatabaseError,
+    ) -> T:
+        """Do the same with more room or a new file; raises the error if neither would help."""
+        is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        if is_full and self._make_room():
             return work(connection)
-        except sqlite3.DatabaseError as error:
-            is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
-            if is_full and self._make_room():
-                return work(connection)
-            if not _is_damage(error):
-                raise
-            log.info("%s in %s seems damaged: %s", self._what, self._path, error)
+        if not _is_damage(error):
+            raise error
+        log.info("%s in %s seems damaged: %s", self._what, self._path, error)
         fresh = self._open(_connect_checked)
         self.close()
         self._connection = fresh

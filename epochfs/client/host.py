@@ -311,12 +311,12 @@ def repository_path(repository: Repository) -> str:
 def manifest_path(repository: Repository, reference: Reference) -> str:
     """Return the path of a manifest."""
     name = reference.name if isinstance(reference, Tag) else str(reference)
-    return f"{repository_path(repository)}/manifests/{quote(name, safe=':')}"
+    return f"/{quote(repository.name)}/manifests/{quote(name, safe=':')}"
 
 
 def blob_path(repository: Repository, digest: Digest) -> str:
     """Return the path of a blob."""
-    return f"{repository_path(repository)}/blobs/{digest}"
+    return f"/{quote(repository.name)}/blobs/{digest}"
 
 
 def announced_digest(reply: Reply) -> Digest | None:

@@ -25,7 +25,15 @@ from epochfs.errors import (
     printable,
 )
 from epochfs.oci.manifests import MEDIA_TYPE, Document, digest_matches, load_json, payload
-from epochfs.oci.names import Digest, Reference, Repository, Tag
+from epochfs.oci.names import (
+    Digest,
+    Reference,
+    Repository,
+    Tag,
+    digest_of,
+    reference_of,
+    repository_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -222,23 +230,6 @@ class PushingClient:
         if not is_clear and is_there():
             kind = ProtocolViolation if reply.ok else Unsupported
             raise kind(f"{reply.what}: {reply.status}: nothing was deleted")
-
-
-def repository_of(name: Repository | str) -> Repository:
-    """Return a repository given parsed or as text; raises InvalidName."""
-    return name if isinstance(name, Repository) else Repository.parse(name)
-
-
-def digest_of(digest: Digest | str) -> Digest:
-    """Return a digest given parsed or as text; raises InvalidName."""
-    return digest if isinstance(digest, Digest) else Digest.parse(digest)
-
-
-def reference_of(reference: Reference | str) -> Reference:
-    """Return a reference given parsed or as text: a tag never has a colon, a digest always."""
-    if isinstance(reference, Tag | Digest):
-        return reference
-    return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
 
 
 def _check_manifest(data: bytes, content_type: str) -> None:

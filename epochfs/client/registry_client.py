@@ -20,7 +20,7 @@ from epochfs.client.host import Host
 from epochfs.client.hosts import Capability, RegistryHosts
 from epochfs.client.hosts import find as find_hosts
 from epochfs.client.mirrors import MirrorState, hosts_of
-from epochfs.client.pushing import PushingClient, digest_of, reference_of, repository_of
+from epochfs.client.pushing import PushingClient
 from epochfs.client.transport import BlobStream, TransportStats
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.errors import (
@@ -33,7 +33,14 @@ from epochfs.errors import (
     printable_url,
 )
 from epochfs.oci.manifests import Descriptor, Document
-from epochfs.oci.names import Digest, Reference, Repository
+from epochfs.oci.names import (
+    Digest,
+    Reference,
+    Repository,
+    digest_of,
+    reference_of,
+    repository_of,
+)
 
 MANIFEST_LIMIT = 4 * 1024 * 1024
 """Default limit of a manifest in bytes: what every registry should take (§Pushing Manifests)."""

@@ -79,7 +79,7 @@ class Listings:
         )
         self._changes = 0
         self._referrers = Referrers(source, self._tagged, changing, facts)
-        own = OwnChanges(
+        self._own = own = OwnChanges(
             source,
             history,
             self._repositories,
@@ -302,7 +302,7 @@ class Listings:
     def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Answer[Resolved]:
         repository, tag = key
         answer = self._source.resolve(repository, tag)
-        told = self._resolved.peek(key)
+        told = self._resolved.peek(key) if self._own.has_tagged else None
         if told is not None:
             return Answer(told)  # this process wrote the tag meanwhile
         digest = answer.value.digest

@@ -41,9 +41,7 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
-from epochfs.metadata import questions
-from epochfs.metadata.questions import Ledger
-from epochfs.metadata.source import Answer, Facts
+from epochfs.metadata.source import CATALOG, LISTINGS, Answer, Facts, Kind
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import Descriptor, Document, checked_size, digest_matches
 from epochfs.oci.names import Digest, Reference, Repository, Tag
@@ -158,7 +156,6 @@ class RememberingClient:
         self._answers = answers
         self.facts = Facts(answers)
         self.health = health
-        self._ledger = Ledger(answers)
         self._max_age = max_age
         self._mirrored = bool(client.mirrors)
         self._lock = threading.Lock()
@@ -166,16 +163,16 @@ class RememberingClient:
         """How many remembered answers, refusals among them, were given, for operators to see."""
 
     def catalog(self) -> Answer[list[str]]:
-        return self._ask(questions.CATALOG, self._client.catalog, _dump, _names, self._max_age)
+        return self._ask(CATALOG, self._client.catalog, _dump, _names, self._max_age)
 
     def list_tags(self, name: Repository) -> Answer[list[str]]:
         ask = partial(self._client.list_tags, name)
-        return self._ask(questions.tags_of(name), ask, _dump, _names, self._max_age)
+        return self._ask(Question(Kind.TAGS, name.name), ask, _dump, _names, self._max_age)
 
     def resolve(self, name: Repository, reference: Reference) -> Answer[Descriptor]:
         max_age = self._max_age if isinstance(reference, Tag) else None
         return self._ask(
-            questions.description_of(name, reference),
+            Question(Kind.DESCRIPTION, name.name, str(reference)),
             partial(self._client.resolve, name, reference),
             _dump,
             lambda raw: _descriptor(json.loads(raw)),
@@ -187,7 +184,7 @@ class RememberingClient:
     ) -> Document:
         """Return a manifest; its description and the sizes of its blobs are then known too."""
         return self._ask(
-            questions.manifest_of(name, reference),
+            Question(Kind.MANIFEST, name.name, str(reference)),
             partial(self._client.get_manifest, name, reference, limit),
             _dump_manifest,
             partial(_document, reference),
@@ -196,7 +193,7 @@ class RememberingClient:
 
     def referrers(self, name: Repository, digest: Digest) -> Answer[list[Descriptor]]:
         return self._ask(
-            questions.referrers_of(name, digest),
+            Question(Kind.REFERRERS, name.name, str(digest)),
             partial(self._client.referrers, name, digest),
             _dump,
             lambda raw: [_descriptor(one) for one in json.loads(raw)],
@@ -206,7 +203,7 @@ class RememberingClient:
     def read_blob(self, name: Repository, digest: Digest, limit: int) -> bytes:
         """Return a whole blob that is a document; it is remembered as manifests are."""
         return self._ask(
-            questions.content_of(name, digest),
+            Question(Kind.CONTENT, name.name, str(digest)),
             partial(self._client.read_blob, name, digest, limit),
             bytes,
             partial(_checked, digest),
@@ -214,7 +211,7 @@ class RememberingClient:
 
     def blob_size(self, name: Repository, digest: Digest) -> Answer[int]:
         return self._ask(
-            questions.size_of(name, digest),
+            Question(Kind.SIZE, name.name, str(digest)),
             partial(self._client.blob_size, name, digest),
             _dump,
             lambda raw: checked_size(json.loads(raw)),
@@ -226,7 +223,7 @@ class RememberingClient:
             one: _ANSWER + (_dump_manifest(value) if isinstance(value, Document) else _dump(value))
             for one, value in now.items()
         }
-        self._ledger.change(known, gone)
+        self._answers.change(known, gone)
 
     def get_blob(
         self, name: Repository, digest: Digest, start: int = 0, end: int | None = None
@@ -264,8 +261,8 @@ class RememberingClient:
 
         `implies` tells what other answers follow from an answer.
         """
-        asked, asker = self._ledger.now(question), self._answers.asker(question.repository)
-        by_mirror = self._mirrored and question.kind not in questions.LISTINGS
+        asker = self._answers.asker(question.repository)
+        by_mirror = self._mirrored and question.kind not in LISTINGS
         outage = self.health.outage  # read once: another thread may find it meanwhile
         if outage is not None:
             if kept := self._recall(asker, question, load, max_age):
@@ -290,27 +287,27 @@ class RememberingClient:
         except EpochfsError as error:
             self.health.answered()  # mirrors refuse nothing
             if self._answers.asker(question.repository) == asker:
-                self._remember_refusal(asked, asker, question, error, named=max_age is not None)
+                self._remember_refusal(asker, question, error, named=max_age is not None)
             raise
         if not by_mirror:
             self.health.answered()
         # If somebody logged in meanwhile, the answer is not theirs.
         if self._answers.asker(question.repository) == asker:
-            self._ledger.put(asked, asker, question, _ANSWER + dump(value))
+            self._answers.put(asker, question, _ANSWER + dump(value))
             for implied, text in implies(question, value).items() if implies else ():
-                self._ledger.put(asked, asker, implied, _ANSWER + text)
+                self._answers.put(asker, implied, _ANSWER + text)
         return Answer(value)
 
     def _remember_refusal(
-        self, asked: int, asker: Asker | None, question: Question, error: Exception, *, named: bool
+        self, asker: Asker | None, question: Question, error: Exception, *, named: bool
     ) -> None:
-        if isinstance(error, Denied) and question.kind not in questions.LISTINGS:
+        if isinstance(error, Denied) and question.kind not in LISTINGS:
             self._answers.forget_repository(asker)
-        elif isinstance(error, NotFound) and self._ledger.now(question) == asked:
+        elif isinstance(error, NotFound):
             self._answers.forget(asker, question)
         mark = next((mark for mark, kind in _REFUSALS.items() if isinstance(error, kind)), None)
         if named and mark is not None:
-            self._ledger.put(asked, asker, question, mark, proves_access=False)
+            self._answers.put(asker, question, mark, proves_access=False)
 
     def _recall(
         self,
@@ -343,9 +340,9 @@ def _implied_by_manifest(question: Question, document: Document) -> dict[Questio
     """Return what HEADs of a manifest and of the blobs it names would say."""
     described = Descriptor(document.media_type, document.digest, document.size)
     repository = Repository(question.repository)
-    found = {questions.description_of(repository, document.digest): _dump(described)}
+    found = {Question(Kind.DESCRIPTION, repository.name, str(document.digest)): _dump(described)}
     for blob in named_blobs(document.readable_view):
-        found[questions.size_of(repository, blob.digest)] = _dump(blob.size)
+        found[Question(Kind.SIZE, repository.name, str(blob.digest))] = _dump(blob.size)
     return found
 
 

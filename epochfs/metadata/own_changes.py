@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from epochfs.cache.answers import Question
 from epochfs.cache.tag_history import TagHistory
 from epochfs.errors import NotFound
-from epochfs.metadata import questions
 from epochfs.metadata.content import Documents, Referrers
 from epochfs.metadata.repositories import Repositories
-from epochfs.metadata.source import Source
+from epochfs.metadata.source import Kind, Source
 from epochfs.metadata.ttl_cache import Resolved, TagKey, TtlCache
 from epochfs.oci.manifests import Descriptor, Document
-from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 
 class OwnChanges:
@@ -51,11 +51,13 @@ class OwnChanges:
         self._documents = documents
         self._referrers = referrers
         self._changed = changed
+        self.has_tagged = False
+        """Whether a tag was written: only then can an answer about one be older than we know."""
 
     def wrote_blob(self, repository: Repository, descriptor: Descriptor) -> None:
         """Note that a repository has a blob."""
         self._heads.put((repository, descriptor.digest), descriptor)
-        self._source.amend({questions.size_of(repository, descriptor.digest): descriptor.size})
+        self._source.amend({_about(Kind.SIZE, repository, descriptor.digest): descriptor.size})
 
     def wrote_manifest(self, repository: Repository, document: Document) -> None:
         """Note that a repository has a manifest, which may be its first."""
@@ -65,19 +67,20 @@ class OwnChanges:
         self._changed()
         self._source.amend(
             {
-                questions.manifest_of(repository, document.digest): document,
-                questions.description_of(repository, document.digest): described,
+                _about(Kind.MANIFEST, repository, document.digest): document,
+                _about(Kind.DESCRIPTION, repository, document.digest): described,
             }
         )
 
     def wrote_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
         """Note that a tag names a manifest, since now if it did not before."""
+        self.has_tagged = True
         since = self._history.since(repository, tag, digest)
         self._resolved.put((repository, tag), Resolved(digest, since))
         self._referrers.retagged(repository, tag)
         self._repositories.wrote(repository, tag)
         described = self._documents.known_description(repository, digest)
-        name = questions.description_of(repository, tag)
+        name = _about(Kind.DESCRIPTION, repository, tag)
         if described is None:
             self._source.amend({}, [name])
         else:
@@ -88,8 +91,8 @@ class OwnChanges:
         absent = NotFound(f"the blob {digest} was deleted from {repository}")
         self._documents.removed_blob(repository, digest, absent)
         self._heads.put_absent((repository, digest), absent)
-        about = (questions.size_of, questions.content_of)
-        self._source.amend({}, [ask(repository, digest) for ask in about])
+        about = (Kind.SIZE, Kind.CONTENT)
+        self._source.amend({}, [_about(kind, repository, digest) for kind in about])
 
     def removed_manifest(self, repository: Repository, digest: Digest) -> None:
         """Note that a repository no longer has a manifest, nor the tags that named it."""
@@ -97,14 +100,14 @@ class OwnChanges:
         document = self._documents.removed_manifest(repository, digest, absent)
         if document is not None:
             self._refers_anew(repository, document)
-        gone = [questions.manifest_of(repository, digest)]
-        gone += [questions.description_of(repository, digest)]
+        about = (Kind.MANIFEST, Kind.DESCRIPTION)
+        gone = [_about(kind, repository, digest) for kind in about]
         for tag in self._repositories.last_tags(repository):
             resolved = self._resolved.last((repository, tag))
             if resolved is not None and resolved.digest == digest:
                 self._resolved.expire((repository, tag))
                 self._referrers.retagged(repository, tag)
-                gone.append(questions.description_of(repository, tag))
+                gone.append(_about(Kind.DESCRIPTION, repository, tag))
         self._repositories.removed(repository)
         self._changed()
         self._source.amend({}, gone)
@@ -115,7 +118,7 @@ class OwnChanges:
         self._resolved.put_absent((repository, tag), absent)
         self._referrers.retagged(repository, tag)
         self._repositories.removed(repository, tag)
-        self._source.amend({}, [questions.description_of(repository, tag)])
+        self._source.amend({}, [_about(Kind.DESCRIPTION, repository, tag)])
 
     def _refers_anew(self, repository: Repository, document: Document) -> None:
         """Have the referrers of a manifest's subject asked for anew."""
@@ -123,4 +126,8 @@ class OwnChanges:
         if view is not None and view.subject is not None:
             subject = view.subject.digest
             self._referrers.changed(repository, subject)
-            self._source.amend({}, [questions.referrers_of(repository, subject)])
+            self._source.amend({}, [_about(Kind.REFERRERS, repository, subject)])
+
+
+def _about(kind: Kind, repository: Repository, name: Reference) -> Question:
+    return Question(kind, repository.name, str(name))

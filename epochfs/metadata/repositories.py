@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import TypeVar
 
+from epochfs.cache.answers import Question
 from epochfs.cache.tag_history import TagHistory
 from epochfs.config import ListingOptions
 from epochfs.errors import (
@@ -42,8 +43,7 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
-from epochfs.metadata.questions import CATALOG, tags_of
-from epochfs.metadata.source import HAS_CATALOG, Answer, Facts, Source
+from epochfs.metadata.source import CATALOG, HAS_CATALOG, Answer, Facts, Kind, Source
 from epochfs.metadata.ttl_cache import CachePolicy, TtlCache
 from epochfs.oci.names import Catalog, Repository, Tag
 
@@ -263,7 +263,7 @@ class Repositories:
 
     def _tell_tags(self, repository: Repository) -> None:
         """Have the source remember the tags as they are, if they are known."""
-        tags, question = self._tags.peek(repository), tags_of(repository)
+        tags, question = self._tags.peek(repository), Question(Kind.TAGS, repository.name)
         if tags is None:
             self._source.amend({}, [question])
         else:

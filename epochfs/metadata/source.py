@@ -6,6 +6,7 @@ methods are those of `RegistryClient`, which documents them.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Generic, Protocol, TypeVar
@@ -17,8 +18,34 @@ from epochfs.oci.names import Digest, Reference, Repository, Tag
 
 T_co = TypeVar("T_co", covariant=True)
 
-_FACT = "fact"
 _HOLDS = b"1"
+
+
+class Kind(enum.StrEnum):
+    """The kinds of questions, and how they are spelt in the files of answers."""
+
+    CATALOG = "catalogue"
+    TAGS = "tags"
+    """What tags a repository has."""
+    DESCRIPTION = "description"
+    """What a tag or digest names now."""
+    MANIFEST = "manifest"
+    """The manifest of a digest."""
+    REFERRERS = "referrers"
+    """What refers to the manifest of a digest."""
+    SIZE = "blob"
+    """How large a blob is."""
+    CONTENT = "content"
+    """All of a blob."""
+    FACT = "fact"
+    """What was learned of a registry (`Facts`)."""
+
+
+CATALOG = Question(Kind.CATALOG)
+
+LISTINGS = frozenset({Kind.CATALOG, Kind.TAGS, Kind.REFERRERS})
+"""The kinds that list something, and that mirrors are not asked. Everything else is content; an
+answer about it proves access."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +85,8 @@ class Source(Protocol):
         """Return all of a blob, hashed; raises TooLarge for one over `limit` bytes."""
 
     def amend(self, now: Mapping[Question, object], gone: Iterable[Question] = (), /) -> None:
-        """Take note of what this process changed (`questions`): what the answers are `now`, as the
-        methods here give them, and which are no longer known.
+        """Take note of what this process changed: what the answers are `now`, as the methods here
+        give them, and which are no longer known.
         """
 
 
@@ -119,16 +146,16 @@ class PushClient(Protocol):
         """Delete a blob."""
 
 
-HAS_CATALOG = Question(_FACT, name="catalog")
+HAS_CATALOG = Question(Kind.FACT, name="catalog")
 """The registry has listed its repositories."""
 
-NO_REFERRERS_CALL = Question(_FACT, name="no referrers call")
+NO_REFERRERS_CALL = Question(Kind.FACT, name="no referrers call")
 """The registry does not offer the referrers call; referrers are found by tag."""
 
 
 def answers_referrers(repository: str) -> Question:
     """Return the fact that the referrers call has answered for a repository."""
-    return Question(_FACT, repository, "referrers call")
+    return Question(Kind.FACT, repository, "referrers call")
 
 
 class Facts:

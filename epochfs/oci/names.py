@@ -222,6 +222,23 @@ Reference = Tag | Digest
 """What names a manifest within a repository."""
 
 
+def repository_of(name: Repository | str) -> Repository:
+    """Return a repository given parsed or as text; raises InvalidName."""
+    return name if isinstance(name, Repository) else Repository.parse(name)
+
+
+def digest_of(digest: Digest | str) -> Digest:
+    """Return a digest given parsed or as text; raises InvalidName."""
+    return digest if isinstance(digest, Digest) else Digest.parse(digest)
+
+
+def reference_of(reference: Reference | str) -> Reference:
+    """Return a reference given parsed or as text: a tag never has a colon, a digest always."""
+    if isinstance(reference, Tag | Digest):
+        return reference
+    return Digest.parse(reference) if ":" in reference else Tag.parse(reference)
+
+
 def referrers_tag(digest: Digest) -> Tag:
     """Return the tag of the index of a manifest's referrers, where a registry has no referrers API
     (OCI Distribution specification 1.1, "Referrers Tag Schema").

@@ -23,7 +23,7 @@ from support.answerstores import (
 )
 from support.diskcache import damage, read_only
 
-from epochfs.cache.answers import Question
+from epochfs.cache.answers import AnswerStore, Asker, Question
 from epochfs.config import Credentials
 from epochfs.errors import CacheFailure
 
@@ -65,6 +65,47 @@ def test_another_registry_or_other_credentials_get_nothing(
     assert other.get(TAGS) is None
     other.forget_repository("team/app")
     assert store.get(TAGS) == b"for alice"
+
+
+def test_an_answer_older_than_a_change_replaces_nothing_and_forgets_nothing(opened: Open) -> None:
+    store = opened()
+    asker = store.asker("team/app")
+    store.change({TAGS: b"written"}, [])
+    store._store.put(asker, TAGS, b"older")
+    store._store.forget(asker, TAGS)
+    assert store.get(TAGS) == b"written"
+    store.put(TAGS, b"newer")
+    assert store.get(TAGS) == b"newer"
+
+
+def test_an_answer_about_another_repository_is_kept_whatever_was_changed(opened: Open) -> None:
+    store, other = opened(), Question("tags", "team/other")
+    asker = store.asker("team/other")
+    store.change({TAGS: b"written"}, [])
+    store._store.put(asker, other, b"of the other")
+    assert store.get(other) == b"of the other"
+
+
+def test_changes_at_the_same_moment_are_all_kept(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, manifest = Question("blob", "team/app", "x"), Question("manifest", "team/app", "y")
+    find, others = AnswerStore.asker, iter([TAGS, Question("description", "team/app", "v1")])
+
+    def meanwhile(self: AnswerStore, repository: str) -> Asker | None:
+        """Find out who asks; another thread changes something before that is used."""
+        asker = find(self, repository)
+        for other in others:
+            self.change({other: b"by another"}, [])
+        return asker
+
+    store = opened()
+    store.put(gone, b"7")
+    monkeypatch.setattr(AnswerStore, "asker", meanwhile)
+    store.change({manifest: b"written"}, [gone])
+    monkeypatch.undo()
+    assert store.get(gone) is None
+    assert [store.get(one) for one in (manifest, TAGS)] == [b"written", b"by another"]
 
 
 def test_on_a_full_disk_what_was_kept_is_still_there(path: Path, opened: Open) -> None:
