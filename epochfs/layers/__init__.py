@@ -1,14 +1,16 @@
 """A tar layer as an archive: indexed once, bounded, read at random.
 
 `tar` reads its entries from a `tar_stream`, which `decoders` decompress (gzip, zstd); `toc` reads
-those of eStargz and zstd:chunked. `indexing` has them written by `index_writer` to an `index`,
-stored in the cache. `archive` and `chunks`, with the chunk cache, read the files; `layer_store` is
-the front door. An index is named by its blob's digest, so it never has to be invalidated, and it is
-on disk, so memory does not grow with the size of an image.
+those of eStargz and zstd:chunked, and `soci`, with `flatbuffers`, those of gzip layers that have a
+SOCI index. `indexing` has them written by `index_writer` to an `index`, stored in the cache.
+`archive`, `chunks` with the chunk cache, and `spans` read the files; `layer_store` is the front
+door. An index is named by its blob's digest, so it never has to be invalidated, and it is on disk,
+so memory does not grow with the size of an image.
 
 A layer is hostile. Bounds on sizes, counts and depth are constants, MAX_..., of the module that
 enforces them: `tar_stream` (headers), `tar` (attributes), `entry` (paths), `index_writer` (entries,
-links), `decoders` (decompressed size: `size_limit`), `toc` (tables, chunks), `chunks` (decoders).
+links), `decoders` (decompressed size: `size_limit`), `toc` and `soci` (tables, chunks, spans),
+`flatbuffers` (sharing), `chunks` (decoders).
 
 Uses `blobs` to read and `cache` to keep indexes. Used by `vfs`, which merges layers into a root
 filesystem.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,8 @@ _MAX_DECODERS = 4
 _PATIENCE_SECONDS = 30.0
 """How long a chunk waits for a decoder: half the time that a read has."""
 
+_Key = tuple[Hashable, Hashable]
+
 
 class ChunkCache:
     """The latest chunks of all layers: the kernel reads a chunk in many pieces, some in parallel.
@@ -39,13 +41,13 @@ class ChunkCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
-        self._chunks: LRUCache[tuple[Digest, Piece], bytes] = LRUCache(_CACHED_BYTES, len)
-        self._flights = SingleFlight[tuple[Digest, Piece], bytes](
+        self._chunks: LRUCache[_Key, bytes] = LRUCache(_CACHED_BYTES, len)
+        self._flights = SingleFlight[_Key, bytes](
             self._lock, self._chunks.__setitem__, lambda _: "a chunk of a layer is not read yet"
         )
 
-    def get(self, layer: Digest, piece: Piece, make: Callable[[], bytes]) -> bytes:
-        """Return a chunk, made if it is not cached."""
+    def get(self, layer: Hashable, piece: Hashable, make: Callable[[], bytes]) -> bytes:
+        """Return a chunk of a layer, made if it is not cached."""
         key = (layer, piece)
         # No deadline here: whoever makes the chunk has one.
         return self._flights.do(

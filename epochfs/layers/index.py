@@ -16,13 +16,13 @@ import stat
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from epochfs.errors import CacheFailure
 from epochfs.layers.entry import Piece, join_path
 
-FORMAT = 4
+FORMAT = 5
 """The version of this schema and of its content."""
 
 _CACHE_KIB = 256
@@ -49,6 +49,10 @@ CREATE TABLE piece (
     inode INTEGER, start INTEGER, size INTEGER, offset INTEGER, skip INTEGER, digest TEXT,
     PRIMARY KEY (inode, start)
 ) WITHOUT ROWID;
+CREATE TABLE span (
+    start INTEGER PRIMARY KEY, size INTEGER, offset INTEGER, packed INTEGER, bits INTEGER,
+    digest TEXT, window BLOB
+);
 """
 """`alias` has all names of inodes with several, `foreign_link` the hard links to lower layers, and
 `hidden` the whiteouts and, with an empty name, the opaque directories."""
@@ -72,6 +76,21 @@ class Inode:
     link: bytes
     xattrs: dict[str, bytes]
     first: bytes
+
+
+class Span(NamedTuple):
+    """`size` bytes of a gzip layer's tar stream, from `start` in it.
+
+    They are compressed in the `packed` bytes of the blob from `offset`, of which `digest` is. If
+    `bits` is not 0, only so many of the first byte belong to it, the upper ones.
+    """
+
+    start: int
+    size: int
+    offset: int
+    packed: int
+    bits: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +188,19 @@ class LayerIndex:
     def gzip_points(self) -> bytes:
         """Return the index of a gzip stream, as its decoder exported it."""
         return b"".join(part for (part,) in self._rows("SELECT part FROM gzip_points"))
+
+    def spans(self, start: int, stop: int) -> list[Span]:
+        """Return the spans that overlap the range `[start, stop)` of the stream, in order."""
+        query = (
+            "SELECT start, size, offset, packed, bits, digest FROM span WHERE start < ? AND "
+            "start >= (SELECT coalesce(max(start), 0) FROM span WHERE start <= ?) ORDER BY start"
+        )
+        return [Span(*row) for row in self._rows(query, stop, start)]
+
+    def window(self, span: Span) -> bytes:
+        """Return what comes before a span in the stream, which its compressed bytes refer to."""
+        [(window,)] = self._rows("SELECT window FROM span WHERE start=?", span.start)
+        return bytes(window)
 
     def _look_up(self, parent: bytes, name: bytes) -> tuple[int | None, int]:
         query = (

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.layers.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
-from epochfs.layers.index import IMPLICIT, SCHEMA
+from epochfs.layers.index import IMPLICIT, SCHEMA, Span
 
 MAX_ENTRIES = 1_000_000
 """Maximum number of entries of a layer."""
@@ -168,6 +168,11 @@ class IndexWriter:
 
     def set_gzip_points(self, points: bytes) -> None:
         self._rows.run("INSERT INTO gzip_points (part) VALUES (?)", points)
+
+    def add_span(self, span: Span, window: bytes) -> None:
+        """Record a span of a gzip layer, and its window (see `LayerIndex.window`)."""
+        self._count_bytes(_ROW_BYTES + len(window))
+        self._rows.run("INSERT INTO span VALUES (?, ?, ?, ?, ?, ?, ?)", *span, window)
 
     def set_meta(self, key: str, value: str | int) -> None:
         """Record a fact about the layer as a whole."""

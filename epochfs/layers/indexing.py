@@ -5,7 +5,8 @@
     <cache>/v1/layers/<algorithm>/<encoded>.<voucher>.<format>    the index of a layer
 
 Everything in an index has been verified. It is made from the layer's table of contents if an
-annotation, and so the manifest's digest, vouches for one; each chunk is then verified by itself.
+annotation, and so the manifest's digest, vouches for one, in the layer (`toc`) or beside it
+(`soci`); each chunk or span is then verified by itself.
 Otherwise the whole blob is read, and its index is not complete until the blob matches its digest.
 
 An index is written under a temporary name, locked (flock), synced, and only then renamed: what has
@@ -31,8 +32,15 @@ from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache
 from epochfs.cache.directory import LAYERS, NEW_FILE_FLAGS, READ_FLAGS, is_ours
 from epochfs.cache.quota import cached_files, remove_unused, shrink
-from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge, Vanished
-from epochfs.layers import toc
+from epochfs.errors import (
+    CacheFailure,
+    EpochfsError,
+    InvalidName,
+    ProtocolViolation,
+    TooLarge,
+    Vanished,
+)
+from epochfs.layers import soci, toc
 from epochfs.layers.decoders import (
     BlobFile,
     check_gzip,
@@ -61,6 +69,7 @@ _ATTEMPTS = 3
 
 def write_index(
     blobs: BlobStore,
+    manifests: soci.Manifests,
     repository: Repository,
     layer: Descriptor,
     closed: threading.Event,
@@ -79,8 +88,30 @@ def write_index(
             writer.add(entry)
         writer.set_meta("compression", compression)
         return
+    table = _soci_table(blobs, manifests, repository, layer)
+    if table is not None:
+        for entry in table.entries():
+            writer.add(entry)
+        for span, window in table.spans():
+            writer.add_span(span, window)
+        writer.set_meta("compression", soci.FORMAT)
+        return
     with closing(blobs.open(repository, layer.digest, layer.size)) as blob:
         _write_whole(blob, closed, writer)
+
+
+def _soci_table(
+    blobs: BlobStore, manifests: soci.Manifests, repository: Repository, layer: Descriptor
+) -> soci.SociTable | None:
+    """Return the table that a layer's annotation leads to; None if there is none to be used.
+
+    Then the layer is read whole, which needs nobody's word but its digest's.
+    """
+    try:
+        return soci.read_table(layer, repository, manifests, blobs)
+    except EpochfsError as error:
+        log.warning("layer %s is read whole; bad SOCI index: %s", layer.digest, error)
+        return None
 
 
 def _write_whole(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:

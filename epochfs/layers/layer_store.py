@@ -26,11 +26,12 @@ from epochfs.errors import (
     Vanished,
     fresh,
 )
-from epochfs.layers import toc
+from epochfs.layers import soci, toc
 from epochfs.layers.archive import Archive, open_archive
 from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.index import Inode, LayerIndex
 from epochfs.layers.indexing import stored_index, write_index
+from epochfs.layers.spans import SpanArchive
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
 
@@ -151,9 +152,11 @@ class Layers:
     repository may see it.
     """
 
-    def __init__(self, blobs: BlobStore, cache: BlobCache) -> None:
+    def __init__(self, blobs: BlobStore, cache: BlobCache, manifests: soci.Manifests) -> None:
+        """`manifests` returns the manifests of SOCI indexes."""
         self._blobs = blobs
         self._cache = cache
+        self._manifests = manifests
         self._closed = threading.Event()
         self._indexes = LoadingCache[_Key, LayerIndex]("layer", _MAX_INDEXES, _weight)
         self._archives = LoadingCache[tuple[Repository, _Key], Archive]("archive", _MAX_ARCHIVES)
@@ -189,13 +192,15 @@ class Layers:
     ) -> Archive:
         compression = str(index.meta["compression"])
         open_blob = partial(self._blobs.open, repository, layer.digest, layer.size)
+        precisely = partial(open_blob, precise=True)
+        if compression == soci.FORMAT:
+            return SpanArchive(_key(layer), index, precisely, self._chunks)
         if compression in (toc.ESTARGZ, toc.ZSTD_CHUNKED):
-            precisely = partial(open_blob, precise=True)
             return ChunkedArchive(layer.digest, compression, precisely, self._chunks)
         return open_archive(index, open_blob(), self._cache)
 
     def _make_index(self, repository: Repository, layer: Descriptor) -> LayerIndex:
-        write = partial(write_index, self._blobs, repository, layer, self._closed)
+        write = partial(write_index, self._blobs, self._manifests, repository, layer, self._closed)
         return stored_index(self._cache, layer, write)
 
 

@@ -196,7 +196,7 @@ class TarReader:
             uid = _owner(records[b"uid"]) if b"uid" in records else uid
             gid = _owner(records[b"gid"]) if b"gid" in records else gid
             time_ns = _time_ns(records[b"mtime"]) if b"mtime" in records else time_ns
-            xattrs = _xattrs(records)
+            xattrs = pax_xattrs(records)
         if kind in (stat.S_IFCHR, stat.S_IFBLK):
             rdev = os.makedev(number(header.major) & 0xFFF, number(header.minor) & 0xFFFFF)
         return Entry(
@@ -246,7 +246,8 @@ def _owner(value: bytes) -> int:
     return int(value) if value.isdigit() and len(value) < 20 else 0
 
 
-def _xattrs(records: Mapping[bytes, bytes]) -> dict[str, bytes]:
+def pax_xattrs(records: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    """Return the extended attributes among an extended header's records, those Linux allows."""
     return {
         os.fsdecode(key[len(_XATTR) :]): value
         for key, value in records.items()

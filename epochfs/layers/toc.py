@@ -55,6 +55,9 @@ _POSITIONS = (
 )
 """The annotation with a zstd:chunked table's offset, length, decompressed length, and version."""
 
+SOCI_INDEX = "com.amazon.soci.index-digest"
+"""The annotation of an image's manifest that names the tables of its gzip layers (see `soci`)."""
+
 _VOUCHER_DIGITS = 32
 
 _TOC_FILE = b"stargz.index.json"
@@ -85,7 +88,7 @@ def voucher(layer: Descriptor) -> str:
     The annotations in one manifest vouch for a table of contents, and another manifest need not
     believe it: the index is kept under them. Without any, the blob's digest is enough.
     """
-    names = (*chain(*_DIGESTS.values()), *_POSITIONS)
+    names = (*chain(*_DIGESTS.values()), *_POSITIONS, SOCI_INDEX)
     found = [(name, layer.annotations[name]) for name in names if name in layer.annotations]
     if not found:
         return "tar"

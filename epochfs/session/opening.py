@@ -254,7 +254,7 @@ def _assemble(
     closing.callback(blobs.close)
     composer = Composer(blobs, cache, settings.blobs.timeout)
     closing.callback(composer.close)
-    layers = Layers(blobs, cache)
+    layers = Layers(blobs, cache, listings.manifest)
     closing.callback(layers.close)
     if isinstance(source, _Registry):
         # Before all those: a download that waits for an answer could not store what it has.

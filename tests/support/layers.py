@@ -90,6 +90,8 @@ class Layer:
     annotations: Mapping[str, str] = field(default_factory=dict)
     media_type: str = LAYER
     diff_id: str = ""
+    ztoc: bytes = b""
+    """The table that the image's SOCI index has of it, if any."""
 
 
 def sha256(data: bytes) -> str:
@@ -169,8 +171,32 @@ def zstd_chunked(*files: File, chunk_size: int = 1 << 20) -> Layer:
     return Layer(bytes(blob + packed), annotations, f"{LAYER}+zstd")
 
 
+def soci_index(*layers: Layer) -> Content:
+    """Return a SOCI index: a manifest whose layers are the tables of an image's layers."""
+    tables = [
+        descriptor(
+            one.ztoc,
+            "application/octet-stream",
+            annotations={
+                "com.amazon.soci.image-layer-digest": sha256(one.blob),
+                "com.amazon.soci.image-layer-mediaType": one.media_type,
+            },
+        )
+        for one in layers
+        if one.ztoc
+    ]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(b"{}", "application/vnd.amazon.soci.index.v2+json"),
+        "layers": tables,
+    }
+    blobs = (b"{}", *(one.ztoc for one in layers if one.ztoc))
+    return Content(encode(manifest), OCI_MANIFEST, blobs)
+
+
 def container(*layers: Layer) -> Content:
-    """Return an image of these layers, from the bottom up."""
+    """Return an image of these layers, from the bottom up, with a SOCI index of their tables."""
     rootfs = {"type": "layers", "diff_ids": [one.diff_id or sha256(one.blob) for one in layers]}
     config = encode({"architecture": "amd64", "os": "linux", "rootfs": rootfs})
     manifest = {
@@ -182,4 +208,9 @@ def container(*layers: Layer) -> Content:
             for one in layers
         ],
     }
-    return Content(encode(manifest), OCI_MANIFEST, (config, *(one.blob for one in layers)))
+    blobs = (config, *(one.blob for one in layers))
+    if not any(one.ztoc for one in layers):
+        return Content(encode(manifest), OCI_MANIFEST, blobs)
+    index = soci_index(*layers)
+    manifest["annotations"] = {"com.amazon.soci.index-digest": str(index.digest)}
+    return Content(encode(manifest), OCI_MANIFEST, blobs, (index,))

@@ -13,6 +13,7 @@ import pytest
 from support.builders import load
 from support.layers import File, Layer, container, estargz, gzipped, tar, zstd, zstd_chunked
 from support.registries import EmbeddedRegistry
+from support.soci import soci
 from support.stacks import Stack, stack
 from support.views import VfsView, names, read
 
@@ -29,7 +30,7 @@ def gzipped_stream(stream: bytes) -> Layer:
 
 Make = Callable[..., Layer]
 every_format = pytest.mark.parametrize(
-    "make", [plain, gzipped, zstd, estargz, zstd_chunked], ids=lambda make: make.__name__
+    "make", [plain, gzipped, soci, zstd, estargz, zstd_chunked], ids=lambda make: make.__name__
 )
 
 

@@ -88,7 +88,7 @@ def stack(
         closing.callback(blobs.close)
         composer = Composer(blobs, cache, timeout)
         closing.callback(composer.close)
-        layers = Layers(blobs, cache)
+        layers = Layers(blobs, cache, listings.manifest)
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
         tree = root(Repository.parse(prefix) if prefix else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from epochfs.errors import NotFound
+from epochfs.layers.soci import vouched
 from epochfs.oci.kinds import CONTAINER_IMAGE, kind_of
 from epochfs.oci.manifests import Document, Manifest
 from epochfs.vfs.merge_layers import TarLayer
@@ -26,7 +27,7 @@ def layers_of(document: Document) -> tuple[TarLayer, ...] | None:
     types = (layer.media_type for layer in view.layers)
     if not all(one.startswith(_LAYERS) and ".tar" in one for one in types):
         return None
-    return tuple(TarLayer(layer) for layer in view.layers)
+    return tuple(TarLayer(vouched(layer, view)) for layer in view.layers)
 
 
 class RootfsNode(MergedNode):

@@ -26,12 +26,12 @@ from support.roots import MIB, Make, Show, plain, showing
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import CacheOptions
 from epochfs.demo.registry import Request, Response
-from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, Vanished
+from epochfs.errors import ContentMismatch, DeadlineExceeded, EpochfsError, NotFound, Vanished
 from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.entry import Piece
 from epochfs.layers.index import Inode
 from epochfs.layers.layer_store import LayerFile, Layers
-from epochfs.oci.manifests import Descriptor
+from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Repository
 
 pytest.importorskip("indexed_gzip")
@@ -144,8 +144,12 @@ class OneLayer:
         return self.layers.open(APP, self.descriptor, self.inode(), time.monotonic() + 20)
 
 
+def no_manifest(repository: Repository, digest: Digest) -> Document:
+    raise NotFound(f"no {digest}")
+
+
 def of_store(store: Store, layer: Layer, directory: Path) -> OneLayer:
-    layers = Layers(store, BlobCache(CacheOptions(directory, 1 << 30)))
+    layers = Layers(store, BlobCache(CacheOptions(directory, 1 << 30)), no_manifest)
     digest = Digest.of(layer.blob)
     descriptor = Descriptor(
         layer.media_type, digest, len(layer.blob), annotations=layer.annotations

@@ -66,7 +66,7 @@ def served(
         cache = BlobCache(CacheOptions(directory.parent / "cache"))
         composer = Composer(blobs, cache, timeout)
         closing.callback(composer.close)
-        layers = Layers(blobs, cache)
+        layers = Layers(blobs, cache, listings.manifest)
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
         context = Context(listings, blobs, layers, composer, kernel, stack_status, timeout)
