@@ -117,6 +117,9 @@ class PushClient(Protocol):
     def has_manifest(self, name: Repository, reference: Reference, /) -> bool:
         """Return whether the repository has a manifest."""
 
+    def get_manifest(self, name: Repository, digest: Digest, /) -> Document:
+        """Return a manifest, hashed."""
+
     def is_tagged(self, name: Repository, tag: Tag, digest: Digest, /) -> bool:
         """Return whether a tag names a manifest now."""
 

@@ -217,7 +217,7 @@ class WritableFileSystem(FileSystem):
         place = place_of(self._tree, file.path)
         waiter = waiter_of(place) if place is not None else None
         if waiter is not None and self._publisher.waits(waiter):
-            self._publisher.insist(waiter)
+            self._publisher.insist(waiter, self._context.timeout)
             if self._publisher.waits(waiter):
                 raise Busy(next(iter(self._publisher.reasons()), "it waits"))
         elif file.is_final and file.dirty:
@@ -311,7 +311,7 @@ class WritableFileSystem(FileSystem):
 
     def fsyncdir(self, path: str) -> None:
         """Return if nothing below a directory waits, after one more try to send it; raises Busy."""
-        self._publisher.retry()
+        self._publisher.retry(self._context.timeout)
         for found, local in self._local.below(path):
             place = place_of(self._tree, found)
             waiter = waiter_of(place) if place is not None else None
@@ -333,6 +333,7 @@ class WritableFileSystem(FileSystem):
 
     def close(self) -> None:
         """Log what is lost, and end the work in the background."""
+        self._publisher.close()
         for reason in self.writing().reasons:
             log.warning("unmounted, and not written: %s", printable(reason))
         self._keeper.shutdown(wait=True)
