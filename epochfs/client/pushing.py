@@ -19,6 +19,7 @@ from epochfs.errors import (
     EpochfsError,
     NotFound,
     ProtocolViolation,
+    Unavailable,
     UnconfirmedNotFound,
     Unsupported,
     UsageError,
@@ -143,11 +144,17 @@ class PushingClient:
         digest = wanted if isinstance(wanted, Digest) else Digest.of(payload(data))
         if not digest_matches(digest, data):
             raise UsageError(f"the manifest to be stored does not have digest {digest}")
-        reply = self._store_manifest(repository, wanted, data, content_type)
-        if reply.status != 201 or announced_digest(reply) is None:
-            self._confirm_stored(reply, repository, wanted, digest)
         document = Document(digest, content_type, data)
         subject = document.readable_view and document.readable_view.subject
+        try:
+            reply = self._store_manifest(repository, wanted, data, content_type)
+        except Unavailable:
+            # Maybe only the answer was lost; with it, whether the registry lists its referrers.
+            if subject or not self._names(repository, wanted, digest):
+                raise
+            return digest
+        if reply.status != 201 or announced_digest(reply) is None:
+            self._confirm_stored(reply, repository, wanted, digest)
         if subject and "OCI-Subject" not in reply.headers:
             self._referrers_tags.add(repository, document, subject.digest)
         return digest
@@ -195,6 +202,16 @@ class PushingClient:
         if stored is not None and not digest_matches(stored, data):
             raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
         return reply
+
+    def _names(self, repository: Repository, reference: Reference, digest: Digest) -> bool:
+        """Return whether a reference is known to name a manifest now."""
+        seconds = self._registry.transport.timeout
+        try:
+            found = self._registry.resolve(seconds, repository, reference, _MOST_BYTES)
+        except EpochfsError as error:
+            log.debug("whether it is stored is not known: %s", error)
+            return False
+        return found.digest == digest
 
     def _confirm_stored(
         self, reply: Reply, repository: Repository, reference: Reference, digest: Digest

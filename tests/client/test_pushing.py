@@ -12,13 +12,20 @@ import pytest
 from support.builders import image, random_bytes
 from support.clients import Connect, connecting
 from support.registries import EmbeddedRegistry
-from support.scripted import Seen, Step, reply
+from support.scripted import Reset, Seen, Step, reply
 from support.subjects import BEHAVIOURS, Subject, docker_subject, embedded_subject
 
 from epochfs.client import RegistryClient
-from epochfs.config import Credentials
+from epochfs.config import Credentials, TransportOptions
 from epochfs.demo.registry import EPOCH, Behaviour, Request, Response
-from epochfs.errors import ContentMismatch, Denied, NotFound, ProtocolViolation, Unsupported
+from epochfs.errors import (
+    ContentMismatch,
+    Denied,
+    NotFound,
+    ProtocolViolation,
+    Unavailable,
+    Unsupported,
+)
 from epochfs.metadata.source import PushClient
 from epochfs.oci.names import Digest, Repository, Tag
 
@@ -269,3 +276,20 @@ class TestWhatAnswersEverything:
         ):
             with pytest.raises(error, match="nothing was deleted"):
                 delete()
+
+
+@pytest.mark.parametrize("reference", [Digest.of(b"{}"), Tag("new")])
+def test_a_manifest_that_is_stored_is_stored_though_the_answers_are_lost(
+    connect: Connect, reference: Digest | Tag
+) -> None:
+    there = reply(200, Docker_Content_Digest=str(Digest.of(b"{}")), Content_Length="2")
+
+    def script(seen: Seen) -> list[Step]:
+        if seen.method == "PUT":
+            raise Reset
+        return [there]
+
+    _, client = connect(script, options=TransportOptions(timeout=5.0, retries=0))
+    client.put_manifest("a", reference, b"{}", "application/json")
+    with pytest.raises(Unavailable):
+        client.put_manifest("a", Tag("new"), b"{ }", "application/json")

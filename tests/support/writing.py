@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from epochfs.client import RegistryClient
 from epochfs.errors import NotFound
@@ -15,10 +16,15 @@ from support.registries import EmbeddedRegistry
 from support.stacks import stack
 
 
+class HasUrl(Protocol):
+    """A registry, or what stands in front of one."""
+
+    @property
+    def url(self) -> str: ...
+
+
 @contextlib.contextmanager
-def writable(
-    registry: EmbeddedRegistry, directory: Path, **options: object
-) -> Iterator[WritableFileSystem]:
+def writable(registry: HasUrl, directory: Path, **options: object) -> Iterator[WritableFileSystem]:
     """Open a registry for writing, with the cache in `directory`."""
     with stack(registry.url, directory, writes=True, **options) as opened:  # type: ignore[arg-type]
         assert isinstance(opened.filesystem, WritableFileSystem)
