@@ -127,7 +127,7 @@ class TestRaces:
     ) -> None:
         leaf = image(b"leaf")
         chain = [leaf]
-        for _ in range(300):
+        for _ in range(180):
             chain.append(index(chain[-1]))
         for one in reversed(chain):
             make(fs, manifest_path(one).rpartition("/")[0])

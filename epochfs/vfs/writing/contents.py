@@ -41,6 +41,7 @@ from epochfs.vfs.views.layout import (
     IndexFile,
     LayoutFile,
 )
+from epochfs.vfs.writing.idle import InMemory
 from epochfs.vfs.writing.local import LocalFile, LocalLink, LocalTree, Sent
 from epochfs.vfs.writing.places import Place, tagged_digest
 from epochfs.vfs.writing.publisher import Publisher
@@ -166,7 +167,7 @@ class Contents:
             self._publisher.spare(repository, digest, None)
             self._local.put(path, Sent(ManifestFile(repository, digest)))
 
-        self._publisher.spare(repository, digest, file.staged)
+        self._publisher.spare(repository, digest, InMemory(document.raw))
         try:
             return not self._publisher.manifest(repository, document, sent)
         except EpochfsError:
@@ -245,6 +246,7 @@ class Contents:
             opened = place.open(self._context).file
         except NotFound:
             return False
+        file.hold()
         staged = file.staged
         try:
             same = size == staged.size
@@ -256,6 +258,7 @@ class Contents:
                 same = same and mine == theirs
         finally:
             opened.close()
+            file.let_go()
         if not same:
             raise NotPermitted("this file is derived from its manifest, and has other bytes")
         return True

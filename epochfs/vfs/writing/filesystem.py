@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from epochfs.cache.blobs import BlobCache
+from epochfs.cache.written_file import WrittenFile
 from epochfs.counters import counter, gauge
 from epochfs.errors import (
     Busy,
@@ -30,6 +31,7 @@ from epochfs.vfs.node import Attr, Context, Node
 from epochfs.vfs.tree import BlobFile
 from epochfs.vfs.writing.contents import Contents, waiter_of
 from epochfs.vfs.writing.handles import Writer
+from epochfs.vfs.writing.idle import Idle
 from epochfs.vfs.writing.local import (
     LocalDirectory,
     LocalFile,
@@ -77,6 +79,7 @@ class WritableFileSystem(FileSystem):
         self._publisher = publisher
         self._cache = cache
         self._local = LocalTree()
+        self._idle = Idle(cache.new_file)
         self._contents = Contents(self._tree, context, self._local, publisher, manifest_limit)
         self._names = Naming(
             self._tree, context, self._local, self._contents, publisher, deletes=deletes
@@ -151,6 +154,7 @@ class WritableFileSystem(FileSystem):
     def _opened(self, file: LocalFile, base: Node | None) -> OpenFile:
         file.hold()
         try:
+            self._idle.wake(file)
             writer = Writer(file, base, self._context)
         except BaseException:
             file.let_go()
@@ -167,7 +171,10 @@ class WritableFileSystem(FileSystem):
         writer.take_over()
         file = writer.file
         file.changed()
-        file.staged.write(view, offset)
+        try:
+            file.on_disk.write(view, offset)
+        finally:
+            file.changed()
 
     def truncate(self, handle: int, size: int) -> None:
         """Set the size of a file that is open for writing, in bytes."""
@@ -178,7 +185,10 @@ class WritableFileSystem(FileSystem):
             writer.start_empty()
         file = writer.file
         file.changed()
-        file.staged.truncate(size)
+        try:
+            file.on_disk.truncate(size)
+        finally:
+            file.changed()
 
     def truncate_path(self, path: str, size: int) -> None:
         """Set the size of a file, in bytes."""
@@ -193,7 +203,7 @@ class WritableFileSystem(FileSystem):
         """Note that a file will be `stop` bytes long: it is not whole before they are written."""
         writer = self._writer(handle)
         writer.take_over()
-        writer.file.staged.reserve(stop)
+        writer.file.on_disk.reserve(stop)
 
     def _writer(self, handle: int) -> Writer:
         writer = self._files.get(handle)
@@ -233,6 +243,8 @@ class WritableFileSystem(FileSystem):
             if is_last and writer.file.is_final:
                 self._end(writer.file)
         super().release(handle)
+        if isinstance(writer, LocalReader):
+            self._idle.add(writer.file)
 
     def _end(self, file: LocalFile) -> None:
         """Let go of a final name that nobody writes to any more, unless it waits for more."""
@@ -268,13 +280,15 @@ class WritableFileSystem(FileSystem):
         place = place_of(self._tree, file.path)
         if not isinstance(place, BlobFile) or not file.proved or file.dirty:
             return
+        if not isinstance(file.staged, WrittenFile):
+            return
         if self._keeping.acquire(blocking=False):
             file.hold()
-            self._keeper.submit(self._kept, file, place.digest)
+            self._keeper.submit(self._kept, file, file.staged, place.digest)
 
-    def _kept(self, file: LocalFile, digest: Digest) -> None:
+    def _kept(self, file: LocalFile, staged: WrittenFile, digest: Digest) -> None:
         try:
-            file.staged.keep(digest)
+            staged.keep(digest)
         finally:
             file.let_go()
             self._keeping.release()

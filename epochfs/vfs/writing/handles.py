@@ -41,7 +41,7 @@ class Writer(LocalReader):
                 for offset in range(0, self._size, _PIECE):
                     view = memoryview(bytearray(min(_PIECE, self._size - offset)))
                     base.read_into(view, offset)
-                    self.file.staged.write(view, offset)
+                    self.file.on_disk.write(view, offset)
             finally:
                 base.close()
 

@@ -4,8 +4,9 @@ Temporary names, files that are being written, what waits, and names that were t
 directory is here if it was made, or to hold what is here below a directory of the registry's.
 
 Locks: `LocalTree._lock` guards the directories' tables; it is a leaf, and no I/O happens under it.
-`LocalFile._lock` guards its count of holders, and is a leaf. `LocalFile.turn` is held while the
-file is sent to the registry: only those wait for it who send the same file.
+`LocalFile._lock` guards its count of holders, its version, and where its bytes are; it is a leaf,
+too. `LocalFile.turn` is held while the file is sent to the registry: only those wait for it who
+send the same file.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import BinaryIO, Protocol
 
 from epochfs.cache.written_file import WrittenFile
 from epochfs.errors import Busy, EpochfsError, Exists, NotEmpty, NotFound
+from epochfs.oci.names import Digest
 from epochfs.vfs.node import Attr, Context, Entries, Node, Opened, Xattrs
 
 _FILE = stat.S_IFREG | 0o644
@@ -25,6 +28,26 @@ _DIRECTORY = stat.S_IFDIR | 0o755
 _LINK = stat.S_IFLNK | 0o777
 WRITABLE = 0o200
 """What the mode of a directory has besides, in a mount that can be written to."""
+
+
+class Staged(Protocol):
+    """The bytes of a local file, as `WrittenFile` documents them."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    def read_into(self, view: memoryview, offset: int, /) -> int: ...
+
+    def read_all(self, limit: int, /) -> bytes: ...
+
+    def reader(self) -> BinaryIO: ...
+
+    def digest(self, algorithm: str, /) -> Digest: ...
+
+    def close(self) -> None: ...
 
 
 class Local(Node):
@@ -46,7 +69,7 @@ class LocalFile(Local):
 
     kind = stat.S_IFREG
 
-    def __init__(self, path: str, staged: WrittenFile, *, is_final: bool) -> None:
+    def __init__(self, path: str, staged: Staged, *, is_final: bool) -> None:
         self.path = path
         self.staged = staged
         self.is_final = is_final
@@ -67,9 +90,27 @@ class LocalFile(Local):
         return self.settled != self.version
 
     def changed(self) -> None:
-        """Note that bytes are being written."""
-        self.version += 1
-        self.proved = False
+        """Note that bytes are being written, or were: what was settled meanwhile was not these."""
+        with self._lock:
+            self.version += 1
+            self.proved = False
+
+    @property
+    def on_disk(self) -> WrittenFile:
+        """The bytes, to be written to: a file that is open for writing is staged on disk."""
+        assert isinstance(self.staged, WrittenFile)
+        return self.staged
+
+    def exchange(self, staged: Staged, other: Staged, *, if_unused: bool = False) -> bool:
+        """Have the same bytes elsewhere, unless they are by now; return whether they are there.
+
+        With `if_unused`, only if nobody holds them but the local tree.
+        """
+        with self._lock:
+            if self.staged is not staged or (if_unused and self._holders != 1):
+                return False
+            self.staged = other
+            return True
 
     def attr(self, context: Context) -> Attr:
         return Attr(_FILE, self.staged.size, self.time_ns)

@@ -149,7 +149,11 @@ class Naming:
                 self._local.move(file, old, new)
                 return
             version = file.version
-            kept = self._contents.settle_file(place, file, new)
+            file.hold()
+            try:
+                kept = self._contents.settle_file(place, file, new)
+            finally:
+                file.let_go()
             file.settled, file.is_final = version, True
         self._forget(old)
         self._moved(file, place, old, new, kept=kept)

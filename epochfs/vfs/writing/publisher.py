@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from epochfs.cache.written_file import WrittenFile
 from epochfs.errors import (
     NotFound,
     NotPermitted,
@@ -23,6 +22,7 @@ from epochfs.metadata.source import PushClient
 from epochfs.oci.closure import is_distributed, named_blobs
 from epochfs.oci.manifests import Descriptor, Document, Index
 from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.vfs.writing.local import Staged
 from epochfs.vfs.writing.outbox import Outbox
 from epochfs.vfs.writing.waiting import Content, Kind, Tagged
 
@@ -37,7 +37,7 @@ class Publisher:
         self._listings = listings
         self._outbox = Outbox(self._has)
         self._homes: dict[Digest, Repository] = {}
-        self._spare: dict[Content, WrittenFile] = {}
+        self._spare: dict[Content, Staged] = {}
         self._touched: set[Repository] = set()
         # Handed on as they are.
         self.waits = self._outbox.waits
@@ -49,7 +49,7 @@ class Publisher:
 
     # ---- blobs -------------------------------------------------------------------------------
 
-    def blob(self, repository: Repository, digest: Digest, content: WrittenFile) -> None:
+    def blob(self, repository: Repository, digest: Digest, content: Staged) -> None:
         """Send a blob that has its digest, unless the registry has it; then what waited for it.
 
         It is mounted from another repository, where this mount has sent it before.
@@ -57,7 +57,7 @@ class Publisher:
         self._send_blob(repository, digest, content)
         self._outbox.arrived(Content(repository, digest, Kind.BLOB))
 
-    def _send_blob(self, repository: Repository, digest: Digest, content: WrittenFile) -> None:
+    def _send_blob(self, repository: Repository, digest: Digest, content: Staged) -> None:
         self._touched.add(repository)
         size = content.size
         if not self._client.blob_exists(repository, digest, size):
@@ -67,7 +67,7 @@ class Publisher:
         self._homes[digest] = repository
         self._listings.wrote_blob(repository, Descriptor("", digest, size))
 
-    def spare(self, repository: Repository, digest: Digest, content: WrittenFile | None) -> None:
+    def spare(self, repository: Repository, digest: Digest, content: Staged | None) -> None:
         """Have the bytes of a manifest at hand, should something name them as a blob.
 
         With None, they are at hand no more.
