@@ -101,6 +101,8 @@ class WrittenFile:
     def write(self, view: memoryview, offset: int) -> None:
         """Write all of `view` at `offset`, evicting cached blobs if there is no room."""
         stop = offset + len(view)
+        if stop >= _END:
+            raise TooLarge(f"a file cannot have {stop} bytes")
         with self._changing(offset, stop) as prefix:
             done = offset
             while done < stop:

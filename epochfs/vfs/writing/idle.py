@@ -18,7 +18,9 @@ from epochfs.errors import CacheFailure, TooLarge
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing.local import LocalFile
 
-_MOST_OPEN = 128
+_MOST_OPEN = 32
+"""A part of what `BlobCache.new_file` gives out where few files may be open."""
+
 _LARGEST = 64 * 1024
 """The largest file in bytes that goes to memory."""
 

@@ -235,6 +235,8 @@ class Overlaid(Node):
         if self._tree is not None:
             try:
                 entries, identities = self._tree.listed(context)
+            except NotImplementedError:
+                pass  # rsync makes .~tmp~ even where only a tag could be
             except NotFound:
                 if not self._has_any():
                     raise

@@ -91,6 +91,8 @@ class Naming:
         self.require_parent(path)
         if not isinstance(place, ManifestDirectory | None) and not is_derived(place):
             raise NotPermitted(f"{path} cannot be a directory")
+        if place is not None and is_derived(place):
+            self._contents.check_file(place)
         self._local.put(path, LocalDirectory(made=True), replace=False)
         try:
             node = self._tree(path)

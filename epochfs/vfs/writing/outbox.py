@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from epochfs.blobs.store import Timers
 from epochfs.errors import DeadlineExceeded, EpochfsError, Unavailable, fresh
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 """How long after the registry failed it is tried again to send what waits for nothing else."""
+
+_LOOK_SECONDS = 5.0
+"""For how long whoever writes something waits until all that it needs has been looked for."""
 
 _PASSING = (Unavailable, DeadlineExceeded)
 """How sending fails that may succeed later, and that nothing else is tried after."""
@@ -84,8 +88,11 @@ class Outbox:
             turn = _Turn() if before is None else before.turn
             item = self._items[one] = _Item(send, sent, next(self._numbers), turn)
         try:
-            lacking = False
+            lacking, until = False, time.monotonic() + _LOOK_SECONDS
             for need in self._waiting.add(one, needs):
+                if time.monotonic() > until:
+                    self._timers.call(0, partial(self._look_on, one))
+                    return False
                 if self._has(need):
                     self.arrived(need, besides=one)
                 else:
@@ -178,6 +185,13 @@ class Outbox:
         """Send what waited for something, if it was sent."""
         if isinstance(waiter, Content) and not self.waits(waiter):
             self.arrived(waiter)
+
+    def _look_on(self, waiter: Waiter) -> None:
+        """Look for what something needs, if nobody had the time to."""
+        try:
+            self.retry(float("inf"), waiter)
+        except EpochfsError as error:
+            log.warning("%s cannot be written: %s", waiter, error)
 
     def retry(self, seconds: float, waiter: Waiter | None = None) -> None:
         """Look once more for what is waited for, by `waiter` or by all, and send what can be.
