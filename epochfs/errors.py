@@ -63,10 +63,12 @@ class Unsupported(EpochfsError):
 class Unavailable(EpochfsError):
     """The registry cannot be reached, or keeps failing: refused, reset, unresolvable, or 5xx.
 
-    `asked_for` is how many seconds the registry asks to wait before another attempt.
+    `asked_for` is how many seconds the registry asks to wait before another attempt. `is_final` if
+    there was no other, as the registry named the reason for which the caller wants none.
     """
 
     asked_for = 0.0
+    is_final = False
 
 
 class TlsFailure(Unavailable):

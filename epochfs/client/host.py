@@ -21,6 +21,7 @@ from epochfs.errors import (
     NotFound,
     ProtocolViolation,
     TooLarge,
+    Unavailable,
     Unsupported,
     printable,
 )
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 """What may precede a JSON document: even a byte order mark, though it is not allowed."""
+
+_FAILED = "UNKNOWN"
+"""What Docker's registry calls a failure of its own, with the status 500."""
 
 _PAGE_NAMES = 1000
 """Names to ask for at a time: the most that registries commonly allow."""
@@ -110,8 +114,7 @@ class Host:
     def manifest(
         self, seconds: float, repository: Repository, reference: Reference, limit: int
     ) -> Document:
-        request = self._manifest_request(repository, reference)
-        reply = self.accepted(self.transport.fetch(request, limit, seconds=seconds))
+        reply = self._fetched(seconds, repository, reference, limit)
         announced = announced_digest(reply)
         if announced is None and not isinstance(reference, Digest):
             reply.check_encoding()
@@ -123,6 +126,27 @@ class Host:
                 raise ContentMismatch(f"{reply.what}: the manifest does not have digest {digest}")
         named = reference if isinstance(reference, Digest) else announced
         return Document(named or Digest.of(payload(reply.body)), reply.media_type, reply.body)
+
+    def _fetched(
+        self, seconds: float, repository: Repository, reference: Reference, limit: int
+    ) -> Reply:
+        """Return the answer to a GET of a manifest; raises NotFound for a blob's digest."""
+        request = self._manifest_request(repository, reference)
+        if not (isinstance(reference, Digest) and self._decides):
+            return self.accepted(self.transport.fetch(request, limit, seconds=seconds))
+        started = time.monotonic()
+        once = replace(request, final_code=_FAILED)
+        try:
+            return self.accepted(self.transport.fetch(once, limit, seconds=seconds))
+        except Unavailable as error:
+            left = seconds - (time.monotonic() - started)
+            if not error.is_final or left <= 0:
+                raise
+            # Docker's registry reads a blob of that digest, and fails as it is no manifest.
+            if self._has_blob(left, repository, reference):
+                raise NotFound(f"{reference} in {repository} is a blob") from error
+        left = max(seconds - (time.monotonic() - started), 0.001)
+        return self.accepted(self.transport.fetch(request, limit, seconds=left))
 
     def resolve(
         self, seconds: float, repository: Repository, reference: Reference, limit: int
@@ -146,6 +170,13 @@ class Host:
         elif isinstance(reference, Digest) and announced_digest(reply) != reference:
             # Whatever answers 200 to everything names no digest.
             self.manifest(left, repository, reference, limit)
+
+    def _has_blob(self, seconds: float, repository: Repository, digest: Digest) -> bool:
+        try:
+            self.check_blob(seconds, repository, digest)
+        except NotFound:
+            return False
+        return True
 
     def check_blob(self, seconds: float, repository: Repository, digest: Digest) -> None:
         reply, left = self._head(self._blob_request(repository, digest), seconds)

@@ -201,6 +201,15 @@ def test_deleting_a_tag_leaves_the_manifest(subject: Subject) -> None:
     assert subject.client.get_manifest(subject.name, content.digest).raw == content.raw
 
 
+def test_the_digest_of_a_blob_is_that_of_no_manifest(subject: Subject) -> None:
+    """Docker's registry answers 500, which is not to be tried again."""
+    data = random_bytes(1000, 77)
+    digest, before = subject.put_blob(data), subject.client.stats.retries
+    with pytest.raises(NotFound):
+        subject.client.get_manifest(subject.name, digest)
+    assert subject.client.stats.retries == before
+
+
 # --- blobs ------------------------------------------------------------------------------------
 
 

@@ -216,6 +216,7 @@ class Transport:
         attempt = 0
         while True:
             again = request.repeatable and attempt < self._options.retries
+            is_final = False
             error: EpochfsError
             try:
                 answer = send()
@@ -227,15 +228,18 @@ class Transport:
                         raise
                 asked_for = retry_after(answer.headers.get("Retry-After", ""))
                 delay = max(_backoff(attempt), asked_for)
-                error = (meaning or self.refusal)(answer.read_error())
+                refused = answer.read_error()
+                error = (meaning or self.refusal)(refused)
+                is_final = request.final_code in refused.codes
             except Unreached as failure:
                 error, delay, asked_for = failure, _UNREACHED_DELAY, 0.0
                 in_time = time.monotonic() + delay < started + _UNREACHED_SECONDS
                 again = self._options.retries > 0 and in_time
             except Broken as failure:
                 error, delay, asked_for = failure, _backoff(attempt), 0.0
-            if not again or delay > watch.remaining():
+            if is_final or not again or delay > watch.remaining():
                 given_up = Unavailable(str(error))
+                given_up.is_final = is_final
                 given_up.explained, given_up.asked_for = error.explained, asked_for
                 raise given_up from error
             self._pause(error, delay, watch)

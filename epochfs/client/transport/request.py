@@ -215,7 +215,8 @@ class Request:
 
     `repeatable` allows another attempt after the server may have acted on the first. `confined`
     says that the body is for this server only, wherever it redirects to. `hashed` says that the
-    caller verifies the body by a digest, whatever its Content-Encoding.
+    caller verifies the body by a digest, whatever its Content-Encoding. After an error with
+    `final_code` there is no other attempt.
     """
 
     method: str
@@ -226,6 +227,7 @@ class Request:
     repeatable: bool = True
     confined: bool = False
     hashed: bool = False
+    final_code: str = ""
 
     def restart(self) -> bool:
         """Go back to the start of the body; return False if it cannot be sent from there."""
