@@ -37,7 +37,7 @@ _BLOCK = 512
 _DOTS = 2
 """How many entries come before what is listed: `.` and `..`."""
 
-_DirectoryEntry = tuple[str, dict[str, int], int]
+DirectoryEntry = tuple[str, dict[str, int], int]
 """A name, its attributes as far as known, and the offset of the next entry."""
 
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
@@ -126,7 +126,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
         return self._filesystem.opendir()
 
     @translated()
-    def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[_DirectoryEntry]:
+    def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[DirectoryEntry]:
         """Names, types and inode numbers of a directory, from an `offset` on.
 
         Called by mfusepy once for each buffer of the kernel's: without offsets libfuse would keep
@@ -138,7 +138,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
         return _shown(path, listing, offset)
 
     @translated()
-    def readdir(self, path: str, fh: int) -> Iterator[_DirectoryEntry]:
+    def readdir(self, path: str, fh: int) -> Iterator[DirectoryEntry]:
         """All of a directory at once. Called by fusepy, which passes no offset."""
         listing = self._filesystem.readdir(path, fh, anew=True)
         if listing.error is not None:
@@ -225,7 +225,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
         }
 
 
-def _shown(path: str, listing: Listing, offset: int) -> Iterator[_DirectoryEntry]:
+def _shown(path: str, listing: Listing, offset: int) -> Iterator[DirectoryEntry]:
     """Yield a directory's entries from an offset on."""
     if offset < 1:
         yield ".", {"st_mode": 0o040555, "st_ino": inode(path)}, 1

@@ -10,14 +10,14 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from epochfs.errors import NotPermitted, Unsupported, UsageError, Vanished
 from epochfs.fuse import errnos
-from epochfs.fuse.libfuse import FuseOptions, FuseOSError, copy_writes_once
-from epochfs.fuse.operations import EpochOperations, translated
+from epochfs.fuse.libfuse import FuseOptions, FuseOSError, caller, copy_writes_once
+from epochfs.fuse.operations import DirectoryEntry, EpochOperations, translated
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.vfs.filesystem import OpenFile
 from epochfs.vfs.writing.filesystem import WritableFileSystem
@@ -78,8 +78,11 @@ class WritableOperations(EpochOperations):
 
     @translated()
     def create(self, path: str, mode: int, fi: Any) -> int:  # noqa: ANN401
-        """Create a file and open it for writing."""
-        return self._opened(self._writable.create(path), fi)
+        """Create a file and open it for writing. One that nobody may read holds a place, as tar
+        has it for links that it makes last."""
+        self._writable.changed_by(path, caller())
+        file = self._writable.create(path, placeholder=not stat.S_IMODE(mode))
+        return self._opened(file, fi)
 
     @translated()
     def open(self, path: str, fi: Any) -> int:  # noqa: ANN401
@@ -132,6 +135,19 @@ class WritableOperations(EpochOperations):
     # ---- names -------------------------------------------------------------------------------
 
     @translated()
+    def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[DirectoryEntry]:
+        """List a directory: who made it may look at it."""
+        if offset == 0:
+            self._writable.listed_by(path, caller())
+        return super().readdir_with_offset(path, offset, fh)
+
+    @translated()
+    def readdir(self, path: str, fh: int) -> Iterator[DirectoryEntry]:
+        """All of a directory at once."""
+        self._writable.listed_by(path, caller())
+        return super().readdir(path, fh)
+
+    @translated()
     def fsyncdir(self, path: str | None, datasync: int, fh: int) -> int:
         """fsync(2) of a directory: of all that is below it."""
         if path is not None:
@@ -158,7 +174,8 @@ class WritableOperations(EpochOperations):
     @translated()
     def mkdir(self, path: str, mode: int) -> int:
         """mkdir(2)."""
-        self._writable.mkdir(path)
+        self._writable.changed_by(path, caller())
+        self._writable.mkdir(path, caller())
         return 0
 
     @translated()
@@ -176,6 +193,7 @@ class WritableOperations(EpochOperations):
     @translated()
     def symlink(self, path: str, target: str) -> int:
         """symlink(2): the binding passes the new name first."""
+        self._writable.changed_by(path, caller())
         self._writable.symlink(target, path)
         return 0
 
@@ -184,6 +202,7 @@ class WritableOperations(EpochOperations):
         """rename(2) and renameat2(2), without RENAME_EXCHANGE."""
         if flags & ~_NO_REPLACE:
             raise UsageError(f"names cannot be exchanged (flags {flags:#x})")
+        self._writable.changed_by(new, caller())
         self._writable.rename(old, new, replace=not flags)
         return 0
 

@@ -66,6 +66,7 @@ def stack(
     fails.
     """
     with contextlib.ExitStack() as closing:
+        listing.setdefault("believe_empty_catalog", writes)
         options = ListingOptions(timeout=timeout, **listing)  # type: ignore[arg-type]
         transport = TransportOptions(timeout=timeout, connect_timeout=timeout, retries=retries)
         client = RegistryClient(

@@ -43,7 +43,7 @@ from epochfs.vfs.views.layout import (
 )
 from epochfs.vfs.writing.idle import InMemory
 from epochfs.vfs.writing.local import LocalFile, LocalLink, LocalTree, Sent
-from epochfs.vfs.writing.places import Place, tagged_digest
+from epochfs.vfs.writing.places import Place, place_of, tagged_digest
 from epochfs.vfs.writing.publisher import Publisher
 from epochfs.vfs.writing.waiting import Content, Kind, Tagged, Waiter
 
@@ -118,7 +118,7 @@ class Contents:
         document = self._document(file, digest)
 
         def sent() -> None:
-            self._local.remove(path, file)
+            self._local.give(path, file)
             directory = path.rpartition("/")[0]
             self._drop_derived(directory)
             self._local.note_sent(directory, stat.S_IFDIR)
@@ -138,11 +138,11 @@ class Contents:
         for path, local in self._local.below(directory):
             try:
                 if isinstance(local, LocalLink):
-                    self._local.remove(path, local)
-                elif isinstance(local, LocalFile) and local.writers == 0:
-                    place = self._find(path)
+                    self._local.give(path, local)
+                elif isinstance(local, LocalFile) and local.is_final and local.writers == 0:
+                    place = place_of(self._find, path)
                     if isinstance(place, ManifestNode) and self._is_shown_file(place, local):
-                        self._local.remove(path, local)
+                        self._local.give(path, local)
             except EpochfsError as error:
                 log.warning("%s is kept, and not in the registry: %s", printable(path), error)
         self._local.prune(directory)
@@ -192,7 +192,7 @@ class Contents:
         def sent(tag: Tag) -> None:
             pending.discard(tag)
             if not pending:
-                self._local.remove(path, file)
+                self._local.give(path, file)
 
         for tag, digest in wanted.items():
             if self._publisher.is_tagged(repository, tag, digest):
@@ -224,7 +224,7 @@ class Contents:
         digest = tagged_digest(link.to)
 
         def sent() -> None:
-            self._local.remove(path, link)
+            self._local.give(path, link)
 
         was_sent = self._publisher.tag(place.repository, place.tag, digest, sent)
         return was_sent or self.is_shown(place)
@@ -264,7 +264,7 @@ class Contents:
         return True
 
 
-def is_derived(place: Place) -> bool:
+def is_derived(place: Place | None) -> bool:
     """Whether what is at a place is made from a manifest, and never sent."""
     return isinstance(place, ManifestNode) and not isinstance(
         place, ManifestFile | ManifestDirectory

@@ -40,6 +40,7 @@ from epochfs.vfs.writing.local import (
     LocalTree,
     with_write_bit,
 )
+from epochfs.vfs.writing.makers import Makers
 from epochfs.vfs.writing.naming import Naming
 from epochfs.vfs.writing.places import place_of
 from epochfs.vfs.writing.publisher import Publisher
@@ -80,15 +81,23 @@ class WritableFileSystem(FileSystem):
         self._cache = cache
         self._local = LocalTree()
         self._idle = Idle(cache.new_file)
+        self._makers = Makers()
         self._contents = Contents(self._tree, context, self._local, publisher, manifest_limit)
         self._names = Naming(
-            self._tree, context, self._local, self._contents, publisher, deletes=deletes
+            self._tree,
+            context,
+            self._local,
+            self._contents,
+            publisher,
+            self._makers,
+            deletes=deletes,
         )
         self._node = self._names.node
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="keeping")
         self._keeping = threading.BoundedSemaphore(_MOST_KEPT)
-        self._sent = 0
         # Handed on as they are.
+        self.listed_by = self._names.listed_by
+        self.changed_by = self._names.changed_by
         self.mkdir = self._names.mkdir
         self.symlink = self._names.symlink
         self.rmdir = self._names.rmdir
@@ -110,9 +119,12 @@ class WritableFileSystem(FileSystem):
 
     # ---- files -------------------------------------------------------------------------------
 
-    def create(self, path: str) -> OpenFile:
-        """Create a file and open it for writing."""
-        place = place_of(self._tree, path)
+    def create(self, path: str, *, placeholder: bool = False) -> OpenFile:
+        """Create a file and open it for writing.
+
+        A `placeholder` is local, whatever its name, until something else takes its place.
+        """
+        place = None if placeholder else place_of(self._tree, path)
         if self._names.exists(path):
             return self.open_to_write(path, truncate=True)
         self._names.require_parent(path)
@@ -171,6 +183,7 @@ class WritableFileSystem(FileSystem):
         writer.take_over()
         file = writer.file
         file.changed()
+        self._makers.wrote()
         try:
             file.on_disk.write(view, offset)
         finally:
@@ -271,9 +284,8 @@ class WritableFileSystem(FileSystem):
                 file.failure = error
                 raise
             file.settled = version
-            self._sent += 1
         if not kept:
-            self._local.remove(file.path, file)
+            self._local.give(file.path, file)
 
     def _keep(self, file: LocalFile) -> None:
         """Keep the bytes of a blob that was sent, in the cache, when there is time."""
@@ -299,6 +311,7 @@ class WritableFileSystem(FileSystem):
         """Rename a file or link (see `Naming.rename`)."""
         local = self._local.get(old)
         self._names.rename(old, new, replace=replace)
+        self._makers.wrote()
         if isinstance(local, LocalFile) and not local.writers:
             self._keep(local)
 
@@ -343,7 +356,7 @@ class WritableFileSystem(FileSystem):
             for path, one in self._local.below("/")
             if isinstance(one, LocalFile) and not one.proved
         ]
-        return WritingStatus(len(waits), len(local), self._sent, (*waits, *sorted(local)))
+        return WritingStatus(len(waits), len(local), self._publisher.sent, (*waits, *sorted(local)))
 
     def close(self) -> None:
         """Log what is lost, and end the work in the background."""

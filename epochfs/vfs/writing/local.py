@@ -14,17 +14,17 @@ from __future__ import annotations
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Protocol
 
 from epochfs.cache.written_file import WrittenFile
 from epochfs.errors import Busy, EpochfsError, Exists, NotEmpty, NotFound
 from epochfs.oci.names import Digest
-from epochfs.vfs.node import Attr, Context, Entries, Node, Opened, Xattrs
+from epochfs.vfs.node import CONSTANT_TIME_NS, Attr, Context, Node, Opened
+from epochfs.vfs.writing.makers import Maker
 
 _FILE = stat.S_IFREG | 0o644
-_DIRECTORY = stat.S_IFDIR | 0o755
 _LINK = stat.S_IFLNK | 0o777
 WRITABLE = 0o200
 """What the mode of a directory has besides, in a mount that can be written to."""
@@ -202,66 +202,13 @@ class LocalDirectory(Local):
     sent: dict[str, int] = field(default_factory=dict)
     """Names that the registry was sent, with their file types: listed even without a tag."""
 
+    maker: Maker | None = None
+    """Who makes it; as long as somebody does, nothing is in it that was not made."""
+
+    given: dict[str, int] = field(default_factory=dict)
+    """Meanwhile, the names in it that were made and that the tree has, with their file types."""
+
     time_ns: int = field(default_factory=time.time_ns)
-
-
-class Overlaid(Node):
-    """A directory as it is shown: what the tree has, and what is local."""
-
-    kind = stat.S_IFDIR
-
-    def __init__(self, local: LocalDirectory, tree: Node | None) -> None:
-        """`local` is a copy, for this alone; `tree` is the node of the same path, if any."""
-        self._local = local
-        self._names = local.names
-        self._tree = tree
-
-    def attr(self, context: Context) -> Attr:
-        if self._local.made or self._tree is None:
-            return Attr(_DIRECTORY, time_ns=self._local.time_ns)
-        return self._tree.attr(context)
-
-    def xattrs(self, context: Context) -> Xattrs:
-        return {} if self._local.made or self._tree is None else self._tree.xattrs(context)
-
-    def xattr(self, name: str, context: Context) -> str | bytes:
-        if self._local.made or self._tree is None:
-            raise NotFound(f"no attribute {name}")
-        return self._tree.xattr(name, context)
-
-    def listed(self, context: Context) -> tuple[Entries, Mapping[str, str]]:
-        entries: Entries = ()
-        identities: Mapping[str, str] = {}
-        if self._tree is not None:
-            try:
-                entries, identities = self._tree.listed(context)
-            except NotImplementedError:
-                pass  # rsync makes .~tmp~ even where only a tag could be
-            except NotFound:
-                if not self._has_any():
-                    raise
-        return self._together(entries), identities
-
-    def _has_any(self) -> bool:
-        """Whether there is something to list, whatever the registry says."""
-        local = self._local
-        return local.made or bool(local.sent) or any(one.kind for one in local.names.values())
-
-    def _together(self, entries: Entries) -> Iterator[tuple[str, int]]:
-        """Yield what is local, then what the tree lists besides."""
-        for name, local in self._names.items():
-            if local.kind:
-                yield name, local.kind
-        sent = {name: kind for name, kind in self._local.sent.items() if name not in self._names}
-        try:
-            for name, mode in entries:
-                if name not in self._names:
-                    sent.pop(name, None)
-                    yield name, mode
-        except NotFound:
-            if not self._has_any():
-                raise
-        yield from sent.items()
 
 
 class LocalTree:
@@ -269,7 +216,8 @@ class LocalTree:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._root = LocalDirectory()
+        # A mount has a root, even of a prefix that nothing is below yet.
+        self._root = LocalDirectory(made=True, time_ns=CONSTANT_TIME_NS)
 
     def get(self, path: str) -> Local | None:
         """Return what is here at an absolute path; None if nothing is."""
@@ -279,7 +227,8 @@ class LocalTree:
     def directory(self, local: LocalDirectory) -> LocalDirectory:
         """Return a copy of a directory."""
         with self._lock:
-            return replace(local, names=dict(local.names), sent=dict(local.sent))
+            names, sent, given = dict(local.names), dict(local.sent), dict(local.given)
+            return replace(local, names=names, sent=sent, given=given)
 
     def note_sent(self, path: str, kind: int) -> None:
         """List a name from now on, of the file type `kind`: the registry has it."""
@@ -294,6 +243,46 @@ class LocalTree:
             directory = self._get(parent or "/")
             if isinstance(directory, LocalDirectory):
                 directory.sent.pop(name, None)
+                directory.given.pop(name, None)
+
+    def give(self, path: str, local: Local) -> None:
+        """Leave a name to the tree, which now has what is `local`; if that is there, remove it."""
+        parent, _, name = path.rpartition("/")
+        with self._lock:
+            directory = self._get(parent or "/")
+            if isinstance(directory, LocalDirectory) and directory.maker is not None:
+                directory.given[name] = local.kind
+        self.remove(path, local)
+
+    def being_made(self, path: str) -> list[tuple[str, LocalDirectory, str]]:
+        """Return the directories on the way to a path that are being made.
+
+        Each with its own path, and the name in it that leads on; "" for the path itself.
+        """
+        found = []
+        segments = path.split("/")[1:] if path != "/" else []
+        with self._lock:
+            local: Local | None = self._root
+            for depth, name in enumerate([*segments, ""]):
+                if not isinstance(local, LocalDirectory):
+                    break
+                if local.maker is not None:
+                    found.append(("/" + "/".join(segments[:depth]), local, name))
+                local = local.names.get(name)
+        return found
+
+    def has(self, directory: LocalDirectory, name: str) -> bool:
+        """Whether a name was made in a directory, be it here or in the registry by now."""
+        with self._lock:
+            return any(
+                name in names for names in (directory.names, directory.sent, directory.given)
+            )
+
+    def made(self, directory: LocalDirectory) -> None:
+        """Have a directory show from now on what the tree has in it, too."""
+        with self._lock:
+            directory.maker = None
+            directory.given.clear()
 
     def put(self, path: str, local: Local, *, replace: bool = True) -> None:
         """Set what is at a path. Raises Exists if something is and is not to be replaced."""
@@ -387,7 +376,7 @@ def _prune(directory: LocalDirectory) -> bool:
     for name, local in list(directory.names.items()):
         if isinstance(local, LocalDirectory) and _prune(local):
             del directory.names[name]
-    return not (directory.names or directory.sent)
+    return not (directory.names or directory.sent or directory.maker is not None)
 
 
 def with_write_bit(attr: Attr) -> Attr:

@@ -24,9 +24,10 @@ from epochfs.vfs.writing.local import (
     LocalFile,
     LocalLink,
     LocalTree,
-    Overlaid,
     Sent,
 )
+from epochfs.vfs.writing.makers import Makers
+from epochfs.vfs.writing.overlaid import Overlaid
 from epochfs.vfs.writing.places import Place, place_of
 from epochfs.vfs.writing.publisher import Publisher
 
@@ -41,6 +42,7 @@ class Naming:
         local: LocalTree,
         contents: Contents,
         publisher: Publisher,
+        makers: Makers,
         *,
         deletes: bool,
     ) -> None:
@@ -50,12 +52,14 @@ class Naming:
         self._local = local
         self._contents = contents
         self._publisher = publisher
+        self._makers = makers
         self._deletes = deletes
 
     # ---- what is there -----------------------------------------------------------------------
 
     def node(self, path: str) -> Node:
         """Return the node of a path: a local one, the tree's, or a directory that is both."""
+        is_being_made = self._check_made(path)
         local = self._local.get(path)
         if local is None:
             return self._tree(path)
@@ -65,7 +69,45 @@ class Naming:
             tree = self._tree(path)
         except NotFound:
             tree = None
-        return Overlaid(self._local.directory(local), tree)
+        return Overlaid(self._local.directory(local), None if is_being_made else tree)
+
+    def _check_made(self, path: str) -> bool:
+        """Whether a directory is being made; raises NotFound for a name that was not made in one.
+
+        One that nobody makes any more shows from now on what the tree has, too.
+        """
+        is_being_made = False
+        for found, directory, name in self._local.being_made(path):
+            maker = directory.maker
+            if maker is None or not self._makers.is_at_work(maker):
+                self._made(found, directory)
+            elif not name:
+                is_being_made = True
+            elif not self._local.has(directory, name):
+                raise NotFound(f"nobody made {name}, and {found} is being made")
+        return is_being_made
+
+    def _made(self, path: str, directory: LocalDirectory) -> None:
+        self._local.made(directory)
+        place = place_of(self._tree, path)
+        if isinstance(place, ManifestNode) and self._contents.is_shown(place):
+            self._local.prune(path)
+
+    def listed_by(self, path: str, thread: int) -> None:
+        """Note that a thread lists a directory: if its program makes that, it is made."""
+        for found, directory, name in self._local.being_made(path):
+            maker = directory.maker
+            if not name and maker is not None and self._makers.is_by(maker, thread):
+                self._made(found, directory)
+
+    def changed_by(self, path: str, thread: int) -> None:
+        """Note that a thread makes something: where another program makes directories, it has made
+        those on the way.
+        """
+        for found, directory, name in self._local.being_made(path):
+            maker = directory.maker
+            if name and maker is not None and not self._makers.is_by(maker, thread):
+                self._made(found, directory)
 
     def exists(self, path: str) -> bool:
         """Whether there is something at a path."""
@@ -83,8 +125,11 @@ class Naming:
 
     # ---- making ------------------------------------------------------------------------------
 
-    def mkdir(self, path: str) -> None:
-        """Make a directory, here: a registry has none."""
+    def mkdir(self, path: str, thread: int = 0) -> None:
+        """Make a directory, here: a registry has none.
+
+        `thread` is the number of the one that makes it; 0 if nobody is known to.
+        """
         place = place_of(self._tree, path)
         if self.exists(path):
             raise Exists(f"{path} exists")
@@ -93,7 +138,8 @@ class Naming:
             raise NotPermitted(f"{path} cannot be a directory")
         if place is not None and is_derived(place):
             self._contents.check_file(place)
-        self._local.put(path, LocalDirectory(made=True), replace=False)
+        directory = LocalDirectory(made=True, maker=self._makers.of(thread))
+        self._local.put(path, directory, replace=False)
         try:
             node = self._tree(path)
         except NotFound:
@@ -116,7 +162,7 @@ class Naming:
                 self._local.remove(path, link)
                 raise
             if not kept:
-                self._local.remove(path, link)
+                self._local.give(path, link)
 
     # ---- moving ------------------------------------------------------------------------------
 
@@ -178,11 +224,12 @@ class Naming:
         """Have something under its new name, if it is kept; it may be sent at any moment."""
         if not kept:
             self._local.remove(old, local)
+            self._local.give(new, local)
             return
         self._local.move(local, old, new)
         waiter = waiter_of(place)
         if waiter is not None and not self._publisher.waits(waiter):
-            self._local.remove(new, local)
+            self._local.give(new, local)
 
     def _move_tag(self, old: str, place: Place | None, new: str) -> None:
         """Have another tag name what one names, and delete that one."""
@@ -220,6 +267,7 @@ class Naming:
             self._local.remove(path, local)
             if isinstance(local, LocalFile):
                 local.removed = True
+            self._hide_derived(path)
             return
         node = self.node(path)
         if stat.S_ISDIR(node.attr(self._context).mode):
@@ -238,6 +286,16 @@ class Naming:
             self._local.put(path, Hidden())
         else:
             raise NotPermitted(f"{path} cannot be removed")
+
+    def _hide_derived(self, path: str) -> None:
+        """Hide what the tree derives under a name, where something in its place was taken away."""
+        try:
+            place = place_of(self._tree, path)
+        except EpochfsError:
+            return
+        is_made_of_others = isinstance(place, ContentLink | IndexFile | LayoutFile)
+        if (is_made_of_others or is_derived(place)) and self.exists(path):
+            self._local.put(path, Hidden())
 
     def rmdir(self, path: str) -> None:
         """Remove a directory that is empty: a local one, or a manifest's where that may be."""

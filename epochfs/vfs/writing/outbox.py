@@ -44,11 +44,12 @@ class _Turn:
 class _Item:
     """What waits: how it is sent, what happens then, and why it could not be when it was tried.
 
-    It is `ended` once nobody wants it to be sent any more.
+    What it replaced is over when it is sent: `sent` is of all that asked for the name. It is
+    `ended` once nobody wants it to be sent any more.
     """
 
     send: Callable[[], None]
-    sent: Callable[[], None]
+    sent: list[Callable[[], None]]
     number: int
     turn: _Turn
     error: EpochfsError | None = None
@@ -67,6 +68,8 @@ class Outbox:
         self._numbers = itertools.count(1)
         self._timers = Timers()
         self._retrying = self._closed = False
+        self.count = 0
+        """How many were sent."""
         # Handed on as they are.
         self.waits = self._waiting.waits
         self.is_needed = self._waiting.is_needed
@@ -86,7 +89,9 @@ class Outbox:
         with self._lock:
             before = self._items.get(one)
             turn = _Turn() if before is None else before.turn
-            item = self._items[one] = _Item(send, sent, next(self._numbers), turn)
+            earlier = [] if before is None else before.sent
+            item = _Item(send, [*earlier, sent], next(self._numbers), turn)
+            self._items[one] = item
         try:
             lacking, until = False, time.monotonic() + _LOOK_SECONDS
             for need in self._waiting.add(one, needs):
@@ -157,7 +162,9 @@ class Outbox:
                 raise
             item.turn.last = item.number
             self._end(waiter, item)
-        item.sent()
+        self.count += 1
+        for sent in item.sent:
+            sent()
 
     def _retry_later(self) -> None:
         with self._lock:

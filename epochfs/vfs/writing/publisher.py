@@ -39,6 +39,7 @@ class Publisher:
         self._homes: dict[Digest, Repository] = {}
         self._spare: dict[Content, Staged] = {}
         self._touched: set[Repository] = set()
+        self._blobs = 0
         # Handed on as they are.
         self.waits = self._outbox.waits
         self.forget = self._outbox.forget
@@ -46,6 +47,11 @@ class Publisher:
         self.insist = self._outbox.insist
         self.reasons = self._outbox.reasons
         self.close = self._outbox.close
+
+    @property
+    def sent(self) -> int:
+        """How many blobs, manifests and tags were sent."""
+        return self._blobs + self._outbox.count
 
     # ---- blobs -------------------------------------------------------------------------------
 
@@ -64,6 +70,7 @@ class Publisher:
             home = self._homes.get(digest)
             with content.reader() as body:
                 self._client.put_blob(repository, digest, body, size, home)
+            self._blobs += 1
         self._homes[digest] = repository
         self._listings.wrote_blob(repository, Descriptor("", digest, size))
 
