@@ -30,7 +30,10 @@ from support.views import MountView, walk
 from epochfs.client import RegistryClient
 
 ALL = recipe("epochfs mount -o rw")
-"""How the tool that made a backup restores it."""
+"""How rsync restores what it saved."""
+
+OTHERS = recipe("restic -r /backup/restic restore")
+"""How other tools do, which `test_restores_by_mount` runs."""
 
 REPOSITORY = recipe("for tag in")
 LAYOUT = recipe("epochfs mount oci:")
@@ -135,7 +138,7 @@ def test_all_is_restored_by_the_tool_that_made_the_backup(served: Served, tmp_pa
 def test_every_recipe_of_the_page_is_run_by_a_test_here() -> None:
     lines = {line for block in RECIPES for line in block}
     run = {recipe_line(tool.line) for tool in TOOLS.values()}
-    assert run.union(*(one.splitlines() for one in (ALL, REPOSITORY, LAYOUT, DIR))) == lines
+    assert run.union(*(one.splitlines() for one in (ALL, OTHERS, REPOSITORY, LAYOUT, DIR))) == lines
 
 
 def test_signatures_without_a_tag_come_back_where_the_registry_tells_of_them(

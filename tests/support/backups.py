@@ -225,7 +225,7 @@ TOOLS = {
         "mkdir /backup/restored && tar -xf /backup/$GOOD -C /backup/restored",
     ),
     "restic": Tool(
-        "restic -r",
+        "restic -r /backup/restic backup",
         "restic -r /backup/restic backup /mnt >/dev/null\n"
         "restic -r /backup/restic diff --metadata $GOOD"
         " $(restic -r /backup/restic list snapshots | grep -v $GOOD) | grep ' /mnt' || true",
