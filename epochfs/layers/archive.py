@@ -1,9 +1,10 @@
 """Random access to a layer's tar stream, given its index.
 
-Uncompressed, the blob itself is read. gzip is decoded from the nearest point of the index before
-the offset. zstd has no such points, so it is decompressed to a copy, which is kept in the blob
-cache under its own digest and evicted like any blob. If the cache has no room for that, decoders
-resume from where they are, or start over.
+Uncompressed, the blob itself is read. gzip is mostly read by `spans`; where its blocks are too long
+for that, it is decoded from the nearest point of the index before the offset. zstd has no points,
+so it is decompressed to a copy, which is kept in the blob cache under its own digest and evicted
+like any blob. If the cache has no room for that, decoders resume from where they are, or start
+over.
 
 Locks: `_DecodedArchive._lock` guards the list of idle decoders; decoding happens outside of it.
 """

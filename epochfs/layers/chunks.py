@@ -23,12 +23,17 @@ from epochfs.layers.decoders import BlobFile, GzipMember, Source, read_up_to, zs
 from epochfs.layers.entry import Piece
 from epochfs.oci.names import Digest
 
-_CACHED_BYTES = 128 << 20
+_CACHED_BYTES = 24 << 20
 _MAX_DECODERS = 4
 _PATIENCE_SECONDS = 30.0
 """How long a chunk waits for a decoder: half the time that a read has."""
 
 _Key = tuple[Hashable, Hashable]
+
+
+def _weight(chunk: bytes) -> int:
+    """Return what a chunk counts; a very long one takes the place of all others."""
+    return min(len(chunk), _CACHED_BYTES)
 
 
 class ChunkCache:
@@ -41,7 +46,7 @@ class ChunkCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
-        self._chunks: LRUCache[_Key, bytes] = LRUCache(_CACHED_BYTES, len)
+        self._chunks: LRUCache[_Key, bytes] = LRUCache(_CACHED_BYTES, _weight)
         self._flights = SingleFlight[_Key, bytes](
             self._lock, self._chunks.__setitem__, lambda _: "a chunk of a layer is not read yet"
         )

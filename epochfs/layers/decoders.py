@@ -1,8 +1,10 @@
 """The decoders of gzip and zstd, in bounded memory; a blob that was cut short is an error.
 
-gzip needs indexed_gzip, which resumes from any point of its index; so does rapidgzip, but that took
-1.7 GiB of memory for 4 MiB of compressed zeros. zstd needs zstandard: indexed_zstd only finds where
-frames begin, and a layer is one frame unless it is zstd:chunked (see `toc`).
+gzip is read with zlib, from the points that indexed_gzip finds, where decompression can be resumed.
+rapidgzip finds them too, but took 1.7 GiB of memory for 4 MiB of compressed zeros. indexed_gzip can
+also read, but begins each read anew at the point before it: 40 s of processor for a layer of 1 GiB.
+zstd needs zstandard: indexed_zstd only finds where frames begin, and a layer is one frame unless it
+is zstd:chunked (see `toc`).
 
 These libraries return what is there and then the end, as if that were all. A missing rest must be
 noticed here, for the blob may match its digest: the layer may have been cut short before the push.
@@ -48,8 +50,10 @@ _MAX_WINDOW = 128 << 20
 _READ_BYTES = 256 << 10
 _MEMBER_BYTES = 32 << 10
 _GZIP = 16 + zlib.MAX_WBITS
+_SPACING = 4 << 20
+_MAX_SPACING = 48 << 20
+_FEW_POINTS = 512
 _MAX_POINTS = 4096
-_MIN_SPACING = 2 << 20
 _FREE_BYTES = 2 << 30
 _MAX_RATIO = 100
 
@@ -132,11 +136,12 @@ class GuardedDecoder:
     def seek(self, offset: int) -> None:
         self._guarded(self._decoder.seek, offset)
 
-    def export_index(self) -> bytes:
-        """Return a gzip decoder's index of all that it has read."""
+    def export_index(self) -> memoryview:
+        """Have a gzip decoder read all, and return its index."""
         exported = io.BytesIO()
+        self._guarded(lambda _: self._decoder.build_full_index(), None)
         self._decoder.export_index(fileobj=exported)
-        return exported.getvalue()
+        return exported.getbuffer()
 
     def close(self) -> None:
         self._decoder.close()
@@ -152,21 +157,37 @@ class GuardedDecoder:
             ) from error
 
 
-def gzip_decoder(file: BlobFile, index: bytes = b"") -> GuardedDecoder:
-    """Decompress gzip, resuming at the points that `index` has.
-
-    A point takes 32 KiB, and an index at most 128 MiB; a usual layer's takes a fiftieth of the
-    decompressed size.
-    """
+def need_gzip() -> None:
+    """Raise Unsupported if gzip cannot be decompressed at random here."""
     if indexed_gzip is None:
         raise Unsupported(f"a layer compressed with gzip cannot be read: {NEEDED}")
-    spacing = max(_MIN_SPACING, size_limit(file.size) // _MAX_POINTS)
+
+
+def gzip_decoder(file: BlobFile, points: bytes) -> GuardedDecoder:
+    """Decompress gzip, resuming at the points that `gzip_points` found."""
+    need_gzip()
+    decoder = indexed_gzip.IndexedGzipFile(
+        fileobj=file, readbuf_size=_READ_BYTES, buffer_size=_READ_BYTES
+    )
+    decoder.import_index(fileobj=io.BytesIO(points))
+    return GuardedDecoder(file, decoder)
+
+
+def gzip_points(file: BlobFile, size: int) -> memoryview:
+    """Return the points at which decompression of a blob, of `size` bytes then, can be resumed.
+
+    A point takes 32 KiB, and there is one every 4 MiB, or more if they would take over 16 MiB.
+    """
+    need_gzip()
+    spacing = max(_SPACING, min(size // _FEW_POINTS, _MAX_SPACING), size // _MAX_POINTS)
     decoder = indexed_gzip.IndexedGzipFile(
         fileobj=file, spacing=spacing, readbuf_size=_READ_BYTES, buffer_size=_READ_BYTES
     )
-    if index:
-        decoder.import_index(fileobj=io.BytesIO(index))
-    return GuardedDecoder(file, decoder)
+    guarded = GuardedDecoder(file, decoder)
+    try:
+        return guarded.export_index()
+    finally:
+        guarded.close()
 
 
 def zstd_decoder(file: File) -> GuardedDecoder:
@@ -183,13 +204,14 @@ def zstd_decoder(file: File) -> GuardedDecoder:
 class GzipMember:
     """Decompresses one gzip member from the file's position, with the standard library alone.
 
-    It reads beyond the member: `unpacker.unused_data` is not the member's.
+    It reads beyond the member: `unpacker.unused_data` is not the member's. `packed` are bytes of it
+    that were read before, from in front of the file's position.
     """
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, packed: bytes = b"") -> None:
         self._file = file
         self.unpacker = zlib.decompressobj(_GZIP)
-        self._packed = b""
+        self._packed = packed
 
     def readinto(self, buffer: memoryview, /) -> int:
         while not self.unpacker.eof:
@@ -203,6 +225,23 @@ class GzipMember:
             if data or not packed:
                 return len(data)
         return 0
+
+
+def gzip_content(file: File) -> Iterator[memoryview]:
+    """Yield all that a file's gzip members have, in pieces that are each valid until the next.
+
+    What follows the last member is left out. Raises ProtocolViolation if the file ends within one.
+    """
+    buffer, packed = memoryview(bytearray(PIECE_BYTES)), file.read(_MEMBER_BYTES) or b""
+    while packed.startswith(_GZIP_MAGIC):
+        member = GzipMember(file, packed)
+        while count := member.readinto(buffer):
+            yield buffer[:count]
+        if not member.unpacker.eof:
+            raise ProtocolViolation("a layer ends within a gzip member")
+        packed = member.unpacker.unused_data
+        if len(packed) < len(_GZIP_MAGIC):
+            packed += file.read(_MEMBER_BYTES) or b""
 
 
 Source = BlobFile | GuardedDecoder | GzipMember
@@ -251,24 +290,6 @@ def zstd_content(blob: BlobHandle, limit: int) -> Iterator[memoryview]:
     read_to_end(blob, file.tell())
 
 
-def check_gzip(blob: BlobHandle, size: int) -> None:
-    """Raise ProtocolViolation if a blob that decompressed to `size` bytes ends within a member.
-
-    A whole member ends with that number (RFC 1952, section 2.3.1). Only if the blob does not end
-    with it, it is decompressed once more, member by member.
-    """
-    if read_range(blob, max(0, blob.size - 4), 4) == (size % 2**32).to_bytes(4, "little"):
-        return
-    file, buffer = BlobFile(blob), memoryview(bytearray(PIECE_BYTES))
-    while read_range(blob, file.tell(), len(_GZIP_MAGIC)) == _GZIP_MAGIC:
-        member = GzipMember(file)
-        while member.readinto(buffer):
-            pass
-        if not member.unpacker.eof:
-            raise ProtocolViolation("a layer ends within a gzip member")
-        file.seek(file.tell() - len(member.unpacker.unused_data))
-
-
 def read_to_end(blob: BlobHandle, offset: int) -> None:
     """Read on from an offset: only at its end is a blob verified, and an empty one when opened."""
     view = memoryview(bytearray(PIECE_BYTES))
@@ -297,4 +318,5 @@ def read_up_to(decoder: Source, count: int) -> bytes:
 def read_range(blob: BlobHandle, offset: int, count: int) -> bytes:
     """Return `count` bytes of a blob as they are, fewer at its end."""
     buffer = bytearray(count)
-    return bytes(buffer[: blob.read_into(memoryview(buffer), offset)])
+    found = blob.read_into(memoryview(buffer), offset)
+    return bytes(memoryview(buffer)[:found])

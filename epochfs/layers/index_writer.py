@@ -52,7 +52,7 @@ _IMPLY = (
 )
 """Makes a name a directory unless it is one."""
 
-_Value = str | bytes | int
+_Value = str | bytes | memoryview | int
 
 
 class _Rows:
@@ -166,12 +166,11 @@ class IndexWriter:
         if len(self._rows.names) + len(self._rows.pieces) > _BATCH:
             self._rows.insert()
 
-    def set_gzip_points(self, points: bytes) -> None:
+    def set_gzip_points(self, points: bytes | memoryview) -> None:
         self._rows.run("INSERT INTO gzip_points (part) VALUES (?)", points)
 
     def add_span(self, span: Span, window: bytes) -> None:
         """Record a span of a gzip layer, and its window (see `LayerIndex.window`)."""
-        self._count_bytes(_ROW_BYTES + len(window))
         self._rows.run("INSERT INTO span VALUES (?, ?, ?, ?, ?, ?, ?)", *span, window)
 
     def set_meta(self, key: str, value: str | int) -> None:

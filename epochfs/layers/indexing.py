@@ -27,6 +27,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.cache.blobs import BlobCache
@@ -43,9 +44,10 @@ from epochfs.errors import (
 from epochfs.layers import soci, toc
 from epochfs.layers.decoders import (
     BlobFile,
-    check_gzip,
     compression_of,
-    gzip_decoder,
+    gzip_content,
+    gzip_points,
+    need_gzip,
     pieces_of,
     read_to_end,
     size_limit,
@@ -53,10 +55,11 @@ from epochfs.layers.decoders import (
 )
 from epochfs.layers.index import FORMAT, LayerIndex, open_index
 from epochfs.layers.index_writer import IndexWriter
+from epochfs.layers.spans import MAX_SPAN_BYTES, SPANS, spans_of
 from epochfs.layers.tar import TarReader
 from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.manifests import Descriptor
-from epochfs.oci.names import Repository
+from epochfs.oci.names import Digest, Repository
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ def write_index(
             writer.add(entry)
         for span, window in table.spans():
             writer.add_span(span, window)
-        writer.set_meta("compression", soci.FORMAT)
+        writer.set_meta("compression", SPANS)
         return
     with closing(blobs.open(repository, layer.digest, layer.size)) as blob:
         _write_whole(blob, closed, writer)
@@ -114,34 +117,75 @@ def _soci_table(
         return None
 
 
+class _WatchedFile(BlobFile):
+    """A blob as a file, which can be read until the mount ends."""
+
+    def __init__(self, blob: BlobHandle, closed: threading.Event) -> None:
+        super().__init__(blob)
+        self._closed = closed
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has the buffer protocol
+        if self._closed.is_set():
+            self.failure = Vanished("the mount is ending")
+            raise self.failure
+        return super().readinto(buffer)
+
+
 def _write_whole(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:
     """Read all of a blob, and index its tar stream."""
-    compression, file, hasher = compression_of(blob), BlobFile(blob), hashlib.sha256()
-    gzip = gzip_decoder(file) if compression == "gzip" else None
+    compression, file = compression_of(blob), _WatchedFile(blob, closed)
+    if compression == "zstd":
+        _write_zstd(blob, closed, writer)
+        return
+    if compression == "gzip":
+        need_gzip()
+    size = _write_entries(
+        gzip_content(file) if compression == "gzip" else pieces_of(file), blob, writer
+    )
+    read_to_end(blob, file.tell())
+    if compression == "gzip" and size:
+        file.seek(0)
+        compression = _write_spans(file, blob, gzip_points(file, size), writer)
+    writer.set_meta("compression", compression)
 
-    def pieces() -> Iterator[memoryview]:
-        limitless = sys.maxsize  # the stream has a limit
-        whole = zstd_content(blob, limitless) if compression == "zstd" else pieces_of(gzip or file)
-        for piece in whole:
-            if closed.is_set():
-                raise Vanished("the mount is ending")
-            if compression == "zstd":
-                hasher.update(piece)
-            yield piece
 
-    stream = TarStream(pieces(), size_limit(blob.size))
+def _write_entries(pieces: Iterator[memoryview], blob: BlobHandle, writer: IndexWriter) -> int:
+    """Index a tar stream; return its length."""
+    stream = TarStream(pieces, size_limit(blob.size))
     for entry in TarReader(stream):
         writer.add(entry)
-    size = stream.drain()
-    writer.set_meta("compression", compression)
-    if compression == "zstd":
-        writer.set_meta("tar_size", size)
-        writer.set_meta("tar_digest", f"sha256:{hasher.hexdigest()}")
-    else:
-        read_to_end(blob, file.tell())
-    if gzip is not None:
-        check_gzip(blob, size)
-        writer.set_gzip_points(gzip.export_index())
+    return stream.drain()
+
+
+def _write_zstd(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:
+    hasher = hashlib.sha256()
+
+    def pieces() -> Iterator[memoryview]:
+        for piece in zstd_content(blob, sys.maxsize):  # the stream has a limit
+            if closed.is_set():
+                raise Vanished("the mount is ending")
+            hasher.update(piece)
+            yield piece
+
+    size = _write_entries(pieces(), blob, writer)
+    writer.set_meta("compression", "zstd")
+    writer.set_meta("tar_size", size)
+    writer.set_meta("tar_digest", f"sha256:{hasher.hexdigest()}")
+
+
+def _write_spans(file: BlobFile, blob: BlobHandle, points: memoryview, writer: IndexWriter) -> str:
+    """Index the spans of a verified gzip blob; return what its index is to be read by.
+
+    A writer of endless blocks leaves no points in them; then the points alone are kept.
+    """
+    if any(max(span.size, span.packed) > MAX_SPAN_BYTES for span, _ in spans_of(points, blob.size)):
+        writer.set_gzip_points(points)
+        return "gzip"
+    for span, window in spans_of(points, blob.size):
+        file.seek(span.offset)
+        packed = file.read(span.packed) or b""
+        writer.add_span(span._replace(digest=str(Digest.of(packed))), window)
+    return SPANS
 
 
 def stored_index(cache: BlobCache, layer: Descriptor, write: Write) -> LayerIndex:

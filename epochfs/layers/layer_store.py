@@ -1,13 +1,14 @@
 """The layers of images: their indexes, kept open in memory, and their files.
 
 Locks: `LoadingCache._lock` guards what is kept and, in `PooledFlight`, what is being made; nothing
-is made under it.
+is made under it. `Layers._distrusted` changes by one key at a time, and takes no lock.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -29,9 +30,10 @@ from epochfs.errors import (
 from epochfs.layers import soci, toc
 from epochfs.layers.archive import Archive, open_archive
 from epochfs.layers.chunks import ChunkCache, ChunkedArchive
+from epochfs.layers.decoders import read_to_end
 from epochfs.layers.index import Inode, LayerIndex
 from epochfs.layers.indexing import stored_index, write_index
-from epochfs.layers.spans import SpanArchive
+from epochfs.layers.spans import SPANS, SpanArchive
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Digest, Repository
 
@@ -110,13 +112,13 @@ class LoadingCache(Generic[K, V]):
 class LayerFile:
     """One open file: its pieces, and zeros between them.
 
-    `on_failure` is called when this archive cannot read the pieces and never will.
+    `on_failure` is told why this archive cannot read the pieces and never will.
     """
 
     index: LayerIndex
     inode: Inode
     archive: Archive
-    on_failure: Callable[[], None]
+    on_failure: Callable[[EpochfsError], None]
 
     @property
     def verified(self) -> bool:
@@ -134,8 +136,8 @@ class LayerFile:
                 try:
                     part = view[start - offset : end - offset]
                     self.archive.read_piece(piece, start - piece.start, part)
-                except (ProtocolViolation, Vanished):
-                    self.on_failure()
+                except (ProtocolViolation, Vanished) as error:
+                    self.on_failure(error)
                     raise
                 position = end
         clear(view[position - offset : count])
@@ -161,6 +163,7 @@ class Layers:
         self._indexes = LoadingCache[_Key, LayerIndex]("layer", _MAX_INDEXES, _weight)
         self._archives = LoadingCache[tuple[Repository, _Key], Archive]("archive", _MAX_ARCHIVES)
         self._chunks = ChunkCache()
+        self._distrusted: set[tuple[Repository, _Key]] = set()
 
     def begin(self, repository: Repository, layers: Iterable[Descriptor]) -> None:
         """Begin to read the indexes of layers that will all be needed."""
@@ -179,7 +182,7 @@ class Layers:
         make = partial(self._open_archive, repository, layer, index)
         key = (repository, _key(layer))
         archive = self._archives.get(key, make, deadline)
-        return LayerFile(index, file, archive, partial(self._archives.drop, key))
+        return LayerFile(index, file, archive, partial(self._drop, key))
 
     def close(self) -> None:
         """Stop reading layers; waiters get an error."""
@@ -187,13 +190,23 @@ class Layers:
         self._indexes.close()
         self._archives.close()
 
+    def _drop(self, key: tuple[Repository, _Key], error: EpochfsError) -> None:
+        if isinstance(error, ContentMismatch):
+            self._distrusted.add(key)
+        self._archives.drop(key)
+
     def _open_archive(
         self, repository: Repository, layer: Descriptor, index: LayerIndex
     ) -> Archive:
         compression = str(index.meta["compression"])
         open_blob = partial(self._blobs.open, repository, layer.digest, layer.size)
         precisely = partial(open_blob, precise=True)
-        if compression == soci.FORMAT:
+        if (repository, _key(layer)) in self._distrusted:
+            # A part of the blob came wrong and is in its download: only all of it is fetched anew.
+            with closing(open_blob()) as blob:
+                read_to_end(blob, 0)
+            self._distrusted.discard((repository, _key(layer)))
+        if compression == SPANS:
             return SpanArchive(_key(layer), index, precisely, self._chunks)
         if compression in (toc.ESTARGZ, toc.ZSTD_CHUNKED):
             return ChunkedArchive(layer.digest, compression, precisely, self._chunks)

@@ -34,18 +34,15 @@ from epochfs.layers.decoders import read_to_end, size_limit
 from epochfs.layers.entry import Entry, Piece, checked_time, clean_path
 from epochfs.layers.flatbuffers import FlatBuffer, Table
 from epochfs.layers.index import Span
+from epochfs.layers.spans import MAX_SPAN_BYTES
 from epochfs.layers.tar import pax_xattrs
 from epochfs.layers.toc import SOCI_INDEX
 from epochfs.oci.manifests import Descriptor, Document, Manifest
 from epochfs.oci.names import Digest, Repository
 from epochfs.oci.times import time_ns
 
-FORMAT = "soci"
 MAX_BYTES = 32 << 20
 """Maximum size of a table; a layer with a larger one is read whole."""
-
-MAX_SPAN_BYTES = 64 << 20
-"""Maximum size of a span, compressed or not: it is verified and decompressed in memory."""
 
 Manifests = Callable[[Repository, Digest], Document]
 """Returns a manifest of a repository."""

@@ -1,4 +1,8 @@
-"""Reads a gzip layer span by span, as a table of contents divides it (see `soci`).
+"""Reads a gzip layer span by span, as its index divides it.
+
+An index has them from a table of contents (see `soci`), or from when the layer was read whole. Then
+the digest of each was taken of verified bytes, so what has been evicted since need not come whole
+again.
 
 A span is fetched alone, verified, and only then decompressed, by the standard library: it resumes
 with a window, but only from whole bytes. A span that begins within a byte is therefore led up to by
@@ -9,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +26,21 @@ from epochfs.layers.decoders import GzipMember, read_range, read_up_to
 from epochfs.layers.entry import Piece
 from epochfs.layers.index import LayerIndex, Span
 from epochfs.oci.names import Digest
+
+SPANS = "spans"
+"""What the index of a layer that is read by spans says is its compression."""
+
+MAX_SPAN_BYTES = 64 << 20
+"""Maximum size of a span, compressed or not: it is verified and decompressed in memory."""
+
+_POINTS = struct.Struct("<5sBBQQIII")
+"""The header of indexed_gzip's points: magic, version, flags, sizes of the blob and of the stream,
+spacing, size of a window, number of points."""
+
+_POINT = struct.Struct("<QQBB")
+"""Offset in the blob, offset in the stream, bits of the byte before, whether it has a window."""
+
+_WINDOW_BYTES = 32 << 10
 
 _TRAILER_BYTES = 8
 _BYTE = 8
@@ -95,6 +115,22 @@ class SpanArchive:
         if not Digest.parse(span.digest).matches(packed):
             raise ContentMismatch("a span of a layer does not match the digest in its table")
         return decompress(span, packed, self.index.window(span))
+
+
+def spans_of(points: memoryview, blob_size: int) -> Iterator[tuple[Span, bytes]]:
+    """Yield the spans between the points of `gzip_points`, each with its window, but no digest."""
+    *_, size, _, _, count = _POINTS.unpack_from(points)
+    windows = _POINTS.size + count * _POINT.size
+    found = [_POINT.unpack_from(points, _POINTS.size + n * _POINT.size) for n in range(count)]
+    for number, (offset, start, bits, has_window) in enumerate(found):
+        window = bytes(points[windows:][: _WINDOW_BYTES * has_window])
+        windows += len(window)
+        stop, end = blob_size, size
+        if number + 1 < count:
+            stop, end, _, _ = found[number + 1]
+        if start < end:
+            begin = offset - bool(bits)
+            yield Span(start, end - start, begin, stop - begin, bits, ""), window
 
 
 def decompress(span: Span, packed: bytes, window: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from dataclasses import replace
 
@@ -85,6 +86,10 @@ def test_wrong_bytes_of_a_layer_are_never_shown(
         with pytest.raises(OSError, match="does not match the digest") as raised:
             root.read("etc/first")
         assert raised.value.errno == errno.EIO
+    for _ in range(2):  # what came wrong is fetched anew with the whole blob, which may be refused
+        with contextlib.suppress(OSError):
+            root.read("etc/first")
+    assert root.read("etc/first") == SMALL
 
 
 @pytest.mark.expects_log("is read whole; bad SOCI index|another digest")

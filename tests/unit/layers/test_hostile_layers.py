@@ -216,6 +216,29 @@ def test_gzip_members_behind_each_other_are_one_layer_and_the_last_must_be_whole
     assert refused.value.errno == errno.EIO
 
 
+def one_block(stream: bytes) -> bytes:
+    """Compress ASCII and then zeros to gzip of one block (RFC 1951, section 3.2.6)."""
+    content = stream.rstrip(b"\0") + b"\0"
+    runs = -(-(len(stream) - len(content)) // 258)
+    bits = "110" + "".join(f"{0x30 + one:08b}" for one in content)
+    bits += ("11000101" + "00000") * runs + "0000000"
+    size = len(content) + 258 * runs
+    crc = zlib.crc32(bytes(258 * runs), zlib.crc32(content))
+    body = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+    header = gzip.compress(b"")[:10]
+    return header + body + crc.to_bytes(4, "little") + size.to_bytes(4, "little")
+
+
+def test_a_block_that_is_too_long_for_memory_is_read_all_the_same(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epochfs.layers.indexing.MAX_SPAN_BYTES", 8 * MIB)
+    stream = tar(File("text", b"in the block"), File("zeros", bytes(9 * MIB)))
+    root = show(Layer(one_block(stream)))
+    assert root.read("text") == b"in the block"
+    assert root.read("zeros") == bytes(9 * MIB)
+
+
 def test_names_that_look_like_headers_are_taken_for_names(show: Show) -> None:
     name = "d" * 100 + "/" + "x" * 250
     bodies = [

@@ -8,6 +8,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def lie(registry: EmbeddedRegistry, blob: bytes, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registry._server, "respond", respond)
 
 
+@pytest.mark.expects_log("another digest, fetching again")
 @pytest.mark.parametrize("make", [plain, gzipped, zstd], ids=lambda make: make.__name__)
 def test_where_only_the_index_was_kept_no_wrong_bytes_are_shown(
     make: Make, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,6 +90,21 @@ def test_where_only_the_index_was_kept_no_wrong_bytes_are_shown(
     assert root.read("a") == data
 
 
+def test_where_only_the_index_was_kept_a_file_of_a_gzip_layer_costs_its_spans(
+    show: Show, tmp_path: Path
+) -> None:
+    data = random_bytes(40 * MIB)
+    layer = gzipped(File("a", b"first"), File("large", data), File("z", b"last"))
+    first = show(layer)
+    assert first.read("z") == b"last"
+    first.layers.blobs.close()
+    shutil.rmtree(tmp_path / "cache/v1/blobs")
+    root = show(layer)
+    assert (root.read("a"), root.read("z")) == (b"first", b"last")
+    assert root.moved() < 12 * MIB  # two spans of a little over 4 MiB
+    assert root.read("large") == data
+
+
 class Stored:
     """A blob that is here (a `BlobHandle`), and fails as long as its store does."""
 
@@ -96,6 +113,7 @@ class Stored:
     def __init__(self, data: bytes, store: Store | None = None) -> None:
         self.data = data
         self.size = len(data)
+        self.store = store
         self.failure = store.failure if store else None
 
     def fileno(self) -> int:
@@ -106,6 +124,8 @@ class Stored:
             raise self.failure
         found = self.data[offset : offset + len(view)]
         view[: len(found)] = found
+        if self.store is not None:
+            self.store.bytes_read += len(found)
         return len(found)
 
     def close(self) -> None:
@@ -119,6 +139,7 @@ class Store:
         self.data = data
         self.failure: EpochfsError | None = None
         self.opened: list[bool] = []
+        self.bytes_read = 0
 
     def open(
         self, repository: Repository, digest: Digest, size: int, *, precise: bool = False
@@ -186,6 +207,20 @@ def test_a_layer_that_is_read_whole_is_opened_for_that(tmp_path: Path) -> None:
     assert store.opened == [True, False]  # precise for the table, and then not
 
 
+def test_a_gzip_layer_is_read_once_however_small_the_reads_of_its_files(tmp_path: Path) -> None:
+    data = random_bytes(12 * MIB)
+    layer = gzipped(File("a", data))
+    store = Store(layer.blob)
+    file = of_store(store, layer, tmp_path).open()
+    assert store.bytes_read < 3.1 * len(layer.blob)  # the tar, the points, the spans' digests
+    store.bytes_read = 0
+    view = memoryview(bytearray(32 << 10))
+    for offset in range(0, len(data), len(view)):
+        assert file.read_into(view, offset) == len(view)
+        assert view == data[offset : offset + len(view)]
+    assert store.bytes_read < 1.1 * len(layer.blob)
+
+
 def test_a_copy_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
     layer = zstd(File("a", random_bytes(8 * MIB)))
     store = Store(layer.blob)
@@ -226,6 +261,18 @@ def test_a_chunk_is_made_once_for_all_who_want_it_and_few_at_once() -> None:
         assert list(found) == [data] * 24
     assert sorted(opened) == list(range(8))
     assert max(under_way) <= 4
+
+
+def test_a_chunk_that_is_longer_than_the_cache_takes_the_place_of_the_others() -> None:
+    cache, made = ChunkCache(), []
+
+    def make(size: int) -> bytes:
+        made.append(size)
+        return bytes(size)
+
+    for size in (1000, 60 * MIB, 60 * MIB, 1000, 1000):
+        assert len(cache.get("layer", size, partial(make, size))) == size
+    assert made == [1000, 60 * MIB, 1000]
 
 
 def test_a_chunk_that_could_not_be_made_is_made_anew() -> None:
