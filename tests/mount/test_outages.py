@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DockerRegistry, free_port, serve_docker_registry
-from support import faults, killcycles
+from support import faults, killcycles, killwrites
 from support.builders import image, random_bytes
 from support.faultlab import (
     APP,
@@ -320,4 +320,13 @@ def test_mounts_killed_at_random_moments_leave_nothing_wrong(
     tally = killcycles.run(docker_registry.host, tmp_path, 4, seed=9)
     assert tally.kills == 4
     assert tally.blobs_to_the_end == len(killcycles.BLOBS)
+    assert tally.clean, str(tally)
+
+
+def test_mounts_killed_while_they_are_written_to_have_sent_what_they_acknowledged(
+    docker_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    tally = killwrites.run(docker_registry.host, tmp_path, 3, seed=3)
+    assert tally.kills == 3
+    assert tally.blobs
     assert tally.clean, str(tally)

@@ -15,8 +15,9 @@ from support.registries import EmbeddedRegistry
 from support.scripted import at_most, until
 from support.writing import exists, listed, make, read, tags, writable, write
 
+from epochfs.cache.written_file import WrittenFile
 from epochfs.demo.registry import Behaviour, Request, Response
-from epochfs.errors import EpochfsError
+from epochfs.errors import EpochfsError, NoRoom
 from epochfs.fuse.errnos import errno_of
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
@@ -244,3 +245,26 @@ def test_a_manifest_of_many_blobs_is_closed_in_time_and_sent_later(
                 write(fs, f"{TOP}/blobs/{Digest.of(blobs[-1])}", blobs[-1])
             until(lambda: fs.writing().waiting == 0, 20)
             assert exists(fs, f"{TOP}/manifests/{Digest.of(raw)}/manifest.json")
+
+
+@pytest.mark.expects_log("was not written: no room")
+def test_what_found_no_room_is_closed_with_that_error_and_can_be_written_again(
+    fs: WritableFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"what finds no room"
+    path = f"{TOP}/blobs/{Digest.of(data)}"
+    handle = fs.create(path).handle
+
+    def full(*_: object) -> None:
+        raise NoRoom("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WrittenFile, "write", full)
+        with pytest.raises(NoRoom):
+            fs.write(handle, memoryview(data), 0)
+    with pytest.raises(NoRoom):
+        fs.flush(handle)
+    fs.release(handle)
+    assert not exists(fs, path)
+    write(fs, path, data)
+    assert read(fs, path) == data

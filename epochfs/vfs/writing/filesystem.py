@@ -20,9 +20,11 @@ from epochfs.cache.written_file import WrittenFile
 from epochfs.counters import counter, gauge
 from epochfs.errors import (
     Busy,
+    ContentMismatch,
     EpochfsError,
     NotPermitted,
     Unsupported,
+    fresh,
     printable,
 )
 from epochfs.oci.names import Digest
@@ -186,6 +188,9 @@ class WritableFileSystem(FileSystem):
         self._makers.wrote()
         try:
             file.on_disk.write(view, offset)
+        except EpochfsError as error:
+            file.failure = file.lacking = error
+            raise
         finally:
             file.changed()
 
@@ -202,6 +207,8 @@ class WritableFileSystem(FileSystem):
             file.on_disk.truncate(size)
         finally:
             file.changed()
+        if not size:
+            file.lacking = None
 
     def truncate_path(self, path: str, size: int) -> None:
         """Set the size of a file, in bytes."""
@@ -280,10 +287,14 @@ class WritableFileSystem(FileSystem):
             version = file.version
             try:
                 kept = self._contents.settle_file(place, file, file.path)
+            except ContentMismatch as error:
+                # What could not be written explains it better, such as a full disk.
+                file.failure = error if file.lacking is None else fresh(file.lacking)
+                raise file.failure from None
             except EpochfsError as error:
                 file.failure = error
                 raise
-            file.settled = version
+            file.settled, file.lacking = version, None
         if not kept:
             self._local.give(file.path, file)
 

@@ -65,6 +65,9 @@ class LocalFile(Local):
     the writes; `settled` is the version that was sent, or waits. `writers` counts the handles that
     may write. The bytes are kept as long as anybody `holds` the file: the local tree, and each
     handle.
+
+    `failure` is why the file was refused when it was last tried to settle it; `lacking`, why some
+    bytes could not be written.
     """
 
     kind = stat.S_IFREG
@@ -79,6 +82,7 @@ class LocalFile(Local):
         self.removed = False
         self.writers = 0
         self.failure: EpochfsError | None = None
+        self.lacking: EpochfsError | None = None
         self.time_ns = time.time_ns()
         self.turn = threading.Lock()
         self._lock = threading.Lock()
