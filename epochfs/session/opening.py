@@ -286,7 +286,7 @@ def _assemble(
         blobs,
         layers,
         composer,
-        KernelMemory(listings.kernel_ttl),
+        KernelMemory(None if settings.writes else listings.kernel_ttl),
         observer.status_json,
         settings.blobs.timeout,
         settings.platform,

@@ -53,9 +53,12 @@ class _Held:
 class KernelMemory:
     """What the kernel was told about a mount's files. Any thread may call anything."""
 
-    def __init__(self, ttl: float) -> None:
-        """`ttl` is how long the kernel remembers a size, in seconds."""
-        self._seconds = ttl + _SLACK_SECONDS
+    def __init__(self, ttl: float | None) -> None:
+        """`ttl` is how long the kernel remembers a size, in seconds; None where it remembers none,
+        as what is written to the mount is to be seen at once.
+        """
+        self._remembers = ttl is not None
+        self._seconds = (ttl or 0.0) + _SLACK_SECONDS
         self._lock = threading.Lock()
         self._told: TTLCache[Hashable, Generated] = TTLCache(
             _MAX_TOLD_BYTES, self._seconds, getsizeof=lambda file: len(file.data)
@@ -65,6 +68,8 @@ class KernelMemory:
 
     def tell(self, key: Hashable, found: Generated) -> Generated:
         """Return what to tell the kernel that a generated file is, and note that it was told."""
+        if not self._remembers:
+            return found
         with self._lock:
             held = self._held.get(key)
             if held is not None and time.monotonic() < held.until:

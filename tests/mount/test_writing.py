@@ -58,6 +58,19 @@ def reasons(mount: Mount) -> list[str]:
 # --- tags -------------------------------------------------------------------------------------
 
 
+def test_the_index_of_the_layout_has_a_tag_as_soon_as_it_is_made(app: Path) -> None:
+    target = (app / "tags/old").readlink()
+    index = app / "layout/index.json"
+    for number in range(5):
+        assert index.stat().st_size
+        with index.open() as held:
+            (app / f"tags/n{number}").symlink_to(target)
+            assert f'"n{number}"' in index.read_text()
+            assert f'"n{number}"' not in held.read()
+        (app / f"tags/n{number}").unlink()
+        assert f'"n{number}"' not in index.read_text()
+
+
 def test_a_link_to_a_manifest_is_a_tag(embedded: EmbeddedRegistry, app: Path) -> None:
     (app / "tags/new").symlink_to(link(OLD.digest))
     assert tags(embedded, "team/app")["new"] == str(OLD.digest)

@@ -91,7 +91,7 @@ def stack(
         closing.callback(composer.close)
         layers = Layers(blobs, cache, listings.manifest)
         closing.callback(layers.close)
-        kernel = KernelMemory(listings.kernel_ttl)
+        kernel = KernelMemory(None if writes else listings.kernel_ttl)
         tree = root(Repository.parse(prefix) if prefix else None)
         context = Context(
             listings,
