@@ -143,7 +143,11 @@ class Host:
             if not error.is_final or left <= 0:
                 raise
             # Docker's registry reads a blob of that digest, and fails as it is no manifest.
-            if self._has_blob(left, repository, reference):
+            try:
+                self.check_blob(left, repository, reference)
+            except NotFound:
+                log.debug("%s; asking again", error)
+            else:
                 raise NotFound(f"{reference} in {repository} is a blob") from error
         left = max(seconds - (time.monotonic() - started), 0.001)
         return self.accepted(self.transport.fetch(request, limit, seconds=left))
@@ -171,17 +175,22 @@ class Host:
             # Whatever answers 200 to everything names no digest.
             self.manifest(left, repository, reference, limit)
 
-    def _has_blob(self, seconds: float, repository: Repository, digest: Digest) -> bool:
-        try:
-            self.check_blob(seconds, repository, digest)
-        except NotFound:
-            return False
-        return True
-
     def check_blob(self, seconds: float, repository: Repository, digest: Digest) -> None:
         reply, left = self._head(self._blob_request(repository, digest), seconds)
         if reply is None:
             self._told_by_first_byte(left, repository, digest)
+
+    def has_blob(self, seconds: float, repository: Repository, digest: Digest, size: int) -> bool:
+        """Whether a blob need not be sent. A 404 is believed: sending it again does no harm."""
+        started = time.monotonic()
+        head = replace(self._blob_request(repository, digest), method="HEAD")
+        reply = self.transport.fetch(head, seconds=seconds)
+        if reply.status == 404:
+            return False
+        if reply.ok and reply.content_length is not None:
+            return reply.content_length == size
+        left = max(seconds - (time.monotonic() - started), 0.001)
+        return self.blob_size(left, repository, digest) == size
 
     def blob_size(self, seconds: float, repository: Repository, digest: Digest) -> int:
         """Ask for a blob's size in bytes: by HEAD, or else by GET of its first byte."""

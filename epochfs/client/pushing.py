@@ -65,13 +65,14 @@ class PushingClient:
         """Return whether the repository has a blob, of so many bytes if `size` is given (`HEAD`,
         §Checking if content exists).
 
-        Where HEAD is refused, a GET of one byte decides.
+        Where HEAD is refused, a GET of one byte decides; but with a `size`, which those tell who
+        would send it, a 404 is believed.
         """
         repository, wanted = repository_of(name), digest_of(digest)
         seconds = self._registry.transport.timeout
         try:
             if size is not None:
-                return self._registry.blob_size(seconds, repository, wanted) == size
+                return self._registry.has_blob(seconds, repository, wanted, size)
             self._registry.check_blob(seconds, repository, wanted)
         except NotFound:
             return False

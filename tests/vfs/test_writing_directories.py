@@ -13,7 +13,7 @@ from support.builders import image, load
 from support.registries import EmbeddedRegistry
 from support.writing import exists, follow, listed, rsync, steps, tags, writable, write
 
-from epochfs.errors import NotFound
+from epochfs.errors import NotFound, NotPermitted
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing import makers
 from epochfs.vfs.writing.filesystem import WritableFileSystem
@@ -182,6 +182,28 @@ def test_a_manifest_is_renamed_into_its_directory_without_a_word(fs: WritableFil
     fs.mkdir(TOP)
     rsync(fs, f"{TOP}/manifest.json", NEW.raw)
     assert exists(fs, f"{TOP}/config")
+
+
+def test_a_link_of_a_layout_costs_no_request_and_a_new_blob_three(
+    registry: EmbeddedRegistry, fs: WritableFileSystem
+) -> None:
+    data = b"a blob that comes after its link"
+    digest = Digest.of(data)
+    for path in ("/new", "/new/blobs", "/new/layout", "/new/layout/blobs"):
+        fs.mkdir(path, ME)
+    fs.mkdir("/new/layout/blobs/sha256", ME)
+    link = f"/new/layout/blobs/sha256/{digest.encoded}"
+    registry.forget_requests()
+    with pytest.raises(NotPermitted):
+        fs.symlink("../../../blobs/elsewhere", link)
+    fs.symlink(f"../../../blobs/{digest}", link)
+    assert fs.readlink(link) == f"../../../blobs/{digest}"
+    assert registry.count(containing=digest.encoded) == 0
+    write(fs, f"/new/blobs/{digest}", data)
+    sent = [one.method for one in registry.requests if "/blobs/" in one.path]
+    assert "GET" not in sent
+    assert len(sent) <= 4  # two of them find out that it cannot be stored in one request
+    assert fs.readlink(link) == f"../../../blobs/{digest}"
 
 
 def test_in_an_empty_registry_no_repository_is_there_before_it_is_made(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ class Contents:
             self._prove(file, place.digest)
             self._publisher.blob(place.repository, place.digest, file.staged)
             self._local.note_sent(path, stat.S_IFREG)
+            self._drop_link(path.rpartition("/blobs/")[0], place.digest)
             return False
         if isinstance(place, ManifestFile):
             return self._settle_manifest(place.repository, place.digest, file, path)
@@ -122,6 +123,7 @@ class Contents:
             directory = path.rpartition("/")[0]
             self._drop_derived(directory)
             self._local.note_sent(directory, stat.S_IFDIR)
+            self._drop_link(directory.rpartition("/manifests/")[0], digest)
 
         return not self._publisher.manifest(repository, document, sent)
 
@@ -132,6 +134,17 @@ class Contents:
             raise ContentMismatch(f"the {len(raw)} bytes written hash to {Digest.of(raw)}")
         file.proved = True
         return Document(digest, OCI_MANIFEST, raw)
+
+    def _drop_link(self, repository: str, digest: Digest) -> None:
+        """Leave a link of the layout below a repository's path to the tree, which now has it."""
+        path = f"{repository}/layout/blobs/{digest.algorithm}/{digest.encoded}"
+        local = self._local.get(path)
+        if isinstance(local, LocalLink):
+            self._local.give(path, local)
+
+    def _is_named(self, place: ContentLink) -> bool:
+        """Whether a manifest is known to name something as a blob."""
+        return self._context.listings.names_blob(place.repository, place.digest)
 
     def _drop_derived(self, directory: str) -> None:
         """Drop what was kept below a manifest's directory until the tree shows it."""
@@ -209,6 +222,11 @@ class Contents:
             return not self._tag(place, link, path)
         if isinstance(place, BlobFile | ManifestFile | IndexFile | LayoutFile):
             raise NotPermitted("content is a regular file here, and no link")
+        if isinstance(place, ContentLink) and not self._is_named(place):
+            # Asked for each link of a layout, a registry would be asked three times.
+            if link.to not in _targets(place.digest):
+                raise NotPermitted(f"this is a link to where {place.digest} is")
+            return True
         try:
             shown = place.target(self._context)
         except NotFound:
@@ -305,3 +323,8 @@ def _tags_of(raw: bytes) -> dict[Tag, Digest]:
                 raise UsageError(f"{REF_NAME} is '{printable(name)}', which cannot be a tag")
             tags[tag] = descriptor.digest
     return tags
+
+
+def _targets(digest: Digest) -> tuple[str, str]:
+    """Return where a link of a layout may lead: to a blob, or to a manifest."""
+    return f"../../../blobs/{digest}", f"../../../manifests/{digest}/manifest.json"
