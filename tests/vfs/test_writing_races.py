@@ -229,3 +229,35 @@ class TestFailures:
                 fs.fsyncdir("/")
             with at_most(5):
                 fs.close()
+
+
+class TestTwoMounts:
+    """Two mounts write to one registry."""
+
+    def test_a_tag_ends_at_what_the_later_of_two_wrote(
+        self, registry: Guarded, fs: WritableFileSystem, tmp_path: Path
+    ) -> None:
+        with writable(registry, tmp_path / "other") as other, ThreadPoolExecutor(2) as pool:
+            for _ in range(10):
+                mine = pool.submit(retag, fs, ONE, ".a")
+                theirs = pool.submit(retag, other, TWO, ".b")
+                mine.result()
+                theirs.result()
+                puts = [one for one in registry.requests if is_tagging(one)]
+                assert len(puts) <= 2
+                assert tags(registry, NAME)["latest"] in {str(ONE.digest), str(TWO.digest)}
+                registry.forget_requests()
+            retag(fs, ONE, ".a")
+            retag(other, TWO, ".b")
+            assert tags(registry, NAME)["latest"] == str(TWO.digest)
+
+    def test_the_same_restored_by_both_at_once_is_there_once(
+        self, registry: Guarded, fs: WritableFileSystem, tmp_path: Path
+    ) -> None:
+        new = index(image(b"first", b"shared"), image(b"second", b"shared"))
+        todo = steps("both", "v1", new)
+        with writable(registry, tmp_path / "other") as other, ThreadPoolExecutor(2) as pool:
+            for one in [pool.submit(follow, into, todo) for into in (fs, other)]:
+                one.result()
+            assert fs.writing().reasons == other.writing().reasons == ()
+        assert tags(registry, "both") == {"v1": str(new.digest)}
