@@ -343,6 +343,7 @@ class ListingOptions:
     manifest_limit: int = 4 * 1024 * 1024
     repositories: tuple[Repository, ...] = ()
     show_rootfs: bool = False
+    soci_referrers: bool = False
     parallel: int = 16
     believe_empty_catalog: bool = False
 

@@ -139,6 +139,11 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 )
 @click.option("--show-rootfs", is_flag=True, help="List rootfs/ where an image has one.")
 @click.option(
+    "--soci-referrers",
+    is_flag=True,
+    help="Believe a SOCI index that only refers to an image: its digest does not vouch for that.",
+)
+@click.option(
     "--platform",
     type=Value("OS/ARCH", Platform.parse),
     help="Platform of volume/ where there is a choice.  [default: this machine's]",
@@ -179,6 +184,7 @@ def command(
     offline_ok: bool,
     verify: str,
     show_rootfs: bool,
+    soci_referrers: bool,
     platform: Platform | None,
     writable: bool,
     delete: bool,
@@ -221,6 +227,7 @@ def command(
             metadata_ttl=metadata_ttl,
             stale_if_error=stale_if_error,
             show_rootfs=show_rootfs,
+            soci_referrers=soci_referrers,
         ),
         blobs=replace(fetching.blobs, verify_first=verify == "full"),
         offline_ok=offline_ok,

@@ -60,6 +60,7 @@ class Options:
     offline_ok: bool = False
     verify_first: bool = False
     show_rootfs: bool = False
+    soci_referrers: bool = False
     platform: str = ""
 
     def __post_init__(self) -> None:
@@ -137,6 +138,7 @@ class Options:
             manifest_limit=_size(self.manifest_limit),
             repositories=tuple(Repository.parse(name) for name in self.repositories),
             show_rootfs=self.show_rootfs,
+            soci_referrers=self.soci_referrers,
         )
 
     def _platform(self) -> Platform:

@@ -12,6 +12,6 @@ enforces them: `tar_stream` (headers), `tar` (attributes), `entry` (paths), `ind
 links), `decoders` (decompressed size: `size_limit`), `toc` and `soci` (tables, chunks, spans),
 `flatbuffers` (sharing), `chunks` (decoders).
 
-Uses `blobs` to read and `cache` to keep indexes. Used by `vfs`, which merges layers into a root
-filesystem.
+Uses `blobs` to read, `cache` to keep indexes, and `metadata` to find those of SOCI. Used by `vfs`,
+which merges layers into a root filesystem.
 """

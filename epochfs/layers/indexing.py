@@ -72,7 +72,7 @@ _ATTEMPTS = 3
 
 def write_index(
     blobs: BlobStore,
-    manifests: soci.Manifests,
+    source: soci.SociSource,
     repository: Repository,
     layer: Descriptor,
     closed: threading.Event,
@@ -91,7 +91,7 @@ def write_index(
             writer.add(entry)
         writer.set_meta("compression", compression)
         return
-    table = _soci_table(blobs, manifests, repository, layer)
+    table = _soci_table(blobs, source, repository, layer)
     if table is not None:
         for entry in table.entries():
             writer.add(entry)
@@ -104,14 +104,14 @@ def write_index(
 
 
 def _soci_table(
-    blobs: BlobStore, manifests: soci.Manifests, repository: Repository, layer: Descriptor
+    blobs: BlobStore, source: soci.SociSource, repository: Repository, layer: Descriptor
 ) -> soci.SociTable | None:
     """Return the table that a layer's annotation leads to; None if there is none to be used.
 
     Then the layer is read whole, which needs nobody's word but its digest's.
     """
     try:
-        return soci.read_table(layer, repository, manifests, blobs)
+        return soci.read_table(layer, repository, source, blobs)
     except EpochfsError as error:
         log.warning("layer %s is read whole; bad SOCI index: %s", layer.digest, error)
         return None

@@ -154,11 +154,11 @@ class Layers:
     repository may see it.
     """
 
-    def __init__(self, blobs: BlobStore, cache: BlobCache, manifests: soci.Manifests) -> None:
-        """`manifests` returns the manifests of SOCI indexes."""
+    def __init__(self, blobs: BlobStore, cache: BlobCache, source: soci.SociSource) -> None:
+        """`source` has the SOCI indexes."""
         self._blobs = blobs
         self._cache = cache
-        self._manifests = manifests
+        self._source = source
         self._closed = threading.Event()
         self._indexes = LoadingCache[_Key, LayerIndex]("layer", _MAX_INDEXES, _weight)
         self._archives = LoadingCache[tuple[Repository, _Key], Archive]("archive", _MAX_ARCHIVES)
@@ -213,7 +213,7 @@ class Layers:
         return open_archive(index, open_blob(), self._cache)
 
     def _make_index(self, repository: Repository, layer: Descriptor) -> LayerIndex:
-        write = partial(write_index, self._blobs, self._manifests, repository, layer, self._closed)
+        write = partial(write_index, self._blobs, self._source, repository, layer, self._closed)
         return stored_index(self._cache, layer, write)
 
 

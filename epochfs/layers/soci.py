@@ -11,7 +11,8 @@ digest, that for the table, and that for the compressed bytes. So a table's auth
 as with the tables of `toc`, and a registry cannot lie. A SOCI index of the first version is only a
 referrer of the image: nothing in the image names it, whoever may push to the repository can add
 one, and a registry can make one up. With its window a checkpoint decides what bytes come out of
-right compressed ones, and only the whole layer would show the lie: such an index is not used.
+right compressed ones, and only the whole layer would show the lie. So it is used only where the
+user has said that such referrers are to be believed.
 
 Nor is anything shown of a layer without a table before all of it is here. Only its digest vouches
 for its bytes, and later entries may replace or hide those that went by.
@@ -21,22 +22,25 @@ A table is hostile until it is parsed here, though a digest vouches for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from epochfs.blobs.store import BlobStore
-from epochfs.errors import ProtocolViolation, TooLarge
+from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge
 from epochfs.layers.decoders import read_to_end, size_limit
 from epochfs.layers.entry import Entry, Piece, checked_time, clean_path
 from epochfs.layers.flatbuffers import FlatBuffer, Table
 from epochfs.layers.index import Span
 from epochfs.layers.spans import MAX_SPAN_BYTES
 from epochfs.layers.tar import pax_xattrs
-from epochfs.layers.toc import SOCI_INDEX
+from epochfs.layers.toc import SOCI_INDEX, SOCI_SUBJECT
+from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import Descriptor, Document, Manifest
 from epochfs.oci.names import Digest, Repository
 from epochfs.oci.times import time_ns
@@ -44,9 +48,8 @@ from epochfs.oci.times import time_ns
 MAX_BYTES = 32 << 20
 """Maximum size of a table; a layer with a larger one is read whole."""
 
-Manifests = Callable[[Repository, Digest], Document]
-"""Returns a manifest of a repository."""
-
+_MAX_REFERRERS = 32
+_TYPE_1 = "application/vnd.amazon.soci.index.v1+json"
 _LAYER = "com.amazon.soci.image-layer-digest"
 _MEDIA_TYPE = "application/octet-stream"
 
@@ -74,26 +77,62 @@ _TYPES = {
 }
 
 
-def vouched(layer: Descriptor, image: Manifest) -> Descriptor:
-    """Return a layer of an image, annotated with what the image's manifest says of all of them."""
-    if SOCI_INDEX not in image.annotations:
+@dataclass(frozen=True, slots=True)
+class SociSource:
+    """Where SOCI indexes come from: the manifests of a repository, by their digests.
+
+    `referrers` returns the digests of what refers to one; it is None unless they are believed.
+    """
+
+    manifest: Callable[[Repository, Digest], Document]
+    referrers: Callable[[Repository, Digest], Sequence[Digest]] | None = None
+
+    @classmethod
+    def of(cls, listings: Listings) -> SociSource:
+        """Return what a registry has."""
+        return cls(listings.manifest, listings.referrers if listings.believes_soci else None)
+
+    def indexes(self, layer: Descriptor, repository: Repository) -> Iterator[Manifest]:
+        """Yield the SOCI indexes that may have a table of a layer (see `vouched`)."""
+        if SOCI_INDEX in layer.annotations:
+            view = self.manifest(repository, Digest.parse(layer.annotations[SOCI_INDEX])).view
+            if isinstance(view, Manifest):
+                yield view
+        elif SOCI_SUBJECT in layer.annotations and self.referrers is not None:
+            subject = Digest.parse(layer.annotations[SOCI_SUBJECT])
+            for digest in self.referrers(repository, subject)[:_MAX_REFERRERS]:
+                view = None
+                with contextlib.suppress(EpochfsError):  # another may be better
+                    view = self.manifest(repository, digest).view
+                if isinstance(view, Manifest) and view.config and view.config.media_type == _TYPE_1:
+                    yield view
+
+
+def vouched(layer: Descriptor, image: Manifest, subject: Digest | None) -> Descriptor:
+    """Return a layer of an image, annotated with what leads to a SOCI index of it.
+
+    That is what the image's manifest says of all its layers; else its digest is the `subject`, if
+    what refers to that is believed.
+    """
+    if SOCI_INDEX in image.annotations:
+        found = {SOCI_INDEX: image.annotations[SOCI_INDEX]}
+    elif subject is not None:
+        found = {SOCI_SUBJECT: str(subject)}
+    else:
         return layer
-    found = {SOCI_INDEX: image.annotations[SOCI_INDEX]}
     return replace(layer, annotations={**layer.annotations, **found})
 
 
 def read_table(
-    layer: Descriptor, repository: Repository, manifests: Manifests, blobs: BlobStore
+    layer: Descriptor, repository: Repository, source: SociSource, blobs: BlobStore
 ) -> SociTable | None:
     """Return the table of a layer; None if it has none.
 
     Raises InvalidName, ProtocolViolation or TooLarge for one that cannot be used, and whatever
     fetching it raises.
     """
-    if SOCI_INDEX not in layer.annotations:
-        return None
-    index = manifests(repository, Digest.parse(layer.annotations[SOCI_INDEX])).view
-    for one in index.layers if isinstance(index, Manifest) else ():
+    tables = chain.from_iterable(index.layers for index in source.indexes(layer, repository))
+    for one in tables:
         if one.annotations.get(_LAYER) == str(layer.digest) and one.media_type == _MEDIA_TYPE:
             if one.size > MAX_BYTES:
                 raise TooLarge(f"it has {one.size} bytes")

@@ -58,6 +58,9 @@ _POSITIONS = (
 SOCI_INDEX = "com.amazon.soci.index-digest"
 """The annotation of an image's manifest that names the tables of its gzip layers (see `soci`)."""
 
+SOCI_SUBJECT = "epochfs.soci.subject"
+"""An annotation that only epochfs makes: the image whose referrers may be believed."""
+
 _VOUCHER_DIGITS = 32
 
 _TOC_FILE = b"stargz.index.json"
@@ -88,7 +91,7 @@ def voucher(layer: Descriptor) -> str:
     The annotations in one manifest vouch for a table of contents, and another manifest need not
     believe it: the index is kept under them. Without any, the blob's digest is enough.
     """
-    names = (*chain(*_DIGESTS.values()), *_POSITIONS, SOCI_INDEX)
+    names = (*chain(*_DIGESTS.values()), *_POSITIONS, SOCI_INDEX, SOCI_SUBJECT)
     found = [(name, layer.annotations[name]) for name in names if name in layer.annotations]
     if not found:
         return "tar"

@@ -98,6 +98,8 @@ class Listings:
         """How long the kernel may cache attributes and names, in seconds."""
         self.shows_rootfs = options.show_rootfs
         """Whether an image's root filesystem is listed, or only opens by name."""
+        self.believes_soci = options.soci_referrers
+        """Whether a SOCI index is believed that refers to an image, which does not name it."""
         # Handed on as they are.
         self.catalog = self._repositories.catalog
         self.known_catalog = self._repositories.known

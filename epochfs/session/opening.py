@@ -32,6 +32,7 @@ from epochfs.errors import (
 )
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.layers.layer_store import Layers
+from epochfs.layers.soci import SociSource
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, RememberingClient
@@ -254,7 +255,7 @@ def _assemble(
     closing.callback(blobs.close)
     composer = Composer(blobs, cache, settings.blobs.timeout)
     closing.callback(composer.close)
-    layers = Layers(blobs, cache, listings.manifest)
+    layers = Layers(blobs, cache, SociSource.of(listings))
     closing.callback(layers.close)
     if isinstance(source, _Registry):
         # Before all those: a download that waits for an answer could not store what it has.

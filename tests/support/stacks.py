@@ -15,6 +15,7 @@ from epochfs.cache.tag_history import TagHistory
 from epochfs.client import RegistryClient
 from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
 from epochfs.layers.layer_store import Layers
+from epochfs.layers.soci import SociSource
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import Health, RememberingClient
 from epochfs.oci.names import Repository
@@ -89,7 +90,7 @@ def stack(
         closing.callback(blobs.close)
         composer = Composer(blobs, cache, timeout)
         closing.callback(composer.close)
-        layers = Layers(blobs, cache, listings.manifest)
+        layers = Layers(blobs, cache, SociSource.of(listings))
         closing.callback(layers.close)
         kernel = KernelMemory(None if writes else listings.kernel_ttl)
         tree = root(Repository.parse(prefix) if prefix else None)

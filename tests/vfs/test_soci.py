@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 from dataclasses import replace
 
 import pytest
 from support.builders import load, random_bytes
 from support.layers import File, Layer, container, gzipped, soci_index
+from support.minds import signature
 from support.roots import MIB, Show, Shown, showing
 from support.soci import Checkpoint, Value, checkpoints, mixed, soci, with_table
 from support.views import names
 
 from epochfs.demo.registry import Request, Response
 from epochfs.demo.samples import descriptor, encode
-from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
 
 pytest.importorskip("indexed_gzip")
@@ -141,13 +142,50 @@ def test_what_one_image_says_of_a_layer_is_not_believed_of_another(first: str, s
     assert show(layer).read(path) == expected
 
 
+def refer(root: Shown, layer: Layer, table: Layer) -> bytes:
+    """Add a SOCI index of the first version to the image of a layer; return it."""
+    image, index = container(layer), soci_index(table)
+    document = json.loads(index.raw) | {"subject": descriptor(image.raw, image.media_type)}
+    document["config"]["mediaType"] = "application/vnd.amazon.soci.index.v1+json"
+    raw = encode(document)
+    load(root.registry, "app", "", replace(index, raw=raw))
+    return raw
+
+
+def test_a_referrer_that_is_believed_is_used(show: Show) -> None:
+    layer = gzipped(*FILES)
+    root = show(layer, soci_referrers=True)
+    refer(root, layer, with_table(layer, span=MIB))
+    assert root.read("etc/first") == SMALL
+    assert root.moved() < 0.2 * len(layer.blob)
+
+
+def test_without_a_referrer_of_that_kind_the_layer_is_read_whole(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = soci(File("a", b"A"))
+    image = show(replace(layer, ztoc=b""), soci_referrers=True)
+    load(image.registry, "app", "", signature(container(replace(layer, ztoc=b"")), b"x"))
+    assert image.read("a") == b"A"
+
+
+@pytest.mark.expects_log("is read whole; bad SOCI index|500")
+def test_where_the_referrers_cannot_be_listed_the_layer_is_read_whole(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = show(gzipped(File("a", b"A")), soci_referrers=True)
+    honest = root.registry.respond
+
+    def respond(request: Request) -> Response:
+        return Response(500) if "/referrers/" in request.path else honest(request)
+
+    monkeypatch.setattr(root.registry._server, "respond", respond)
+    assert root.read("a") == b"A"
+
+
 def test_a_referrer_that_nothing_in_the_image_names_is_not_believed(show: Show) -> None:
     layer = repeating()
     root = show(layer)
-    image = container(layer)
-    index = soci_index(with_table(layer, checkpoints=forged(layer)))
-    subject = {"subject": descriptor(image.raw, image.media_type)}
-    raw = index.raw.replace(b"{", encode(subject)[:-1] + b",", 1)
-    load(root.registry, "app", "", replace(index, raw=raw, media_type=OCI_MANIFEST))
+    raw = refer(root, layer, with_table(layer, checkpoints=forged(layer)))
     assert names(root.view, root.path.removesuffix("rootfs") + "referrers") == [str(Digest.of(raw))]
     assert root.read("file-25") == mixed(20_000, 25)

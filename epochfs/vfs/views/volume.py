@@ -42,7 +42,7 @@ class VolumeNode(MergedNode):
 
     def merged(self, context: Context) -> Merged:
         document = self._for_platform(context)
-        image = layers_of(document)
+        image = layers_of(document, believes_soci=context.listings.believes_soci)
         if image is not None:
             return Merged(context, self.repository, image)
         if kind_of(document) in (CLOUD_IMAGE, SNAPSHOT):

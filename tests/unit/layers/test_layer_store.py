@@ -32,6 +32,7 @@ from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.entry import Piece
 from epochfs.layers.index import Inode
 from epochfs.layers.layer_store import LayerFile, Layers
+from epochfs.layers.soci import SociSource
 from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Repository
 
@@ -170,7 +171,7 @@ def no_manifest(repository: Repository, digest: Digest) -> Document:
 
 
 def of_store(store: Store, layer: Layer, directory: Path) -> OneLayer:
-    layers = Layers(store, BlobCache(CacheOptions(directory, 1 << 30)), no_manifest)
+    layers = Layers(store, BlobCache(CacheOptions(directory, 1 << 30)), SociSource(no_manifest))
     digest = Digest.of(layer.blob)
     descriptor = Descriptor(
         layer.media_type, digest, len(layer.blob), annotations=layer.annotations

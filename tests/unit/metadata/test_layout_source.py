@@ -27,6 +27,7 @@ from epochfs.config import BlobOptions, CacheOptions, ListingOptions
 from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import NotFound, ProtocolViolation, Unavailable
 from epochfs.layers.layer_store import Layers
+from epochfs.layers.soci import SociSource
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME
@@ -66,7 +67,7 @@ def served(
         cache = BlobCache(CacheOptions(directory.parent / "cache"))
         composer = Composer(blobs, cache, timeout)
         closing.callback(composer.close)
-        layers = Layers(blobs, cache, listings.manifest)
+        layers = Layers(blobs, cache, SociSource.of(listings))
         closing.callback(layers.close)
         kernel = KernelMemory(listings.kernel_ttl)
         context = Context(listings, blobs, layers, composer, kernel, stack_status, timeout)
