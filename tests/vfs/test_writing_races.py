@@ -255,9 +255,17 @@ class TestTwoMounts:
         self, registry: Guarded, fs: WritableFileSystem, tmp_path: Path
     ) -> None:
         new = index(image(b"first", b"shared"), image(b"second", b"shared"))
-        todo = steps("both", "v1", new)
+        *todo, (_, _, to) = steps("both", "v1", new)
+        # By a rename, as rsync does: a link that the other mount has made by then exists.
+        temporary, tag = "/both/tags/.v1", "/both/tags/v1"
+
+        def restore(into: WritableFileSystem) -> None:
+            make(into, "/both/tags")
+            follow(into, [*todo, ("link", temporary, to)])
+            into.rename(temporary, tag)
+
         with writable(registry, tmp_path / "other") as other, ThreadPoolExecutor(2) as pool:
-            for one in [pool.submit(follow, into, todo) for into in (fs, other)]:
+            for one in [pool.submit(restore, into) for into in (fs, other)]:
                 one.result()
             assert fs.writing().reasons == other.writing().reasons == ()
         assert tags(registry, "both") == {"v1": str(new.digest)}
