@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ from epochfs.errors import (
     UsageError,
 )
 from epochfs.layers.entry import clean_path
+from epochfs.layers.soci import SociTable
 from epochfs.layers.tar import TarReader
 from epochfs.layers.tar_stream import TarStream
 from epochfs.oci.kinds import SparseMap, StoredFile, parse_config
@@ -105,6 +108,19 @@ def _tar(data: bytes) -> None:
         for piece in entry.pieces:
             assert end <= piece.start < piece.start + piece.size <= entry.size
             end = piece.start + piece.size
+
+
+def _soci(data: bytes) -> None:
+    table = SociTable(data.replace(_WINDOW, bytes(32 << 10)), _LAYER_BYTES)
+    spans = [span for span, _ in table.spans()]
+    end = 0
+    for span in spans:
+        assert span.start == end
+        assert 0 <= span.offset < span.offset + span.packed <= _LAYER_BYTES
+        end += span.size
+    for entry in table.entries():
+        assert clean_path(entry.path) == entry.path
+        assert all(0 <= one.offset < one.offset + one.size <= end for one in entry.pieces)
 
 
 def _challenge(data: bytes) -> None:
@@ -209,6 +225,20 @@ _SNAPSHOT_CONFIG = encode(
     {"files": {"a": {"size": 6, "chunks": ["x"], "sparseMap": _SPARSE_MAP, "sparseSize": 10}}}
 )
 _TAR = tarfile.TarInfo("a").tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+_LAYER_BYTES = 220
+_WINDOW = b"\0window\0"
+"""Stands for the 32 KiB of a checkpoint, which would leave the rest of a table few mutations."""
+_SOCI = zlib.decompress(
+    base64.b85decode(
+        b"c-obb%}T>S5XYw)OO+~$IS48g6zaj&-OX;&mL9|pRH!H@h~AQHVvEvh5^25pEaKz%2tJIn=^m2WLml|-WOpYs|Cu"
+        b"!bU=?=3fD)9!ge|Dx9&iQNL4H8n#@JPn*ExWB^rYTgK^MFX{B9UmD@hP1aS;<4P{eZs#$o%&H}Y9fX|Hpo_VAVfh"
+        b"X%Ca1UhNi4sxk#6(MJb$X6kMMlwtqM^v~}B4jVh-kAs^%&JjZqx_b!7PVT8JOIqD@k#}k$N3DM_h^bnmSNItJtKM"
+        b"GDi;Nhv#2cS!b+o3T1vkGHj#DY=J@=gb6+31NfOoH;vlMz)GzP<n!cG=dOD@EMutgi>*;$+Sl5l@bFcrTTb<<<%C"
+        b"Lr77hn;V(_YikD%YLfsF9x`ao1(SZh4aUp&N21uzW743<x6@3q2wlR5o2pND}(O6P`mkcf3GYzC%URmXtF)l=k+A"
+        b"uA$c@820*dF#OZlFThbwi2"
+    )
+)
+"""A table of a layer of that many bytes, with a directory, a file and a hard link."""
 _HOSTS_FILE = b"""server = "https://reg.example"
 [host."http://m.example:5000/v2/x"]
 capabilities = ["pull", "resolve"]
@@ -232,6 +262,7 @@ TARGETS = (
     Target("json", load_json, (ProtocolViolation,), (_MANIFEST, b'{"a":[1,2.5e3,null,"\\u00e9"]}')),
     Target("manifest", _manifest, (ProtocolViolation,), (_MANIFEST, _INDEX)),
     Target("snapshot-config", _snapshot_config, (), (_SNAPSHOT_CONFIG,)),
+    Target("soci", _soci, (InvalidName, ProtocolViolation, TooLarge), (_SOCI,)),
     Target("tar", _tar, (ProtocolViolation, TooLarge), (_TAR, b"")),
     Target(
         "challenge", _challenge, (), (b'Bearer realm="https://x/",scope="a b"', b"Basic, X y==")
