@@ -117,7 +117,7 @@ class WritableOperations(EpochOperations):
         """Reserve room; punching holes and the like cannot be done."""
         if mode & ~_KEEP_SIZE:
             raise FuseOSError(errnos.NOT_OFFERED)
-        self._writable.reserve(fi.fh, offset + length)
+        self._writable.reserve(fi.fh, offset + length, extend=not mode)
         return 0
 
     @translated(refusals=logging.DEBUG)

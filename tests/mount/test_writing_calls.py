@@ -169,6 +169,7 @@ def test_a_blob_may_be_written_out_of_order_into_room_that_was_reserved(
 ) -> None:
     with (app / blob(LARGE)).open("wb", buffering=0) as file:
         os.posix_fallocate(file.fileno(), 0, len(LARGE))
+        assert os.fstat(file.fileno()).st_size == len(LARGE)
         os.close(os.dup(file.fileno()))
         half = len(LARGE) // 2
         os.pwrite(file.fileno(), LARGE[half:], half)

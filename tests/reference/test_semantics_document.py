@@ -246,6 +246,12 @@ EXECUTED_BY = {
         "What follows from a manifest": """
             what_is_derived_is_accepted_before_and_after_it_is_shown
             nothing_can_be_added_to_what_a_manifest_says""",
+        "A directory that a program": """
+            a_directory_that_is_being_made_has_what_was_made_in_it
+            it_shows_all_when_its_maker_has_ended
+            it_shows_all_when_its_maker_lists_it
+            it_shows_all_when_another_program_changes_it
+            it_shows_all_when_nobody_writes_for_a_minute""",
         "`layout/` takes": """
             a_layout_is_written_in_any_order
             an_index_adds_and_moves_tags_and_deletes_none""",

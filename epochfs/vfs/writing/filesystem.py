@@ -219,11 +219,16 @@ class WritableFileSystem(FileSystem):
         finally:
             self.release(opened.handle)
 
-    def reserve(self, handle: int, stop: int) -> None:
-        """Note that a file will be `stop` bytes long: it is not whole before they are written."""
+    def reserve(self, handle: int, stop: int, *, extend: bool = False) -> None:
+        """Note that a file will be `stop` bytes long: it is not whole before they are written.
+
+        With `extend`, it is at least that long at once, with zeros in it (posix_fallocate(3)).
+        """
         writer = self._writer(handle)
         writer.take_over()
         writer.file.on_disk.reserve(stop)
+        if extend and writer.file.on_disk.size < stop:
+            self.truncate(handle, stop)
 
     def _writer(self, handle: int) -> Writer:
         writer = self._files.get(handle)
