@@ -18,8 +18,9 @@ from epochfs.oci.names import Digest, Reference, Repository, Tag
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Where Epoch itself listens by default."""
 
-MAX_READ = 1 << 20
-"""The read size and read-ahead requested of the kernel, in bytes."""
+MAX_READ = 252 * 4096
+"""The read size and read-ahead requested of the kernel, in bytes: as many pages as go through a
+pipe of 1 MiB, the largest that anybody may have, beside what libfuse keeps free in it."""
 
 LAYOUT_SCHEME = "oci:"
 """The prefix of an OCI image layout, as skopeo writes it."""

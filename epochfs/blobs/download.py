@@ -86,11 +86,18 @@ class Download:
     def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         """Fill `view` with the bytes at `offset`, inside the blob, once they may be read.
 
+        Takes and raises what `locate` does.
+        """
+        read_exactly(self.locate(offset, len(view), run=run, timeout=timeout), view, offset)
+
+    def locate(self, offset: int, count: int, *, run: int, timeout: float) -> int:
+        """Wait until bytes inside the blob may be read; return a descriptor of their file.
+
         `run` is how many bytes a reader that looks set to read on has read in sequence, else 0.
         Raises DeadlineExceeded when the bytes do not arrive within `timeout` seconds, or the error
         that kept them away.
         """
-        stop = offset + len(view)
+        stop = offset + count
         state = self.state
         asks = stop > state.readers.readable or (run > 0 and stop > state.mark)
         if asks and not state.wait(offset, stop, run, timeout):
@@ -101,7 +108,7 @@ class Download:
             raise DeadlineExceeded(
                 f"bytes {offset}-{stop - 1} of {self.digest} did not arrive in time"
             )
-        read_exactly(self._staged.fd, view, offset)
+        return self._staged.fd
 
     def expect(self, *, ahead: bool) -> None:
         """Note that a reader will read on, or that it will jump; the latest counts for all."""

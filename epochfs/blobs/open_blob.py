@@ -14,11 +14,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from epochfs.blobs.fetch_plan import LONG_RUN
 from epochfs.blobs.passing import PassedBlob
+from epochfs.cache.blobs import check_size
 from epochfs.errors import CacheFailure, DeadlineExceeded, EpochfsError, fresh
+
+_Answer = TypeVar("_Answer")
 
 _SEQUENTIAL_BYTES = 1 << 20
 _SEQUENTIAL_SLACK = 2 << 20
@@ -41,6 +45,11 @@ class Local(Protocol):
         """Fill `view` with the bytes at `offset`, inside the blob, within `timeout` seconds.
 
         `run` is how many bytes a reader that looks set to read on has read in sequence, else 0.
+        """
+
+    def locate(self, offset: int, count: int, *, run: int, timeout: float) -> int | None:
+        """Wait as `read_into` does; return a descriptor of the file that has these bytes at the
+        same offset, or None if there is none to be kept open.
         """
 
     def expect(self, *, ahead: bool) -> None:
@@ -99,21 +108,37 @@ class OpenBlob:
 
     def read_into(self, view: memoryview, offset: int) -> int:
         count = max(0, min(len(view), self.size - offset))
-        if count == 0:
-            return 0
+        if count:
+            self._in_time(partial(self._read, view[:count], offset), offset, count)
+        return count
+
+    def locate(self, offset: int, size: int) -> tuple[int, int] | None:
+        """Wait as `read_into` does for `size` bytes, or as many as there are, and raise what it
+        raises; return a descriptor of a file that has them at the same offset, valid until this is
+        closed, and their number. None if they are to be read.
+        """
+        count = max(0, min(size, self.size - offset))
+        if count == 0 or self._passed is not None:
+            return None
+        fd = self._in_time(partial(self._find, offset, count), offset, count)
+        return None if fd is None else (fd, count)
+
+    def _in_time(self, read: Callable[..., _Answer], offset: int, count: int) -> _Answer:
+        """Have a range read by a `read` that takes how far the reader has `run`, and `until` when
+        it has time.
+        """
         run = self._follow(offset, count)
         began = time.monotonic()
         earlier = self._failed_just_before(began)
         timeout = self._timeout - (earlier.took if earlier else 0.0)
         try:
-            self._read(view[:count], offset, run=0 if self._precise else run, until=began + timeout)
+            return read(run=0 if self._precise else run, until=began + timeout)
         except EpochfsError as error:
             ended = time.monotonic()
             self._failed = None if earlier else _Failure(ended, ended - began, error)
             if earlier and isinstance(error, DeadlineExceeded):
                 raise fresh(earlier.error) from error
             raise
-        return count
 
     def expect(self, start: int, stop: int) -> None:
         """Take a reader for sequential before it has read in sequence: it says that it will.
@@ -165,6 +190,19 @@ class OpenBlob:
                 self._backing.report(error)
                 passed = self.pass_through()
         passed.read_into(view, offset, run=run, timeout=until - time.monotonic())
+
+    def _find(self, offset: int, count: int, *, run: int, until: float) -> int | None:
+        try:
+            left = until - time.monotonic()
+            fd = self._local.locate(offset, count, run=run, timeout=left)
+            if fd is not None:
+                # Who passes it on would take what is lacking for the end of the blob.
+                check_size(fd, offset + count)
+        except CacheFailure as error:
+            self._backing.report(error)
+            self.pass_through()
+            return None
+        return fd
 
     def _failed_just_before(self, now: float) -> _Failure | None:
         """Return the failed read that one beginning now repeats.

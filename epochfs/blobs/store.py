@@ -358,6 +358,9 @@ class _Cached:
     def read_into(self, view: memoryview, offset: int, *, run: int, timeout: float) -> None:
         self._blob.read_into(view, offset)
 
+    def locate(self, offset: int, count: int, *, run: int, timeout: float) -> int | None:
+        return self._blob.fd
+
     def expect(self, *, ahead: bool) -> None:
         """Do nothing: all is here."""
 

@@ -217,6 +217,13 @@ def read_exactly(fd: int, view: memoryview, offset: int) -> None:
             view, offset = view[count:], offset + count
 
 
+def check_size(fd: int, least: int) -> None:
+    """Raise CacheFailure if a file has fewer bytes than this."""
+    with cache_errors("reading a blob"):
+        if os.fstat(fd).st_size < least:
+            raise CacheFailure("a cached blob is shorter than it was")
+
+
 def open_files_limit() -> int:
     """Return how many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -36,6 +36,16 @@ _CAP_PASSTHROUGH = 1 << 29
 _CAP_SPLICE_READ = 1 << 9
 """FUSE_CAP_SPLICE_READ of libfuse's fuse_common.h."""
 
+_CAP_SPLICE_WRITE = 1 << 7
+"""FUSE_CAP_SPLICE_WRITE of libfuse's fuse_common.h."""
+
+_LEAST_SPLICED = 128 * 1024
+"""What is less is copied, in bytes. When its read-ahead fails, the kernel asks again page by page,
+and these reads find another way where the cache's disk fails."""
+
+_IN_FILE = 1 << 1 | 1 << 2 | 1 << 3
+"""FUSE_BUF_IS_FD, FUSE_BUF_FD_SEEK, FUSE_BUF_FD_RETRY: of a descriptor, from a position, all."""
+
 _MAX_BACKGROUND = 40
 """How many read-ahead requests the kernel sends at a time, each of which holds a MiB of memory.
 While so many wait for a slow registry, cached blobs are not read ahead either."""
@@ -135,6 +145,8 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
 
     The binding's own copy bytes between the operations and libfuse's buffer. Here the file is read
     straight into that buffer, which halves the time of a warm read, and written straight from it.
+    With `read_buf`, which libfuse calls instead of `read` where the binding has it, a large read is
+    answered with a file, whose pages libfuse hands to the kernel without having them in memory.
     What the binding leaves out for libfuse 3 is passed on, too: the flags of a rename, and the
     handle of a truncate.
     """
@@ -145,6 +157,29 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
         shown = path.decode("utf-8", "surrogateescape") if path else "an open file"
         return self.operations.read(shown, view, offset, fip.contents)  # type: ignore[no-any-return]
+
+    def read_buf(self, path: bytes | None, answer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
+        """Called by libfuse, which takes over what it is given: a file's bytes, or memory's."""
+        shown = path.decode("utf-8", "surrogateescape") if path else "an open file"
+        where = None
+        if size >= _LEAST_SPLICED:
+            where = self.operations.read_buf(shown, offset, size, fip.contents)
+        vector = _Vector.from_address(_allocate(ctypes.sizeof(_Vector)))
+        vector.count = 1
+        if where is not None:
+            vector.flags, vector.position = _IN_FILE, offset
+            vector.fd, vector.size = where
+        else:
+            vector.memory = _allocate(size)
+            try:
+                view = memoryview((ctypes.c_char * size).from_address(vector.memory)).cast("B")
+                vector.size = self.operations.read(shown, view, offset, fip.contents)
+            except BaseException:
+                _free(vector.memory)
+                _free(ctypes.addressof(vector))
+                raise
+        ctypes.c_void_p.from_buffer(answer.contents).value = ctypes.addressof(vector)
+        return 0
 
     def write(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse with `size` bytes; returns how many were written: all."""
@@ -162,6 +197,44 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         return self.operations.truncate(_text(path), length, handle)  # type: ignore[no-any-return]
 
 
+class _Vector(ctypes.Structure):
+    """libfuse's `struct fuse_bufvec` of one buffer, which the binding takes for a pointer.
+
+    The last field is there since libfuse 3.17, and 0.
+    """
+
+    _fields_ = (
+        ("count", ctypes.c_size_t),
+        ("index", ctypes.c_size_t),
+        ("offset", ctypes.c_size_t),
+        ("size", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("memory", ctypes.c_void_p),
+        ("fd", ctypes.c_int),
+        ("position", ctypes.c_int64),
+        ("memory_size", ctypes.c_size_t),
+    )
+
+
+def _allocate(size: int) -> int:
+    """Return the address of `size` zero bytes, which libfuse gives back with free(3)."""
+    address = _LIBC.calloc(1, max(size, 1))
+    if not address:
+        raise MemoryError(f"no memory for {size} bytes")
+    return int(address)
+
+
+def _free(address: int) -> None:
+    _LIBC.free(address)
+
+
+_LIBC = ctypes.CDLL(None)
+_LIBC.calloc.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+_LIBC.calloc.restype = ctypes.c_void_p
+_LIBC.free.argtypes = [ctypes.c_void_p]
+_LIBC.free.restype = None
+
+
 def _text(path: bytes | None) -> str | None:
     return None if path is None else path.decode("utf-8", "surrogateescape")
 
@@ -172,8 +245,23 @@ def copy_writes_once(connection: Any) -> None:  # noqa: ANN401
     It would otherwise pass it on through a pipe, and copy it out of that into new memory. See
     `configure` for `connection`.
     """
-    wanted = "want_ext" if library_version() >= (3, 17) else "want"
+    wanted = _wanted()
     setattr(connection, wanted, getattr(connection, wanted) & ~_CAP_SPLICE_READ)
+
+
+def _want(connection: Any, capability: int) -> None:  # noqa: ANN401
+    wanted = _wanted()
+    setattr(connection, wanted, getattr(connection, wanted) | capability)
+
+
+def _offered(connection: Any) -> int:  # noqa: ANN401
+    """Return what the kernel is able to do."""
+    return int(connection.capable_ext if library_version() >= (3, 17) else connection.capable)
+
+
+def _wanted() -> str:
+    """Return the field of `struct fuse_conn_info` that says what is asked of the kernel."""
+    return "want_ext" if library_version() >= (3, 17) else "want"
 
 
 def configure(connection: Any, passthrough: Passthrough) -> None:  # noqa: ANN401
@@ -183,14 +271,16 @@ def configure(connection: Any, passthrough: Passthrough) -> None:  # noqa: ANN40
     """
     if hasattr(connection, "max_read"):
         connection.max_read = MAX_READ
+    if library_version() >= (3, 0) and _offered(connection) & _CAP_SPLICE_WRITE:
+        _want(connection, _CAP_SPLICE_WRITE)
     connection.max_background = _MAX_BACKGROUND
     connection.congestion_threshold = _MAX_BACKGROUND
     if not passthrough.possible:
         return
-    if not connection.capable_ext & _CAP_PASSTHROUGH:
+    if not _offered(connection) & _CAP_PASSTHROUGH:
         passthrough.refuse("this kernel was built without it (CONFIG_FUSE_PASSTHROUGH)")
         return
-    connection.want_ext |= _CAP_PASSTHROUGH
+    _want(connection, _CAP_PASSTHROUGH)
     connection.max_backing_stack_depth = passthrough.stack_depth
     passthrough.start(_session_device())
 

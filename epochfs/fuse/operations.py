@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from epochfs.config import MAX_READ
 from epochfs.errors import EpochfsError, ReadOnly, printable
 from epochfs.fuse import errnos
 from epochfs.fuse.libfuse import (
@@ -33,6 +32,9 @@ from epochfs.vfs.node import Attr, inode
 log = logging.getLogger(__name__)
 
 _BLOCK = 512
+
+_READ_SIZE = 1 << 20
+"""What programs should read at a time, in bytes."""
 
 _DOTS = 2
 """How many entries come before what is listed: `.` and `..`."""
@@ -178,6 +180,16 @@ class EpochOperations(Operations):  # type: ignore[misc]
         return self._filesystem.read_into(fi.fh, view, offset)
 
     @translated()
+    def read_buf(self, path: str, offset: int, size: int, fi: Any) -> tuple[int, int] | None:  # noqa: ANN401
+        """Wait for the bytes of a read; return a descriptor that libfuse may pass as many of on
+        from, at the same offset, and their number. None: they are to be `read`.
+        """
+        # What the kernel reads by itself is asked for once more if the file fails; this is not.
+        if fi.flags & os.O_DIRECT:
+            return None
+        return self._filesystem.locate(fi.fh, offset, size)
+
+    @translated()
     def release(self, path: str, fi: Any) -> int:  # noqa: ANN401
         """Close."""
         self._passthrough.release(fi.fh)
@@ -218,7 +230,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
             "st_rdev": attr.rdev,
             "st_size": attr.size,
             "st_blocks": -(-attr.size // _BLOCK),
-            "st_blksize": MAX_READ,
+            "st_blksize": _READ_SIZE,
             "st_atime": attr.time_ns,
             "st_mtime": attr.time_ns,
             "st_ctime": attr.time_ns,

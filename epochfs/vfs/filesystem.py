@@ -187,6 +187,13 @@ class FileSystem:
             raise Vanished("the file was closed")
         return file.read_into(view, offset)
 
+    def locate(self, handle: int, offset: int, size: int) -> tuple[int, int] | None:
+        """Wait as `read_into` does; return a descriptor of a file that has those bytes at the same
+        offset, valid until the handle is released, and how many there are. None: read them.
+        """
+        locate = getattr(self._files.get(handle), "locate", None)
+        return None if locate is None else locate(offset, size)
+
     def expect(self, handle: int, start: int, stop: int) -> None:
         """Say that the bytes `[start, stop)` of an open file will be read in their order.
 

@@ -162,7 +162,7 @@ def test_doctor_tells_how_a_mount_will_read(
     monkeypatch.setattr(system, "library_version", lambda: (3, 14))
     main(["doctor"])
     table = rows(capsys)
-    assert table["max-read"] == ("ok", "1024 KiB")
+    assert table["max-read"] == ("ok", "1008 KiB")
     assert table["passthrough"][0] == "warn"
     assert "libfuse 3.14 cannot: install 3.17" in table["passthrough"][1]
     limit.write_text("32\n")
@@ -171,7 +171,7 @@ def test_doctor_tells_how_a_mount_will_read(
     main(["doctor"])
     table = rows(capsys)
     assert table["max-read"][0] == "warn"
-    assert table["max-read"][1].endswith("sysctl fs.fuse.max_pages_limit=256)")
+    assert table["max-read"][1].endswith("sysctl fs.fuse.max_pages_limit=252)")
     assert table["passthrough"][0] == "ok"
 
 
@@ -225,7 +225,7 @@ def test_doctor_tells_who_may_raise_the_read_ahead(
     (tmp_path / "0:39").mkdir()
     (tmp_path / "0:39" / "read_ahead_kb").write_text("128\n")
     main(["doctor"])
-    assert rows(capsys)["read-ahead"] == ("ok", "can be raised to 1024 KiB")
+    assert rows(capsys)["read-ahead"] == ("ok", "can be raised to 1008 KiB")
 
 
 def test_a_cache_that_others_may_write_to_fails_with_its_cure(
