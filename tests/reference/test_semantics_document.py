@@ -49,6 +49,13 @@ EXECUTED_BY = {
             bytes_with_another_digest_than_asked_for_are_a_mismatch
             wrong_bytes_of_a_manifest_are_never_shown
             a_manifest_that_was_changed_on_disk_is_not_served""",
+        "A file of a layer": """
+            where_only_the_index_was_kept_no_wrong_bytes_are_shown
+            a_chunk_of_other_bytes_than_the_table_says_is_an_error
+            wrong_bytes_of_a_layer_are_never_shown
+            what_one_image_says_of_a_layer_is_not_believed_of_another
+            a_referrer_that_nothing_in_the_image_names_is_not_believed
+            a_referrer_that_is_believed_is_used""",
     },
     "Exact": {
         "A read returns": "reads_anywhere_give_exactly_what_is_there",
