@@ -113,15 +113,18 @@ class TagHistory:
         """Return since when a repository has this index of its tags, as `since` does of a tag."""
         return self.since(repository, None, Digest.of(index))
 
-    def has_seen(self, repository: Repository) -> bool:
-        """Return whether any tag of a repository was ever seen."""
-        query = "SELECT 1 FROM tag WHERE registry=? AND repository=? LIMIT 1"
-        key = (self._registry, repository.name)
+    def has_seen(self, repository: Repository, tag: Tag | None = None) -> bool:
+        """Return whether a tag of a repository was ever seen; without one, whether any was."""
+        query = "SELECT 1 FROM tag WHERE registry=? AND repository=?"
+        key: _Key = (self._registry, repository.name)
+        if tag is not None:
+            query, key = f"{query} AND tag=?", (*key, tag.name)
         with self._lock:
-            if any(one[:2] == key and len(one) > len(key) for one in self._remembered):
+            known = (one for one in self._remembered if len(one) == _TAG_KEY_LENGTH)
+            if key in self._remembered or (tag is None and any(one[:2] == key for one in known)):
                 return True
             found = self._database.run(
-                lambda database: database.execute(query, key).fetchone(), None
+                lambda database: database.execute(f"{query} LIMIT 1", key).fetchone(), None
             )
         return found is not None
 

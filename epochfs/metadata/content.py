@@ -59,6 +59,8 @@ class Documents:
         self._source = source
         self._limit = limit
         self._lock = threading.Lock()
+        self.moment = 0
+        """Counts how often something was forgotten or removed; read without the lock."""
         self._blobs: LRUCache[_Key, Descriptor] = LRUCache(_MAX_BLOBS)
         lasting = replace(policy, ttl=_FOREVER, limit=_MANIFEST_BYTES)
         self._manifests = _Cache(
@@ -83,6 +85,10 @@ class Documents:
         """Return a manifest, hashed and parsed; its descriptors are known from then on."""
         return self._manifests.get((repository, digest))
 
+    def knows_manifest(self, repository: Repository, digest: Digest) -> bool:
+        """Whether `manifest` would take no request."""
+        return self._manifests.peek((repository, digest)) is not None
+
     def describe(self, repository: Repository, digest: Digest) -> Descriptor:
         """Describe a manifest; its media type is the document's own word (`Document.own_type`)."""
         return self._described.get((repository, digest))
@@ -100,6 +106,16 @@ class Documents:
         """Describe a manifest, if that takes no request."""
         return self._described.peek((repository, digest))
 
+    def keep(self, repository: Repository, document: Document, moment: int) -> None:
+        """Keep a manifest that was fetched under a tag, asked for at a `moment`.
+
+        It is not kept if anything was forgotten since then: that may have been this.
+        """
+        with self._lock:
+            is_news = moment == self.moment
+        if is_news:
+            self.wrote(repository, document)
+
     def wrote(self, repository: Repository, document: Document) -> Descriptor:
         """Note that a repository has a manifest; describe it."""
         key, described = (repository, document.digest), _described(document)
@@ -112,6 +128,8 @@ class Documents:
         self, repository: Repository, digest: Digest, absent: NotFound
     ) -> Document | None:
         """Note that a repository no longer has a manifest; return it if it was known."""
+        with self._lock:
+            self.moment += 1
         document = self._manifests.last((repository, digest))
         self._manifests.put_absent((repository, digest), absent)
         self._described.put_absent((repository, digest), absent)
@@ -126,6 +144,8 @@ class Documents:
     def forget(self, key: tuple[Repository, object]) -> None:
         """Forget a key's repository, which the registry denies."""
         repository = key[0]
+        with self._lock:
+            self.moment += 1
         for cache in (self._manifests, self._described, self._configs):
             cache.forget(repository)
         with self._lock:
@@ -197,7 +217,11 @@ class Referrers:
 
     def of(self, repository: Repository, digest: Digest) -> tuple[Digest, ...]:
         """Return what refers to a manifest, sorted."""
-        return self._cache.get((repository, digest))
+        return self.answer(repository, digest).value
+
+    def answer(self, repository: Repository, digest: Digest) -> Answer[tuple[Digest, ...]]:
+        """Return the same with until when it is used."""
+        return self._cache.answer((repository, digest))
 
     def changed(self, repository: Repository, digest: Digest) -> None:
         """Ask anew what refers to a manifest."""

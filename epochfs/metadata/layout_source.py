@@ -117,6 +117,10 @@ class OciLayout:
         document = self.get_manifest(name, reference)
         return Answer(Descriptor(document.media_type, document.digest, document.size))
 
+    def fetch_tag(self, name: Repository, tag: Tag, limit: int) -> Answer[Descriptor | Document]:
+        found = self.resolve(name, tag)
+        return Answer(found.value, found.is_current)
+
     def get_manifest(
         self, name: Repository, reference: Digest, limit: int | None = None
     ) -> Document:

@@ -6,41 +6,45 @@ A blob's size is known when a manifest of the same repository names the blob, or
 Either also proves that the repository may read the blob; without that proof the blob cache is not
 consulted.
 
-Locks: `Listings._lock` guards `_closures` and `_changes`; no I/O happens under it.
+Locks: `Listings._lock` guards `_shared`; no I/O happens under it.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
-from cachetools import TTLCache
+from cachetools import FIFOCache
 
 from epochfs.cache.tag_history import TagHistory
 from epochfs.config import ListingOptions
 from epochfs.errors import (
-    EpochfsError,
+    ContentMismatch,
     NotFound,
     ProtocolViolation,
-    UnconfirmedNotFound,
+    TooLarge,
     Unsupported,
 )
+from epochfs.metadata.closures import Closures
 from epochfs.metadata.content import Documents, Referrers
 from epochfs.metadata.own_changes import OwnChanges
-from epochfs.metadata.parallel import Ahead, AheadOfWalk, InParallel, in_turn
+from epochfs.metadata.parallel import Ahead, AheadOfWalk, InParallel
 from epochfs.metadata.repositories import Repositories
 from epochfs.metadata.source import Answer, Facts, Source
-from epochfs.metadata.ttl_cache import CachePolicy, Resolved, TagTables, TtlCache
-from epochfs.oci.closure import Fetched, Reachable, Step, Walk
+from epochfs.metadata.ttl_cache import CachePolicy, Resolved, TagKey, TagTables, TtlCache
+from epochfs.oci.closure import Reachable
 from epochfs.oci.manifests import Descriptor, Document
 from epochfs.oci.names import Digest, Repository, Tag
 
-_MAX_CLOSURES = 16
+log = logging.getLogger(__name__)
+
+_MOST_SHARED = 10_000
+"""How many repositories are remembered whose tags share manifests."""
 
 
 class Listings:
@@ -73,12 +77,18 @@ class Listings:
         self._resolved = TtlCache(
             "tag", self._fetch_resolved, changing, store=self._tables, denied=denied
         )
+        self._fetch_followed = partial(self._fetch_resolved, follows=True)
         self._heads = TtlCache("blob", self._fetch_head, changing, denied=denied)
-        self._closures: TTLCache[tuple[Repository, Digest], Reachable] = TTLCache(
-            _MAX_CLOSURES, options.negative_ttl
-        )
-        self._changes = 0
+        self._shared: FIFOCache[Repository, None] = FIFOCache(_MOST_SHARED)
         self._referrers = Referrers(source, self._tagged, changing, facts)
+        self._closures = Closures(
+            self._pool,
+            options,
+            self._repositories,
+            self._documents,
+            self._referrers,
+            partial(self._resolve, listed=True, follows=True),
+        )
         self._own = own = OwnChanges(
             source,
             history,
@@ -87,12 +97,19 @@ class Listings:
             self._heads,
             self._documents,
             self._referrers,
-            self._forget_closures,
+            lambda: self._closures.forget(),
         )
         depth = options.parallel
         following = partial(self._repositories.following, count=depth)
         self._tags_ahead = AheadOfWalk(self._ahead, following, self._repositories.tags, depth)
-        self._reachable_ahead = AheadOfWalk(self._ahead, following, self._reach_ahead, depth)
+        self._reachable_ahead = AheadOfWalk(
+            self._ahead, following, self._closures.follow_ahead, depth
+        )
+        # Another one: what `ls -l` asks for ahead is not in the way of who reads manifests.
+        self._reading = ThreadPoolExecutor(depth, thread_name_prefix="reading")
+        self._manifests_ahead = AheadOfWalk(
+            self._reading, self._next_listed, self._fetch_ahead, depth
+        )
         self._listed = Ahead(self._ahead, self._last_listed, self._resolved.get, depth)
         self.kernel_ttl = options.kernel_ttl
         """How long the kernel may cache attributes and names, in seconds."""
@@ -108,8 +125,10 @@ class Listings:
         self.holds_tags = self._repositories.holds_tags
         self.layout_since = history.layout_since
         self.manifest = self._documents.manifest
+        self.knows_manifest = self._documents.knows_manifest
         self.snapshot_config = self._documents.snapshot_config
         self.referrers = self._referrers.of
+        self.closure = self._closures.closure
         self.expect_resolves = self._listed.expect
         self.wrote_blob = own.wrote_blob
         self.wrote_manifest = own.wrote_manifest
@@ -142,7 +161,7 @@ class Listings:
 
         def ask(tag: Tag) -> tuple[Tag, Resolved, Descriptor] | None:
             try:
-                resolved = self._resolve(repository, tag, listed=True).value
+                resolved = self._resolve(repository, tag, listed=True, follows=True).value
             except NotFound:
                 return None
             with _led_to(repository, tag, resolved.digest):
@@ -161,75 +180,52 @@ class Listings:
         return self._documents.named_blob(repository, digest) is not None
 
     def reachable(self, repository: Repository) -> Reachable:
-        """Return what all tags lead to, through indexes and referrers, asked for in parallel.
+        """Return what all tags lead to, through indexes and referrers (`Closures.reachable`)."""
+        return self._closures.reachable(repository, self._reachable_ahead.seen)
 
-        `Reachable.error` says what is missing. What the registry itself does not have is skipped: a
-        tag deleted meanwhile, a platform in an index that was never pushed.
-        """
-        self._reachable_ahead.seen(repository)
-        return self._follow(repository, InParallel(self._pool, self._options.timeout))
-
-    def closure(self, repository: Repository, digest: Digest) -> Reachable:
-        """Return what one manifest leads to through indexes, itself included, without referrers.
-
-        `Reachable.error` says what is missing. The result is kept for a moment, complete or not,
-        since a walk asks again for each name.
-        """
-        self.manifest(repository, digest)
-        with self._lock:
-            found, changes = self._closures.get((repository, digest)), self._changes
-        if found is None:
-            in_parallel, walk = InParallel(self._pool, self._options.timeout), Walk()
-            late = in_parallel.spread(
-                lambda step: self._had(repository, step.digest),
-                walk.begin([digest], required=False),
-                walk.take,
-            )
-            walk.miss(late, in_parallel.late())
-            found = walk.end()
-            with self._lock:
-                if changes == self._changes:
-                    self._closures[repository, digest] = found
-        return found
+    def opened_manifest(self, repository: Repository, digest: Digest) -> None:
+        """Note that somebody reads a manifest: who reads the next tag's too goes on, probably."""
+        tag = self._tables.tag_of(repository, digest)
+        if tag is not None:
+            self._manifests_ahead.seen((repository, tag))
 
     def clear(self) -> None:
         """Forget what may have changed; manifests cannot."""
         for cache in (self._repositories, self._resolved, self._heads, self._referrers):
             cache.clear()
-        self._forget_closures()
+        self._closures.forget()
 
     def close(self) -> None:
-        for pool in (self._pool, self._ahead):
+        for pool in (self._pool, self._ahead, self._reading):
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def _forget_closures(self) -> None:
-        """Forget what manifests lead to, and what is being followed now."""
-        with self._lock:
-            self._closures.clear()
-            self._changes += 1
 
     def _last_listed(self, repository: Repository) -> list[tuple[Repository, Tag]]:
         """Return all tags of the last listing, in its order, without a new listing."""
         return [(repository, tag) for tag in self._repositories.last_tags(repository)]
 
-    def _reach_ahead(self, repository: Repository) -> None:
-        """Follow the tags of a repository that nobody waits for yet, in this thread.
+    def _next_listed(self, key: TagKey) -> list[TagKey]:
+        """Return the tags behind one in the last listing."""
+        repository, tag = key
+        tags = self._repositories.last_tags(repository)
+        place = bisect_right(tags, tag)
+        return [(repository, one) for one in tags[place : place + self._options.parallel]]
 
-        Many repositories are followed at once, and threads that wait for others of their own pool
-        would deadlock.
-        """
-        if not self._repositories.has_current_tags(repository):
-            self._follow(repository, None)
+    def _fetch_ahead(self, key: TagKey) -> None:
+        """Have the manifest of a tag that nobody waits for yet."""
+        resolved = self._resolve(*key, listed=True, follows=True).value
+        self.manifest(key[0], resolved.digest)
 
     def _resolve(
-        self, repository: Repository, tag: Tag, *, listed: bool = False
+        self, repository: Repository, tag: Tag, *, listed: bool = False, follows: bool = False
     ) -> Answer[Resolved]:
         """Return what a tag names. Raises NotFound only for a tag that is no longer listed.
 
-        `listed`: the caller has it from a listing, whether that is remembered or not.
+        `listed`: the caller has it from a listing, whether that is remembered or not. `follows`:
+        the caller will ask for the manifest.
         """
+        fetch = self._fetch_followed if follows else None
         try:
-            return self._resolved.answer((repository, tag))
+            return self._resolved.answer((repository, tag), fetch=fetch)
         except NotFound as error:
             listed = listed or _holds(self._repositories.last_tags(repository), tag)
             soon = self._options.negative_ttl
@@ -239,77 +235,41 @@ class Listings:
                 ) from error
             raise
 
-    def _follow(self, repository: Repository, in_parallel: InParallel | None) -> Reachable:
-        """Follow a repository's tags, `in_parallel`, or in this thread if that is None."""
-        walk = Walk()
-        missing: list[EpochfsError] = []
-
-        def ask(one: Tag | Step) -> Fetched | Digest | None:
-            if isinstance(one, Step):
-                return self._fetched(repository, one)
-            try:
-                return self._resolve(repository, one, listed=True).value.digest
-            except NotFound:
-                return None  # deleted since it was listed
-            except EpochfsError as error:
-                return Fetched(error=error)
-
-        def then(one: Tag | Step, answer: Fetched | Digest | None) -> Iterable[Tag | Step]:
-            if isinstance(answer, Digest):
-                return walk.begin([answer], required=True)
-            if isinstance(answer, Fetched) and isinstance(one, Step):
-                return walk.take(one, answer)
-            if isinstance(answer, Fetched) and answer.error is not None:
-                missing.append(answer.error)
-            return ()
-
-        start: Iterable[Tag | Step] = self._repositories.tags(repository)
-        if in_parallel is None:
-            in_turn(ask, start, then)
-        elif late := in_parallel.spread(ask, start, then):
-            walk.miss((one for one in late if isinstance(one, Step)), in_parallel.late())
-            missing.append(in_parallel.late())
-        found = walk.end()
-        for error in missing:
-            found.fail(error)
-        return found
-
-    def _fetched(self, repository: Repository, step: Step) -> Fetched:
-        """Take a step: fetch a manifest, or its referrers."""
-        if step.referrers:
-            try:
-                return Fetched(referrers=self.referrers(repository, step.digest))
-            except EpochfsError as error:
-                return Fetched(error=error)
-        found = self._had(repository, step.digest)
-        is_readable = found.document is not None and found.error is None
-        return replace(found, referrers=None) if is_readable else found
-
-    def _had(self, repository: Repository, digest: Digest) -> Fetched:
-        """Fetch a manifest and parse it; the errors are in what is returned."""
-        try:
-            document = self.manifest(repository, digest)
-        except UnconfirmedNotFound as error:
-            return Fetched(error=ProtocolViolation(f"{error}: not a registry's answer"))
-        except NotFound:
-            return Fetched()
-        except EpochfsError as error:
-            return Fetched(error=error)
-        try:
-            document.view  # noqa: B018 - parsed now, to know if it is malformed
-        except EpochfsError as error:
-            return Fetched(document, error=error)
-        return Fetched(document)
-
-    def _fetch_resolved(self, key: tuple[Repository, Tag]) -> Answer[Resolved]:
+    def _fetch_resolved(self, key: TagKey, *, follows: bool = False) -> Answer[Resolved]:
         repository, tag = key
-        answer = self._source.resolve(repository, tag)
+        answer = self._fetch_tag(repository, tag) if follows else None
+        answer = answer or self._source.resolve(repository, tag)
         told = self._resolved.peek(key) if self._own.has_tagged else None
         if told is not None:
             return Answer(told)  # this process wrote the tag meanwhile
         digest = answer.value.digest
         since = self._history.since(repository, tag, digest)
         return Answer(Resolved(digest, since), answer.is_current)
+
+    def _fetch_tag(self, repository: Repository, tag: Tag) -> Answer[Descriptor | Document] | None:
+        """Fetch the manifest under a tag, in one request in place of two, if nothing of it can be
+        known yet.
+
+        Registries that count what is pulled count GETs and no HEADs. So a tag that was seen before,
+        and all of a repository whose tags share manifests, are asked for by HEAD.
+        """
+        with self._lock:
+            shares = repository in self._shared
+        if shares or self._history.has_seen(repository, tag):
+            return None
+        moment = self._documents.moment
+        try:
+            answer = self._source.fetch_tag(repository, tag, self._options.manifest_limit)
+        except (ContentMismatch, ProtocolViolation, TooLarge) as error:
+            log.debug("asking what %s:%s names alone: %s", repository, tag, error)
+            return None
+        document = answer.value
+        if isinstance(document, Document):
+            if self._documents.knows_manifest(repository, document.digest):
+                with self._lock:
+                    self._shared[repository] = None
+            self._documents.keep(repository, document, moment)
+        return answer
 
     def _fetch_head(self, key: tuple[Repository, Digest]) -> Answer[Descriptor]:
         answer = self._source.blob_size(*key)
@@ -326,7 +286,7 @@ class Listings:
         except (NotFound, Unsupported):
             pass  # without a list of tags, only asking for the tag can tell
         try:
-            resolved = self._resolve(repository, tag)
+            resolved = self._resolve(repository, tag, follows=True)
         except NotFound:
             return Answer(None, is_current)
         digest = resolved.value.digest

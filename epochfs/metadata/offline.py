@@ -1,4 +1,4 @@
-"""Serves remembered answers while the registry is down, and tracks whether it is.
+"""Serves remembered answers while the registry is down.
 
 `RememberingClient` wraps `RegistryClient` and stores each answer in `cache.answers`. When the
 registry cannot be reached, or is known to be down, the last answer serves in place of a new one:
@@ -10,11 +10,9 @@ replaces nothing, for an ingress sends such.
 Access to a whole repository ends when the registry denies one of its manifests or blobs; a denied
 listing ends that listing alone.
 
-Manifests are hashed again when they are read back. Health is the registry's own: it is pinged even
-while a mirror answers in its place.
+Manifests are hashed again when they are read back.
 
-Locks: `Health._lock` guards its fields, `RememberingClient._lock` the count of remembered answers;
-no I/O and no callback happens under either. `Health.outage` is read without a lock.
+Locks: `RememberingClient._lock` guards the count of remembered answers; no I/O happens under it.
 """
 
 from __future__ import annotations
@@ -22,9 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,6 +37,7 @@ from epochfs.errors import (
     UnconfirmedNotFound,
     Unsupported,
 )
+from epochfs.metadata.health import Health
 from epochfs.metadata.source import CATALOG, LISTINGS, Answer, Facts, Kind
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import Descriptor, Document, checked_size, digest_matches
@@ -53,96 +50,6 @@ T = TypeVar("T")
 _ANSWER = b"="
 _REFUSALS: dict[bytes, type[EpochfsError]] = {b"?": NotFound, b"!": Denied, b"~": Unsupported}
 """The first byte of an answer on disk, and the marks of refusals."""
-
-_FIRST_SECONDS = 1.0
-_LONGEST_SECONDS = 5.0
-_GROWTH = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """An outage: since when (epoch seconds), and the error that showed it."""
-
-    since: float
-    reason: str
-
-
-class Health:
-    """Tracks whether a registry answers, by the requests made anyway and by pings.
-
-    A failed request may be about one object only, so the registry is pinged before it counts as
-    down. While it is down it is pinged every few seconds; `on_return` is called when it is back.
-    """
-
-    def __init__(self, registry: str, ping: Callable[[], None]) -> None:
-        self.on_return: Callable[[], None] = lambda: None
-        self._registry = registry
-        self._ping = ping
-        self._lock = threading.Lock()
-        self._outage: Outage | None = None
-        self._probing = False
-        self._closing = threading.Event()
-
-    @property
-    def outage(self) -> Outage | None:
-        return self._outage
-
-    def answered(self) -> None:
-        if self._outage is None:
-            return
-        with self._lock:
-            outage, self._outage = self._outage, None
-        if outage is not None:
-            log.info("registry %s is back after %.0f s", self._registry, time.time() - outage.since)
-            self.on_return()
-
-    def failed(self, error: EpochfsError, *, pinged: bool = False) -> None:
-        """Note that a request, or a ping, got no answer, and find out whether that is an outage."""
-        outage = Outage(time.time(), str(error))
-        if pinged:
-            self._declare(outage)
-        with self._lock:
-            if self._probing or self._closing.is_set():
-                return
-            self._probing = True
-        threading.Thread(target=self._probe, args=(outage,), name="probe", daemon=True).start()
-
-    def close(self) -> None:
-        self._closing.set()
-
-    def _declare(self, outage: Outage) -> None:
-        with self._lock:
-            if self._outage is not None:
-                return
-            self._outage = outage
-        log.warning(
-            "registry %s is down, what is cached is served: %s", self._registry, outage.reason
-        )
-
-    def _probe(self, outage: Outage) -> None:
-        pause = _FIRST_SECONDS
-        while not self._closing.is_set():
-            if self._answers():
-                break
-            if self._closing.is_set():
-                return  # what did not answer was our own connection, closed
-            self._declare(outage)
-            self._closing.wait(pause)
-            pause = min(pause * _GROWTH, _LONGEST_SECONDS)
-        with self._lock:
-            self._probing = False
-        if not self._closing.is_set():
-            self.answered()
-
-    def _answers(self) -> bool:
-        try:
-            self._ping()
-        except EpochfsError as error:
-            if isinstance(error, Denied) and not isinstance(error, CredentialsUnavailable):
-                return True
-            log.debug("registry %s does not answer: %s", self._registry, error)
-            return False
-        return True
 
 
 class RememberingClient:
@@ -177,6 +84,26 @@ class RememberingClient:
             _dump,
             lambda raw: _descriptor(json.loads(raw)),
             max_age,
+        )
+
+    def fetch_tag(self, name: Repository, tag: Tag, limit: int) -> Answer[Descriptor | Document]:
+        """Return the manifest under a tag; what it says is then known as if each had been asked.
+
+        With mirrors, only describe it: they may have its bytes without being trusted with names.
+        """
+        question = Question(Kind.DESCRIPTION, name.name, tag.name)
+        ask: Callable[[], Document | Descriptor] = partial(
+            self._client.get_manifest, name, tag, limit
+        )
+        if self._mirrored:
+            ask = partial(self._client.resolve, name, tag)
+        return self._ask(
+            question,
+            ask,
+            lambda found: _dump(found if isinstance(found, Descriptor) else _description(found)),
+            lambda raw: _descriptor(json.loads(raw)),
+            self._max_age,
+            implies=_implied_by_tag,
         )
 
     def get_manifest(
@@ -235,7 +162,7 @@ class RememberingClient:
         except (Unavailable, DeadlineExceeded) as error:
             self.health.failed(error)
             raise
-        if not self._mirrored:
+        if not self._mirrored and self.health.outage is not None:
             self.health.answered()
         return stream
 
@@ -289,7 +216,7 @@ class RememberingClient:
             if self._answers.asker(question.repository) == asker:
                 self._remember_refusal(asker, question, error, named=max_age is not None)
             raise
-        if not by_mirror:
+        if not by_mirror and self.health.outage is not None:
             self.health.answered()
         # If somebody logged in meanwhile, the answer is not theirs.
         if self._answers.asker(question.repository) == asker:
@@ -338,12 +265,24 @@ class RememberingClient:
 
 def _implied_by_manifest(question: Question, document: Document) -> dict[Question, bytes]:
     """Return what HEADs of a manifest and of the blobs it names would say."""
-    described = Descriptor(document.media_type, document.digest, document.size)
+    described = _description(document)
     repository = Repository(question.repository)
     found = {Question(Kind.DESCRIPTION, repository.name, str(document.digest)): _dump(described)}
     for blob in named_blobs(document.readable_view):
         found[Question(Kind.SIZE, repository.name, str(blob.digest))] = _dump(blob.size)
     return found
+
+
+def _implied_by_tag(question: Question, found: Document | Descriptor) -> dict[Question, bytes]:
+    """Return what else is known once a manifest was fetched by its tag."""
+    if isinstance(found, Descriptor):
+        return {}
+    itself = Question(Kind.MANIFEST, question.repository, str(found.digest))
+    return {itself: _dump_manifest(found), **_implied_by_manifest(itself, found)}
+
+
+def _description(document: Document) -> Descriptor:
+    return Descriptor(document.media_type, document.digest, document.size)
 
 
 def _dump_manifest(document: Document) -> bytes:

@@ -56,6 +56,8 @@ class Answer(Generic[T_co]):
 
     value: T_co
     is_current: bool = field(default=True, compare=False)
+    until: float = field(default=0.0, compare=False)
+    """Until when it is used, as monotonic time, where it is remembered (`ttl_cache`)."""
 
 
 class Source(Protocol):
@@ -69,6 +71,11 @@ class Source(Protocol):
 
     def resolve(self, name: Repository, reference: Reference, /) -> Answer[Descriptor]:
         """Describe the manifest that a reference names now."""
+
+    def fetch_tag(self, name: Repository, tag: Tag, limit: int, /) -> Answer[Descriptor | Document]:
+        """Return the manifest that a tag names now, in one request, or describe it where that takes
+        no more, or where its bytes are to come from somewhere else; raises TooLarge.
+        """
 
     def get_manifest(
         self, name: Repository, digest: Digest, limit: int | None = None, /

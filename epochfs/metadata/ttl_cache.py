@@ -151,17 +151,25 @@ class TtlCache(Generic[K, V]):
         """
         return self.answer(key, max_age).value
 
-    def answer(self, key: K, max_age: float | None = None) -> Answer[V]:
-        """Return the same with whether it is current."""
+    def answer(
+        self,
+        key: K,
+        max_age: float | None = None,
+        fetch: Callable[[K], Answer[V]] | None = None,
+    ) -> Answer[V]:
+        """Return the same with whether it is current, and until when it is used.
+
+        `fetch` takes the place of the cache's own if this is the call that fetches.
+        """
         entry = self._flights.do(
             key,
             partial(self._usable, key, max_age),
-            partial(self._fetched, key),
+            partial(self._fetched, key, fetch or self._fetch),
             time.monotonic() + self._policy.wait,
         )
         if entry.error is not None:
             raise fresh(entry.error)
-        return Answer(entry.value, entry.is_current)  # type: ignore[arg-type]
+        return Answer(entry.value, entry.is_current, entry.until)  # type: ignore[arg-type]
 
     def peek(self, key: K) -> V | None:
         """Return the value for `key` if it is remembered and usable, without a fetch."""
@@ -224,10 +232,10 @@ class TtlCache(Generic[K, V]):
             until -= max(0.0, self._policy.ttl - max_age)
         return entry if self._clock() < until else None
 
-    def _fetched(self, key: K) -> Entry[V]:
+    def _fetched(self, key: K, fetch: Callable[[K], Answer[V]]) -> Entry[V]:
         ttl, soon = self._policy.ttl, self._policy.negative_ttl
         try:
-            answer = self._fetch(key)
+            answer = fetch(key)
         except NotFound as error:
             # Bare: its traceback would keep the frames of this fetch, and with them the error
             # that was remembered before, and so on back to the first.
@@ -287,6 +295,12 @@ class TagTables:
             entry = table.get(tag) if table is not None else None
             return entry if entry is not None else self._others.get(key)
 
+    def tag_of(self, repository: Repository, digest: Digest) -> Tag | None:
+        """Return the first tag in the last listing that was last resolved to a digest."""
+        with self._lock:
+            table = self._tables.get(repository)
+            return table.tag_of(digest) if table is not None else None
+
     def put(self, key: TagKey, entry: Entry[Resolved]) -> None:
         repository, tag = key
         with self._lock:
@@ -337,6 +351,16 @@ class _Table:
         self._until[row] = entry.until
         self._current[row] = entry.is_current
         return True
+
+    def tag_of(self, digest: Digest) -> Tag | None:
+        """Return the first tag whose row has a digest."""
+        if digest.algorithm != _ALGORITHM:
+            return None
+        raw, place = bytes.fromhex(digest.encoded), -1
+        while (place := self._digests.find(raw, place + 1)) >= 0:
+            if place % _DIGEST_BYTES == 0:
+                return self._tags[place // _DIGEST_BYTES]
+        return None
 
     def adopt(self, old: _Table) -> None:
         """Take over what an older listing's table knows of the tags in this one."""

@@ -33,9 +33,10 @@ from epochfs.errors import (
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.layers.layer_store import Layers
 from epochfs.layers.soci import SociSource
+from epochfs.metadata.health import Health
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
-from epochfs.metadata.offline import Health, RememberingClient
+from epochfs.metadata.offline import RememberingClient
 from epochfs.oci.names import Digest, Reference, Repository, Tag
 from epochfs.session import Connection, SessionSettings, pushing
 from epochfs.session.status import Observer, StatusSource

@@ -104,6 +104,14 @@ class ManifestDirectory(_Described):
             if shown(self.repository, self.digest).is_listed(context):
                 yield name, stat.S_IFDIR
 
+    def is_fixed(self, context: Context) -> bool:
+        return self.is_known(context)
+
+    def known_attr(self, name: str, context: Context) -> Attr | None:
+        child = self.child(name)
+        told_by_layers = child.foreign
+        return child.attr(context) if self.is_known(context) and not told_by_layers else None
+
 
 class ManifestFile(_Described):
     """`<repo>/manifests/<digest>/manifest.json`: the exact bytes."""
@@ -113,7 +121,9 @@ class ManifestFile(_Described):
         return Attr(FILE, document.size, _created(document))
 
     def open(self, context: Context) -> Opened:
-        return Opened(InMemory(self.document(context).raw), keep_cache=True)
+        document = self.document(context)
+        context.listings.opened_manifest(self.repository, self.digest)
+        return Opened(InMemory(document.raw), keep_cache=True)
 
 
 class ConfigLink(ManifestLink):
@@ -141,6 +151,12 @@ class LayersDirectory(ManifestNode):
     def entries(self, context: Context) -> Entries:
         count = len(self.image(context).layers)
         return ((_layer_name(index, count), stat.S_IFLNK) for index in range(count))
+
+    def is_fixed(self, context: Context) -> bool:
+        return self.is_known(context)
+
+    def known_attr(self, name: str, context: Context) -> Attr | None:
+        return self.child(name).attr(context) if self.is_known(context) else None
 
 
 @dataclass(frozen=True)

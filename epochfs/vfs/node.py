@@ -135,6 +135,16 @@ class Node:
         """Return the entries, and the identity of each whose `Attr` has one (hard links)."""
         return self.entries(context), {}
 
+    def is_fixed(self, context: Context) -> bool:
+        """Whether what this directory lists can never change, and is known without a request."""
+        return False
+
+    def known_attr(self, name: str, context: Context) -> Attr | None:
+        """Return the attributes of a name that this directory lists, or None if that might take a
+        request, or a look into a layer.
+        """
+        return None
+
     def target(self, context: Context) -> str:
         """Return where this link points, relative to the directory it is in."""
         raise NotImplementedError
@@ -199,6 +209,10 @@ class ManifestNode(RepositoryNode):
     def document(self, context: Context) -> Document:
         """Return the manifest the node belongs to."""
         return context.listings.manifest(self.repository, self.digest)
+
+    def is_known(self, context: Context) -> bool:
+        """Whether the manifest is remembered; while access to it is denied, it is not."""
+        return context.listings.knows_manifest(self.repository, self.digest)
 
     def image(self, context: Context) -> Manifest:
         """Return the view of the manifest; raises NotFound for an index."""

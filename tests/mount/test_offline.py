@@ -41,7 +41,7 @@ from epochfs.session import Connection, SessionSettings, opening
 CONTENT = image(random_bytes(1 << 20, 1), random_bytes(4096, 2))
 HEAL_SECONDS = 10.0
 QUICK = ("--metadata-ttl=0.3", "--timeout=10")
-DOWN = "WARNING epochfs.metadata.offline: registry .* is down"
+DOWN = "WARNING epochfs.metadata.health: registry .* is down"
 
 
 @dataclass

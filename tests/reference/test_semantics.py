@@ -125,7 +125,7 @@ def test_a_walk_again_within_the_ttl_asks_nothing(
     assert embedded.requests == []
 
 
-@pytest.mark.expects_log("WARNING epochfs.metadata.offline: registry .* is down")
+@pytest.mark.expects_log("WARNING epochfs.metadata.health: registry .* is down")
 def test_what_is_cached_is_served_while_the_registry_is_down_and_it_heals(
     embedded: EmbeddedRegistry, mounts: Mounts
 ) -> None:

@@ -15,8 +15,9 @@ from epochfs.client import RegistryClient
 from epochfs.client.hosts import RegistryHosts, find
 from epochfs.config import Credentials, RegistryUrl, TransportOptions
 from epochfs.demo.registry import Request, Response
-from epochfs.metadata import offline
-from epochfs.metadata.offline import Health, RememberingClient
+from epochfs.metadata import health
+from epochfs.metadata.health import Health
+from epochfs.metadata.offline import RememberingClient
 from epochfs.oci.names import Digest, Repository, Tag
 from support.builders import image
 from support.registries import EmbeddedRegistry
@@ -31,7 +32,7 @@ Open = Callable[..., RememberingClient]
 
 def remembering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """A fixture: makes clients that share a file, one after the other, as mounts do."""
-    monkeypatch.setattr(offline, "_FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(health, "_FIRST_SECONDS", 0.05)
     with ExitStack() as stack:
 
         def build(

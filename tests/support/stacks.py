@@ -16,8 +16,9 @@ from epochfs.client import RegistryClient
 from epochfs.config import BlobOptions, CacheOptions, Credentials, ListingOptions, TransportOptions
 from epochfs.layers.layer_store import Layers
 from epochfs.layers.soci import SociSource
+from epochfs.metadata.health import Health
 from epochfs.metadata.listings import Listings
-from epochfs.metadata.offline import Health, RememberingClient
+from epochfs.metadata.offline import RememberingClient
 from epochfs.oci.names import Repository
 from epochfs.oci.platforms import Platform
 from epochfs.vfs.composed import Composer

@@ -19,7 +19,8 @@ from epochfs.errors import (
     NotFound,
 )
 from epochfs.metadata.listings import Listings
-from epochfs.oci.names import Digest, Repository
+from epochfs.oci.names import Digest, Repository, Tag
+from epochfs.vfs.filesystem import FileSystem
 
 APP = Repository("team/app")
 
@@ -106,15 +107,57 @@ class TestRequests:
         walk("/")
         assert embedded.count() == 0
 
-    def test_a_manifest_is_fetched_once_for_all_its_tags(
+    def test_a_manifest_of_many_tags_is_not_fetched_for_each(
         self, opened: Open, embedded: EmbeddedRegistry
     ) -> None:
-        for tag in ("a", "b", "c"):
-            load(embedded, "team/app", tag, image())
-        layers = opened(embedded)
+        for number in range(40):
+            load(embedded, "team/app", f"t{number}", image())
+        layers = opened(embedded, parallel=2)
         for path in ("manifests", "blobs"):
             list(layers.filesystem.listdir(f"/team/app/{path}"))
-        assert embedded.count("GET", "/manifests/") == 1
+        fetched = embedded.count("GET", "/manifests/t")
+        assert fetched <= 4  # the first two, and what was under way when they were the same
+        assert embedded.count("HEAD", "/manifests/t") == 40 - fetched
+        assert embedded.count("", "/manifests/sha256") == 0
+
+    def test_a_manifest_is_fetched_by_the_tag_of_which_nothing_is_known(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load_tags(embedded, 10)
+        layers = opened(embedded)
+        manifests = [entry.name for entry in layers.filesystem.listdir("/team/app/manifests")]
+        for name in manifests:
+            layers.filesystem.getattr(f"/team/app/manifests/{name}/manifest.json")
+        layers.filesystem.getattr("/team/app/layout/index.json")
+        assert embedded.count("GET", "/manifests/t") == 10
+        assert embedded.count("", "/manifests/") == 10
+
+    def test_a_link_is_read_without_fetching_what_it_leads_to(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load_tags(embedded, 10)
+        filesystem = opened(embedded).filesystem
+        for entry in filesystem.listdir("/team/app/tags"):
+            filesystem.readlink(f"/team/app/tags/{entry.name}")
+        assert embedded.count("HEAD", "/manifests/") == 10
+        assert embedded.count("GET", "/manifests/") == 0
+
+    def test_a_tag_that_was_seen_before_is_asked_for_by_head(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load_tags(embedded, 10)
+        listings = opened(embedded).listings
+        listings.resolve(APP, Tag.parse("t000"))
+        listings.clear()
+        assert len(listings.reachable(APP).manifests) == 10
+        assert embedded.count("HEAD", "/manifests/t000") == 2
+        assert embedded.count("GET", "/manifests/t") == 9
+        assert embedded.count("GET", "/manifests/sha256") == 1
+        embedded.forget_requests()
+        listings.clear()
+        assert len(listings.reachable(APP).manifests) == 10
+        assert embedded.count("HEAD", "/manifests/t") == 10
+        assert embedded.count("GET", "/manifests/") == 0
 
     def test_sizes_come_from_descriptors(self, opened: Open, embedded: EmbeddedRegistry) -> None:
         content = image(random_bytes(5000))
@@ -199,8 +242,8 @@ class TestTheTimeLimit:
                 assert tries < 10
             assert found == 40
             assert tries > 1
-            assert registry.count("HEAD", "/manifests/t") == 40
-            assert registry.count("", "/manifests/sha256") == 40
+            assert registry.count("GET", "/manifests/t") == 40
+            assert registry.count("", "/manifests/") == 40
 
     def test_what_is_done_ahead_of_a_walk_has_none(self, opened: Open) -> None:
         with Slow() as registry:
@@ -224,10 +267,10 @@ class TestWalks:
             for directory in ("blobs", "manifests", "tags"):
                 list(layers.filesystem.listdir(f"/{name}/{directory}"))
         assert embedded.count("GET", "/tags/list") == 40
-        assert embedded.count("HEAD", "/manifests/") == 80
+        assert embedded.count("HEAD", "/manifests/") == 0
         assert embedded.count("GET", "/manifests/") == 80
         assert embedded.count("GET", "/referrers/") == 80
-        assert embedded.count() == 281
+        assert embedded.count() == 201
 
     def test_the_next_siblings_are_begun_when_the_second_is_asked_for(self, opened: Open) -> None:
         third = threading.Event()
@@ -254,3 +297,40 @@ class TestWalks:
         layers.listings.catalog()
         list(layers.filesystem.listdir(f"/{names[0]}/tags"))
         assert embedded.count("GET", "/tags/list") == 1
+
+
+class TestReadingManifests:
+    @pytest.fixture
+    def filesystem(self, opened: Open, embedded: EmbeddedRegistry) -> FileSystem:
+        load_tags(embedded, 50)
+        filesystem = opened(embedded, parallel=4).filesystem
+        assert len(filesystem.listdir("/team/app/tags")) == 50
+        return filesystem
+
+    def read(self, filesystem: FileSystem, number: int) -> bytes:
+        link = filesystem.readlink(f"/team/app/tags/t{number:03}")
+        path = f"/team/app/{link.removeprefix('../')}/manifest.json"
+        size = filesystem.getattr(path).size
+        opened = filesystem.open(path)
+        try:
+            return filesystem.read(opened.handle, 0, size)
+        finally:
+            filesystem.release(opened.handle)
+
+    def test_who_reads_the_manifest_of_the_next_tag_finds_those_behind_it_fetched(
+        self, filesystem: FileSystem, embedded: EmbeddedRegistry
+    ) -> None:
+        self.read(filesystem, 7)
+        self.read(filesystem, 8)
+        until(lambda: embedded.count("GET", "/manifests/") == 6)
+        for number in range(9, 50):
+            assert Digest.of(self.read(filesystem, number)).encoded
+        assert embedded.count("GET", "/manifests/") == 43
+
+    def test_who_reads_one_manifest_fetches_no_other(
+        self, filesystem: FileSystem, embedded: EmbeddedRegistry
+    ) -> None:
+        self.read(filesystem, 7)
+        self.read(filesystem, 20)
+        until(lambda: embedded.count("HEAD", "/manifests/t") == 50)
+        assert embedded.count("GET", "/manifests/") == 2

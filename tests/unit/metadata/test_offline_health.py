@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import epochfs.metadata.health
 from epochfs.errors import (
     CredentialsUnavailable,
     Denied,
@@ -15,8 +16,7 @@ from epochfs.errors import (
     ProtocolViolation,
     Unavailable,
 )
-from epochfs.metadata import offline
-from epochfs.metadata.offline import Health
+from epochfs.metadata.health import Health
 
 DOWN = "is down, what is cached is served"
 
@@ -39,8 +39,8 @@ class Registry:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "_FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(offline, "_LONGEST_SECONDS", 0.02)
+    monkeypatch.setattr(epochfs.metadata.health, "_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(epochfs.metadata.health, "_LONGEST_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_failed_ping_is_an_outage_at_once(made: list[Health]) -> None:
 def test_an_answer_ends_the_outage_before_the_next_ping(
     made: list[Health], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline, "_FIRST_SECONDS", 60)
+    monkeypatch.setattr(epochfs.metadata.health, "_FIRST_SECONDS", 60)
     health, _ = watched(made, Unavailable("refused"))
     returns: list[int] = []
     health.on_return = lambda: returns.append(1)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.builders import SCHEMA1, image, index, load, random_bytes
 from support.registries import Answering, EmbeddedRegistry
+from support.scripted import until
 from support.stacks import Open, stacking
 
 from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.demo.samples import encode
 from epochfs.errors import (
     Denied,
+    NotFound,
     ProtocolViolation,
     TooLarge,
     Unavailable,
 )
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import DOCKER_SCHEMA_1
-from epochfs.oci.names import Digest, Repository
+from epochfs.oci.names import Digest, Repository, Tag
 
 APP = Repository("team/app")
 
@@ -62,8 +65,10 @@ class TestLosses:
             tag = f"sha256-{content.digest.encoded}"
             load(registry, "team/app", tag, index(signature))
             registry.lost = (str(index(signature).digest),)
+            listings = opened(registry).listings
+            listings.resolve(APP, Tag.parse(tag))
             with pytest.raises(ProtocolViolation, match=f"tag {tag} of team/app leads to"):
-                opened(registry).listings.referrers(APP, content.digest)
+                listings.referrers(APP, content.digest)
 
 
 class TestReachable:
@@ -132,7 +137,9 @@ class TestReachable:
         with Answering({f"/v2/team/app/manifests/{two.digest}": status}) as registry:
             load(registry, "team/app", "one", one)
             load(registry, "team/app", "two", two)
-            reachable = opened(registry, timeout=2).listings.reachable(APP)
+            listings = opened(registry, timeout=2).listings
+            listings.resolve(APP, Tag.parse("two"))
+            reachable = listings.reachable(APP)
         assert isinstance(reachable.error, error)
         assert set(reachable.manifests) == {one.digest, two.digest}
         assert set(reachable.blobs) == {Digest.of(blob) for blob in one.every_blob()}
@@ -170,3 +177,89 @@ class TestReachable:
         reachable = layers.listings.reachable(APP)
         assert (reachable.error, set(reachable.blobs)) == (None, {blob})
         assert layers.filesystem.getattr(f"/team/app/blobs/{blob}").size == 19
+
+
+class TestRemembering:
+    def test_what_is_reachable_is_followed_once_while_nothing_of_it_changes(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load(embedded, "team/app", "latest", image())
+        listings = opened(embedded).listings
+        found = listings.reachable(APP)
+        assert listings.reachable(APP) is found
+        listings.clear()
+        assert listings.reachable(APP) is not found
+
+    def test_a_tag_that_this_process_moves_leads_elsewhere_at_once(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        one, two = image(b"one"), image(b"two")
+        load(embedded, "team/app", "latest", one)
+        load(embedded, "team/app", "other", two)
+        listings = opened(embedded).listings
+        assert set(listings.reachable(APP).manifests) == {one.digest, two.digest}
+        listings.wrote_tag(APP, Tag.parse("latest"), two.digest)
+        assert set(listings.reachable(APP).manifests) == {two.digest}
+        listings.removed_tag(APP, Tag.parse("other"))
+        listings.removed_tag(APP, Tag.parse("latest"))
+        assert not listings.reachable(APP).manifests
+
+    def test_a_tag_that_somebody_else_moves_leads_elsewhere_when_it_is_asked_for_again(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        one, two = image(b"one"), image(b"two")
+        load(embedded, "team/app", "latest", one)
+        listings = opened(embedded, metadata_ttl=1.0).listings
+        assert set(listings.reachable(APP).manifests) == {one.digest}
+        load(embedded, "team/app", "latest", two)
+        until(lambda: set(listings.reachable(APP).manifests) == {two.digest})
+
+    def test_what_is_incomplete_is_followed_again(self, opened: Open) -> None:
+        with Losing() as registry:
+            content = image()
+            load(registry, "team/app", "latest", content)
+            listings = opened(registry).listings
+            registry.lost = ("/manifests/latest",)
+            assert listings.reachable(APP).error is not None
+            registry.lost = ()
+            listings.clear()
+            assert set(listings.reachable(APP).manifests) == {content.digest}
+
+    def test_what_a_denial_forgets_is_followed_again(
+        self, opened: Open, embedded: EmbeddedRegistry
+    ) -> None:
+        load(embedded, "team/app", "latest", image())
+        listings = opened(embedded).listings
+        found = listings.reachable(APP)
+        with pytest.raises(NotFound):
+            listings.manifest(APP, Digest.of(b"absent"))
+        assert listings.reachable(APP) is found
+        denied = f"/v2/team/app/manifests/{Digest.of(b'denied')}"
+        with Answering({denied: 403}) as registry:
+            content = image()
+            load(registry, "team/app", "latest", content)
+            listings = opened(registry).listings
+            found = listings.reachable(APP)
+            with pytest.raises(Denied):
+                listings.manifest(APP, Digest.of(b"denied"))
+            assert listings.reachable(APP) is not found
+
+
+class Garbling(EmbeddedRegistry):
+    """Sends other bytes than it announces under every tag."""
+
+    def respond(self, request: Request) -> Response:
+        response = super().respond(request)
+        if request.method == "GET" and request.path.endswith("/manifests/latest"):
+            return replace(response, body=b'{"x": 1}')
+        return response
+
+
+def test_a_manifest_that_is_not_what_its_tag_announces_is_not_believed(opened: Open) -> None:
+    with Garbling() as registry:
+        content = image()
+        load(registry, "team/app", "latest", content)
+        reachable = opened(registry).listings.reachable(APP)
+        assert reachable.error is None
+        assert set(reachable.manifests) == {content.digest}
+        assert registry.count("HEAD", "/manifests/latest") == 1

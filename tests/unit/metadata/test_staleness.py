@@ -124,8 +124,8 @@ def test_a_denial_is_not_papered_over_with_what_was_seen(opened: Open) -> None:
             listings.tags(APP)
 
 
-class SilentHeads(EmbeddedRegistry):
-    """Never answers a HEAD in time."""
+class SilentAboutManifests(EmbeddedRegistry):
+    """Never answers in time what is asked about a manifest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class SilentHeads(EmbeddedRegistry):
         super().stop()
 
     def respond(self, request: Request) -> Response:
-        if request.method == "HEAD":
+        if "/manifests/" in request.path and request.method in ("GET", "HEAD"):
             self._stopping.wait(30)
         return super().respond(request)
 
@@ -144,7 +144,7 @@ class SilentHeads(EmbeddedRegistry):
 def test_a_registry_that_falls_silent_does_not_hold_up_the_listing_of_another_repository(
     opened: Open,
 ) -> None:
-    with SilentHeads() as registry:
+    with SilentAboutManifests() as registry:
         for number in range(64):
             load(registry, "team/app", f"t{number}", image())
         load(registry, "team/other", "latest", image())
