@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from epochfs.config import MAX_READ
 from epochfs.errors import MountFailure
 from epochfs.fuse.mountinfo import mounted_on
 from epochfs.fuse.passthrough import Passthrough
+from epochfs.fuse.stat import fill
+from epochfs.fuse.thread_states import ThreadStates
 
 try:
     import mfusepy as binding
@@ -52,6 +55,12 @@ While so many wait for a slow registry, cached blobs are not read ahead either."
 
 _MAX_THREADS = 128
 _MAX_IDLE_THREADS = 16
+
+READDIR_PLUS = 1 << 0
+"""FUSE_READDIR_PLUS of libfuse 3's fuse.h, a flag of `readdir`."""
+
+_FILL_DIR_PLUS = 1 << 1
+"""FUSE_FILL_DIR_PLUS, a flag of its filler."""
 
 _LOOP_FAILED = "8"
 """What libfuse 3 returns if reading from the kernel failed, even at the end (fuse_main_real)."""
@@ -140,6 +149,10 @@ def _options_to_write(options: FuseOptions) -> dict[str, object]:
     return values
 
 
+_KEEPS_LISTINGS = library_version() >= (3, 15)
+"""Whether libfuse passes on that the kernel may keep a listing (before, only its low-level API)."""
+
+
 class _Fuse(binding.FUSE):  # type: ignore[misc]
     """The binding's dispatcher, with a `read` and a `write` that copy nothing.
 
@@ -147,9 +160,61 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
     straight into that buffer, which halves the time of a warm read, and written straight from it.
     With `read_buf`, which libfuse calls instead of `read` where the binding has it, a large read is
     answered with a file, whose pages libfuse hands to the kernel without having them in memory.
-    What the binding leaves out for libfuse 3 is passed on, too: the flags of a rename, and the
-    handle of a truncate.
+    What the binding leaves out for libfuse 3 is passed on, too: the flags of a rename, the handle
+    of a truncate, and what the kernel may remember of a directory.
     """
+
+    def __init__(self, operations: Any, mountpoint: str, **options: Any) -> None:  # noqa: ANN401
+        self._states = ThreadStates()
+        super().__init__(operations, mountpoint, **options)
+
+    def _wrapper(self, method: Any, *arguments: Any) -> int:  # noqa: ANN401
+        """Called by libfuse for every callback, with its `method` here."""
+        self._states.keep()
+        try:
+            return method(*arguments) or 0
+        except FuseOSError as error:
+            return -error.errno  # type: ignore[no-any-return]
+        except BaseException as error:
+            return super()._wrapper(_raising(error))  # type: ignore[no-any-return]
+
+    def fgetattr(self, path: bytes | None, buffer: Any, fip: Any) -> int:  # noqa: ANN401
+        """Called by libfuse with a `struct stat` of zeros, to be filled."""
+        handle = fip.contents if fip else None
+        fill(buffer.contents, self.operations.getattr(_text(path), handle))
+        return 0
+
+    def opendir(self, path: bytes, fip: Any) -> int:  # noqa: ANN401
+        """Called by libfuse; the kernel keeps the listing of a directory that cannot change."""
+        info = fip.contents
+        info.fh, keeps = self.operations.opendir(_text(path))
+        if keeps and _KEEPS_LISTINGS:
+            info.cache_readdir = info.keep_cache = 1
+        return 0
+
+    def readdir_fuse_2(self, path: bytes, buffer: Any, filler: Any, offset: int, fip: Any) -> int:  # noqa: ANN401
+        """Called by libfuse 2, whose filler takes no flags."""
+        plain = lambda buffer, name, stat, following, _: filler(buffer, name, stat, following)  # noqa: E731
+        return self.readdir_fuse_3(path, buffer, plain, offset, fip, 0)
+
+    def readdir_fuse_3(
+        self,
+        path: bytes,
+        buffer: Any,  # noqa: ANN401
+        filler: Any,  # noqa: ANN401
+        offset: int,
+        fip: Any,  # noqa: ANN401
+        flags: int,
+    ) -> int:
+        """Called by libfuse 3; the kernel may ask for attributes beside the names."""
+        stat = binding.c_stat()
+        entries = self.operations.readdir_with_offset(_text(path), offset, fip.contents.fh, flags)
+        for name, known, following in entries:
+            fill(stat, known)
+            fills = _FILL_DIR_PLUS if known.links else 0
+            if filler(buffer, name.encode("utf-8", "surrogateescape"), stat, following, fills):
+                break
+        return 0
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse with a buffer of `size` bytes; returns how many were filled."""
@@ -237,6 +302,15 @@ _LIBC.free.restype = None
 
 def _text(path: bytes | None) -> str | None:
     return None if path is None else path.decode("utf-8", "surrogateescape")
+
+
+def _raising(error: BaseException) -> Callable[[], int]:
+    """Return a callback that raises an error, for the binding to handle in its way."""
+
+    def callback() -> int:
+        raise error
+
+    return callback
 
 
 def copy_writes_once(connection: Any) -> None:  # noqa: ANN401

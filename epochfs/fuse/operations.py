@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from epochfs.errors import EpochfsError, ReadOnly, printable
 from epochfs.fuse import errnos
 from epochfs.fuse.libfuse import (
+    READDIR_PLUS,
     FuseOptions,
     FuseOSError,
     Operations,
@@ -25,22 +26,27 @@ from epochfs.fuse.libfuse import (
     set_backing_id,
 )
 from epochfs.fuse.passthrough import Passthrough
+from epochfs.fuse.stat import Stat
 from epochfs.oci.names import NAME_MAX
 from epochfs.vfs.filesystem import FileSystem, Listing
 from epochfs.vfs.node import Attr, inode
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 512
-
-_READ_SIZE = 1 << 20
-"""What programs should read at a time, in bytes."""
+_DIRECTORY = 0o040555
 
 _DOTS = 2
 """How many entries come before what is listed: `.` and `..`."""
 
-DirectoryEntry = tuple[str, dict[str, int], int]
+DirectoryEntry = tuple[str, Stat, int]
 """A name, its attributes as far as known, and the offset of the next entry."""
+
+_PLUS_BYTES = 4096
+"""The least that an answer with attributes may take. What does not fit into one, libfuse would
+count as remembered by the kernel for ever: so none is longer."""
+
+_PLUS_ENTRY = 152
+"""What an entry takes in it, besides its name (`struct fuse_direntplus`)."""
 
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
@@ -119,33 +125,41 @@ class EpochOperations(Operations):  # type: ignore[misc]
         self._on_ready()
 
     @translated()
-    def getattr(self, path: str, fi: Any = None) -> dict[str, int]:  # noqa: ANN401
+    def getattr(self, path: str, fi: Any = None) -> Stat:  # noqa: ANN401
         """stat(2)."""
         return self._stat(path, self._filesystem.getattr(path))
 
-    def opendir(self, path: str) -> int:
-        """Open a directory; its listing is fetched when it is read."""
-        return self._filesystem.opendir()
+    @translated()
+    def opendir(self, path: str) -> tuple[int, bool]:
+        """Open a directory; its listing is fetched when it is read. Return the handle, and whether
+        the kernel may keep the listing.
+        """
+        return self._filesystem.opendir(path)
 
     @translated()
-    def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[DirectoryEntry]:
+    def readdir_with_offset(
+        self, path: str, offset: int, fh: int, flags: int = 0
+    ) -> Iterator[DirectoryEntry]:
         """Names, types and inode numbers of a directory, from an `offset` on.
 
-        Called by mfusepy once for each buffer of the kernel's: without offsets libfuse would keep
-        200 bytes per name while the directory is open.
+        Called once for each buffer of the kernel's: without offsets libfuse would keep 200 bytes
+        per name while the directory is open. With READDIR_PLUS, it takes attributes, too.
         """
         listing = self._filesystem.readdir(path, fh, anew=offset == 0)
         if listing.error is not None and offset >= _DOTS + len(listing):
             raise listing.error  # after the last entry, as readdir(3) allows
+        if flags & READDIR_PLUS and offset == 0 and _takes_at_once(listing):
+            return self._with_attributes(path, listing)
         return _shown(path, listing, offset)
 
     @translated()
-    def readdir(self, path: str, fh: int) -> Iterator[DirectoryEntry]:
+    def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         """All of a directory at once. Called by fusepy, which passes no offset."""
         listing = self._filesystem.readdir(path, fh, anew=True)
         if listing.error is not None:
             raise listing.error
-        return ((name, attributes, 0) for name, attributes, _ in _shown(path, listing, 0))
+        shown = _shown(path, listing, 0)
+        return ((name, {"st_mode": one.mode, "st_ino": one.inode}, 0) for name, one, _ in shown)
 
     @translated()
     def releasedir(self, path: str, fh: int) -> int:
@@ -220,29 +234,42 @@ class EpochOperations(Operations):  # type: ignore[misc]
         """Says, as /proc does, that there are no blocks; never asks the registry."""
         return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": NAME_MAX}
 
-    def _stat(self, path: str, attr: Attr) -> dict[str, int]:
-        return {
-            "st_mode": attr.mode,
-            "st_ino": inode(attr.identity or path),
-            "st_nlink": attr.links,
-            "st_uid": self._options.uid if attr.uid is None else attr.uid,
-            "st_gid": self._options.gid if attr.gid is None else attr.gid,
-            "st_rdev": attr.rdev,
-            "st_size": attr.size,
-            "st_blocks": -(-attr.size // _BLOCK),
-            "st_blksize": _READ_SIZE,
-            "st_atime": attr.time_ns,
-            "st_mtime": attr.time_ns,
-            "st_ctime": attr.time_ns,
-        }
+    def _stat(self, path: str, attr: Attr) -> Stat:
+        return Stat(
+            attr.mode,
+            inode(attr.identity or path),
+            attr.links,
+            self._options.uid if attr.uid is None else attr.uid,
+            self._options.gid if attr.gid is None else attr.gid,
+            attr.rdev,
+            attr.size,
+            attr.time_ns,
+        )
+
+    def _with_attributes(self, path: str, listing: Listing) -> Iterator[DirectoryEntry]:
+        """Yield a directory's entries with the attributes that are known of them."""
+        known = self._filesystem.known_attrs(path, listing)
+        below = path.rstrip("/")
+        for name, stat, offset in _shown(path, listing, 0):
+            attr = known.get(name)
+            yield name, stat if attr is None else self._stat(f"{below}/{name}", attr), offset
+
+
+def _takes_at_once(listing: Listing) -> bool:
+    """Whether a listing fits into one answer with attributes, the dots included."""
+    count = len(listing) + _DOTS
+    if count * _PLUS_ENTRY > _PLUS_BYTES:
+        return False
+    names = sum(-(-len(os.fsencode(name)) // 8) * 8 for name in listing.names)
+    return count * _PLUS_ENTRY + names + 8 * _DOTS <= _PLUS_BYTES
 
 
 def _shown(path: str, listing: Listing, offset: int) -> Iterator[DirectoryEntry]:
     """Yield a directory's entries from an offset on."""
     if offset < 1:
-        yield ".", {"st_mode": 0o040555, "st_ino": inode(path)}, 1
+        yield ".", Stat(_DIRECTORY, inode(path)), 1
     if offset < _DOTS:
-        yield "..", {}, _DOTS
+        yield "..", Stat(_DIRECTORY, inode(path.rpartition("/")[0] or "/")), _DOTS
     for number in range(max(0, offset - _DOTS), len(listing)):
         entry = listing[number]
-        yield entry.name, {"st_mode": entry.mode, "st_ino": entry.inode}, number + _DOTS + 1
+        yield entry.name, Stat(entry.mode, entry.inode), number + _DOTS + 1

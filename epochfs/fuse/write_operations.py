@@ -19,6 +19,7 @@ from epochfs.fuse import errnos
 from epochfs.fuse.libfuse import FuseOptions, FuseOSError, caller, copy_writes_once
 from epochfs.fuse.operations import DirectoryEntry, EpochOperations, translated
 from epochfs.fuse.passthrough import Passthrough
+from epochfs.fuse.stat import Stat
 from epochfs.vfs.filesystem import OpenFile
 from epochfs.vfs.writing.filesystem import WritableFileSystem
 
@@ -59,7 +60,7 @@ class WritableOperations(EpochOperations):
         super().init_with_config(connection, config)
 
     @translated()
-    def getattr(self, path: str | None, fi: Any = None) -> dict[str, int]:  # noqa: ANN401
+    def getattr(self, path: str | None, fi: Any = None) -> Stat:  # noqa: ANN401
         """stat(2), and fstat(2) of what is being written."""
         attr = self._writable.getattr_open(fi.fh) if fi is not None else None
         if attr is None:
@@ -135,14 +136,16 @@ class WritableOperations(EpochOperations):
     # ---- names -------------------------------------------------------------------------------
 
     @translated()
-    def readdir_with_offset(self, path: str, offset: int, fh: int) -> Iterator[DirectoryEntry]:
+    def readdir_with_offset(
+        self, path: str, offset: int, fh: int, flags: int = 0
+    ) -> Iterator[DirectoryEntry]:
         """List a directory: who made it may look at it."""
         if offset == 0:
             self._writable.listed_by(path, caller())
-        return super().readdir_with_offset(path, offset, fh)
+        return super().readdir_with_offset(path, offset, fh, flags)
 
     @translated()
-    def readdir(self, path: str, fh: int) -> Iterator[DirectoryEntry]:
+    def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         """All of a directory at once."""
         self._writable.listed_by(path, caller())
         return super().readdir(path, fh)

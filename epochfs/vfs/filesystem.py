@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -32,8 +32,9 @@ _REST_SECONDS = 5.0
 _MOST_BYTES = 4
 """The most bytes that a character takes."""
 
-_MAX_DIRECTORIES = 1024
-"""How many directories' nodes are kept: the next question is mostly about one of the same."""
+_MAX_NODES = 1024
+"""How many paths' nodes are kept: the next question is mostly about one of the same, or about what
+is in the same directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +66,18 @@ class Listing:
         """`path` is the directory's; `identities` are of the names that have one (see `Attr`)."""
         self._below = path.rstrip("/")
         self._identities = identities
-        self._names: list[str] = []
+        self.names: list[str] = []
         self._modes = array("I")
         self.error: EpochfsError | None = None
         try:
             for name, mode in entries:
-                self._names.append(name)
+                self.names.append(name)
                 self._modes.append(mode)
         except EpochfsError as error:
             self.error = error
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __iter__(self) -> Iterator[DirectoryEntry]:
         yield from (self[number] for number in range(len(self)))
@@ -84,7 +85,7 @@ class Listing:
             raise fresh(self.error)
 
     def __getitem__(self, index: int) -> DirectoryEntry:
-        name = self._names[index]
+        name = self.names[index]
         identity = self._identities.get(name, f"{self._below}/{name}")
         return DirectoryEntry(name, self._modes[index], inode(identity))
 
@@ -94,13 +95,14 @@ class Paths:
 
     def __init__(self, root: Node) -> None:
         self._root = root
-        self._directory = lru_cache(_MAX_DIRECTORIES)(partial(_below, root))
-
-    def node(self, path: str) -> Node:
-        """Return the node an absolute, normal path means.
+        self._directory = lru_cache(_MAX_NODES)(partial(_below, root))
+        self.node = lru_cache(_MAX_NODES)(self._found)
+        """Returns the node an absolute, normal path means.
 
         Raises NotFound where there can be none, NameTooLong for a name that none can have.
         """
+
+    def _found(self, path: str) -> Node:
         if path == "/":
             return self._root
         slash = path.rindex("/")
@@ -127,7 +129,7 @@ class FileSystem:
     """One mounted registry. Any thread may call anything."""
 
     def __init__(self, root: Node, context: Context) -> None:
-        self._node = Paths(root).node
+        self._node: Callable[[str], Node] = Paths(root).node
         self._context = context
         self._lock = threading.Lock()
         self._files: dict[int, Readable] = {}
@@ -150,9 +152,24 @@ class FileSystem:
             raise listing.error
         return listing
 
-    def opendir(self) -> int:
-        """Return the handle of an open directory, to be released once; nothing is asked for yet."""
-        return next(self._handles)
+    def opendir(self, path: str) -> tuple[int, bool]:
+        """Return the handle of an open directory, to be released once; nothing is asked for yet.
+
+        And whether what it lists is known, and cannot change: then it may be remembered.
+        """
+        return next(self._handles), self._node(path).is_fixed(self._context)
+
+    def known_attrs(self, path: str, listing: Listing) -> dict[str, Attr]:
+        """Return the attributes of the names in a directory of which they are known already."""
+        known_attr, found = self._node(path).known_attr, {}
+        for entry in listing.names:
+            try:
+                attr = known_attr(entry, self._context)
+            except EpochfsError:
+                continue  # who asks for it is told why
+            if attr is not None:
+                found[entry] = attr
+        return found
 
     def readdir(self, path: str, handle: int, *, anew: bool) -> Listing:
         """Return what an open directory lists: unchanged until read `anew` (rewinddir(3))."""

@@ -277,6 +277,9 @@ class MergedNode(ManifestView):
         }
         return _named(children, error), identities
 
+    def is_fixed(self, context: Context) -> bool:
+        return self.is_known(context)
+
     def target(self, context: Context) -> str:
         return os.fsdecode(self.merged(context).find(self.path).inode.link)
 

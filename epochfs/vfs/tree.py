@@ -167,6 +167,15 @@ class Namespace(Node):
         if self.segments and not found and not children:
             raise NotFound(f"no repository {self.repository}")
 
+    def known_attr(self, name: str, context: Context) -> Attr | None:
+        catalog, child = context.listings.known_catalog(), self.child(name)
+        if catalog is None or not isinstance(child, Namespace | RepositoryDirectory):
+            return None
+        is_listed = child.repository in catalog
+        if isinstance(child, Namespace):
+            is_listed = is_listed or catalog.is_parent(child.segments)
+        return Attr(DIRECTORY) if is_listed else None
+
 
 class TagsDirectory(RepositoryDirectory):
     """`<repo>/tags`: a link for each tag."""
@@ -191,6 +200,10 @@ class ManifestsDirectory(RepositoryDirectory):
         yield from ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
         reachable.complete()
 
+    def known_attr(self, name: str, context: Context) -> Attr | None:
+        child = ManifestDirectory(self.repository, Digest.parse(name))
+        return child.attr(context) if child.is_known(context) else None
+
 
 class BlobsDirectory(RepositoryDirectory):
     """`<repo>/blobs`: lists the blobs reachable from tags, opens any the registry has."""
@@ -202,6 +215,11 @@ class BlobsDirectory(RepositoryDirectory):
         reachable = context.listings.reachable(self.repository)
         yield from ((str(digest), stat.S_IFREG) for digest in sorted(reachable.blobs))
         reachable.complete()
+
+    def known_attr(self, name: str, context: Context) -> Attr | None:
+        blob = BlobFile(self.repository, Digest.parse(name))
+        named = context.listings.names_blob(self.repository, blob.digest)
+        return blob.attr(context) if named else None
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
+import stat
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from support.builders import image, load
-from support.mounts import Mounts
+from support.mounts import Mount, Mounts
 from support.registries import EmbeddedRegistry
 
+from epochfs.cli.system import library_version
 from epochfs.client import RegistryClient
 from epochfs.oci.names import Repository, Tag
 
 APP = image(b"app")
 TAGS = [f"v{number:04}" for number in range(3000)]
 """Far more than fit into one answer to the kernel."""
+
+_HELD_SECONDS = 10.0
+_FORGOTTEN_SECONDS = 3.2
+"""After so long the kernel has forgotten attributes, at a TTL of 30 seconds."""
 
 
 class _Entry(ctypes.Structure):
@@ -117,3 +128,81 @@ def test_two_readers_of_one_directory_have_a_place_each(
         assert other.read() == "."
         assert one.rest() == TAGS[1998:]
         assert other.rest() == ["..", *TAGS]
+
+
+@contextmanager
+def held_up(mount: Mount) -> Iterator[None]:
+    """Let the mount answer nothing for so long that whoever asks it is seen to wait."""
+    later = threading.Timer(_HELD_SECONDS, mount.process.send_signal, [signal.SIGCONT])
+    mount.process.send_signal(signal.SIGSTOP)
+    later.start()
+    began = time.monotonic()
+    try:
+        yield
+        assert time.monotonic() - began < _HELD_SECONDS / 2
+    finally:
+        later.cancel()
+        mount.process.send_signal(signal.SIGCONT)
+
+
+def test_the_kernel_keeps_the_listing_of_what_cannot_change(
+    embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    if library_version() < (3, 15):
+        pytest.skip("this libfuse does not pass on that a listing may be kept")
+    load(embedded, "app", "v1", APP)
+    mount = mounts(embedded.url)
+    manifest = mount.path / "app/manifests" / str(APP.digest)
+    assert manifest.stat().st_mode
+    with opened(manifest) as directory:
+        first = directory.rest()
+        with held_up(mount):
+            directory.rewind()
+            assert directory.rest() == first
+    assert "layers" in first
+
+
+def test_attributes_come_with_the_listing_of_a_manifest(
+    embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    load(embedded, "app", "v1", APP)
+    mount = mounts(embedded.url, "--metadata-ttl", "30s")
+    manifest = mount.path / "app/manifests" / str(APP.digest)
+    names = os.listdir(manifest)  # noqa: PTH208 - without asking for attributes
+    with held_up(mount):
+        found = {name: (manifest / name).lstat() for name in names}
+    assert found["manifest.json"].st_size == len(APP.raw)
+    assert stat.S_ISLNK(found["config"].st_mode)
+    time.sleep(_FORGOTTEN_SECONDS)
+    for name, then in found.items():
+        now = (manifest / name).lstat()
+        assert [*now] == [*then]
+        assert now.st_mtime_ns == then.st_mtime_ns
+
+
+def test_a_listing_that_can_change_is_read_anew_each_time(
+    embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    load(embedded, "app", "v1", APP)
+    mount = mounts(embedded.url, "--metadata-ttl", "1s")
+    with opened(mount.path / "app/tags") as directory:
+        assert sorted(directory.rest()) == [".", "..", "v1"]
+        load(embedded, "app", "v2", APP)
+        time.sleep(1.1)
+        directory.rewind()
+        assert sorted(directory.rest()) == [".", "..", "v1", "v2"]
+
+
+def test_a_mount_that_can_be_written_to_lets_the_kernel_keep_no_listing(
+    embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    load(embedded, "app", "v1", APP)
+    mount = mounts(embedded.url, "-o", "rw")
+    manifest = mount.path / "app/manifests" / str(APP.digest)
+    assert manifest.stat().st_mode
+    with opened(manifest) as directory:
+        before = directory.rest()
+        (manifest / ".noted").write_bytes(b"x")
+        directory.rewind()
+        assert {*directory.rest()} == {*before, ".noted"}
+    (manifest / ".noted").unlink()

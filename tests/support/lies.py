@@ -157,7 +157,7 @@ class Seeing:
         return str(self._operations.readlink(path))
 
     def _mtime(self, path: str) -> int:
-        return int(self._operations.getattr(path)["st_mtime"])
+        return int(self._operations.getattr(path).time_ns)
 
     def _xattrs(self, path: str) -> dict[str, bytes]:
         names = self._operations.listxattr(path)

@@ -128,6 +128,9 @@ class FilesNode(ManifestView):
             raise NotFound(f"no directory {self.path}")
         return directories[self.path].items()
 
+    def is_fixed(self, context: Context) -> bool:
+        return self.is_known(context)
+
     def shown(self, context: Context) -> Descriptor | Composed:
         """Return the layer that this is a link to, or what the file is composed of."""
         files = files_of(self.document(context)).files

@@ -117,6 +117,14 @@ class LayoutAlgorithmDirectory(RepositoryDirectory):
         yield from ((digest.encoded, stat.S_IFLNK) for digest in mine)
         reachable.complete()
 
+    def known_attr(self, name: str, context: Context) -> Attr | None:
+        link = ContentLink(self.repository, Digest.parse(f"{self.algorithm}:{name}"))
+        listings = context.listings
+        is_known = listings.names_blob(self.repository, link.digest) or listings.knows_manifest(
+            self.repository, link.digest
+        )
+        return link.attr(context) if is_known else None
+
 
 @dataclass(frozen=True)
 class ContentLink(RepositoryNode):

@@ -41,6 +41,9 @@ class PlatformsDirectory(ManifestView):
     def exists(self, context: Context) -> bool:
         return isinstance(self.document(context).view, Index)
 
+    def is_fixed(self, context: Context) -> bool:
+        return self.is_known(context)
+
     def entries(self, context: Context) -> Entries:
         found = _platforms(self.document(context))
         if any("/" in path for path in found):

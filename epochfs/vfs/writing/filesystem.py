@@ -28,7 +28,7 @@ from epochfs.errors import (
     printable,
 )
 from epochfs.oci.names import Digest
-from epochfs.vfs.filesystem import XATTR_PREFIX, FileSystem, OpenFile, Paths
+from epochfs.vfs.filesystem import XATTR_PREFIX, FileSystem, Listing, OpenFile, Paths
 from epochfs.vfs.node import Attr, Context, Node
 from epochfs.vfs.tree import BlobFile
 from epochfs.vfs.writing.contents import Contents, waiter_of
@@ -109,6 +109,14 @@ class WritableFileSystem(FileSystem):
 
     def getattr(self, path: str) -> Attr:
         return with_write_bit(super().getattr(path))
+
+    def opendir(self, path: str) -> tuple[int, bool]:
+        """Return the handle of an open directory: what is written may change any."""
+        return next(self._handles), False
+
+    def known_attrs(self, path: str, listing: Listing) -> dict[str, Attr]:
+        """Return nothing: what is asked for later is told as it is then."""
+        return {}
 
     def getattr_open(self, handle: int) -> Attr | None:
         """Return the attributes of an open local file; None for a handle of any other."""
