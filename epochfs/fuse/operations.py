@@ -216,7 +216,9 @@ class EpochOperations(Operations):  # type: ignore[misc]
         return list(self._filesystem.xattrs(path))
 
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        """One extended attribute; ENODATA where it is not set."""
+        """One extended attribute; ENODATA where it is not set, EOPNOTSUPP where none of its
+        namespace can be: `ls -l` then asks for it once, and not once a file.
+        """
         try:
             return self._getxattr(path, name)
         except FuseOSError as error:
@@ -226,6 +228,8 @@ class EpochOperations(Operations):  # type: ignore[misc]
 
     @translated()
     def _getxattr(self, path: str, name: str) -> bytes:
+        if not self._filesystem.offers_xattr(path, name):
+            raise FuseOSError(errnos.NOT_OFFERED)
         value = self._filesystem.xattr(path, name)
         return value if isinstance(value, bytes) else value.encode(errors="backslashreplace")
 

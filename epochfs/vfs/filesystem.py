@@ -257,15 +257,18 @@ class FileSystem:
         """Return the listed extended attributes of a node."""
         return self._node(path).xattrs(self._context)
 
-    def xattr(self, path: str, name: str) -> str | bytes:
-        """Return one extended attribute; raises NotFound where it is not set.
+    def offers_xattr(self, path: str, name: str) -> bool:
+        """Whether there can be such an extended attribute there: only layers have other namespaces.
 
-        Names of other namespaces cost no I/O: the kernel and `ls` keep asking for security ones.
+        That costs no I/O: the kernel and `ls` keep asking for security ones.
         """
-        node = self._node(path)
-        if not name.startswith(XATTR_PREFIX) and not node.foreign:
+        return name.startswith(XATTR_PREFIX) or self._node(path).foreign
+
+    def xattr(self, path: str, name: str) -> str | bytes:
+        """Return one extended attribute; raises NotFound where it is not set."""
+        if not self.offers_xattr(path, name):
             raise NotFound(f"no attribute {name}")
-        return node.xattr(name, self._context)
+        return self._node(path).xattr(name, self._context)
 
     def drop_listings(self) -> None:
         """Forget what the registry said of its names, so that their next use asks it again.

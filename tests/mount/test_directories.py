@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import stat
@@ -206,3 +207,18 @@ def test_a_mount_that_can_be_written_to_lets_the_kernel_keep_no_listing(
         directory.rewind()
         assert {*directory.rest()} == {*before, ".noted"}
     (manifest / ".noted").unlink()
+
+
+def test_an_attribute_that_no_file_can_have_is_not_supported_and_ls_asks_once(
+    embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    load(embedded, "app", "v1", APP)
+    path = mounts(embedded.url).path / "app/manifests" / str(APP.digest) / "manifest.json"
+    for name in ("security.selinux", "system.posix_acl_access"):
+        with pytest.raises(OSError, match="not supported") as refused:
+            os.getxattr(path, name)
+        assert refused.value.errno == errno.EOPNOTSUPP
+    with pytest.raises(OSError, match="No data") as refused:
+        os.getxattr(path, "user.absent")
+    assert refused.value.errno == errno.ENODATA
+    assert os.getxattr(path, "user.oci.digest") == str(APP.digest).encode()
