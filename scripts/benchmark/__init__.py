@@ -4,6 +4,7 @@
 
     rows         what a row of the table is: its bar, its samples, its result
     blobrows     whole blobs from a fast registry, cold and warm
+    touchedrows  the same on memory that was touched, beside rivals that verify; the machine itself
     linkrows     slow links, and how soon the first byte comes
     sharedrows   random reads and many readers
     namerows     listings, tags, mounting

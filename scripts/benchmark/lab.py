@@ -13,7 +13,7 @@ from typing import Self
 
 from scripts.benchmark import content, mounts, origins, tensors
 from scripts.benchmark.content import MIB, Blob
-from scripts.benchmark.programs import Argument, timed
+from scripts.benchmark.programs import Argument, in_parallel, timed
 
 LINK_RATE = 20_000_000
 """Bytes a second of a slow link."""
@@ -191,6 +191,11 @@ class Lab:
         """Read a blob through a mount with an empty cache; return the seconds that took."""
         with self.epochfs(url) as mount:
             return timed("cat", mount.blob(blob))
+
+    def cold_cats(self, url: str, blobs: list[Blob]) -> float:
+        """Read blobs at once through a mount with an empty cache; return the seconds that took."""
+        with self.epochfs(url) as mount:
+            return in_parallel(len(blobs), ["cat"], [str(mount.blob(blob)) for blob in blobs])
 
     def curl(self, url: str, blob: Blob) -> float:
         """Download a blob into a file with curl; return the seconds that took."""

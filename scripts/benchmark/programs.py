@@ -67,6 +67,11 @@ def timed(program: str, *arguments: Argument, fed: Iterable[Argument] = ()) -> f
     return seconds
 
 
+def in_parallel(count: int, command: list[str], lines: list[str]) -> float:
+    """Run a command once for each line, with its words, `count` at a time; return the seconds."""
+    return timed("xargs", "-P", str(count), "-L", "1", *command, fed=lines)
+
+
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listened on a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as probe:

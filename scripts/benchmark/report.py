@@ -62,6 +62,8 @@ def _value(value: float, unit: str) -> str:
 
 
 def _bar(bar: Bar) -> str:
+    if bar.kind == "none":
+        return ""
     if bar.kind == "limit":
         return f"≤ {_value(bar.value, bar.unit)}"
     return f"≤ {bar.value:g} x its time" if bar.kind == "time" else f"≥ {bar.value:g} x as fast"

@@ -27,10 +27,11 @@ class Bar:
 
     - "time": ours divided by the rival's is at most `value`;
     - "speed": the rival's divided by ours is at least `value`;
-    - "limit": ours, in `unit`, is at most `value`; there is no rival.
+    - "limit": ours, in `unit`, is at most `value`; there is no rival;
+    - "none": there is nothing to reach, and nothing of epochfs: it says what the machine does.
     """
 
-    kind: Literal["time", "speed", "limit"]
+    kind: Literal["time", "speed", "limit", "none"]
     value: float
     unit: str = "s"
 
@@ -53,6 +54,11 @@ def speed_at_least(times: float) -> Bar:
 def at_most(value: float, unit: str) -> Bar:
     """Epochfs may take, or make, at most so much, whatever others do."""
     return Bar("limit", value, unit)
+
+
+def no_bar() -> Bar:
+    """What is measured, in seconds, is the machine's and not epochfs's."""
+    return Bar("none", 0.0)
 
 
 Samples = Generator[Sample, None, None]
@@ -125,6 +131,8 @@ class Result:
         """`ok`, `SHORT` of the bar, or why nothing was measured."""
         if not self.samples:
             return self.note
+        if self.row.bar.kind == "none":
+            return ""
         short = self.score < self.row.bar.value
         if self.row.bar.kind != "speed":
             short = self.score > self.row.bar.value

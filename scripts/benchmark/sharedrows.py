@@ -14,7 +14,7 @@ from scripts.benchmark.content import MIB, Blob
 from scripts.benchmark.lab import Lab
 from scripts.benchmark.mounts import Mount
 from scripts.benchmark.origins import Request
-from scripts.benchmark.programs import Failed, timed
+from scripts.benchmark.programs import Failed, in_parallel, timed
 from scripts.benchmark.rows import Samples, at_most, race, repeat, row, time_at_most
 
 _REGISTRY = "docker-registry"
@@ -68,7 +68,7 @@ def _few_bytes(lab: Lab) -> Samples:
 )
 def _many_readers(lab: Lab) -> Samples:
     def read_often(mount: Mount, blob: Blob) -> None:
-        _in_parallel(_READERS, ["cat"], [str(mount.blob(blob))] * _READERS)
+        in_parallel(_READERS, ["cat"], [str(mount.blob(blob))] * _READERS)
 
     return repeat(lambda: _size(_fetched(lab, lab.medium, read_often)) / lab.medium.size)
 
@@ -83,21 +83,12 @@ def _many_readers(lab: Lab) -> Samples:
 def _many_blobs(lab: Lab) -> Samples:
     blobs, url = lab.dozens, lab.registry.url
 
-    def ours() -> float:
-        with lab.epochfs(url) as mount:
-            return _in_parallel(len(blobs), ["cat"], [str(mount.blob(blob)) for blob in blobs])
-
     def curl() -> float:
         with lab.fresh_directory() as directory:
             pairs = [f"{directory}/{blob.file.name} {blob.url(url)}" for blob in blobs]
-            return _in_parallel(len(blobs), ["curl", "-sSf", "-o"], pairs)
+            return in_parallel(len(blobs), ["curl", "-sSf", "-o"], pairs)
 
-    return race(ours, curl)
-
-
-def _in_parallel(count: int, command: list[str], lines: list[str]) -> float:
-    """Run the command once for each line, with its words, `count` at a time."""
-    return timed("xargs", "-P", str(count), "-L", "1", *command, fed=lines)
+    return race(lambda: lab.cold_cats(url, blobs), curl)
 
 
 def _fetched(lab: Lab, blob: Blob, read: Callable[[Mount, Blob], None]) -> list[Request]:
