@@ -6,9 +6,9 @@ sequential, or half of it is present, or it is small: segment after segment from
 are, over as many connections as the `Window` says.
 
 Whole does not mean all at once: what is fetched ahead of a reader is little, until it has read for
-long or has said that it will; then as much as it has read in sequence, so that it doubles as the
-reader goes on. The rest is wanted once half is present, or a reader waits for the last byte,
-which is held back until all have been verified.
+long, has said that it will, or is one of many that use up the connections; then as much as it has
+read in sequence, so that it doubles as the reader goes on. The rest is wanted once half is present,
+or a reader waits for the last byte, which is held back until all have been verified.
 
 More connections help where each is slow (a rate limit, a long round trip) and hurt where the disk
 or the processor is the limit: one that is fast stays alone. Otherwise the `Window` finds the
@@ -250,6 +250,8 @@ class FetchPlan:
         ahead = FIRST_AHEAD
         if run > LONG_RUN or self.announced:
             ahead = max(ahead, self.window.size * MIB, run)
+        elif not self._budget.spare:
+            ahead = max(ahead, run)  # among many readers, many small requests cost more
         self._cursor, self._reach = start, min(stop + ahead, self.size)
         return stop + ahead // 2
 
@@ -332,11 +334,23 @@ class FetchPlan:
             return self.size
         return self._reach if self._cursor - _NEAR <= position else 0
 
+    def _just_before(self, taken: RangeSet, begin: int) -> int:
+        """Return where what is absent up to `begin` starts, or `begin` unless that is near.
+
+        The kernel reads ahead with several requests at once, and one may overtake another. What it
+        has overtaken would be a second request, and all that follows be hashed from the file.
+        """
+        nearest = begin
+        for start, stop in taken.missing(max(0, begin - _NEAR), begin):
+            nearest = start if stop == begin and start > begin - _NEAR else begin
+        return nearest
+
     def _widen(self, taken: RangeSet, begin: int, until: int) -> tuple[int, int]:
         """Turn absent bytes into a request worth making: a segment, or a chunk."""
         if self.size <= SMALL:
             return next(taken.missing(0, self.size))
         if self.whole and self.ranged and begin < (reach := self._reach_from(begin)):
+            begin = self._just_before(taken, begin)
             return next(taken.missing(begin, min(begin + self._segment, reach)))
         if until - begin >= CHUNK // 2:
             return begin, min(begin + CHUNK, until)

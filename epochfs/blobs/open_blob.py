@@ -25,7 +25,7 @@ from epochfs.errors import CacheFailure, DeadlineExceeded, EpochfsError, fresh
 _Answer = TypeVar("_Answer")
 
 _SEQUENTIAL_BYTES = 1 << 20
-_SEQUENTIAL_SLACK = 2 << 20
+_SEQUENTIAL_SLACK = 3 << 20
 
 _REPEAT_SECONDS = 0.5
 """A read that begins so soon after one that failed is taken for a repetition of it."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from epochfs.config import MAX_READ
+
 _BLOCK = 512
 """The unit of `st_blocks` (stat(2))."""
-
-_READ_SIZE = 1 << 20
-"""What programs should read at a time, in bytes."""
 
 
 class Stat(NamedTuple):
@@ -39,7 +38,7 @@ def fill(stat: Any, known: Stat) -> None:  # noqa: ANN401
     stat.st_rdev = known.rdev
     stat.st_size = known.size
     stat.st_blocks = -(-known.size // _BLOCK)
-    stat.st_blksize = _READ_SIZE
+    stat.st_blksize = MAX_READ
     seconds, nanoseconds = divmod(known.time_ns, 1_000_000_000)
     for time in (stat.st_atimespec, stat.st_mtimespec, stat.st_ctimespec):
         time.tv_sec, time.tv_nsec = seconds, nanoseconds

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epochfs.blobs.fetch_plan import LARGEST_SEGMENT, MIB, SMALLEST_SEGMENT, Window
+import pytest
+
+from epochfs.blobs.fetch_plan import (
+    LARGEST_SEGMENT,
+    MIB,
+    SMALLEST_SEGMENT,
+    Budget,
+    FetchPlan,
+    Window,
+)
 
 
 @dataclass
@@ -93,3 +102,19 @@ def test_a_long_way_to_the_registry_is_worth_more_connections() -> None:
     window = Window(8, clock)
     in_steps(window, clock, answers_after=0.1, reads_for=0.0)
     assert window.size > 1
+
+
+@pytest.mark.parametrize(
+    ("present", "start"),
+    [(6 * MIB, 6 * MIB), (5 * MIB, 5 * MIB), (3 * MIB, 6 * MIB), (7 * MIB - 1, 7 * MIB - 1)],
+)
+def test_a_request_begins_with_what_a_read_has_overtaken_if_that_is_little(
+    present: int, start: int
+) -> None:
+    plan = FetchPlan(64 * MIB, Budget(8), whole=False, ranged=True)
+    plan.add(0, present)
+    plan.reads(6 * MIB, 7 * MIB, 5 * MIB)
+    claim = plan.next_claim([(6 * MIB, 7 * MIB)])
+    assert claim is not None
+    assert claim.start == start
+    assert claim.stop >= 7 * MIB

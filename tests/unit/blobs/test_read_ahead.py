@@ -137,6 +137,16 @@ class TestAhead:
         assert [start for start, _ in client.asked[asked:] if start < 5 * MIB] == []
         handle.close()
 
+    def test_one_of_many_readers_has_as_much_fetched_ahead_as_he_has_read(
+        self, blobs: Blobs, client: FakeClient
+    ) -> None:
+        handle = open_blob(blobs)
+        for _ in range(8):
+            blobs._context.budget.take()
+        read(handle, 0, 6 * MIB)
+        assert 9 * MIB <= fetched(blobs, client) <= 12 * MIB + STEP
+        handle.close()
+
     def test_half_of_a_blob_brings_the_rest(self, blobs: Blobs, client: FakeClient) -> None:
         handle = open_blob(blobs)
         read(handle, 0, 17 * MIB)
