@@ -2,9 +2,9 @@
 
 ctypes makes a state for such a thread when it calls back, and deletes it when the callback returns.
 That maps, touches and unmaps 16 KiB of memory for each call of the kernel's, and interrupts the
-other processors; it took a third of the time of a `stat`. So the first callback of a thread takes
-its state once more, by which it stays. What threads leave behind that have ended is deleted when
-more have come: libfuse ends those that it does not need.
+other processors. So the first callback of a thread takes its state once more, by which it stays.
+What threads leave behind that have ended is deleted when more have come: libfuse ends those that it
+does not need.
 
 Locks: none. The interpreter's own lock is held throughout, and no Python runs while a state is
 deleted.

@@ -75,6 +75,13 @@ class WritableOperations(EpochOperations):
         total, free = (size // _BLOCK_SIZE for size in self._writable.room())
         return {**super().statfs(path), "f_blocks": total, "f_bfree": free, "f_bavail": free}
 
+    @translated()
+    def readlink(self, path: str) -> str:
+        """Where a link points."""
+        target = self._writable.readlink(path)
+        self._writable.followed_by(path, target, caller())
+        return target
+
     # ---- files -------------------------------------------------------------------------------
 
     @translated()

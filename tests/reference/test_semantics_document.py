@@ -257,6 +257,7 @@ EXECUTED_BY = {
             a_directory_that_is_being_made_has_what_was_made_in_it
             it_shows_all_when_its_maker_has_ended
             it_shows_all_when_its_maker_lists_it
+            it_shows_all_when_its_maker_follows_a_link_to_it
             it_shows_all_when_another_program_changes_it
             it_shows_all_when_nobody_writes_for_a_minute""",
         "`layout/` takes": """

@@ -89,6 +89,18 @@ def test_it_shows_all_when_its_maker_lists_it(
     assert exists(fs, f"{TOP}/config")
 
 
+def test_it_shows_all_when_its_maker_follows_a_link_to_it(
+    fs: WritableFileSystem, other: subprocess.Popen[bytes]
+) -> None:
+    write_manifest(fs, ME)
+    tag = f"{TOP.rpartition('/manifests/')[0]}/tags/new"
+    fs.symlink(f"../manifests/{TOP.rpartition('/')[2]}", tag)
+    fs.followed_by(tag, fs.readlink(tag), other.pid)
+    assert not exists(fs, f"{TOP}/config")
+    fs.followed_by(tag, fs.readlink(tag), ME)
+    assert exists(fs, f"{TOP}/config")
+
+
 def test_it_shows_all_when_another_program_changes_it(
     fs: WritableFileSystem, other: subprocess.Popen[bytes]
 ) -> None:

@@ -100,6 +100,7 @@ class WritableFileSystem(FileSystem):
         # Handed on as they are.
         self.listed_by = self._names.listed_by
         self.changed_by = self._names.changed_by
+        self.followed_by = self._names.followed_by
         self.mkdir = self._names.mkdir
         self.symlink = self._names.symlink
         self.rmdir = self._names.rmdir

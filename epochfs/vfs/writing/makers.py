@@ -3,7 +3,8 @@
 A program that has just made a directory takes it for empty, and fills it without looking: what
 showed up there by itself would be in its way (EEXIST). So as long as it is at work, the directory
 has nothing but what was made in it, for everybody. It is at work until it ends, lists the
-directory, another program changes that, or nothing was written for a minute.
+directory or follows a link to it, another program changes it, or nothing was written for a
+minute.
 
 Locks: `Makers._lock` guards the table of programs; it is a leaf, and no I/O happens under it.
 """

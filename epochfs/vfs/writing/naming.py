@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from posixpath import dirname, join, normpath
 
 from epochfs.errors import (
     CrossDevice,
@@ -99,6 +100,10 @@ class Naming:
             maker = directory.maker
             if not name and maker is not None and self._makers.is_by(maker, thread):
                 self._made(found, directory)
+
+    def followed_by(self, path: str, target: str, thread: int) -> None:
+        """Note that a thread reads a link: where that leads to, its program now looks for all."""
+        self.listed_by(normpath(join(dirname(path), target)), thread)
 
     def changed_by(self, path: str, thread: int) -> None:
         """Note that a thread makes something: where another program makes directories, it has made
