@@ -363,7 +363,7 @@ def test_a_layout_is_copied_into_a_mount_of_a_prefix(
     subprocess.run(command, check=True)
     assert (mount.path / name / "tags/1.0").readlink().name == str(PUSHED.digest)
     assert nothing_waits(mount)
-    assert f"prefix/{name}:1.0" in digests(docker_registry.url)
+    assert tags(docker_registry, f"prefix/{name}") == {"1.0": str(PUSHED.digest)}
 
 
 def test_a_registry_with_content_takes_more(embedded: EmbeddedRegistry, mounts: Mounts) -> None:

@@ -526,14 +526,11 @@ class TestDisk:
 
 class TestDescriptors:
     @pytest.fixture
-    def few(self, directory: Path) -> Iterator[BlobCache]:
-        """A cache in a process that may have few files open."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-        try:
-            yield opened(directory)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    def few(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> BlobCache:
+        """A cache that takes it that this process may have few files open. It may have more: other
+        tests have left it with as many."""
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+        return opened(directory)
 
     def test_a_writer_begins_however_many_readers_there_are(self, few: BlobCache) -> None:
         keep(few)
