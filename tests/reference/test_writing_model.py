@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import model
 from support.builders import Content, image, index, load
+from support.mounts import Mounts
 from support.registries import EmbeddedRegistry
 from support.stacks import stack
 from support.views import VfsView, walk
@@ -313,3 +314,16 @@ def test_random_writes_without_a_kernel(todo: list[tuple[object, ...]]) -> None:
         load(registry, "old", "a", ONE)
         with writable(registry, Path(directory)) as fs:
             run(registry, ThroughVfs(fs), todo)
+
+
+@LENIENT
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps)
+def test_random_writes_through_the_kernel(mounts: Mounts, todo: list[tuple[object, ...]]) -> None:
+    with EmbeddedRegistry(STRICT) as registry:
+        load(registry, "old", "a", ONE)
+        mount = mounts(registry.url, "-o", "rw")
+        try:
+            run(registry, ThroughKernel(mount.path), todo)
+        finally:
+            mount.unmount()
