@@ -18,7 +18,6 @@ from epochfs.errors import MountFailure
 from epochfs.fuse.mountinfo import mounted_on
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.fuse.stat import fill
-from epochfs.fuse.thread_states import ThreadStates
 
 try:
     import mfusepy as binding
@@ -164,13 +163,8 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
     of a truncate, and what the kernel may remember of a directory.
     """
 
-    def __init__(self, operations: Any, mountpoint: str, **options: Any) -> None:  # noqa: ANN401
-        self._states = ThreadStates()
-        super().__init__(operations, mountpoint, **options)
-
     def _wrapper(self, method: Any, *arguments: Any) -> int:  # noqa: ANN401
         """Called by libfuse for every callback, with its `method` here."""
-        self._states.keep()
         try:
             return method(*arguments) or 0
         except FuseOSError as error:

@@ -45,7 +45,6 @@ HOMES = {
     "fuse": {"fuse.libfuse"},
     "ctypes": {
         "fuse.libfuse",
-        "fuse.thread_states",
         "blobs.buffers",
         "cache.staged_blob",
         "cli.system",
