@@ -232,9 +232,8 @@ def test_a_restore_that_was_killed_is_repeated(
 
 
 def os_kill(tool: subprocess.Popen[bytes]) -> None:
-    """Kill a tool and its helpers, which are of one session."""
-    subprocess.run(["pkill", "-KILL", "--session", str(tool.pid)], check=False)
-    tool.send_signal(signal.SIGKILL)
+    """Kill a tool and its helpers, which are of one process group."""
+    os.killpg(tool.pid, signal.SIGKILL)
     tool.wait(20)
 
 
