@@ -39,6 +39,8 @@ settings.load_profile("epochfs")
 
 STARTUP_SECONDS = 20
 
+_SHORT = 16
+
 _HTPASSWD = 'auth: {{htpasswd: {{realm: registry, path: "{path}"}}}}\n'
 _REGISTRY_CONFIG = """\
 version: 0.1
@@ -53,6 +55,11 @@ http: {{addr: "127.0.0.1:{port}"}}
 def pytest_configure() -> None:
     """Let no test have a port that a test of another process may still need."""
     keep_apart()
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their length: those of a gzip stream, say, are others in each process."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > _SHORT else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
