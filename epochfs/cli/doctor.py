@@ -29,7 +29,7 @@ from epochfs.layers import decoders
 from epochfs.oci.closure import named_blobs
 from epochfs.oci.manifests import Descriptor, Index
 from epochfs.oci.names import Repository
-from epochfs.session import Connection, opening, pushing
+from epochfs.session import Connection, opening, push_check
 from epochfs.session.environment import server_in_environment
 
 _ENOUGH_SPACE = 1024**3
@@ -249,10 +249,10 @@ def _push(client: RegistryClient, connection: Connection) -> str:
     if repository is None:
         raise Limited("not tested, as there is no repository: name one with --repo")
     try:
-        pushing.check_push(client, repository)
+        push_check.check_push(client, repository)
     except (Denied, Unsupported) as error:
         raise Limited(str(error)) from None
-    lacking = pushing.undeletable(client, repository)
+    lacking = push_check.undeletable(client, repository)
     note = f"permitted, to {repository}"
     return f"{note}; the registry does not delete {lacking}" if lacking else note
 

@@ -356,7 +356,7 @@ def _run_fuse(
     from epochfs.fuse import libfuse
     from epochfs.fuse.operations import EpochOperations
     from epochfs.fuse.write_operations import WritableOperations
-    from epochfs.vfs.writing.filesystem import WritableFileSystem
+    from epochfs.vfs.writing.writable import WritableFileSystem
 
     options = libfuse.FuseOptions(
         fsname=session.shown,

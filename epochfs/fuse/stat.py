@@ -1,4 +1,4 @@
-"""What stat(2) says, on its way into libfuse's `struct stat`."""
+"""The answer to stat(2), and how it gets into libfuse's `struct stat`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from epochfs.fuse.operations import DirectoryEntry, EpochOperations, translated
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.fuse.stat import Stat
 from epochfs.vfs.filesystem import OpenFile
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 _NO_REPLACE = 1 << 0
 """RENAME_NOREPLACE of renameat2(2)."""

@@ -38,15 +38,15 @@ from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.offline import RememberingClient
 from epochfs.oci.names import Digest, Reference, Repository, Tag
-from epochfs.session import Connection, SessionSettings, pushing
+from epochfs.session import Connection, SessionSettings, push_check
 from epochfs.session.status import Observer, StatusSource
 from epochfs.vfs.composed import Composer
 from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.node import Context, Node
 from epochfs.vfs.tree import ArtifactRoot, root
-from epochfs.vfs.writing.filesystem import WritableFileSystem
 from epochfs.vfs.writing.publisher import Publisher
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ def _assemble(
         shown, top = str(settings.url), root(settings.url.prefix)
         _settle(settings, listings, (lambda _: None) if down else warn)
         if settings.writes and isinstance(source, _Registry) and not down:
-            pushing.check(settings, source.client, listings, warn)
+            push_check.check(settings, source.client, listings, warn)
     else:
         shown = _shown(settings.url, *artifact)
         top = ArtifactRoot(*artifact)

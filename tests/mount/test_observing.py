@@ -29,7 +29,7 @@ from epochfs.demo.registry import Request, Response
 from epochfs.errors import UsageError
 from epochfs.fuse.passthrough import PassthroughStatus
 from epochfs.session.status import CacheStatus, HealthStatus, Status
-from epochfs.vfs.writing.filesystem import WritingStatus
+from epochfs.vfs.writing.writable import WritingStatus
 
 STATUS = Status(
     version="1",

@@ -25,7 +25,7 @@ from support.writing import make, tags, writable, write
 from epochfs.demo.registry import Behaviour
 from epochfs.errors import EpochfsError
 from epochfs.fuse.errnos import errno_of
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 ONE = image(b"one", b"shared")
 TWO = image(b"two", b"shared")

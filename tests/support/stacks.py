@@ -26,8 +26,8 @@ from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.node import Context
 from epochfs.vfs.tree import root
-from epochfs.vfs.writing.filesystem import WritableFileSystem
 from epochfs.vfs.writing.publisher import Publisher
+from epochfs.vfs.writing.writable import WritableFileSystem
 from support.registries import EmbeddedRegistry
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from epochfs.client import RegistryClient
 from epochfs.errors import NotFound
 from epochfs.oci.names import Digest, Tag
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 from support.builders import Content
 from support.registries import EmbeddedRegistry
 from support.stacks import stack

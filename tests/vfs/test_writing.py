@@ -32,7 +32,7 @@ from epochfs.errors import (
     UsageError,
 )
 from epochfs.oci.names import Digest
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 OLD = image(b"old")
 NEW = image(random_bytes(300_000, 7), b"small")

@@ -22,7 +22,7 @@ from epochfs.fuse.errnos import errno_of
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing import outbox
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 OLD = image(b"old")
 TOP = "/team/app"

@@ -16,7 +16,7 @@ from support.writing import exists, follow, listed, rsync, steps, tags, writable
 from epochfs.errors import NotFound, NotPermitted
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing import makers
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 OLD, NEW = image(b"old"), image(b"new")
 TOP = f"/team/app/manifests/{NEW.digest}"

@@ -33,7 +33,7 @@ from epochfs.demo.registry import Behaviour
 from epochfs.errors import EpochfsError
 from epochfs.fuse.errnos import errno_of, name_of
 from epochfs.oci.names import Digest
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 NAME = "team/app"
 OLD = image(b"old")

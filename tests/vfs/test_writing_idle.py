@@ -15,7 +15,7 @@ from support.writing import make, read, tags, writable, write
 from epochfs.demo.registry import Behaviour
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing import idle
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 MOST_OPEN = 8
 SLACK = 12

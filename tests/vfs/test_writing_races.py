@@ -18,7 +18,7 @@ from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.errors import EpochfsError
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing import outbox
-from epochfs.vfs.writing.filesystem import WritableFileSystem
+from epochfs.vfs.writing.writable import WritableFileSystem
 
 ONE = image(b"one")
 TWO = image(b"two")

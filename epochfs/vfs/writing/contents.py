@@ -1,4 +1,4 @@
-"""What becomes of a file or link under its final name: proved, then sent, or kept until it can be.
+"""Settles files and links under their final names: proved, then sent, or kept until they can be.
 
 What is derived from a manifest is never sent: it is accepted if it is what the tree shows, and kept
 here as long as the tree does not show it yet.
@@ -41,11 +41,11 @@ from epochfs.vfs.views.layout import (
     IndexFile,
     LayoutFile,
 )
-from epochfs.vfs.writing.idle import InMemory
-from epochfs.vfs.writing.local import LocalFile, LocalLink, LocalTree, Sent
+from epochfs.vfs.writing.idle import StagedInMemory
+from epochfs.vfs.writing.local import LocalFile, LocalLink, LocalTree, SentFile
 from epochfs.vfs.writing.places import Place, place_of, tagged_digest
 from epochfs.vfs.writing.publisher import Publisher
-from epochfs.vfs.writing.waiting import Content, Kind, Tagged, Waiter
+from epochfs.vfs.writing.waiting import Content, ContentKind, Tagged, Waiter
 
 log = logging.getLogger(__name__)
 
@@ -173,14 +173,14 @@ class Contents:
         if document is None:
             self._publisher.blob(repository, digest, file.staged)
             # It goes on being a regular file, which the writer may look at, and not a link.
-            self._local.put(path, Sent(BlobFile(repository, digest)))
+            self._local.put(path, SentFile(BlobFile(repository, digest)))
             return False
 
         def sent() -> None:
             self._publisher.spare(repository, digest, None)
-            self._local.put(path, Sent(ManifestFile(repository, digest)))
+            self._local.put(path, SentFile(ManifestFile(repository, digest)))
 
-        self._publisher.spare(repository, digest, InMemory(document.raw))
+        self._publisher.spare(repository, digest, StagedInMemory(document.raw))
         try:
             return not self._publisher.manifest(repository, document, sent)
         except EpochfsError:
@@ -294,7 +294,7 @@ def waiter_of(place: Node) -> Waiter | None:
     if isinstance(place, TagLink):
         return Tagged(place.repository, place.tag)
     if isinstance(place, ManifestFile | ContentLink | ManifestDirectory):
-        return Content(place.repository, place.digest, Kind.MANIFEST)
+        return Content(place.repository, place.digest, ContentKind.MANIFEST)
     return None
 
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from epochfs.cache.written_file import WrittenFile
 from epochfs.errors import CacheFailure, TooLarge
 from epochfs.oci.names import Digest
+from epochfs.vfs.kernel_memory import InMemory
 from epochfs.vfs.writing.local import LocalFile
 
 _MOST_OPEN = 32
@@ -28,25 +29,19 @@ _MOST_BYTES = 64 * 1024 * 1024
 """How many bytes may be in memory; beyond, files stay on disk."""
 
 
-class InMemory:
-    """The bytes of a file that is at rest. Any thread may call anything."""
+class StagedInMemory(InMemory):
+    """The bytes of a local file that nobody writes to (see `Staged`)."""
 
     is_whole = True
 
     def __init__(self, data: bytes, on_close: Callable[[], None] = lambda: None) -> None:
-        self._data = data
+        super().__init__(data)
         self._on_close = on_close
 
     @property
     def size(self) -> int:
         """The file's size in bytes."""
         return len(self._data)
-
-    def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill `view` with the bytes at `offset`; return how many there were."""
-        piece = self._data[offset : offset + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
 
     def read_all(self, limit: int) -> bytes:
         """Return all bytes; raises TooLarge if there are more than `limit`."""
@@ -90,7 +85,7 @@ class Idle:
     def wake(self, file: LocalFile) -> None:
         """Have a file on disk again, as it is to be written to; the caller holds it."""
         staged = file.staged
-        if not isinstance(staged, InMemory):
+        if not isinstance(staged, StagedInMemory):
             return
         anew = self._new_file()
         try:
@@ -113,7 +108,7 @@ class Idle:
             if self._bytes + len(data) > _MOST_BYTES:
                 return
             self._bytes += len(data)
-        resting = InMemory(data, lambda: self._give_back(len(data)))
+        resting = StagedInMemory(data, lambda: self._give_back(len(data)))
         rests = file.exchange(staged, resting, if_unused=True)
         (staged if rests else resting).close()
 

@@ -174,7 +174,7 @@ class LocalLink(Local):
 
 
 @dataclass(eq=False)
-class Sent(Local):
+class SentFile(Local):
     """What was written as a regular file and is in the registry, where the tree shows a link."""
 
     kind = stat.S_IFREG

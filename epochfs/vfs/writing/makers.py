@@ -1,4 +1,4 @@
-"""Which program makes a directory, and whether it is still at it.
+"""Tracks the programs that make directories, for as long as each is at it.
 
 A program that has just made a directory takes it for empty, and fills it without looking: what
 showed up there by itself would be in its way (EEXIST). So as long as it is at work, the directory

@@ -25,7 +25,7 @@ from epochfs.vfs.writing.local import (
     LocalFile,
     LocalLink,
     LocalTree,
-    Sent,
+    SentFile,
 )
 from epochfs.vfs.writing.makers import Makers
 from epochfs.vfs.writing.overlaid import Overlaid
@@ -267,7 +267,7 @@ class Naming:
         What is derived from a manifest is taken away here alone, until it is written again.
         """
         local = self._local.get(path)
-        if isinstance(local, LocalFile | LocalLink | Sent):
+        if isinstance(local, LocalFile | LocalLink | SentFile):
             self._forget(path)
             self._local.remove(path, local)
             if isinstance(local, LocalFile):

@@ -1,4 +1,4 @@
-"""What is to be sent once the registry has what it needs: in order, once, and again after failures.
+"""Sends things once the registry has what they need: in order, once, and again after failures.
 
 Locks: `_Turn.lock` is held while something is sent, so that it is sent once, and a tag's last
 digest last. No other turn is taken under one, and nobody waits for it who does not send the same.
@@ -18,7 +18,7 @@ from functools import partial
 
 from epochfs.blobs.store import Timers
 from epochfs.errors import DeadlineExceeded, EpochfsError, Unavailable, fresh
-from epochfs.vfs.writing.waiting import Content, Kind, Waiter, Waiting
+from epochfs.vfs.writing.waiting import Content, ContentKind, Waiter, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class Outbox:
         self.retry(seconds, waiter)
         missing = self._waiting.missing(waiter)
         is_index = isinstance(waiter, Content) and all(
-            need.kind is Kind.MANIFEST for need in missing
+            need.kind is ContentKind.MANIFEST for need in missing
         )
         item = self._items.get(waiter)
         if item is not None and (is_index or not missing):
@@ -273,4 +273,4 @@ class Outbox:
         """Whether what looks like a manifest was sent as a blob, and nothing needs it as one."""
         if not isinstance(waiter, Content) or self._waiting.is_needed(waiter):
             return False
-        return self._waiting.is_present(Content(waiter.repository, waiter.digest, Kind.BLOB))
+        return self._waiting.is_present(Content(waiter.repository, waiter.digest, ContentKind.BLOB))

@@ -1,4 +1,4 @@
-"""What a path means to a writer: a blob, a manifest, a tag, something derived, or a local name.
+"""Tells a writer's paths apart: a blob, a manifest, a tag, something derived, or a local name.
 
 The tree's own nodes say it; what the tree has no node for is local, and so are names that tools use
 for a moment.
@@ -40,7 +40,7 @@ def place_of(find: Callable[[str], Node], path: str) -> Place | None:
     if path.split("/")[1:2] == [CONTROL]:
         raise NotPermitted(f"nothing can be written below {CONTROL}")
     parent, _, name = path.rpartition("/")
-    if is_temporary(name):
+    if _is_temporary(name):
         return None
     try:
         node = find(path)
@@ -57,11 +57,6 @@ def place_of(find: Callable[[str], Node], path: str) -> Place | None:
     return None
 
 
-def is_temporary(name: str) -> bool:
-    """Whether tools use such a name until they rename it: rsync, editors, and their like."""
-    return name.startswith((".", "~")) or name.endswith("~")
-
-
 def tagged_digest(target: str) -> Digest:
     """Return the manifest that the link of a tag leads to; raises UsageError if to none."""
     match = _TARGET.match(target)
@@ -73,10 +68,9 @@ def tagged_digest(target: str) -> Digest:
     raise UsageError(f"a tag is a link to ../manifests/<digest>, and not to {printable(target)}")
 
 
-def as_tag(find: Callable[[str], Node], path: str) -> TagLink | None:
-    """Return the tag of a path, temporary as its name may be; None where it can be none."""
-    node = _found(find, path)
-    return node if isinstance(node, TagLink) and node.tag.conforms else None
+def _is_temporary(name: str) -> bool:
+    """Whether tools use such a name until they rename it: rsync, editors, and their like."""
+    return name.startswith((".", "~")) or name.endswith("~")
 
 
 def _found(find: Callable[[str], Node], path: str) -> Node | None:

@@ -9,14 +9,9 @@ The tables are dictionaries, whose own operations are atomic.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
-from epochfs.errors import (
-    NotFound,
-    NotPermitted,
-    Unsupported,
-)
+from epochfs.errors import NotFound, NotPermitted, Unsupported
 from epochfs.metadata.listings import Listings
 from epochfs.metadata.source import PushClient
 from epochfs.oci.closure import is_distributed, named_blobs
@@ -24,9 +19,7 @@ from epochfs.oci.manifests import Descriptor, Document, Index
 from epochfs.oci.names import Digest, Repository, Tag
 from epochfs.vfs.writing.local import Staged
 from epochfs.vfs.writing.outbox import Outbox
-from epochfs.vfs.writing.waiting import Content, Kind, Tagged
-
-log = logging.getLogger(__name__)
+from epochfs.vfs.writing.waiting import Content, ContentKind, Tagged
 
 
 class Publisher:
@@ -61,7 +54,7 @@ class Publisher:
         It is mounted from another repository, where this mount has sent it before.
         """
         self._send_blob(repository, digest, content)
-        self._outbox.arrived(Content(repository, digest, Kind.BLOB))
+        self._outbox.arrived(Content(repository, digest, ContentKind.BLOB))
 
     def _send_blob(self, repository: Repository, digest: Digest, content: Staged) -> None:
         self._touched.add(repository)
@@ -79,7 +72,7 @@ class Publisher:
 
         With None, they are at hand no more.
         """
-        blob = Content(repository, digest, Kind.BLOB)
+        blob = Content(repository, digest, ContentKind.BLOB)
         if content is None:
             self._spare.pop(blob, None)
             return
@@ -98,7 +91,7 @@ class Publisher:
         why, and forgets it.
         """
         self._touched.add(repository)
-        one = Content(repository, document.digest, Kind.MANIFEST)
+        one = Content(repository, document.digest, ContentKind.MANIFEST)
 
         def put() -> None:
             self._client.put_manifest(repository, document.digest, document.raw, document.own_type)
@@ -125,7 +118,7 @@ class Publisher:
         The last digest that was asked for is the tag's. Raises NotFound for a manifest that the
         registry does not have, in a repository that has tags and that nobody writes to.
         """
-        one, manifest = Tagged(repository, tag), Content(repository, digest, Kind.MANIFEST)
+        one, manifest = Tagged(repository, tag), Content(repository, digest, ContentKind.MANIFEST)
 
         def put() -> None:
             document = self._manifest(repository, digest)
@@ -169,7 +162,7 @@ class Publisher:
 
     def _has(self, need: Content) -> bool:
         """Whether the registry has something, or takes it now from what is at hand."""
-        if need.kind is Kind.MANIFEST:
+        if need.kind is ContentKind.MANIFEST:
             return self._client.has_manifest(need.repository, need.digest)
         spare = self._spare.get(need)
         if spare is not None:
@@ -190,13 +183,13 @@ class Publisher:
     def remove_manifest(self, repository: Repository, digest: Digest) -> None:
         """Delete a manifest by its digest, with the tags that name it."""
         self._client.delete_manifest(repository, digest)
-        self._outbox.removed(Content(repository, digest, Kind.MANIFEST))
+        self._outbox.removed(Content(repository, digest, ContentKind.MANIFEST))
         self._listings.removed_manifest(repository, digest)
 
     def remove_blob(self, repository: Repository, digest: Digest) -> None:
         """Delete a blob."""
         self._client.delete_blob(repository, digest)
-        self._outbox.removed(Content(repository, digest, Kind.BLOB))
+        self._outbox.removed(Content(repository, digest, ContentKind.BLOB))
         if self._homes.get(digest) == repository:
             del self._homes[digest]
         self._listings.removed_blob(repository, digest)
@@ -206,6 +199,6 @@ def _needs(repository: Repository, document: Document) -> list[Content]:
     """Return what a registry must have before it takes a manifest."""
     view = document.view
     if isinstance(view, Index):
-        return [Content(repository, one.digest, Kind.MANIFEST) for one in view.manifests]
+        return [Content(repository, one.digest, ContentKind.MANIFEST) for one in view.manifests]
     named = (one.digest for one in named_blobs(view) if is_distributed(one))
-    return [Content(repository, digest, Kind.BLOB) for digest in (*named, *view.unsized)]
+    return [Content(repository, digest, ContentKind.BLOB) for digest in (*named, *view.unsized)]

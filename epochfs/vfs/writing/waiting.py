@@ -1,4 +1,4 @@
-"""Who waits for what: a manifest for its blobs, an index for its manifests, a tag for its manifest.
+"""Tables of waits: a manifest for its blobs, an index for its manifests, a tag for its manifest.
 
 Locks: `Waiting._lock` guards the tables; it is a leaf, and no I/O happens under it.
 """
@@ -13,7 +13,7 @@ from enum import Enum
 from epochfs.oci.names import Digest, Repository, Tag
 
 
-class Kind(Enum):
+class ContentKind(Enum):
     """In which of a repository's two stores something is to be."""
 
     BLOB = "blob"
@@ -26,7 +26,7 @@ class Content:
 
     repository: Repository
     digest: Digest
-    kind: Kind
+    kind: ContentKind
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.digest} of {self.repository}"

@@ -1,4 +1,4 @@
-"""Whether a registry lets us write to it: found out by a mount before anything is written to it."""
+"""Checks that a registry lets us write to it, before anything is written."""
 
 from __future__ import annotations
 
