@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,15 @@ def test_it_shows_all_when_nobody_writes_for_a_minute(
 def test_a_maker_that_cannot_be_seen_makes_directories_at_once(fs: WritableFileSystem) -> None:
     write_manifest(fs, 0)
     assert exists(fs, f"{TOP}/config")
+
+
+def test_threads_of_one_program_are_one_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(makers, "_program_of", lambda _: str(both.wait()))
+    programs = makers.Makers()
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(programs.of, (ME, ME))
+    assert one is other is not None
 
 
 def test_tags_of_a_layout_can_be_made_once_more_as_links(

@@ -289,7 +289,7 @@ def is_derived(place: Place | None) -> bool:
     )
 
 
-def waiter_of(place: Node) -> Waiter | None:
+def waiter_of(place: Place | None) -> Waiter | None:
     """Return what may wait under a path, by its place."""
     if isinstance(place, TagLink):
         return Tagged(place.repository, place.tag)

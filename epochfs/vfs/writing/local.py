@@ -215,6 +215,16 @@ class LocalDirectory(Local):
     time_ns: int = field(default_factory=time.time_ns)
 
 
+@dataclass(frozen=True, slots=True)
+class BeingMade:
+    """A directory that somebody makes, on the way to a path; `name` in it leads on, "" nowhere."""
+
+    path: str
+    directory: LocalDirectory
+    maker: Maker
+    name: str
+
+
 class LocalTree:
     """What is local, by path. Any thread may call anything."""
 
@@ -258,11 +268,8 @@ class LocalTree:
                 directory.given[name] = local.kind
         self.remove(path, local)
 
-    def being_made(self, path: str) -> list[tuple[str, LocalDirectory, str]]:
-        """Return the directories on the way to a path that are being made.
-
-        Each with its own path, and the name in it that leads on; "" for the path itself.
-        """
+    def being_made(self, path: str) -> list[BeingMade]:
+        """Return the directories on the way to a path that are being made, itself included."""
         found = []
         segments = path.split("/")[1:] if path != "/" else []
         with self._lock:
@@ -271,7 +278,8 @@ class LocalTree:
                 if not isinstance(local, LocalDirectory):
                     break
                 if local.maker is not None:
-                    found.append(("/" + "/".join(segments[:depth]), local, name))
+                    way = "/" + "/".join(segments[:depth])
+                    found.append(BeingMade(way, local, local.maker, name))
                 local = local.names.get(name)
         return found
 

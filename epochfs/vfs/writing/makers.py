@@ -58,15 +58,15 @@ class Makers:
         if process is None:
             return None
         self.wrote()
+        program = _program_of(process)
         with self._lock:
             self._drop_ended()
             maker = self._makers.get(process)
-        if maker is None:
-            try:
-                maker = Maker(process, _program_of(process), os.pidfd_open(process))
-            except OSError:
-                return None
-            with self._lock:
+            if maker is None:
+                try:
+                    maker = Maker(process, program, os.pidfd_open(process))
+                except OSError:
+                    return None
                 self._makers[process] = maker
         return maker
 
@@ -86,7 +86,7 @@ class Makers:
         if time.monotonic() > self._last + _PAUSE_SECONDS:
             return False
         with self._lock:
-            self._drop_ended()
+            maker.look()
         return not maker.ended
 
     def _drop_ended(self) -> None:

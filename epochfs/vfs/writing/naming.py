@@ -20,6 +20,7 @@ from epochfs.vfs.tree import BlobFile, TagLink
 from epochfs.vfs.views.layout import ContentLink, IndexFile, LayoutFile
 from epochfs.vfs.writing.contents import Contents, is_derived, waiter_of
 from epochfs.vfs.writing.local import (
+    BeingMade,
     Hidden,
     LocalDirectory,
     LocalFile,
@@ -78,28 +79,26 @@ class Naming:
         One that nobody makes any more shows from now on what the tree has, too.
         """
         is_being_made = False
-        for found, directory, name in self._local.being_made(path):
-            maker = directory.maker
-            if maker is None or not self._makers.is_at_work(maker):
-                self._made(found, directory)
-            elif not name:
+        for one in self._local.being_made(path):
+            if not self._makers.is_at_work(one.maker):
+                self._made(one)
+            elif not one.name:
                 is_being_made = True
-            elif not self._local.has(directory, name):
-                raise NotFound(f"nobody made {name}, and {found} is being made")
+            elif not self._local.has(one.directory, one.name):
+                raise NotFound(f"nobody made {one.name}, and {one.path} is being made")
         return is_being_made
 
-    def _made(self, path: str, directory: LocalDirectory) -> None:
-        self._local.made(directory)
-        place = place_of(self._tree, path)
+    def _made(self, one: BeingMade) -> None:
+        self._local.made(one.directory)
+        place = place_of(self._tree, one.path)
         if isinstance(place, ManifestNode) and self._contents.is_shown(place):
-            self._local.prune(path)
+            self._local.prune(one.path)
 
     def listed_by(self, path: str, thread: int) -> None:
         """Note that a thread lists a directory: if its program makes that, it is made."""
-        for found, directory, name in self._local.being_made(path):
-            maker = directory.maker
-            if not name and maker is not None and self._makers.is_by(maker, thread):
-                self._made(found, directory)
+        for one in self._local.being_made(path):
+            if not one.name and self._makers.is_by(one.maker, thread):
+                self._made(one)
 
     def followed_by(self, path: str, target: str, thread: int) -> None:
         """Note that a thread reads a link: where that leads to, its program now looks for all."""
@@ -109,10 +108,9 @@ class Naming:
         """Note that a thread makes something: where another program makes directories, it has made
         those on the way.
         """
-        for found, directory, name in self._local.being_made(path):
-            maker = directory.maker
-            if name and maker is not None and not self._makers.is_by(maker, thread):
-                self._made(found, directory)
+        for one in self._local.being_made(path):
+            if one.name and not self._makers.is_by(one.maker, thread):
+                self._made(one)
 
     def exists(self, path: str) -> bool:
         """Whether there is something at a path."""
@@ -139,9 +137,9 @@ class Naming:
         if self.exists(path):
             raise Exists(f"{path} exists")
         self.require_parent(path)
-        if not isinstance(place, ManifestDirectory | None) and not is_derived(place):
-            raise NotPermitted(f"{path} cannot be a directory")
-        if place is not None and is_derived(place):
+        if place is not None:
+            if not isinstance(place, ManifestDirectory) and not is_derived(place):
+                raise NotPermitted(f"{path} cannot be a directory")
             self._contents.check_file(place)
         directory = LocalDirectory(made=True, maker=self._makers.of(thread))
         self._local.put(path, directory, replace=False)
@@ -292,12 +290,16 @@ class Naming:
         else:
             raise NotPermitted(f"{path} cannot be removed")
 
+    def _named_place(self, path: str) -> Place | None:
+        """Return the place of a path; None, too, for a name that nothing can be sent under."""
+        try:
+            return place_of(self._tree, path)
+        except EpochfsError:
+            return None
+
     def _hide_derived(self, path: str) -> None:
         """Hide what the tree derives under a name, where something in its place was taken away."""
-        try:
-            place = place_of(self._tree, path)
-        except EpochfsError:
-            return
+        place = self._named_place(path)
         is_made_of_others = isinstance(place, ContentLink | IndexFile | LayoutFile)
         if (is_made_of_others or is_derived(place)) and self.exists(path):
             self._local.put(path, Hidden())
@@ -337,11 +339,8 @@ class Naming:
 
     def _forget(self, path: str) -> None:
         """Have nothing wait any more under a name that is taken away."""
-        try:
-            place = place_of(self._tree, path)
-        except EpochfsError:
-            return
-        waiter = waiter_of(place) if place is not None else None
+        place = self._named_place(path)
+        waiter = waiter_of(place)
         if waiter is not None:
             self._publisher.forget(waiter)
         if isinstance(place, ContentLink):

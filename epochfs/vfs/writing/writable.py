@@ -258,8 +258,7 @@ class WritableFileSystem(FileSystem):
             return
         file = writer.file
         self._settle(file)
-        place = place_of(self._tree, file.path)
-        waiter = waiter_of(place) if place is not None else None
+        waiter = waiter_of(place_of(self._tree, file.path))
         if waiter is not None and self._publisher.waits(waiter):
             self._publisher.insist(waiter, self._context.timeout)
             if self._publisher.waits(waiter):
@@ -365,8 +364,7 @@ class WritableFileSystem(FileSystem):
         """Return if nothing below a directory waits, after one more try to send it; raises Busy."""
         self._publisher.retry(self._context.timeout)
         for found, local in self._local.below(path):
-            place = place_of(self._tree, found)
-            waiter = waiter_of(place) if place is not None else None
+            waiter = waiter_of(place_of(self._tree, found))
             is_file = isinstance(local, LocalFile) and local.is_final and not local.proved
             if is_file or (waiter is not None and self._publisher.waits(waiter)):
                 raise Busy(f"{found} waits for what the registry does not have")
