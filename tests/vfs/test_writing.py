@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.builders import Content, image, index, load, random_bytes
 from support.registries import EmbeddedRegistry
+from support.scripted import until
 from support.writing import (
     exists,
     follow,
@@ -32,6 +33,7 @@ from epochfs.errors import (
     UsageError,
 )
 from epochfs.oci.names import Digest
+from epochfs.vfs.tree import CACHED_XATTR
 from epochfs.vfs.writing.writable import WritableFileSystem
 
 OLD = image(b"old")
@@ -102,6 +104,28 @@ class TestBlobs:
         assert registry.count("PUT") == registry.count("POST") == 0
         assert not exists(fs, blob_path(b"truncated"))
         assert fs.writing().reasons == ()
+
+    @pytest.mark.parametrize("by", [write, rsync])
+    def test_a_blob_that_was_sent_is_kept_in_the_cache(
+        self, by: Callable[[WritableFileSystem, str, bytes], None], fs: WritableFileSystem
+    ) -> None:
+        data = random_bytes(100_000, 8)
+        by(fs, blob_path(data), data)
+        until(lambda: fs.xattr(blob_path(data), CACHED_XATTR) == "100")
+
+    @pytest.mark.expects_log("was not written")
+    def test_what_is_written_after_a_rename_is_of_the_new_name(
+        self, fs: WritableFileSystem
+    ) -> None:
+        temporary = "/team/app/blobs/.abc"
+        handle = fs.create(temporary).handle
+        fs.write(handle, memoryview(b"abc"), 0)
+        fs.rename(temporary, blob_path(b"abc"))
+        fs.write(handle, memoryview(b"d"), 3)
+        with pytest.raises(ContentMismatch):
+            fs.flush(handle)
+        fs.release(handle)
+        assert read(fs, blob_path(b"abc")) == b"abc"
 
     def test_what_is_there_already_is_not_sent_again(
         self, registry: EmbeddedRegistry, fs: WritableFileSystem

@@ -42,6 +42,7 @@ from epochfs.vfs.views.layout import (
     LayoutFile,
 )
 from epochfs.vfs.writing.idle import StagedInMemory
+from epochfs.vfs.writing.keeping import Keeper
 from epochfs.vfs.writing.local import LocalFile, LocalLink, LocalTree, SentFile
 from epochfs.vfs.writing.places import Place, place_of, tagged_digest
 from epochfs.vfs.writing.publisher import Publisher
@@ -61,6 +62,7 @@ class Contents:
         context: Context,
         local: LocalTree,
         publisher: Publisher,
+        keeper: Keeper,
         manifest_limit: int,
     ) -> None:
         """`find` returns the tree's node of a path; `manifest_limit` is in bytes."""
@@ -68,6 +70,7 @@ class Contents:
         self._context = context
         self._local = local
         self._publisher = publisher
+        self._keeper = keeper
         self._limit = manifest_limit
 
     # ---- files -------------------------------------------------------------------------------
@@ -80,6 +83,7 @@ class Contents:
         if isinstance(place, BlobFile):
             self._prove(file, place.digest)
             self._publisher.blob(place.repository, place.digest, file.staged)
+            self._keeper.keep(file, place.digest)
             self._local.note_sent(path, stat.S_IFREG)
             self._drop_link(path.rpartition("/blobs/")[0], place.digest)
             return False

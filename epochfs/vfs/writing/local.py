@@ -336,8 +336,6 @@ class LocalTree:
         with self._lock:
             self._remove(old, local)
         self.put(new, local)
-        if isinstance(local, LocalFile):
-            local.path = new
 
     def below(self, path: str) -> list[tuple[str, Local]]:
         """Return what is below a path, files and links and names taken away."""

@@ -195,9 +195,9 @@ class Naming:
         with file.turn:
             if place is None:
                 self._require_local(new)
-                file.is_final = False
                 self._forget(old)
                 self._local.move(file, old, new)
+                file.is_final, file.path = False, new
                 return
             version = file.version
             file.hold()
@@ -205,7 +205,7 @@ class Naming:
                 kept = self._contents.settle_file(place, file, new)
             finally:
                 file.let_go()
-            file.settled, file.is_final = version, True
+            file.settled, file.is_final, file.path = version, True, new
         self._forget(old)
         self._moved(file, place, old, new, kept=kept)
 

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import logging
 import stat
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from epochfs.cache.blobs import BlobCache
-from epochfs.cache.written_file import WrittenFile
 from epochfs.counters import counter, gauge
 from epochfs.errors import (
     Busy,
@@ -27,13 +24,12 @@ from epochfs.errors import (
     fresh,
     printable,
 )
-from epochfs.oci.names import Digest
 from epochfs.vfs.filesystem import XATTR_PREFIX, FileSystem, Listing, OpenFile, Paths
 from epochfs.vfs.node import Attr, Context, Node
-from epochfs.vfs.tree import BlobFile
 from epochfs.vfs.writing.contents import Contents, waiter_of
 from epochfs.vfs.writing.handles import Writer
 from epochfs.vfs.writing.idle import Idle
+from epochfs.vfs.writing.keeping import Keeper
 from epochfs.vfs.writing.local import (
     LocalDirectory,
     LocalFile,
@@ -48,9 +44,6 @@ from epochfs.vfs.writing.places import place_of
 from epochfs.vfs.writing.publisher import Publisher
 
 log = logging.getLogger(__name__)
-
-_MOST_KEPT = 16
-"""How many files may wait to be kept in the cache: each is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +77,10 @@ class WritableFileSystem(FileSystem):
         self._local = LocalTree()
         self._idle = Idle(cache.new_file)
         self._makers = Makers()
-        self._contents = Contents(self._tree, context, self._local, publisher, manifest_limit)
+        self._keeper = Keeper()
+        self._contents = Contents(
+            self._tree, context, self._local, publisher, self._keeper, manifest_limit
+        )
         self._names = Naming(
             self._tree,
             context,
@@ -95,8 +91,6 @@ class WritableFileSystem(FileSystem):
             deletes=deletes,
         )
         self._node = self._names.node
-        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="keeping")
-        self._keeping = threading.BoundedSemaphore(_MOST_KEPT)
         # Handed on as they are.
         self.listed_by = self._names.listed_by
         self.changed_by = self._names.changed_by
@@ -281,11 +275,9 @@ class WritableFileSystem(FileSystem):
 
     def _end(self, file: LocalFile) -> None:
         """Let go of a final name that nobody writes to any more, unless it waits for more."""
-        if not file.dirty:
-            self._keep(file)
-        elif file.removed:
+        if not file.dirty or file.removed:
             return
-        elif file.failure is not None or file.staged.is_whole:
+        if file.failure is not None or file.staged.is_whole:
             reason = file.failure or "it was not closed properly"
             log.warning("%s was not written: %s", printable(file.path), reason)
             self._local.remove(file.path, file)
@@ -311,33 +303,12 @@ class WritableFileSystem(FileSystem):
         if not kept:
             self._local.give(file.path, file)
 
-    def _keep(self, file: LocalFile) -> None:
-        """Keep the bytes of a blob that was sent, in the cache, when there is time."""
-        place = place_of(self._tree, file.path)
-        if not isinstance(place, BlobFile) or not file.proved or file.dirty:
-            return
-        if not isinstance(file.staged, WrittenFile):
-            return
-        if self._keeping.acquire(blocking=False):
-            file.hold()
-            self._keeper.submit(self._kept, file, file.staged, place.digest)
-
-    def _kept(self, file: LocalFile, staged: WrittenFile, digest: Digest) -> None:
-        try:
-            staged.keep(digest)
-        finally:
-            file.let_go()
-            self._keeping.release()
-
     # ---- names -------------------------------------------------------------------------------
 
     def rename(self, old: str, new: str, *, replace: bool = True) -> None:
         """Rename a file or link (see `Naming.rename`)."""
-        local = self._local.get(old)
         self._names.rename(old, new, replace=replace)
         self._makers.wrote()
-        if isinstance(local, LocalFile) and not local.writers:
-            self._keep(local)
 
     def set_time(self, path: str, time_ns: int) -> None:
         """Set the time of what is local, in epoch nanoseconds; ignored for what is not."""
@@ -386,4 +357,4 @@ class WritableFileSystem(FileSystem):
         self._publisher.close()
         for reason in self.writing().reasons:
             log.warning("unmounted, and not written: %s", printable(reason))
-        self._keeper.shutdown(wait=True)
+        self._keeper.close()
