@@ -17,7 +17,7 @@ from typing import Any
 
 from epochfs.client.host import Host
 from epochfs.errors import DeadlineExceeded, NotFound, ProtocolViolation, Unavailable
-from epochfs.oci.manifests import OCI_INDEX, Document, Index, Manifest, load_json
+from epochfs.oci.manifests import OCI_INDEX, Document, Index, described_referrer, load_json
 from epochfs.oci.names import Digest, Repository, Tag, referrers_tag
 
 _ATTEMPTS = 5
@@ -49,7 +49,7 @@ class ReferrersTags:
                 index, view = self._read(repository, tag)
                 if any(one.digest == document.digest for one in view.manifests):
                     return
-                index["manifests"] = [*(index.get("manifests") or ()), referrer(document)]
+                index["manifests"] = [*(index.get("manifests") or ()), described_referrer(document)]
                 kind = str(index.get("mediaType", OCI_INDEX))
                 self._put(repository, tag, json.dumps(index).encode(), kind)
         finally:
@@ -72,21 +72,3 @@ class ReferrersTags:
             raise ProtocolViolation(f"the tag {tag} in {repository} is no index of referrers")
         index: dict[str, Any] = load_json(found.raw)
         return index, view
-
-
-def referrer(document: Document) -> dict[str, Any]:
-    """Return the descriptor of a referrer: its artifact type, or else its config's type, and all
-    its annotations (§Listing Referrers).
-    """
-    view = document.view
-    descriptor: dict[str, Any] = {
-        "mediaType": document.media_type,
-        "digest": str(document.digest),
-        "size": document.size,
-    }
-    config = view.config if isinstance(view, Manifest) else None
-    if kind := view.artifact_type or (config.media_type if config else ""):
-        descriptor["artifactType"] = kind
-    if view.annotations:
-        descriptor["annotations"] = dict(view.annotations)
-    return descriptor

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from epochfs.demo.http_server import OciError, Request, Response, json_response
 from epochfs.demo.storage import Behaviour, Storage
 from epochfs.errors import InvalidName, ProtocolViolation
-from epochfs.oci.closure import named_blobs
+from epochfs.oci.closure import is_distributed, named_blobs
 from epochfs.oci.manifests import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -25,6 +24,7 @@ from epochfs.oci.manifests import (
     Document,
     Index,
     Manifest,
+    described_referrer,
     load_json,
 )
 from epochfs.oci.names import Digest, Tag
@@ -122,8 +122,8 @@ class ManifestEndpoints(_Endpoints):
             descriptor
             for document in self._storage.manifests(name)
             if _subject(document) == subject
-            and (descriptor := _referrer(document))
-            and wanted in ("", descriptor["artifactType"])
+            and (descriptor := described_referrer(document))
+            and wanted in ("", descriptor.get("artifactType"))
         ]
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors}
         response = json_response(index, OCI_INDEX)
@@ -199,7 +199,7 @@ class ManifestEndpoints(_Endpoints):
         if self._behaviour.sparse == "all":
             return
         for blob in named_blobs(view):
-            if not _lies_elsewhere(blob) and self._storage.blob(name, blob.digest) is None:
+            if is_distributed(blob) and self._storage.blob(name, blob.digest) is None:
                 yield blob
         if isinstance(view, Index) and self._behaviour.sparse != "indexes":
             for child in view.manifests:
@@ -223,33 +223,10 @@ def _unknown() -> OciError:
     return OciError(404, "MANIFEST_UNKNOWN", "no such manifest")
 
 
-def _lies_elsewhere(layer: Descriptor) -> bool:
-    """Whether a layer may not be pushed (Image specification, "Non-Distributable Layers")."""
-    return ".nondistributable." in layer.media_type or ".foreign." in layer.media_type
-
-
 def _subject(document: Document) -> Digest | None:
     """Return the digest of the manifest that a document refers to, if it does."""
-    try:
-        subject = document.view.subject
-    except ProtocolViolation:
-        return None
-    return subject.digest if subject else None
-
-
-def _referrer(document: Document) -> dict[str, Any]:
-    """Return the descriptor of a referrer (specification, "Listing Referrers")."""
-    view = document.view
-    config = None if isinstance(view, Index) else view.config
-    descriptor: dict[str, Any] = {
-        "mediaType": document.media_type,
-        "digest": str(document.digest),
-        "size": document.size,
-        "artifactType": view.artifact_type or (config.media_type if config else ""),
-    }
-    if view.annotations:
-        descriptor["annotations"] = dict(view.annotations)
-    return descriptor
+    view = document.readable_view
+    return view.subject.digest if view and view.subject else None
 
 
 class BlobEndpoints(_Endpoints):

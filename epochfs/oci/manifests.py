@@ -219,6 +219,25 @@ def parse(raw: bytes) -> Manifest | Index:
     return Manifest(config, layers, subject, artifact_type, annotations)
 
 
+def described_referrer(document: Document) -> dict[str, Any]:
+    """Return the descriptor of a referrer as it is listed, in JSON: with its artifact type, or else
+    its config's type, and all its annotations (OCI Distribution specification 1.1, "Listing
+    Referrers"). Raises ProtocolViolation for what is no manifest or index.
+    """
+    view = document.view
+    descriptor: dict[str, Any] = {
+        "mediaType": document.media_type,
+        "digest": str(document.digest),
+        "size": document.size,
+    }
+    config = view.config if isinstance(view, Manifest) else None
+    if kind := view.artifact_type or (config.media_type if config else ""):
+        descriptor["artifactType"] = kind
+    if view.annotations:
+        descriptor["annotations"] = dict(view.annotations)
+    return descriptor
+
+
 def _schema_1_blobs(document: Mapping[str, Any]) -> tuple[Digest, ...]:
     """Return the blobs that a manifest of Docker's schema 1 names, each once."""
     layers = document["fsLayers"]

@@ -348,3 +348,14 @@ def test_referrers_are_listed_and_filtered(embedded: EmbeddedRegistry) -> None:
     ]
     nobody = ask(embedded, "GET", f"/v2/a/referrers/{Digest.of(b'x')}")
     assert json.loads(nobody.body)["manifests"] == []
+
+
+def test_an_index_that_states_no_artifact_type_is_listed_without_one(
+    embedded: EmbeddedRegistry,
+) -> None:
+    subject = image()
+    load(embedded, "a", "v1", subject)
+    referrer = index(subject, subject=descriptor(subject.raw, OCI_MANIFEST))
+    load(embedded, "a", "v2", referrer)
+    found = ask(embedded, "GET", f"/v2/a/referrers/{subject.digest}")
+    assert json.loads(found.body)["manifests"] == [descriptor(referrer.raw, OCI_INDEX)]
