@@ -3,20 +3,24 @@
 The list is an index under a tag made of the subject's digest (OCI Distribution Specification 1.1,
 "Pushing Manifests with Subject", "Referrers Tag Schema").
 
-Locks: `ReferrersTags._lock` is held while one list is read, changed and pushed, as the next change
-must begin with it. Whoever waits for it does so no longer than the client's time limit. No other
-lock of ours is taken while it is waited for.
+Changes of one list are made in turn, as the next must begin with what the last has pushed; those of
+other lists do not wait. Whoever waits does so no longer than the client's time limit.
+
+Locks: that of the turns (`single_flight`) guards nothing else; no I/O happens under it.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from epochfs.client.host import Host
-from epochfs.errors import DeadlineExceeded, NotFound, ProtocolViolation, Unavailable
+from epochfs.client.single_flight import SingleFlight
+from epochfs.errors import NotFound, ProtocolViolation, Unavailable
 from epochfs.oci.manifests import OCI_INDEX, Document, Index, described_referrer, load_json
 from epochfs.oci.names import Digest, Repository, Tag, referrers_tag
 
@@ -33,7 +37,12 @@ class ReferrersTags:
     ) -> None:
         self._registry = registry
         self._put = put
-        self._lock = threading.Lock()
+        self._turns = SingleFlight[tuple[Repository, Tag], None](
+            threading.Lock(),
+            lambda *_: None,
+            lambda key: f"the list of referrers {key[1]} in {key[0]} is being changed by others",
+            in_turn=True,
+        )
 
     def add(self, repository: Repository, document: Document, subject: Digest) -> None:
         """List a manifest among the referrers of `subject`, unless it is listed already.
@@ -42,18 +51,18 @@ class ReferrersTags:
         meanwhile. Raises what the client does; ProtocolViolation if the tag names no index.
         """
         tag = referrers_tag(subject)
-        if not self._lock.acquire(timeout=self._registry.transport.timeout):
-            raise DeadlineExceeded(f"{document.digest}: other lists of referrers are being changed")
-        try:
-            for _ in range(_ATTEMPTS):
-                index, view = self._read(repository, tag)
-                if any(one.digest == document.digest for one in view.manifests):
-                    return
-                index["manifests"] = [*(index.get("manifests") or ()), described_referrer(document)]
-                kind = str(index.get("mediaType", OCI_INDEX))
-                self._put(repository, tag, json.dumps(index).encode(), kind)
-        finally:
-            self._lock.release()
+        change = partial(self._change, repository, tag, document)
+        deadline = time.monotonic() + self._registry.transport.timeout
+        self._turns.do((repository, tag), lambda: None, change, deadline)
+
+    def _change(self, repository: Repository, tag: Tag, document: Document) -> None:
+        for _ in range(_ATTEMPTS):
+            index, view = self._read(repository, tag)
+            if any(one.digest == document.digest for one in view.manifests):
+                return
+            index["manifests"] = [*(index.get("manifests") or ()), described_referrer(document)]
+            kind = str(index.get("mediaType", OCI_INDEX))
+            self._put(repository, tag, json.dumps(index).encode(), kind)
         raise Unavailable(
             f"{document.digest} in {repository} is not listed as a referrer: others keep changing "
             f"the tag {tag}; push it again"

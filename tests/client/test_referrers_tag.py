@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +16,7 @@ from support.registries import EmbeddedRegistry
 from support.subjects import Subject, docker_subject, embedded_subject
 
 from epochfs.client import RegistryClient
+from epochfs.config import TransportOptions
 from epochfs.demo.registry import EPOCH, Behaviour, Request, Response
 from epochfs.errors import ProtocolViolation, Unavailable
 from epochfs.oci.names import referrers_tag
@@ -37,11 +39,11 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         yield subject
 
 
-def signature(text: str, **fields: Any) -> Content:
+def signature(text: str, subject: Content = IMAGE, **fields: Any) -> Content:
     about = {
-        "mediaType": IMAGE.media_type,
-        "digest": str(IMAGE.digest),
-        "size": len(IMAGE.raw),
+        "mediaType": subject.media_type,
+        "digest": str(subject.digest),
+        "size": len(subject.raw),
     }
     return image(text.encode(), subject=about, annotations={"text": text}, **fields)
 
@@ -122,6 +124,30 @@ def test_many_that_are_pushed_at_once_are_all_listed(subject: Subject) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(push, signatures))
     assert {one["digest"] for one in listed(subject)} == {str(one.digest) for one in signatures}
+
+
+def test_the_list_of_one_subject_does_not_wait_for_that_of_another() -> None:
+    changing, go = threading.Event(), threading.Event()
+
+    class Slow(EmbeddedRegistry):
+        def respond(self, request: Request) -> Response:
+            if request.method == "PUT" and request.path.endswith(TAG.name):
+                changing.set()
+                assert go.wait(20)
+            return super().respond(request)
+
+    one, other = signature("one"), signature("other", image(b"other"))
+    with (
+        Slow(Behaviour(referrers=False, sparse="all")) as registry,
+        closing(RegistryClient(registry.url, options=TransportOptions(timeout=5.0))) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        slow = pool.submit(client.put_manifest, "a", "one", one.raw, one.media_type)
+        assert changing.wait(20)
+        client.put_manifest("a", "other", other.raw, other.media_type)
+        assert not slow.done()
+        go.set()
+        slow.result(20)
 
 
 def test_a_registry_that_lists_referrers_itself_gets_no_such_tag() -> None:
