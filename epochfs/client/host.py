@@ -190,7 +190,7 @@ class Host:
         if reply.ok and reply.content_length is not None:
             return reply.content_length == size
         left = max(seconds - (time.monotonic() - started), 0.001)
-        return self.blob_size(left, repository, digest) == size
+        return self._told_by_first_byte(left, repository, digest) == size
 
     def blob_size(self, seconds: float, repository: Repository, digest: Digest) -> int:
         """Ask for a blob's size in bytes: by HEAD, or else by GET of its first byte."""

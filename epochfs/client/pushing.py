@@ -122,13 +122,10 @@ class PushingClient:
 
     def is_tagged(self, name: Repository | str, tag: Tag | str, digest: Digest | str) -> bool:
         """Return whether a tag names a manifest now (`HEAD`, §Checking if content exists)."""
-        repository, wanted = repository_of(name), reference_of(tag)
-        seconds = self._registry.transport.timeout
         try:
-            found = self._registry.resolve(seconds, repository, wanted, _MOST_BYTES)
+            return self._resolved(repository_of(name), reference_of(tag)) == digest_of(digest)
         except NotFound:
             return False
-        return found.digest == digest_of(digest)
 
     def put_manifest(
         self, name: Repository | str, reference: Reference | str, data: bytes, content_type: str
@@ -204,15 +201,18 @@ class PushingClient:
             raise ContentMismatch(f"{reply.what}: stored as {stored}, which is another digest")
         return reply
 
+    def _resolved(self, repository: Repository, reference: Reference) -> Digest:
+        """Return the digest of what a reference names now."""
+        seconds = self._registry.transport.timeout
+        return self._registry.resolve(seconds, repository, reference, _MOST_BYTES).digest
+
     def _names(self, repository: Repository, reference: Reference, digest: Digest) -> bool:
         """Return whether a reference is known to name a manifest now."""
-        seconds = self._registry.transport.timeout
         try:
-            found = self._registry.resolve(seconds, repository, reference, _MOST_BYTES)
+            return self._resolved(repository, reference) == digest
         except EpochfsError as error:
             log.debug("whether it is stored is not known: %s", error)
             return False
-        return found.digest == digest
 
     def _confirm_stored(
         self, reply: Reply, repository: Repository, reference: Reference, digest: Digest
@@ -221,13 +221,12 @@ class PushingClient:
 
         A success other than 201, or one that names no digest, need not be the registry's.
         """
-        seconds = self._registry.transport.timeout
         try:
-            found = self._registry.resolve(seconds, repository, reference, _MOST_BYTES)
+            found = self._resolved(repository, reference)
         except NotFound as error:
             raise ProtocolViolation(f"{reply.what}: {reply.status}: it is not stored") from error
-        if found.digest != digest:
-            raise ProtocolViolation(f"{reply.what}: {reply.status}: {reference} is {found.digest}")
+        if found != digest:
+            raise ProtocolViolation(f"{reply.what}: {reply.status}: {reference} is {found}")
 
     def _delete(self, repository: Repository, path: str) -> Reply:
         transport = self._registry.transport

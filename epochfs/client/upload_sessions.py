@@ -159,12 +159,12 @@ class UploadSessions:
         url: Url,
         upload: Upload,
         body: UploadBody | bytes = b"",
-        **headers: str,
+        content_range: str = "",
     ) -> Reply:
-        """Make a request of an upload; `_` in a header's name stands for `-`."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        """Make a request of an upload."""
+        headers = {**_OCTETS, "Content-Range": content_range} if content_range else _OCTETS
         scope = f"{upload.repository}:push"
-        request = Request(method, url, scope, {**_OCTETS, **named}, body, method == "POST")
+        request = Request(method, url, scope, headers, body, method == "POST")
         return self.transport.fetch(request)
 
     def checked(self, reply: Reply) -> Reply:
@@ -264,8 +264,8 @@ class SessionUpload:
             content.select(self._stored, content.size if streamed else PART_BYTES)
             stop = self._stored + len(content)
             # As docker and skopeo do, none is sent with a stream.
-            span = {} if streamed else {"Content_Range": f"{self._stored}-{stop - 1}"}
-            reply = self._sessions.send("PATCH", self._session, self._upload, content, **span)
+            span = "" if streamed else f"{self._stored}-{stop - 1}"
+            reply = self._sessions.send("PATCH", self._session, self._upload, content, span)
             if reply.status in _OUT_OF_STEP and (self._stored or self._broken):
                 raise _OutOfStep(self._sessions.transport.refusal(reply), Says.of(reply))
             self._session = self._sessions.location(self._sessions.checked(reply))

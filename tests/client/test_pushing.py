@@ -258,6 +258,14 @@ class TestWhatAnswersEverything:
         _, client = connect(lambda _: [self.PORTAL])
         assert not client.blob_exists("a", DIGEST, len(BLOB))
 
+    def test_whether_a_blob_is_there_is_asked_once_by_head_and_once_by_get(
+        self, connect: Connect
+    ) -> None:
+        first = reply(206, BLOB[:1], Content_Range=f"bytes 0-0/{len(BLOB)}")
+        server, client = connect(lambda seen: [reply(405) if seen.method == "HEAD" else first])
+        assert client.blob_exists("a", DIGEST, len(BLOB))
+        assert [seen.method for seen in server.seen] == ["HEAD", "GET"]
+
     def test_a_manifest_is_not_there_because_a_page_is(self, connect: Connect) -> None:
         _, client = connect(lambda _: [self.PORTAL])
         with pytest.raises(ContentMismatch):
