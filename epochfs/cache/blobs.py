@@ -138,8 +138,7 @@ class BlobCache:
                 closing.callback(self._descriptors.release)
             directory = closing.enter_context(self.directory.opened(PARTIAL, digest.algorithm))
             self.quota.make_room(0)
-            if not self.quota.has_disk(directory, min(size, _LEAST_ROOM)):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.quota.make_disk_room(directory, min(size, _LEAST_ROOM))
             return StagedBlob(self.directory, self.quota, directory, digest, size, closing)
 
     def scratch(self, size: int) -> int:

@@ -9,6 +9,7 @@ Locks: `Quota._lock` guards the running total of bytes only, and no I/O happens 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 BLOBS = "blobs"
 PARTIAL = "partial"
 MAP_SUFFIX = ".map"
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _RESCAN_SECONDS = 30.0
 _HOPELESS_SECONDS = 2.0
@@ -57,6 +59,7 @@ class Entry:
 
 
 E = TypeVar("E", CachedFile, Entry)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -106,19 +109,26 @@ class Quota:
             self._total = total
             self._scanned = time.monotonic() + _RESCAN_SECONDS
 
-    def has_disk(self, fd: int, wanted: int) -> bool:
-        """Whether the disk that holds an open file has `wanted` bytes and an inode free, if need be
-        after evicting.
+    def make_disk_room(self, fd: int, wanted: int) -> None:
+        """Evict until the disk that holds an open file has `wanted` bytes and an inode free.
 
-        Nothing is evicted where evicting everything would not be enough. Raises OSError.
+        Raises OSError (ENOSPC) if that cannot be; nothing is evicted where evicting everything
+        would not be enough.
         """
         while (lacking := _lacking(fd, wanted)) > 0:
             entries = list(self.entries())
-            if sum(entry.size for entry in entries) < lacking:
-                return False
-            if not evict_oldest(lacking, entries, self.evict).count:
-                return False
-        return True
+            is_enough = sum(entry.size for entry in entries) >= lacking
+            if not is_enough or not evict_oldest(lacking, entries, self.evict).count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def evicting(self, call: Callable[[], T]) -> T:
+        """Return what a call to the disk does, evicting for as long as that has no room for it."""
+        while True:
+            try:
+                return call()
+            except OSError as error:
+                if error.errno not in NO_ROOM or not self.evict_some():
+                    raise
 
     def evict_some(self) -> bool:
         """Evict the least recently used after a write that found no room.

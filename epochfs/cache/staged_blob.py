@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import json
 import logging
@@ -11,6 +10,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 from epochfs.cache.directory import (
     READ_FLAGS,
@@ -24,8 +24,6 @@ from epochfs.cache.quota import BLOBS, MAP_SUFFIX, Quota
 from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
-
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class RangeSet:
@@ -159,8 +157,7 @@ class StagedBlob:
             self._quota.make_room(lacking)
             # Checked first: ext4 keeps what it allocated for a file that did not fit, and a size
             # that a registry made up would fill the disk.
-            if not self._quota.has_disk(self.fd, lacking):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._quota.make_disk_room(self.fd, lacking)
             allocate(self.fd, self._size)
             self._allocated = True
 
@@ -168,13 +165,8 @@ class StagedBlob:
         """Write all of `view` at `offset`, evicting other blobs if there is no room."""
         with cache_errors("writing a blob"):
             while view:
-                try:
-                    written = os.pwrite(self.fd, view, offset)
-                except OSError as error:
-                    if error.errno not in NO_ROOM or not self._quota.evict_some():
-                        raise
-                else:
-                    view, offset = view[written:], offset + written
+                written = self._quota.evicting(partial(os.pwrite, self.fd, view, offset))
+                view, offset = view[written:], offset + written
 
     def checkpoint(self, present: RangeSet) -> None:
         """Make what is present survive a crash: sync the bytes, then the map that names them."""

@@ -22,15 +22,15 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from epochfs.cache.directory import CacheDirectory, is_ours, unlink, unnamed_file
-from epochfs.cache.quota import BLOBS, PARTIAL, Quota
-from epochfs.cache.staged_blob import NO_ROOM, RangeSet, allocate
+from epochfs.cache.quota import BLOBS, NO_ROOM, PARTIAL, Quota
+from epochfs.cache.staged_blob import RangeSet, allocate
 from epochfs.errors import CacheFailure, EpochfsError, NoRoom, TooLarge
 from epochfs.oci.names import Digest
 
@@ -107,7 +107,7 @@ class WrittenFile:
             done = offset
             while done < stop:
                 rest = view[done - offset :]
-                written = self._evicting(partial(os.pwrite, self._fd, rest, done))
+                written = self._quota.evicting(partial(os.pwrite, self._fd, rest, done))
                 with self._lock:
                     self._written.add(done, done + written)
                     self._size = max(self._size, done + written)
@@ -122,7 +122,7 @@ class WrittenFile:
         Cutting it below what was reserved reserves no more than it then has.
         """
         with self._changing(size, _END):
-            self._evicting(partial(os.ftruncate, self._fd, size))
+            self._quota.evicting(partial(os.ftruncate, self._fd, size))
             with self._lock:
                 self._size = size
                 self._reserved = min(self._reserved, size)
@@ -138,8 +138,7 @@ class WrittenFile:
         with self._using("making room"):
             lacking = max(0, stop - os.fstat(self._fd).st_blocks * 512)
             # Checked first, as ext4 keeps what it allocated for a file that did not fit.
-            if not self._quota.has_disk(self._fd, lacking):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._quota.make_disk_room(self._fd, lacking)
             allocate(self._fd, stop, keep_size=True)
         with self._lock:
             self._reserved = max(self._reserved, stop)
@@ -237,18 +236,9 @@ class WrittenFile:
             _errors("a file cannot be staged in --cache-dir"),
             self._cache.opened(PARTIAL) as directory,
         ):
-            fd = self._evicting(partial(_unnamed, directory))
+            fd = self._quota.evicting(partial(_unnamed, directory))
             os.fchmod(fd, 0o600)
             return fd
-
-    def _evicting(self, call: Callable[[], int | None]) -> int:
-        """Return what a call to the disk does, evicting cached blobs for as long as it is full."""
-        while True:
-            try:
-                return call() or 0
-            except OSError as error:
-                if error.errno not in NO_ROOM or not self._quota.evict_some():
-                    raise
 
     def _link(self, digest: Digest, size: int) -> None:
         """Give the file its name among the complete blobs. Nothing else is left by a crash."""
@@ -277,7 +267,7 @@ class WrittenFile:
             try:
                 buffer, done = memoryview(bytearray(_PIECE)), 0
                 while count := os.preadv(self._fd, [buffer], done):
-                    done += self._evicting(partial(os.pwrite, copy, buffer[:count], done))
+                    done += self._quota.evicting(partial(os.pwrite, copy, buffer[:count], done))
                 # Reads under way end in the old file, whose bytes are the same.
                 os.dup2(copy, self._fd, inheritable=False)
             finally:
