@@ -118,8 +118,7 @@ class OciLayout:
         return Answer(Descriptor(document.media_type, document.digest, document.size))
 
     def fetch_tag(self, name: Repository, tag: Tag, limit: int) -> Answer[Descriptor | Document]:
-        found = self.resolve(name, tag)
-        return Answer(found.value, found.is_current)
+        return self.resolve(name, tag)
 
     def get_manifest(
         self, name: Repository, reference: Digest, limit: int | None = None

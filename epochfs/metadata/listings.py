@@ -97,7 +97,7 @@ class Listings:
             self._heads,
             self._documents,
             self._referrers,
-            lambda: self._closures.forget(),
+            self._closures.forget,
         )
         depth = options.parallel
         following = partial(self._repositories.following, count=depth)
