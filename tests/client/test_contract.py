@@ -187,17 +187,21 @@ def test_a_repository_whose_last_tag_is_gone_has_none(subject: Subject) -> None:
     assert subject.client.list_tags(subject.name) == []
 
 
-def test_deleting_a_tag_leaves_the_manifest(subject: Subject) -> None:
-    """Docker's registry deletes by digest only; then the client says so."""
-    content = image()
+@pytest.mark.parametrize("method", ["delete_tag", "delete_manifest"])
+def test_deleting_a_tag_leaves_the_manifest_and_its_sibling_or_is_refused(
+    subject: Subject, method: str
+) -> None:
+    """Docker's registry deletes by digest only, which would take the sibling too."""
+    content, delete = image(), getattr(subject.client, method)
     subject.push("v1", content)
     subject.push("v2", content)
     try:
-        subject.client.delete_manifest(subject.name, "v1")
+        delete(subject.name, "v1")
     except Unsupported:
         assert sorted(subject.client.list_tags(subject.name)) == ["v1", "v2"]
     else:
         assert subject.client.list_tags(subject.name) == ["v2"]
+        delete(subject.name, "v1")
     assert subject.client.get_manifest(subject.name, content.digest).raw == content.raw
 
 

@@ -148,20 +148,6 @@ def test_a_deleted_blob_is_gone_and_may_be_deleted_again(subject: Subject) -> No
         assert not subject.client.blob_exists(subject.name, DIGEST)
 
 
-def test_a_deleted_tag_leaves_its_sibling_or_is_refused(subject: Subject) -> None:
-    """Docker's registry deletes by digest only, which would take the sibling too."""
-    content = image()
-    subject.push("v1", content)
-    subject.push("v2", content)
-    try:
-        subject.client.delete_tag(subject.name, "v1")
-    except Unsupported:
-        assert sorted(subject.client.list_tags(subject.name)) == ["v1", "v2"]
-    else:
-        assert subject.client.list_tags(subject.name) == ["v2"]
-        subject.client.delete_tag(subject.name, "v1")
-
-
 def test_where_only_digests_can_be_deleted_no_tag_is() -> None:
     with embedded_subject(Behaviour(tag_deletes=False)) as subject:
         content = image()

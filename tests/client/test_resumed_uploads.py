@@ -345,6 +345,7 @@ class Deaf(Listener):
             connection.sendall(reply(413))
             if head.startswith(b"PUT"):
                 self.ended.wait(20)
+                return
 
 
 def test_a_registry_that_has_answered_is_sent_no_more() -> None:
