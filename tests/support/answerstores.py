@@ -48,13 +48,6 @@ def shown(credentials: Credentials) -> Identify:
     return lambda salt, repository: asking.bearer_for(salt, repository, time.monotonic() + 10)
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def stuck(store: AskingStore, *, on: bool = True) -> None:
     """Let the database take no write."""
     store._database._connection.execute(f"PRAGMA query_only={int(on)}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from epochfs.cache.blobs import BlobCache, read_exactly
 from epochfs.cache.staged_blob import StagedBlob
+from epochfs.cache.written_file import WrittenFile
 from epochfs.config import CacheOptions
 from epochfs.oci.names import Digest
 from support.builders import random_bytes
@@ -36,6 +37,16 @@ def staged(cache: BlobCache, data: bytes = DATA) -> Iterator[StagedBlob]:
         yield blob
     finally:
         blob.close()
+
+
+def being_written(cache: BlobCache) -> Iterator[WrittenFile]:
+    """A fixture: an empty file for what is written to a mount."""
+    with closing(cache.new_file()) as file:
+        yield file
+
+
+def write(file: WrittenFile, data: bytes, offset: int = 0) -> None:
+    file.write(memoryview(data), offset)
 
 
 def keep(cache: BlobCache, data: bytes = DATA) -> Digest:

@@ -15,12 +15,12 @@ from support.answerstores import (
     REGISTRY,
     TAGS,
     AskingStore,
-    Clock,
     Open,
     opening,
     shown,
     stuck,
 )
+from support.clock import Clock
 from support.diskcache import damage, read_only
 
 from epochfs.cache.answers import AnswerStore, Asker, Question

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.answerstores import TAGS, Clock, Open, opening, stuck
+from support.answerstores import TAGS, Open, opening, stuck
+from support.clock import Clock
 
 from epochfs.cache.answers import Question
 from epochfs.config import Credentials
