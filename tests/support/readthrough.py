@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from epochfs.blobs.store import BlobHandle, Blobs
 from epochfs.cache.blobs import BlobCache
 from epochfs.config import BlobOptions, CacheOptions
@@ -20,6 +22,8 @@ LARGE = random_bytes(12 * MIB + 17, 2)
 TIMEOUT = 10.0
 
 Opener = Callable[..., Blobs]
+
+ranged_and_not = pytest.mark.parametrize("ranged", [True, False], ids=["range", "no range"])
 
 
 def reading_through(tmp_path: Path) -> Iterator[Opener]:
@@ -51,7 +55,11 @@ def pread(handle: BlobHandle, offset: int, count: int) -> bytes:
     return bytes(buffer[: handle.read_into(memoryview(buffer), offset)])
 
 
+def read_all(handle: BlobHandle, step: int = 131_072) -> bytes:
+    return b"".join(pread(handle, start, step) for start in range(0, handle.size, step))
+
+
 def read(blobs: Blobs, data: bytes, step: int = 128 << 10) -> bytes:
     """Read a blob from start to end as a program does."""
     with opened(blobs, data) as handle:
-        return b"".join(pread(handle, offset, step) for offset in range(0, len(data), step))
+        return read_all(handle, step)
