@@ -38,7 +38,7 @@ _MAX_DECODERS = 4
 
 
 class Archive(Protocol):
-    """Where the pieces of a layer's files are read: a tar stream here, or `ChunkedArchive`."""
+    """Where the pieces of a layer's files are read: here, a `SpanArchive` or a `ChunkedArchive`."""
 
     @property
     def verified(self) -> bool:

@@ -34,16 +34,15 @@ from itertools import chain
 from epochfs.blobs.store import BlobStore
 from epochfs.errors import EpochfsError, ProtocolViolation, TooLarge
 from epochfs.layers.decoders import read_to_end, size_limit
-from epochfs.layers.entry import Entry, Piece, checked_time, clean_path
+from epochfs.layers.entry import Entry, Piece
 from epochfs.layers.flatbuffers import FlatBuffer, Table
 from epochfs.layers.index import Span
 from epochfs.layers.spans import MAX_SPAN_BYTES
 from epochfs.layers.tar import pax_xattrs
-from epochfs.layers.toc import SOCI_INDEX, SOCI_SUBJECT
+from epochfs.layers.toc import SOCI_INDEX, SOCI_SUBJECT, named_entry, stated_time
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import Descriptor, Document, Manifest
 from epochfs.oci.names import Digest, Repository
-from epochfs.oci.times import time_ns
 
 MAX_BYTES = 32 << 20
 """Maximum size of a table; a layer with a larger one is read whole."""
@@ -65,16 +64,6 @@ _CHECKPOINT = struct.Struct("<qqB32768s")
 
 _MAX_BITS = 7
 _SPARSE = b"GNU.sparse."
-
-_TYPES = {
-    b"reg": stat.S_IFREG,
-    b"hardlink": stat.S_IFREG,
-    b"symlink": stat.S_IFLNK,
-    b"dir": stat.S_IFDIR,
-    b"char": stat.S_IFCHR,
-    b"block": stat.S_IFBLK,
-    b"fifo": stat.S_IFIFO,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,28 +196,21 @@ class SociTable:
         return span
 
     def _entry(self, row: Table) -> Entry:
-        kind = _TYPES.get(bytes(row.octets(1)))
-        if kind is None:
-            raise ProtocolViolation("an entry has an unknown type")
-        path = clean_path(bytes(row.octets(0)))
-        if not path and kind != stat.S_IFDIR:
-            raise ProtocolViolation("the root is not a directory")
-        link = bytes(row.octets(4))
-        if bytes(row.octets(1)) == b"hardlink":
-            return Entry(path, kind, link=clean_path(link), is_hard_link=True)
+        kind = bytes(row.octets(1)).decode("latin-1")
+        entry = named_entry(kind, bytes(row.octets(0)), bytes(row.octets(4)))
+        if entry.is_hard_link:
+            return entry
         records = {bytes(one.octets(0)): bytes(one.octets(1)) for one in row.tables(13)}
         if any(key.startswith(_SPARSE) for key in records):
             raise ProtocolViolation("it does not tell where the data of a sparse file is")
-        size = row.number(3, _LONG) if kind == stat.S_IFREG else 0
-        return Entry(
-            path,
-            kind | row.number(5, _LONG) & 0o7777,
-            row.number(6, _UNSIGNED),
-            row.number(7, _UNSIGNED),
-            size,
-            _time_ns(bytes(row.octets(10))),
-            os.makedev(row.number(11, _LONG) & 0xFFF, row.number(12, _LONG) & 0xFFFFF),
-            link if kind == stat.S_IFLNK else b"",
+        size = row.number(3, _LONG) if stat.S_ISREG(entry.mode) else 0
+        return entry._replace(
+            mode=entry.mode | row.number(5, _LONG) & 0o7777,
+            uid=row.number(6, _UNSIGNED),
+            gid=row.number(7, _UNSIGNED),
+            size=size,
+            time_ns=stated_time(bytes(row.octets(10))),
+            rdev=os.makedev(row.number(11, _LONG) & 0xFFF, row.number(12, _LONG) & 0xFFFFF),
             xattrs=pax_xattrs(records),
             pieces=self._pieces(row.number(2, _LONG), size),
         )
@@ -237,11 +219,3 @@ class SociTable:
         if min(offset, size) < 0 or offset + size > self._size:
             raise ProtocolViolation("a file is not in the layer")
         return (Piece(0, size, offset),) if size else ()
-
-
-def _time_ns(text: bytes) -> int:
-    """Parse a time; an empty one is the epoch."""
-    try:
-        return checked_time(time_ns(text.decode("ascii"))) if text else 0
-    except ValueError:
-        raise ProtocolViolation("it has an invalid time") from None

@@ -22,7 +22,7 @@ from functools import partial
 from epochfs.blobs.store import BlobHandle
 from epochfs.errors import ContentMismatch, ProtocolViolation
 from epochfs.layers.chunks import ChunkCache
-from epochfs.layers.decoders import GzipMember, read_range, read_up_to
+from epochfs.layers.decoders import gzip_content, read_range
 from epochfs.layers.entry import Piece
 from epochfs.layers.index import LayerIndex, Span
 from epochfs.oci.names import Digest
@@ -146,23 +146,9 @@ def decompress(span: Span, packed: bytes, window: bytes) -> bytes:
         content += unpacker.decompress(body, span.size - len(content))
     except zlib.error as error:
         raise ProtocolViolation(f"a span of a layer cannot be decompressed: {error}") from None
-    if unpacker.eof:
-        rest = io.BytesIO(unpacker.unused_data[_TRAILER_BYTES:])
-        content += _members(rest, span.size - len(content))
+    members = gzip_content(io.BytesIO(unpacker.unused_data[_TRAILER_BYTES:]))
+    while len(content) < span.size and (piece := next(members, None)):
+        content += piece[: span.size - len(content)]
     if len(content) < span.size:
-        raise ContentMismatch("a span of a layer is shorter than its table says")
+        raise ProtocolViolation("a span of a layer is shorter than its table says")
     return content
-
-
-def _members(file: io.BytesIO, size: int) -> bytes:
-    """Return up to `size` bytes of whole gzip members."""
-    found = []
-    while size and file.tell() < len(file.getbuffer()):
-        member = GzipMember(file)
-        content = read_up_to(member, size)
-        found.append(content)
-        size -= len(content)
-        file.seek(file.tell() - len(member.unpacker.unused_data))
-        if not content and not member.unpacker.eof:
-            break
-    return b"".join(found)

@@ -123,6 +123,33 @@ def read_entries(compression: str, layer: Descriptor, blob: BlobHandle) -> list[
     return _parse(read_up_to(zstd_decoder(BytesIO(packed)), size), frozenset())
 
 
+def named_entry(kind: str, name: bytes, link: bytes) -> Entry:
+    """Return the entry of a row of a table; of its mode the type alone.
+
+    Raises InvalidName or ProtocolViolation.
+    """
+    mode = _TYPES.get(kind)
+    if mode is None:
+        raise ProtocolViolation("an entry has an unknown type")
+    path = clean_path(name)
+    if not path and mode != stat.S_IFDIR:
+        raise ProtocolViolation("the root is not a directory")
+    if kind == "hardlink":
+        return Entry(path, mode, link=clean_path(link), is_hard_link=True)
+    return Entry(path, mode, link=link if mode == stat.S_IFLNK else b"")
+
+
+def stated_time(text: bytes) -> int:
+    """Return a table's word for a time in epoch nanoseconds; an empty one is the epoch.
+
+    Raises ProtocolViolation.
+    """
+    try:
+        return checked_time(time_ns(text.decode("ascii"))) if text else 0
+    except ValueError:
+        raise ProtocolViolation("it has an invalid time") from None
+
+
 def _first(layer: Descriptor, names: tuple[str, ...]) -> str:
     return next((layer.annotations[name] for name in names if name in layer.annotations), "")
 
@@ -181,26 +208,20 @@ def _groups(rows: list[_Row]) -> list[list[_Row]]:
 
 def _entry(group: list[_Row]) -> Entry:
     row = group[0]
-    kind = _TYPES.get(_text(row, "type"))
-    if kind is None:
-        raise ProtocolViolation("an entry has an unknown type")
-    path = clean_path(_text(row, "name").encode())
-    if not path and kind != stat.S_IFDIR:
-        raise ProtocolViolation("the root is not a directory")
-    link = _text(row, "linkName").encode()
-    if row["type"] == "hardlink":
-        return Entry(path, kind, link=clean_path(link), is_hard_link=True)
-    is_file = kind == stat.S_IFREG
+    entry = named_entry(
+        _text(row, "type"), _text(row, "name").encode(), _text(row, "linkName").encode()
+    )
+    if entry.is_hard_link:
+        return entry
+    is_file = stat.S_ISREG(entry.mode)
     size = _number(row, "size") if is_file else 0
-    return Entry(
-        path,
-        kind | stat.S_IMODE(_number(row, "mode")),
+    return entry._replace(
+        mode=entry.mode | stat.S_IMODE(_number(row, "mode")),
         uid=_number(row, "uid", 2**32 - 1),
         gid=_number(row, "gid", 2**32 - 1),
         size=size,
-        time_ns=_time_ns(_text(row, "modtime")),
+        time_ns=stated_time(_text(row, "modtime").encode()),
         rdev=os.makedev(_number(row, "devMajor", 0xFFF), _number(row, "devMinor", 0xFFFFF)),
-        link=link if kind == stat.S_IFLNK else b"",
         xattrs=_xattrs(row.get("xattrs")),
         pieces=tuple(_pieces(group, size)) if is_file else (),
     )
@@ -246,14 +267,6 @@ def _number(row: _Row, key: str, limit: int = _MAX_NUMBER) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         raise ProtocolViolation(f"'{key}' is not a number up to {limit}")
     return value
-
-
-def _time_ns(text: str) -> int:
-    """Parse a time; an empty one is the epoch."""
-    try:
-        return checked_time(time_ns(text)) if text else 0
-    except ValueError:
-        raise ProtocolViolation("it has an invalid time") from None
 
 
 def _xattrs(value: object) -> dict[str, bytes]:
