@@ -80,11 +80,10 @@ class _MountCommand(click.Command):
             name.removeprefix("--"): option
             for option in self.params
             if isinstance(option, click.Option)
-            for name in option.opts
+            for name in (*option.opts, *option.secondary_opts)
             if name.startswith("--")
         }
-        by_mount_8 = CALLED_BY_MOUNT_8 in ctx.meta
-        if by_mount_8:
+        if CALLED_BY_MOUNT_8 in ctx.meta:
             # Its `rw` or `ro` comes first, wherever it stood: `ro` is to win over `writable`.
             words = sorted((one for one in words if one != "rw"), key="ro".__eq__)
         for word in words:
@@ -355,8 +354,6 @@ def _run_fuse(
     """Mount, and answer the kernel until unmounted."""
     from epochfs.fuse import libfuse
     from epochfs.fuse.operations import EpochOperations
-    from epochfs.fuse.write_operations import WritableOperations
-    from epochfs.vfs.writing.writable import WritableFileSystem
 
     options = libfuse.FuseOptions(
         fsname=session.shown,
@@ -368,9 +365,12 @@ def _run_fuse(
         writable=settings.writes,
     )
     shown, how = session.filesystem, (settings.path, options, passthrough, on_ready)
-    operations = (
-        WritableOperations(shown, *how)
-        if isinstance(shown, WritableFileSystem)
-        else EpochOperations(shown, *how)
-    )
+    if settings.writes:
+        from epochfs.fuse.write_operations import WritableOperations
+        from epochfs.vfs.writing.writable import WritableFileSystem
+
+        assert isinstance(shown, WritableFileSystem)
+        operations: EpochOperations = WritableOperations(shown, *how)
+    else:
+        operations = EpochOperations(shown, *how)
     libfuse.serve(operations, settings.path, options)

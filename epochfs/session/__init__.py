@@ -2,7 +2,7 @@
 
 Uses every folder below it and knows no command line, so that another front end can open one: with
 `SessionSettings`, by `opening.open_session`.
-Used by `cli`.
+Used by `cli` and `fsspec`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from epochfs.blobs.layout_blobs import LayoutBlobs
 from epochfs.blobs.store import Blobs, BlobStore
@@ -45,8 +46,9 @@ from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.kernel_memory import KernelMemory
 from epochfs.vfs.node import Context, Node
 from epochfs.vfs.tree import ArtifactRoot, root
-from epochfs.vfs.writing.publisher import Publisher
-from epochfs.vfs.writing.writable import WritableFileSystem
+
+if TYPE_CHECKING:
+    from epochfs.vfs.writing.writable import WritableFileSystem
 
 log = logging.getLogger(__name__)
 
@@ -297,17 +299,27 @@ def _assemble(
         top.exists(context)
     if not (settings.writes and isinstance(source, _Registry)):
         return Session(FileSystem(top, context), observer.status, shown)
-    writable = WritableFileSystem(
+    writable = _writable(settings, source.client, top, context, cache)
+    closing.callback(writable.close)
+    observer.writing = writable.writing
+    return Session(writable, observer.status, shown)
+
+
+def _writable(
+    settings: SessionSettings, client: RegistryClient, top: Node, context: Context, cache: BlobCache
+) -> WritableFileSystem:
+    # Imported only now: a mount that is read-only has none of it.
+    from epochfs.vfs.writing.publisher import Publisher
+    from epochfs.vfs.writing.writable import WritableFileSystem
+
+    return WritableFileSystem(
         top,
         context,
-        Publisher(source.client, listings),
+        Publisher(client, context.listings),
         cache,
         manifest_limit=settings.listings.manifest_limit,
         deletes=settings.deletes,
     )
-    closing.callback(writable.close)
-    observer.writing = writable.writing
-    return Session(writable, observer.status, shown)
 
 
 def _artifact(

@@ -25,10 +25,11 @@ from epochfs.errors import MountFailure
 from epochfs.fuse.passthrough import Passthrough, PassthroughStatus
 from epochfs.metadata.layout_source import OciLayout
 from epochfs.metadata.offline import RememberingClient
-from epochfs.vfs.writing.writable import WritingStatus
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
+
+    from epochfs.vfs.writing.writable import WritingStatus
 
 
 @dataclass(frozen=True, slots=True)

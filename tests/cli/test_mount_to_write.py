@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
-from support.commandline import HELLO, is_mounted, mount_point, one_line, run, with_samples
+from support.commandline import (
+    HELLO,
+    environment,
+    is_mounted,
+    mount_point,
+    one_line,
+    run,
+    with_samples,
+)
 from support.mounts import require_fuse
 from support.registries import EmbeddedRegistry
 
@@ -40,6 +50,7 @@ def mount(url: str, path: Path, *options: str) -> None:
         (["-o", "rw,ro"], False),
         (["-o", "rw", "-o", "ro"], False),
         (["-o", "rw", "--read-only"], False),
+        (["-o", "writable,read_only"], False),
         (["-o", "defaults"], False),
         ([], False),
     ],
@@ -59,6 +70,15 @@ def test_a_mount_is_written_to_only_if_that_was_asked_for(
         with pytest.raises(OSError, match="Read-only file system"):
             link.symlink_to("any")
     assert run("umount", directory) == (0, "", "")
+
+
+def test_what_writes_is_imported_only_where_something_is_to_be_written() -> None:
+    program = (
+        "import sys, epochfs.session.opening, epochfs.cli.mount, epochfs.fuse.operations; "
+        "print({'epochfs.vfs.writing', 'epochfs.fuse.write_operations'} & sys.modules.keys())"
+    )
+    shown = subprocess.check_output([sys.executable, "-c", program], env=environment())
+    assert shown == b"set()\n"
 
 
 @pytest.mark.parametrize("words", ["delete", "ro,delete", "rw,ro,delete"])
