@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.benchmark import mounts
 from scripts.benchmark.lab import Lab
-from scripts.benchmark.programs import Failed, Missing, timed
+from scripts.benchmark.programs import Failed, timed
 from scripts.benchmark.rows import Sample, Samples, at_most, race, row, speed_at_least, time_at_most
 
 _REGISTRY = "docker-registry"
@@ -78,8 +78,7 @@ def _warm_passthrough(lab: Lab) -> Samples:
 
     def ours(cache: Path) -> float:
         with lab.epochfs(url, cache=cache) as mount:
-            if reason := mount.why_no_passthrough():
-                raise Missing(f"no passthrough: {reason}")
+            mount.need_passthrough()
             mount.blob(blob).stat()
             return _dd(mount.blob(blob))
 

@@ -202,6 +202,15 @@ class Lab:
         with self.fresh_directory() as directory:
             return timed("curl", "-sSf", "-o", directory / "blob", blob.url(url))
 
+    def fetched(self, count: int, command: list[str], url: str, blobs: list[Blob]) -> float:
+        """Run a command for each blob, `count` at a time; return the seconds that took.
+
+        It is given a new file and the blob's address.
+        """
+        with self.fresh_directory() as directory:
+            pairs = [f"{directory}/{blob.file.name} {blob.url(url)}" for blob in blobs]
+            return in_parallel(count, command, pairs)
+
 
 def _numbered(word: str, count: int) -> list[str]:
     return [f"{word}{number}" for number in range(count)]

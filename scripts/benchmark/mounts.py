@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.benchmark.content import Blob
-from scripts.benchmark.programs import Argument, Failed, Server, find, timed, wait_until
+from scripts.benchmark.programs import Argument, Failed, Missing, Server, find, timed, wait_until
 
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _STOP_SECONDS = 10.0
@@ -33,10 +33,11 @@ class Mount:
         """Return the volume of the artifact that a blob is of."""
         return self.path / f"{blob.repository}:latest"
 
-    def why_no_passthrough(self) -> str:
-        """Return why the kernel does not read by itself what is cached; empty if it does."""
+    def need_passthrough(self) -> None:
+        """Raise Missing unless the kernel reads by itself what is cached."""
         status = json.loads((self.path / ".epochfs" / "status.json").read_text())
-        return str(status["passthrough"]["reason"])
+        if reason := status["passthrough"]["reason"]:
+            raise Missing(f"no passthrough: {reason}")
 
     @property
     def peak_memory(self) -> int:

@@ -82,13 +82,10 @@ def _many_readers(lab: Lab) -> Samples:
 )
 def _many_blobs(lab: Lab) -> Samples:
     blobs, url = lab.dozens, lab.registry.url
-
-    def curl() -> float:
-        with lab.fresh_directory() as directory:
-            pairs = [f"{directory}/{blob.file.name} {blob.url(url)}" for blob in blobs]
-            return in_parallel(len(blobs), ["curl", "-sSf", "-o"], pairs)
-
-    return race(lambda: lab.cold_cats(url, blobs), curl)
+    return race(
+        lambda: lab.cold_cats(url, blobs),
+        lambda: lab.fetched(len(blobs), ["curl", "-sSf", "-o"], url, blobs),
+    )
 
 
 def _fetched(lab: Lab, blob: Blob, read: Callable[[Mount, Blob], None]) -> list[Request]:

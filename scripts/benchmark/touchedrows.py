@@ -17,9 +17,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from scripts.benchmark.content import MIB, Blob
+from scripts.benchmark.content import MIB
 from scripts.benchmark.lab import Lab
-from scripts.benchmark.programs import Failed, in_parallel, timed
+from scripts.benchmark.programs import Failed, timed
 from scripts.benchmark.rows import Samples, no_bar, race, repeat, row, time_at_most
 
 _NEEDS = ("docker-registry", "curl")
@@ -75,12 +75,10 @@ def _cold(lab: Lab) -> Samples:
 )
 def _cold_verified(lab: Lab) -> Samples:
     blob, url = lab.big, lab.registry.url
-
-    def theirs() -> float:
-        with lab.fresh_directory() as directory:
-            return timed("sh", "-c", _FETCH_AND_CHECK, directory / "blob", blob.url(url))
-
-    return _touched_race(lambda: lab.cold_cat(url, blob), theirs)
+    return _touched_race(
+        lambda: lab.cold_cat(url, blob),
+        lambda: lab.fetched(1, ["sh", "-c", _FETCH_AND_CHECK], url, [blob]),
+    )
 
 
 @row(
@@ -91,10 +89,10 @@ def _cold_verified(lab: Lab) -> Samples:
     _NEEDS,
 )
 def _many(lab: Lab) -> Samples:
-    blobs = lab.dozens
+    blobs, url = lab.dozens, lab.registry.url
     return _touched_race(
-        lambda: lab.cold_cats(lab.registry.url, blobs),
-        lambda: _fetched(lab, len(blobs), ["curl", "-sSf", "-o"], blobs),
+        lambda: lab.cold_cats(url, blobs),
+        lambda: lab.fetched(len(blobs), ["curl", "-sSf", "-o"], url, blobs),
     )
 
 
@@ -106,19 +104,11 @@ def _many(lab: Lab) -> Samples:
     (*_NEEDS, "sha256sum"),
 )
 def _many_verified(lab: Lab) -> Samples:
-    blobs = lab.dozens
+    blobs, url = lab.dozens, lab.registry.url
     return _touched_race(
-        lambda: lab.cold_cats(lab.registry.url, blobs),
-        lambda: _fetched(lab, 2, ["sh", "-c", _FETCH_AND_CHECK], blobs),
+        lambda: lab.cold_cats(url, blobs),
+        lambda: lab.fetched(2, ["sh", "-c", _FETCH_AND_CHECK], url, blobs),
     )
-
-
-def _fetched(lab: Lab, count: int, command: list[str], blobs: list[Blob]) -> float:
-    """Run a command for each blob, `count` at a time, with a new file and the blob's address."""
-    with lab.fresh_directory() as directory:
-        url = lab.registry.url
-        pairs = [f"{directory}/{blob.file.name} {blob.url(url)}" for blob in blobs]
-        return in_parallel(count, command, pairs)
 
 
 @row("machine-touch", "the machine: 1 GiB of new pages touched", no_bar())

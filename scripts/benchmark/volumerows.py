@@ -57,8 +57,7 @@ def _load_file_passthrough(lab: Lab) -> Samples:
 
     def ours(cache: Path) -> float:
         with _mounted(lab, cache) as mount:
-            if reason := mount.why_no_passthrough():
-                raise Missing(f"no passthrough: {reason}")
+            mount.need_passthrough()
             return _tensors("load", mount.volume(blob) / blob.file.name)
 
     with lab.fresh_directory() as cache:
