@@ -1,6 +1,6 @@
 """Kill a mount at a random moment, again and again, and look at what is left.
 
-    python tests/support/killcycles.py [CYCLES]
+    python -m support.killcycles [CYCLES]
 
 Each cycle mounts a real docker-registry, over a way slow enough to be killed on, with the cache
 that the last one left; reads its blobs from start to end and here and there; and kills the mount
@@ -16,13 +16,10 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 import threading
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-
-from conftest import serve_docker_registry
 
 from epochfs.oci.names import Digest
 from support.builders import image, random_bytes
@@ -30,6 +27,7 @@ from support.faultproxy import BLOB, FaultProxy
 from support.faults import paced
 from support.integrity import defects, push, read
 from support.mounts import Mount, Mounts
+from support.standalone import run_cycles
 
 NAME = "killed/app"
 MIB = 1 << 20
@@ -173,18 +171,5 @@ def _run(url: str, directory: Path, mounts: Mounts, cycles: int, chance: random.
     return tally
 
 
-def main() -> int:
-    """Run so many cycles; return 1 if a byte was wrong or the cache had a defect."""
-    cycles = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    directory = Path(tempfile.mkdtemp(prefix="kill-cycles-"))
-    try:
-        with serve_docker_registry(directory) as registry:
-            tally = run(registry.host, directory, cycles)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    print("clean" if tally.clean else "NOT CLEAN")
-    return 0 if tally.clean else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cycles("kill-cycles", run))

@@ -13,15 +13,11 @@ and no wrong one, and the next mount starts clean, with the cache and the regist
 from __future__ import annotations
 
 import random
-import shutil
 import sys
-import tempfile
 import threading
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from conftest import serve_docker_registry
 
 from epochfs.client import RegistryClient
 from epochfs.errors import NotFound
@@ -29,6 +25,7 @@ from epochfs.oci.names import Digest, Tag
 from support.builders import Content, image
 from support.integrity import defects
 from support.mounts import Mount, Mounts
+from support.standalone import run_cycles
 
 _LONGEST_SECONDS = 2.5
 _WRITERS = 4
@@ -199,6 +196,8 @@ def run(host: str, directory: Path, cycles: int, seed: int = 1) -> Tally:
                 target = (last.path / writer.repository / "tags/latest").readlink()
                 if Digest.parse(target.name) not in writer.tried | {writer.tag.digest}:
                     tally.lost.append(f"{writer.repository} shows {target}")
+    for line in (*tally.lost, *tally.torn, *tally.left, *tally.severe):
+        print(line)
     return tally
 
 
@@ -206,21 +205,5 @@ def _staged_at_start(cache: Path) -> list[str]:
     return [line for line in _left(cache) if "staged" in line]
 
 
-def main() -> int:
-    """Run so many cycles; return 1 if anything was lost, torn or left."""
-    cycles = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    directory = Path(tempfile.mkdtemp(prefix="kill-writes-"))
-    try:
-        with serve_docker_registry(directory) as registry:
-            tally = run(registry.host, directory, cycles)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    for line in (*tally.lost, *tally.torn, *tally.left, *tally.severe):
-        print(line)
-    print(tally)
-    print("clean" if tally.clean else "NOT CLEAN")
-    return 0 if tally.clean else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cycles("kill-writes", run))

@@ -1,6 +1,6 @@
 """Read a mount with 64 readers for minutes, while one answer in a hundred is broken.
 
-    python tests/support/soak.py [MINUTES]
+    python -m support.soak [MINUTES]
 
 A proxy breaks answers of a real docker-registry; the cache is a twentieth of what is read, so that
 blobs come and go. After a tenth of the time, and at the end, the readers pause, and what the
@@ -15,9 +15,7 @@ import itertools
 import os
 import random
 import re
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -26,8 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from conftest import serve_docker_registry
-
 from epochfs.oci.names import Digest
 from support import faults
 from support.builders import image, random_bytes
@@ -35,6 +31,7 @@ from support.faultproxy import BLOB, MANIFEST, FaultProxy
 from support.faults import FLIPPED
 from support.integrity import push, read
 from support.mounts import Mount, Mounts
+from support.standalone import own_registry
 
 NAME = "soaked/app"
 MIB = 1 << 20
@@ -193,17 +190,13 @@ def run(proxy: FaultProxy, mounts: Mounts, minutes: float) -> bool:
 def main() -> int:
     """Soak for so many minutes; return 1 on a wrong byte or on growth."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
-    directory = Path(tempfile.mkdtemp(prefix="soak-"))
-    try:
-        with (
-            serve_docker_registry(directory) as registry,
-            FaultProxy(registry.host) as proxy,
-            closing(Mounts(directory)) as mounts,
-        ):
-            push(registry.url, NAME, "latest", APP)
-            good = run(proxy, mounts, minutes)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with (
+        own_registry("soak") as (registry, directory),
+        FaultProxy(registry.host) as proxy,
+        closing(Mounts(directory)) as mounts,
+    ):
+        push(registry.url, NAME, "latest", APP)
+        good = run(proxy, mounts, minutes)
     print("no wrong byte, no growth" if good else "NOT WELL")
     return 0 if good else 1
 
