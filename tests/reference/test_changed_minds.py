@@ -33,7 +33,7 @@ from support.survey import failing, lost, slower, survey, whole, wrong
 from support.views import VfsView, View, read
 
 TTL = 0.1
-PATIENT, SHORT = 10.0, 0.8
+PATIENT, SHORT = 10.0, 1.5
 """Time limits: nothing waits for long but where the registry is silent."""
 SLACK = 2.0
 HEALS = 10.0
