@@ -212,18 +212,16 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse with a buffer of `size` bytes; returns how many were filled."""
-        address = ctypes.addressof(buffer.contents) if size else 0
-        view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-        shown = path.decode("utf-8", "surrogateescape") if path else "an open file"
-        return self.operations.read(shown, view, offset, fip.contents)  # type: ignore[no-any-return]
+        view = _view(ctypes.addressof(buffer.contents) if size else 0, size)
+        return self.operations.read(_text(path), view, offset, fip.contents)  # type: ignore[no-any-return]
 
     def read_buf(self, path: bytes | None, answer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse, which takes over what it is given: a file's bytes, or memory's."""
-        shown = path.decode("utf-8", "surrogateescape") if path else "an open file"
         where = None
         if size >= _LEAST_SPLICED:
-            where = self.operations.read_buf(shown, offset, size, fip.contents)
+            where = self.operations.read_buf(_text(path), offset, size, fip.contents)
         vector = _Vector.from_address(_allocate(ctypes.sizeof(_Vector)))
+        ctypes.memset(ctypes.addressof(vector), 0, ctypes.sizeof(_Vector))
         vector.count = 1
         if where is not None:
             vector.flags, vector.position = _IN_FILE, offset
@@ -231,19 +229,18 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         else:
             vector.memory = _allocate(size)
             try:
-                view = memoryview((ctypes.c_char * size).from_address(vector.memory)).cast("B")
-                vector.size = self.operations.read(shown, view, offset, fip.contents)
+                view = _view(vector.memory, size)
+                vector.size = self.operations.read(_text(path), view, offset, fip.contents)
             except BaseException:
-                _free(vector.memory)
-                _free(ctypes.addressof(vector))
+                _LIBC.free(vector.memory)
+                _LIBC.free(ctypes.addressof(vector))
                 raise
         ctypes.c_void_p.from_buffer(answer.contents).value = ctypes.addressof(vector)
         return 0
 
     def write(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse with `size` bytes; returns how many were written: all."""
-        address = ctypes.addressof(buffer.contents) if size else 0
-        view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+        view = _view(ctypes.addressof(buffer.contents) if size else 0, size)
         return self.operations.write(_text(path), view, offset, fip.contents)  # type: ignore[no-any-return]
 
     def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
@@ -276,20 +273,21 @@ class _Vector(ctypes.Structure):
 
 
 def _allocate(size: int) -> int:
-    """Return the address of `size` zero bytes, which libfuse gives back with free(3)."""
-    address = _LIBC.calloc(1, max(size, 1))
+    """Return the address of `size` bytes of anything, which libfuse gives back with free(3)."""
+    address = _LIBC.malloc(max(size, 1))
     if not address:
         raise MemoryError(f"no memory for {size} bytes")
     return int(address)
 
 
-def _free(address: int) -> None:
-    _LIBC.free(address)
+def _view(address: int, size: int) -> memoryview:
+    """Return `size` bytes of memory, for as long as libfuse keeps them."""
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
 _LIBC = ctypes.CDLL(None)
-_LIBC.calloc.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-_LIBC.calloc.restype = ctypes.c_void_p
+_LIBC.malloc.argtypes = [ctypes.c_size_t]
+_LIBC.malloc.restype = ctypes.c_void_p
 _LIBC.free.argtypes = [ctypes.c_void_p]
 _LIBC.free.restype = None
 

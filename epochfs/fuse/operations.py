@@ -189,12 +189,18 @@ class EpochOperations(Operations):  # type: ignore[misc]
         return 0
 
     @translated()
-    def read(self, path: str, view: memoryview, offset: int, fi: Any) -> int:  # noqa: ANN401
+    def read(self, path: str | None, view: memoryview, offset: int, fi: Any) -> int:  # noqa: ANN401
         """Read into libfuse's buffer; return the number of bytes."""
         return self._filesystem.read_into(fi.fh, view, offset)
 
     @translated()
-    def read_buf(self, path: str, offset: int, size: int, fi: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    def read_buf(
+        self,
+        path: str | None,
+        offset: int,
+        size: int,
+        fi: Any,  # noqa: ANN401
+    ) -> tuple[int, int] | None:
         """Wait for the bytes of a read; return a descriptor that libfuse may pass as many of on
         from, at the same offset, and their number. None: they are to be `read`.
         """

@@ -9,8 +9,7 @@ does.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import ClassVar
@@ -287,13 +286,17 @@ class _NamedBlob:
         self._blob = blob
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        with _never_found():
+        try:
             return self._blob.read_into(view, offset)
+        except NeverThere as error:
+            raise NotFound(str(error)) from error
 
     def locate(self, offset: int, size: int) -> tuple[int, int] | None:
         locate = getattr(self._blob, "locate", None)
-        with _never_found():
+        try:
             return None if locate is None else locate(offset, size)
+        except NeverThere as error:
+            raise NotFound(str(error)) from error
 
     def expect(self, start: int, stop: int) -> None:
         expect = getattr(self._blob, "expect", None)
@@ -302,11 +305,3 @@ class _NamedBlob:
 
     def close(self) -> None:
         self._blob.close()
-
-
-@contextmanager
-def _never_found() -> Iterator[None]:
-    try:
-        yield
-    except NeverThere as error:
-        raise NotFound(str(error)) from error
