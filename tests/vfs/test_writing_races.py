@@ -111,6 +111,17 @@ class TestRaces:
             first.result()
         assert tags(registry, NAME)["latest"] == str(ONE.digest)
 
+    @pytest.mark.expects_log("unmounted, and not written: /team/app/blobs/.abc")
+    def test_bytes_that_are_right_and_could_not_be_sent_are_told_to_be_in_no_registry(
+        self, registry: Guarded, fs: WritableFileSystem
+    ) -> None:
+        temporary, path = f"/{NAME}/blobs/.abc", f"/{NAME}/blobs/{Digest.of(b'abc')}"
+        write(fs, temporary, b"abc")
+        registry.guard = lambda one: Response(403) if one.method == "POST" else None
+        with pytest.raises(EpochfsError):
+            fs.rename(temporary, path)
+        assert fs.writing().reasons == (f"{temporary} is in no registry",)
+
     def test_a_manifest_that_somebody_else_pushed_waits_no_more(
         self, registry: Guarded, fs: WritableFileSystem
     ) -> None:

@@ -93,6 +93,11 @@ class LocalFile(Local):
         """Whether something was written that was not settled."""
         return self.settled != self.version
 
+    @property
+    def is_accepted(self) -> bool:
+        """Whether its bytes are what its name promises, and were sent, or wait to be."""
+        return self.is_final and self.proved and not self.dirty
+
     def changed(self) -> None:
         """Note that bytes are being written, or were: what was settled meanwhile was not these."""
         with self._lock:

@@ -336,7 +336,7 @@ class WritableFileSystem(FileSystem):
         self._publisher.retry(self._context.timeout)
         for found, local in self._local.below(path):
             waiter = waiter_of(place_of(self._tree, found))
-            is_file = isinstance(local, LocalFile) and local.is_final and not local.proved
+            is_file = isinstance(local, LocalFile) and local.is_final and not local.is_accepted
             if is_file or (waiter is not None and self._publisher.waits(waiter)):
                 raise Busy(f"{found} waits for what the registry does not have")
 
@@ -348,7 +348,7 @@ class WritableFileSystem(FileSystem):
         local = [
             f"{path} is in no registry"
             for path, one in self._local.below("/")
-            if isinstance(one, LocalFile) and not one.proved
+            if isinstance(one, LocalFile) and not one.is_accepted
         ]
         return WritingStatus(len(waits), len(local), self._publisher.sent, (*waits, *sorted(local)))
 
