@@ -122,6 +122,17 @@ class TestRaces:
             fs.rename(temporary, path)
         assert fs.writing().reasons == (f"{temporary} is in no registry",)
 
+    def test_a_tag_of_a_manifest_that_was_sent_is_not_looked_for_before(
+        self, registry: Guarded, fs: WritableFileSystem
+    ) -> None:
+        new = image(b"new")
+        todo = steps(NAME, "new", new)
+        follow(fs, todo[:-1])
+        registry.forget_requests()
+        follow(fs, todo[-1:])
+        assert registry.count("HEAD", str(new.digest)) == 0
+        assert tags(registry, NAME)["new"] == str(new.digest)
+
     def test_a_manifest_that_somebody_else_pushed_waits_no_more(
         self, registry: Guarded, fs: WritableFileSystem
     ) -> None:

@@ -73,6 +73,7 @@ class Outbox:
         # Handed on as they are.
         self.waits = self._waiting.waits
         self.is_needed = self._waiting.is_needed
+        self.is_present = self._waiting.is_present
         self.removed = self._waiting.removed
 
     def begin(

@@ -125,10 +125,12 @@ class Publisher:
             self._client.put_manifest(repository, tag, document.raw, document.own_type)
             self._listings.wrote_tag(repository, tag, digest)
 
-        if self._has(manifest):
-            self._outbox.arrived(manifest)
-        elif not self._is_restored(repository):
-            raise NotFound(f"no manifest {digest} in {repository}")
+        # What is known to be there is not looked for: were it gone since, the tag brings it back.
+        if not self._outbox.is_present(manifest):
+            if self._has(manifest):
+                self._outbox.arrived(manifest)
+            elif not self._is_restored(repository):
+                raise NotFound(f"no manifest {digest} in {repository}")
         self._touched.add(repository)
         return self._outbox.begin(one, [manifest], put, sent)
 
