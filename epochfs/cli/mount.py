@@ -140,7 +140,7 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 @click.option(
     "--soci-referrers",
     is_flag=True,
-    help="Believe a SOCI index that only refers to an image: its digest does not vouch for that.",
+    help="Trust SOCI indexes that merely refer to an image, though its digest does not cover them.",
 )
 @click.option(
     "--platform",
@@ -149,9 +149,9 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
 )
 @click.option(
     "--writable/--read-only",
-    help="Let the registry be written to (-o rw).  [default: read-only]",
+    help="Allow writes to the registry (-o rw).  [default: read-only]",
 )
-@click.option("--delete", is_flag=True, help="Let blobs and manifests be deleted, too.")
+@click.option("--delete", is_flag=True, help="Allow deleting blobs and manifests, too.")
 @click.option("--allow-other", is_flag=True, help="Let other users access the mount.")
 @click.option("--uid", type=_OWNER, metavar="ID", help="Owner of all files.  [default: you]")
 @click.option("--gid", type=_OWNER, metavar="ID", help="Group of all files.  [default: yours]")

@@ -231,7 +231,7 @@ def _links(process: Path) -> Iterator[Path]:
 
 @click.command("umount")
 @click.argument("directory", metavar="MOUNTPOINT", shell_complete=completed_as("dir"))
-@click.option("--force", is_flag=True, help="Unmount even if that loses what is not written yet.")
+@click.option("--force", is_flag=True, help="Unmount even if data that is not written yet is lost.")
 def umount_command(directory: str, force: bool) -> None:
     """Unmount the registry that is mounted on MOUNTPOINT.
 

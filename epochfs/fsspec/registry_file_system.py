@@ -54,7 +54,7 @@ class RegistryFileSystem(ReadingMethods):
     `metadata_ttl`: how old tags and listings may be; `stale_if_error`: how much older while the
     registry is down. `offline_ok`: open what is cached if it is down from the start.
     `verify_first`: hash all of a blob before its first byte is read. `show_rootfs`: list rootfs/.
-    `soci_referrers`: believe a SOCI index that only refers to an image.
+    `soci_referrers`: trust SOCI indexes that merely refer to an image.
     `platform`: OS/ARCH of volume/ where there is a choice.
 
     Raises ValueError for an option that is wrong by itself; nothing is sent until it is used.

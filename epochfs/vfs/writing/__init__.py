@@ -1,5 +1,5 @@
 """Writing: what was written and waits in front of the tree, and how it gets into the registry.
 
-May use: what `vfs` may use, and the tree. A mount that is read-only has none of it.
-Used by: `fuse`, `session`.
+Uses what `vfs` uses, and the tree. A read-only mount does not even import it.
+Used by `fuse`, `session` and `cli`.
 """
