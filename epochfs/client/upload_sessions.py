@@ -40,7 +40,7 @@ _OUT_OF_STEP = frozenset({400, 404, 416})
 """How the next part is refused by a registry that has lost the session, or other bytes of it."""
 
 NO_SUCH_WAY = frozenset({404, 405, 501})
-"""Refusals after which the first way is not tried again."""
+"""Refusals of a way that is not offered."""
 
 _NO_REASONS = frozenset({"", "UNSUPPORTED", "METHOD_UNKNOWN"})
 """Error codes that concern the way of uploading."""
@@ -70,11 +70,10 @@ class Says(enum.IntEnum):
 class Refused(Exception):
     """A way of uploading did not work, but another may; `error` is what to raise if none does."""
 
-    def __init__(self, error: EpochfsError, says: Says, *, lasting: bool = False) -> None:
+    def __init__(self, error: EpochfsError, says: Says) -> None:
         super().__init__(str(error))
         self.error = error
         self.says = says
-        self.lasting = lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ class UploadSessions:
             return reply
         error = self.transport.refusal(reply)
         if reply.status in _ANOTHER_WAY:
-            raise Refused(error, Says.of(reply), lasting=reply.status in NO_SUCH_WAY)
+            raise Refused(error, Says.of(reply))
         raise error
 
     def check_stored(self, reply: Reply, upload: Upload) -> None:

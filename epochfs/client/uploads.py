@@ -7,9 +7,9 @@
 
 They are tried in this order (OCI Distribution Specification 1.1, "Pushing blobs"), but a large blob
 is streamed rather than sent with the PUT, as an interrupted one is then resumed where the registry
-can. A registry that refuses the first way is not tried with it again. If none works, the most
-telling refusal is raised: that the last way is not offered says nothing about a blob refused for
-its digest.
+can. A registry that refuses the first way and takes another is not tried with it again. If none
+works, the most telling refusal is raised: that the last way is not offered says nothing about a
+blob refused for its digest.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ from epochfs.errors import EpochfsError, Unavailable, UsageError
 from epochfs.oci.names import Repository
 
 log = logging.getLogger(__name__)
+
+
+class _NoSinglePut(Refused):
+    """The first way is not offered."""
 
 
 class BlobUploader:
@@ -72,7 +76,7 @@ class BlobUploader:
         if self._single_put and session is None:
             # A refused PUT may use up a body that cannot be rewound; a refused POST does not.
             ways.insert(0 if content.rewindable else 1, single)
-        refusals = self._try(ways, single, content)
+        refusals = self._try(ways, content)
         if refusals:
             telling = max(refusals, key=lambda refused: refused.says)
             if telling.says is not Says.NOT_OFFERED or not content.rewindable:
@@ -88,9 +92,7 @@ class BlobUploader:
             return [way(opened).whole, way(None).chunked]
         return [way(opened).streamed, way(None).chunked, way(None).whole]
 
-    def _try(
-        self, ways: list[Callable[[], None]], single: Callable[[], None], content: UploadBody
-    ) -> list[Refused]:
+    def _try(self, ways: list[Callable[[], None]], content: UploadBody) -> list[Refused]:
         """Try one way after the other; return how all of them were refused, nothing if one worked.
 
         Raises UsageError for a body that cannot be read.
@@ -104,14 +106,15 @@ class BlobUploader:
             except Refused as refused:
                 log.debug("%s; trying another way to upload", refused)
                 refusals.append(refused)
-                if way is single and refused.lasting:
-                    self._single_put = False
             except UsageError:
                 raise
             except EpochfsError as error:
                 refusals.append(Refused(error, Says.FINAL))
                 break
             else:
+                # Not before another way works: what stands in front of a registry may refuse all.
+                if any(isinstance(refused, _NoSinglePut) for refused in refusals):
+                    self._single_put = False
                 return []
         return refusals
 
@@ -123,6 +126,8 @@ class BlobUploader:
             # Docker's registry refuses without reading the body and closes the connection, which
             # may destroy its answer on the way. If it really is down, the next way will fail too.
             raise Refused(error, Says.NOT_OFFERED) from error
+        if reply.status in NO_SUCH_WAY:
+            raise _NoSinglePut(sessions.transport.refusal(reply), Says.of(reply))
         sessions.check_stored(sessions.checked(reply), upload)
 
     def _repeat(self, single: Callable[[], None], content: UploadBody, error: EpochfsError) -> None:

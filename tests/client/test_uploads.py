@@ -141,6 +141,17 @@ def test_a_refused_single_put_is_not_tried_again(connect: Connect) -> None:
     assert len(server.asked(f"/v2/a/blobs/{BLOB_DIGEST}")) == 1
 
 
+def test_a_single_put_is_tried_again_after_all_was_refused(connect: Connect) -> None:
+    """As by what stands in front of a registry while that restarts."""
+    absent, uploads = True, UploadServer("single")
+    _, client = connect(lambda seen: [reply(404)] if absent else uploads(seen))
+    with pytest.raises(NotFound):
+        client.put_blob("a", BLOB_DIGEST, BLOB, len(BLOB))
+    absent = False
+    client.put_blob("a", BLOB_DIGEST, BLOB, len(BLOB))
+    assert uploads.stored == {str(BLOB_DIGEST): BLOB}
+
+
 def test_a_registry_that_hangs_up_on_a_single_put_is_asked_the_other_way(connect: Connect) -> None:
     uploads = UploadServer("monolithic")
 
