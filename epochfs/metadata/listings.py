@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ from epochfs.metadata.closures import Closures
 from epochfs.metadata.content import Documents, Referrers
 from epochfs.metadata.own_changes import OwnChanges
 from epochfs.metadata.parallel import Ahead, AheadOfWalk, InParallel
-from epochfs.metadata.repositories import Repositories
+from epochfs.metadata.repositories import Repositories, holds
 from epochfs.metadata.source import Answer, Facts, Source
 from epochfs.metadata.ttl_cache import CachePolicy, Resolved, TagKey, TagTables, TtlCache
 from epochfs.oci.closure import Reachable
@@ -227,9 +227,9 @@ class Listings:
         try:
             return self._resolved.answer((repository, tag), fetch=fetch)
         except NotFound as error:
-            listed = listed or _holds(self._repositories.last_tags(repository), tag)
+            listed = listed or holds(self._repositories.last_tags(repository), tag)
             soon = self._options.negative_ttl
-            if listed and _holds(self._repositories.tags(repository, soon), tag):
+            if listed and holds(self._repositories.tags(repository, soon), tag):
                 raise ProtocolViolation(
                     f"the registry lists tag {tag} of {repository}, but: {error}"
                 ) from error
@@ -281,7 +281,7 @@ class Listings:
         try:
             tags = self._repositories.tags_answer(repository)
             is_current = tags.is_current
-            if not _holds(tags.value, tag):
+            if not holds(tags.value, tag):
                 return Answer(None, is_current)
         except (NotFound, Unsupported):
             pass  # without a list of tags, only asking for the tag can tell
@@ -303,9 +303,3 @@ def _led_to(repository: Repository, tag: Tag, digest: Digest) -> Iterator[None]:
         raise ProtocolViolation(
             f"tag {tag} of {repository} leads to {digest}, but: {error}"
         ) from error
-
-
-def _holds(tags: tuple[Tag, ...], tag: Tag) -> bool:
-    """Return whether a sorted listing has a tag."""
-    place = bisect_left(tags, tag)
-    return tags[place : place + 1] == (tag,)

@@ -26,6 +26,7 @@ import contextlib
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -241,8 +242,8 @@ class Repositories:
                 self._catalogs.expire(())
             self._tell_catalog()
         if tag is not None:
-            is_new = tag not in self.last_tags(repository)
-            self._tags.amend(repository, lambda tags: tuple(sorted({*tags, tag})))
+            is_new = not holds(self.last_tags(repository), tag)
+            self._tags.amend(repository, lambda tags: _including(tags, tag))
         else:
             is_new = self._tags.last(repository) is None
             if is_new:
@@ -326,6 +327,21 @@ class Repositories:
         tags = parsed(answer.value, Tag.parse, f"tags of {repository}")
         self._arranged(repository, tags)
         return Answer(tags, answer.is_current)
+
+
+def holds(tags: tuple[Tag, ...], tag: Tag) -> bool:
+    """Return whether a sorted listing has a tag."""
+    place = bisect_left(tags, tag)
+    return tags[place : place + 1] == (tag,)
+
+
+def _including(tags: tuple[Tag, ...], tag: Tag) -> tuple[Tag, ...]:
+    """Return a sorted listing with one tag more, if it does not have it.
+
+    It is a new object in any case: what tags lead to is remembered for one listing (`closures`).
+    """
+    place = bisect_left(tags, tag)
+    return (*tags[:place], tag, *tags[place + holds(tags, tag) :])
 
 
 def parsed(texts: Iterable[str], parse: Callable[[str], Name], what: str) -> tuple[Name, ...]:
