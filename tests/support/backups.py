@@ -16,10 +16,9 @@ import pytest
 from conftest import DockerRegistry, Skopeo
 
 from epochfs.client import RegistryClient
-from epochfs.demo.samples import descriptor, encode
 from epochfs.errors import Unsupported
 from epochfs.help import Code, page, parse
-from epochfs.oci.manifests import OCI_INDEX, Index
+from epochfs.oci.manifests import Index
 from epochfs.oci.names import Digest, Tag, referrers_tag
 from support import CHECKOUT
 from support.builders import (
@@ -29,6 +28,7 @@ from support.builders import (
     image,
     index,
     random_bytes,
+    referrers_index,
     signature,
 )
 
@@ -65,16 +65,8 @@ def push_world(registry: DockerRegistry, skopeo: Skopeo, credentials: str = "") 
     for name, tags in WORLD.items():
         for tag, content in tags.items():
             skopeo.push(content, registry.host, name, tag, credentials)
-    children = (SIGNATURE,)
-    raw = encode(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_INDEX,
-            "manifests": [descriptor(one.raw, one.media_type) for one in children],
-        }
-    )
     tag = str(referrers_tag(PUSHED.digest))
-    skopeo.push(Content(raw, OCI_INDEX, (), children), registry.host, "team/app", tag, credentials)
+    skopeo.push(referrers_index(SIGNATURE), registry.host, "team/app", tag, credentials)
 
 
 def digests(url: str) -> dict[str, bytes | tuple[Digest, ...]]:

@@ -152,6 +152,13 @@ def signature(of: Content, text: bytes = b"signed") -> Content:
     return image(text, subject=subject, artifactType="application/vnd.example.signature")
 
 
+def referrers_index(*of: Content) -> Content:
+    """Return the index that clients keep of what refers to a manifest, where registries do not."""
+    referrers = [descriptor(one.raw, one.media_type) for one in of]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": referrers}
+    return Content(encode(document), OCI_INDEX, (), of)
+
+
 def _architectures() -> Iterator[str]:
     yield from ("amd64", "arm64", "riscv64", "s390x")
     number = 0
@@ -170,17 +177,25 @@ def load(registry: EmbeddedRegistry, name: str, tag: str, content: Content) -> N
         )
 
 
+def layout(*tagged: tuple[str, Content]) -> dict[str, bytes]:
+    """Return the files of an OCI image layout (image-layout.md), by their names in it."""
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
+    entries = []
+    for tag, content in tagged:
+        name = {"org.opencontainers.image.ref.name": tag}
+        entries.append(descriptor(content.raw, content.media_type, annotations=name))
+        manifests = (manifest.raw for manifest in content.every_manifest())
+        for data in (*content.every_blob(), *manifests):
+            files[f"blobs/sha256/{Digest.of(data).encoded}"] = data
+    files["index.json"] = encode({"schemaVersion": 2, "manifests": entries})
+    return files
+
+
 def write_layout(directory: Path, tag: str, content: Content) -> None:
-    """Write content as an OCI image layout (image-layout.md), for other clients to push."""
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    manifests = (manifest.raw for manifest in content.every_manifest())
-    for data in (*content.every_blob(), *manifests):
-        (blobs / Digest.of(data).encoded).write_bytes(data)
-    name = {"org.opencontainers.image.ref.name": tag}
-    entry = descriptor(content.raw, content.media_type, annotations=name)
-    (directory / "index.json").write_bytes(encode({"schemaVersion": 2, "manifests": [entry]}))
-    (directory / "oci-layout").write_bytes(encode({"imageLayoutVersion": "1.0.0"}))
+    """Write content as an OCI image layout, for other clients to push."""
+    (directory / "blobs/sha256").mkdir(parents=True)
+    for name, data in layout((tag, content)).items():
+        (directory / name).write_bytes(data)
 
 
 def write_directory(directory: Path, content: Content) -> None:

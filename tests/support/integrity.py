@@ -6,25 +6,30 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from epochfs.client import RegistryClient
-from epochfs.oci.names import Digest
+from epochfs.oci.names import Digest, Tag
 from support.builders import Content
 
 STEP = 128 << 10
 
 
 def push(url: str, name: str, tag: str, content: Content) -> None:
-    """Store an image in a registry."""
-    client = RegistryClient(url)
-    try:
-        for blob in content.blobs:
-            client.put_blob(name, Digest.of(blob), blob, len(blob))
-        client.put_manifest(name, tag, content.raw, content.media_type)
-    finally:
-        client.close()
+    """Store content in a registry."""
+    with closing(RegistryClient(url)) as client:
+        push_by(client, name, tag, content)
+
+
+def push_by(client: RegistryClient, name: str, tag: str, content: Content) -> None:
+    """Push content with a client, blobs before the manifests that name them."""
+    for blob in content.every_blob():
+        client.put_blob(name, Digest.of(blob), blob, len(blob))
+    for manifest in content.every_manifest():
+        reference = Tag(tag) if manifest is content else manifest.digest
+        client.put_manifest(name, reference, manifest.raw, manifest.media_type)
 
 
 @dataclass(frozen=True)

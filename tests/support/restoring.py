@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from epochfs.client import RegistryClient
-from epochfs.demo.samples import descriptor, encode
-from epochfs.oci.manifests import OCI_INDEX
-from epochfs.oci.names import Digest, referrers_tag
-from support.builders import Content, docker_image, image, index, random_bytes, signature
+from epochfs.oci.names import referrers_tag
+from support.builders import (
+    Content,
+    docker_image,
+    image,
+    index,
+    random_bytes,
+    referrers_index,
+    signature,
+)
+from support.integrity import push
 
 
 def _repository(number: int) -> dict[str, Content]:
@@ -17,18 +23,6 @@ def _repository(number: int) -> dict[str, Content]:
     old = image(base, random_bytes(5_000, number), b"of all")
     new = docker_image(base, random_bytes(1_000, 50 + number))
     return {"1.0": old, "1.1": new, "latest": new}
-
-
-def _index_of(*of: Content) -> Content:
-    """Return the index that clients keep of what refers to a manifest, where registries do not."""
-    raw = encode(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_INDEX,
-            "manifests": [descriptor(one.raw, one.media_type) for one in of],
-        }
-    )
-    return Content(raw, OCI_INDEX, (), of)
 
 
 _SIGNED = index(image(b"for amd64", b"of all"), image(b"for arm64", b"of all"))
@@ -42,9 +36,9 @@ REGISTRY: Mapping[str, Mapping[str, Content]] = {
         "1.0": _SIGNED,
         "amd64": _SIGNED.children[0],
         "nested": index(_SIGNED, image(b"beside")),
-        str(referrers_tag(_SIGNED.digest)): _index_of(_SIGNATURES[0]),
-        str(referrers_tag(_SIGNED.children[0].digest)): _index_of(_SIGNATURES[1]),
-        str(referrers_tag(_SIGNATURES[0].digest)): _index_of(_COUNTERSIGNATURE),
+        str(referrers_tag(_SIGNED.digest)): referrers_index(_SIGNATURES[0]),
+        str(referrers_tag(_SIGNED.children[0].digest)): referrers_index(_SIGNATURES[1]),
+        str(referrers_tag(_SIGNATURES[0].digest)): referrers_index(_COUNTERSIGNATURE),
         "large": image(random_bytes(3_000_000, 99)),
     },
     "team0/signed/below": {"latest": image(b"below"), "none": image(b"")},
@@ -56,14 +50,6 @@ the tags that registries without a list of referrers have them by, an empty laye
 
 def push_all(url: str) -> None:
     """Push it all."""
-    client = RegistryClient(url)
-    try:
-        for name, tags in REGISTRY.items():
-            for tag, content in tags.items():
-                for blob in content.every_blob():
-                    client.put_blob(name, Digest.of(blob), blob, len(blob))
-                for one in content.every_manifest():
-                    reference = tag if one is content else str(one.digest)
-                    client.put_manifest(name, reference, one.raw, one.media_type)
-    finally:
-        client.close()
+    for name, tags in REGISTRY.items():
+        for tag, content in tags.items():
+            push(url, name, tag, content)

@@ -13,8 +13,9 @@ from conftest import DockerRegistry
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials
 from epochfs.demo.registry import EPOCH, Behaviour
-from epochfs.oci.names import Digest, Tag
+from epochfs.oci.names import Digest
 from support.builders import Content
+from support.integrity import push_by
 from support.registries import EmbeddedRegistry
 
 USERNAME, PASSWORD = "me", "pa:ss word"
@@ -41,12 +42,8 @@ class Subject:
     credentials: str = ""
 
     def push(self, tag: str, content: Content) -> None:
-        """Push content with our client, blobs before the manifests that name them."""
-        for blob in content.every_blob():
-            self.client.put_blob(self.name, Digest.of(blob), blob, len(blob))
-        for manifest in content.every_manifest():
-            reference = Tag(tag) if manifest is content else manifest.digest
-            self.client.put_manifest(self.name, reference, manifest.raw, manifest.media_type)
+        """Push content with our client."""
+        push_by(self.client, self.name, tag, content)
 
     def put_blob(self, data: bytes) -> Digest:
         digest = Digest.of(data)
