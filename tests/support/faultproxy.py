@@ -10,6 +10,7 @@ import http.client
 import itertools
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +26,17 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 PIECE = 1 << 16
 TOKEN_PATH = "/token"
 
-_KEPT_HEADERS = ("Content-Type", "Content-Length", "Content-Range", "Docker-Content-Digest", "Link")
+_PASSED_HEADERS = ("accept", "range", "content-type", "content-range")
+_KEPT_HEADERS = (
+    "Content-Type",
+    "Content-Length",
+    "Content-Range",
+    "Docker-Content-Digest",
+    "Link",
+    "Location",
+    "OCI-Subject",
+    "Range",
+)
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,14 @@ class FaultProxy(ScriptedServer):
         self._guarded = guarded
         self._tokens = itertools.count(1)
         self._valid: set[str] = set()
-        self._faults: dict[str, Fault] = {}
-        self._numbers: dict[str, Iterator[int]] = {}
         self._lock = threading.Lock()
         self.mend()
 
-    def set(self, kind: Kind, fault: Fault) -> None:
+    def kind_of(self, request: Seen) -> str:
+        """Return of which of the kinds that have faults a request is."""
+        return kind_of(request)
+
+    def set(self, kind: str, fault: Fault) -> None:
         """Answer requests of a kind as `fault` says; count anew what is seen and sent."""
         with self._lock:
             self._faults[kind] = fault
@@ -105,13 +118,15 @@ class FaultProxy(ScriptedServer):
             self.seen, self.sent = [], 0
 
     def mend(self) -> None:
-        """Pass everything on as it is."""
-        for kind in KINDS:
-            self.set(kind, untouched if kind != TOKEN else grant)
+        """Pass everything on as it is, and count anew."""
+        with self._lock:
+            self._faults: dict[str, Fault] = {TOKEN: grant}
+            self._numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
+            self.seen, self.sent = [], 0
 
-    def requests(self, kind: Kind) -> list[Seen]:
+    def requests(self, kind: str) -> list[Seen]:
         """Return the requests of a kind since the last fault was set."""
-        return [request for request in self.seen if kind_of(request) == kind]
+        return [request for request in self.seen if self.kind_of(request) == kind]
 
     def new_token(self) -> str:
         token = f"token{next(self._tokens)}"
@@ -125,13 +140,14 @@ class FaultProxy(ScriptedServer):
     def ask(self, request: Seen) -> Answer:
         """Pass a request on to the registry; end the connection if the registry ends its own."""
         connection = http.client.HTTPConnection(self._upstream, timeout=20)
-        passed = ("accept", "range")
-        headers = {name: request.headers[name] for name in passed if name in request.headers}
+        headers = {name: text for name, text in request.headers.items() if name in _PASSED_HEADERS}
         try:
             connection.request(request.method, request.target, request.body or None, headers)
             response = connection.getresponse()
             named = {name: response.headers[name] for name in _KEPT_HEADERS}
             kept = {name: value for name, value in named.items() if value is not None}
+            if location := kept.get("Location"):
+                kept["Location"] = location.replace(f"http://{self._upstream}", self.url)
             return Answer(response.status, kept, response.read())
         except http.client.HTTPException as error:
             raise Close from error
@@ -139,13 +155,13 @@ class FaultProxy(ScriptedServer):
             connection.close()
 
     def _answer(self, request: Seen) -> Iterator[Step]:
-        kind = kind_of(request)
+        kind = self.kind_of(request)
         if kind != TOKEN and self._guarded and not self._authorized(request):
             yield self.challenge()
             return
         with self._lock:
             exchange = Exchange(self, request, next(self._numbers[kind]))
-            fault = self._faults[kind]
+            fault = self._faults.get(kind, untouched)
         for step in fault(exchange):
             if isinstance(step, bytes):
                 with self._lock:
