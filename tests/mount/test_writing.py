@@ -11,34 +11,21 @@ from pathlib import Path
 
 import pytest
 from conftest import DockerRegistry, Skopeo, free_port, serve_docker_registry
-from support.builders import image, load, random_bytes
-from support.mountedwrites import blob, link, run, stored
+from support.builders import load
+from support.mountedwrites import LARGE, blob, mounted, mounted_app, reasons, run, stored
 from support.mounts import Mount, Mounts, names_in, status
 from support.registries import EmbeddedRegistry
 from support.scripted import until
 from support.views import refusal
-from support.writing import tags
+from support.writing import NEW, OLD, link_to, tags
 
 from epochfs.oci.names import Digest
 
-OLD = image(b"old")
-NEW = image(random_bytes(300_000, 7), b"small")
-LARGE = random_bytes(5_000_000, 8)
-NOBODY = 65534
 NOWHERE = f"../manifests/{Digest.of(b'nothing at all')}"
 
 
-@pytest.fixture
-def mount(embedded: EmbeddedRegistry, mounts: Mounts) -> Mount:
-    """A mount, to be written to, of a registry that has `team/app:old`."""
-    load(embedded, "team/app", "old", OLD)
-    return mounts(embedded.url, "-o", "rw")
-
-
-@pytest.fixture
-def app(mount: Mount) -> Path:
-    """The repository in the mount."""
-    return mount.path / "team/app"
+mount = pytest.fixture(mounted)
+app = pytest.fixture(mounted_app)
 
 
 @pytest.fixture
@@ -47,12 +34,6 @@ def large(tmp_path: Path) -> Path:
     path = tmp_path / "large"
     path.write_bytes(LARGE)
     return path
-
-
-def reasons(mount: Mount) -> list[str]:
-    """Why what was written is not in the registry."""
-    found: list[str] = status(mount.path)["writing"]["reasons"]
-    return found
 
 
 # --- tags -------------------------------------------------------------------------------------
@@ -72,10 +53,10 @@ def test_the_index_of_the_layout_has_a_tag_as_soon_as_it_is_made(app: Path) -> N
 
 
 def test_a_link_to_a_manifest_is_a_tag(embedded: EmbeddedRegistry, app: Path) -> None:
-    (app / "tags/new").symlink_to(link(OLD.digest))
+    (app / "tags/new").symlink_to(link_to(OLD))
     assert tags(embedded, "team/app")["new"] == str(OLD.digest)
     assert names_in(app / "tags") == {"old", "new"}
-    assert str((app / "tags/new").readlink()) == link(OLD.digest)
+    assert str((app / "tags/new").readlink()) == link_to(OLD)
 
 
 @pytest.mark.expects_log("symlink /team/app/tags/new: EINVAL")
@@ -89,12 +70,12 @@ def test_a_link_that_leads_to_no_manifest_is_refused(app: Path) -> None:
 def test_a_link_over_a_tag_moves_it(embedded: EmbeddedRegistry, app: Path, tool: str) -> None:
     load(embedded, "team/app", "new", NEW)
     if tool == "ln":
-        run("ln", "-sfT", link(NEW.digest), app / "tags/old")
+        run("ln", "-sfT", link_to(NEW), app / "tags/old")
     else:
-        (app / "tags/.new").symlink_to(link(NEW.digest))
+        (app / "tags/.new").symlink_to(link_to(NEW))
         run("mv", "-T", app / "tags/.new", app / "tags/old")
     assert tags(embedded, "team/app") == dict.fromkeys(("old", "new"), str(NEW.digest))
-    assert str((app / "tags/old").readlink()) == link(NEW.digest)
+    assert str((app / "tags/old").readlink()) == link_to(NEW)
 
 
 def test_a_tag_is_removed_and_its_sibling_stays(embedded: EmbeddedRegistry, app: Path) -> None:
@@ -157,8 +138,8 @@ def test_a_manifest_and_its_tag_wait_for_the_blobs(
     embedded: EmbeddedRegistry, mount: Mount, app: Path
 ) -> None:
     write_manifest(app)
-    (app / "tags/new").symlink_to(link(NEW.digest))
-    assert str((app / "tags/new").readlink()) == link(NEW.digest)
+    (app / "tags/new").symlink_to(link_to(NEW))
+    assert str((app / "tags/new").readlink()) == link_to(NEW)
     assert (app / "tags/new/manifest.json").read_bytes() == NEW.raw
     assert set(tags(embedded, "team/app")) == {"old"}
     assert status(mount.path)["writing"]["waiting"] == 2
@@ -270,7 +251,7 @@ def test_another_mount_sees_what_was_written(
     for data in NEW.blobs:
         (app / blob(data)).write_bytes(data)
     write_manifest(app)
-    (app / "tags/new").symlink_to(link(NEW.digest))
+    (app / "tags/new").symlink_to(link_to(NEW))
     other = mounts(embedded.url, cache=tmp_path / "other").path / "team/app"
     assert (other / "tags/new/manifest.json").read_bytes() == NEW.raw
     assert (other / "tags/new/layers/00").read_bytes() == NEW.blobs[1]
@@ -281,21 +262,21 @@ def test_two_mounts_that_move_one_tag_leave_it_where_the_later_put_it(
 ) -> None:
     load(embedded, "team/app", "new", NEW)
     other = mounts(embedded.url, "-o", "rw", cache=tmp_path / "other").path / "team/app"
-    digests = (OLD.digest, NEW.digest)
+    contents = (OLD, NEW)
 
     def move(directory: Path) -> None:
         for number in range(20):
             temporary = directory / "tags/.moved"
-            temporary.symlink_to(link(digests[number % 2]))
+            temporary.symlink_to(link_to(contents[number % 2]))
             temporary.rename(directory / "tags/moved")
-            assert tags(embedded, "team/app")["moved"] in map(str, digests)
+            assert tags(embedded, "team/app")["moved"] in {str(one.digest) for one in contents}
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(move, (app, other)))
-    for directory, digest in ((app, OLD.digest), (other, NEW.digest), (app, OLD.digest)):
-        run("ln", "-sfT", link(digest), directory / "tags/moved")
-        assert tags(embedded, "team/app")["moved"] == str(digest)
-        assert str((directory / "tags/moved").readlink()) == link(digest)
+    for directory, one in ((app, OLD), (other, NEW), (app, OLD)):
+        run("ln", "-sfT", link_to(one), directory / "tags/moved")
+        assert tags(embedded, "team/app")["moved"] == str(one.digest)
+        assert str((directory / "tags/moved").readlink()) == link_to(one)
 
 
 def test_a_killed_mount_leaves_what_was_acknowledged_and_nothing_else(
@@ -304,7 +285,7 @@ def test_a_killed_mount_leaves_what_was_acknowledged_and_nothing_else(
     first, second = NEW.blobs[0], NEW.blobs[1]
     (app / blob(first)).write_bytes(first)
     write_manifest(app)
-    (app / "tags/new").symlink_to(link(NEW.digest))
+    (app / "tags/new").symlink_to(link_to(NEW))
     (app / "blobs/.temporary").write_bytes(LARGE)
     descriptor = os.open(app / blob(second), os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, second[:100_000])

@@ -15,41 +15,23 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from support.builders import image, load, random_bytes
-from support.mountedwrites import blob, link, stored
-from support.mounts import Mount, Mounts, names_in, status
+from support.builders import load
+from support.mountedwrites import LARGE, blob, mounted, mounted_app, reasons, stored
+from support.mounts import Mount, Mounts, names_in
 from support.registries import EmbeddedRegistry
 from support.views import refusal
-from support.writing import tags
+from support.writing import OLD, link_to, tags
 
 from epochfs.oci.names import Digest
 
-OLD = image(b"old")
-NEW = image(random_bytes(300_000, 7), b"small")
-LARGE = random_bytes(5_000_000, 8)
 NOBODY = 65534
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_REPLACE, _EXCHANGE = 1, 2
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02 | 0x01
 
 
-@pytest.fixture
-def mount(embedded: EmbeddedRegistry, mounts: Mounts) -> Mount:
-    """A mount, to be written to, of a registry that has `team/app:old`."""
-    load(embedded, "team/app", "old", OLD)
-    return mounts(embedded.url, "-o", "rw")
-
-
-@pytest.fixture
-def app(mount: Mount) -> Path:
-    """The repository in the mount."""
-    return mount.path / "team/app"
-
-
-def reasons(mount: Mount) -> list[str]:
-    """Why what was written is not in the registry."""
-    found: list[str] = status(mount.path)["writing"]["reasons"]
-    return found
+mount = pytest.fixture(mounted)
+app = pytest.fixture(mounted_app)
 
 
 def renamed(old: Path, new: Path, flags: int) -> int:
@@ -106,7 +88,7 @@ def test_what_a_registry_has_no_way_to_keep_is_refused(mount: Mount, app: Path) 
     assert refusal(lambda: app.rename(mount.path / "elsewhere")) == errno.EXDEV
     assert refusal((mount.path / ".epochfs/file").touch) == errno.EPERM
     assert refusal((app / "blobs/md5:1").touch) == errno.EINVAL
-    assert refusal(lambda: (app / "tags/-x").symlink_to(link(OLD.digest))) == errno.EINVAL
+    assert refusal(lambda: (app / "tags/-x").symlink_to(link_to(OLD))) == errno.EINVAL
     (app / ".file").unlink()
 
 
@@ -118,8 +100,9 @@ def test_a_file_is_made_by_mknod_as_well(app: Path) -> None:
 
 def test_directories_are_made_and_removed(mount: Mount) -> None:
     new = mount.path / "new/app/blobs"
+    assert not (mount.path / "new").exists()
     new.mkdir(parents=True)
-    assert "new" in names_in(mount.path)
+    assert names_in(mount.path) == {"team", "new"}
     (new / ".tmp").touch()
     assert refusal(new.rmdir) == errno.ENOTEMPTY
     assert refusal(new.mkdir) == errno.EEXIST

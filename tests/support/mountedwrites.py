@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import subprocess
 import urllib.request
+from pathlib import Path
 
 from epochfs.oci.names import Digest
+from support.builders import load, random_bytes
+from support.mounts import Mount, Mounts, status
 from support.registries import EmbeddedRegistry
+from support.writing import OLD
+
+LARGE = random_bytes(5_000_000, 8)
+
+
+def mounted(embedded: EmbeddedRegistry, mounts: Mounts) -> Mount:
+    """A fixture: a mount, to be written to, of a registry that has `team/app:old`."""
+    load(embedded, "team/app", "old", OLD)
+    return mounts(embedded.url, "-o", "rw")
+
+
+def mounted_app(mount: Mount) -> Path:
+    """A fixture: `team/app` in the mount."""
+    return mount.path / "team/app"
+
+
+def reasons(mount: Mount) -> list[str]:
+    """Why what was written is not in the registry."""
+    found: list[str] = status(mount.path)["writing"]["reasons"]
+    return found
 
 
 def blob(data: bytes) -> str:
     return f"blobs/{Digest.of(data)}"
-
-
-def link(content_digest: Digest) -> str:
-    return f"../manifests/{content_digest}"
 
 
 def run(*command: object) -> None:

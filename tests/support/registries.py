@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from epochfs.demo import registry
@@ -63,3 +64,12 @@ class Answering(EmbeddedRegistry):
         if isinstance(answer, int):
             return Response(answer)
         return Response(200, {"Content-Type": "application/json"}, answer.encode())
+
+
+class Guarded(EmbeddedRegistry):
+    """A registry that answers first what a test says, where that says anything."""
+
+    guard: Callable[[Request], Response | None] = staticmethod(lambda _: None)
+
+    def respond(self, request: Request) -> Response:
+        return self.guard(request) or super().respond(request)

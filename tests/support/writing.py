@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Protocol
 
 from epochfs.client import RegistryClient
+from epochfs.demo.registry import Behaviour
 from epochfs.errors import NotFound
 from epochfs.oci.names import Digest, Tag
 from epochfs.vfs.writing.writable import WritableFileSystem
-from support.builders import Content
-from support.registries import EmbeddedRegistry
+from support.builders import Content, image, index, load, random_bytes
+from support.registries import EmbeddedRegistry, Guarded
 from support.stacks import stack
+
+OLD = image(b"old")
+NEW = image(random_bytes(300_000, 7), b"small")
+BOTH = index(image(b"one"), image(b"other"))
+
+Step = tuple[str, bytes | str]
+"""A path, and the bytes of the file there or the target of the link."""
 
 
 class HasUrl(Protocol):
@@ -29,6 +37,33 @@ def writable(registry: HasUrl, directory: Path, **options: object) -> Iterator[W
     with stack(registry.url, directory, writes=True, **options) as opened:  # type: ignore[arg-type]
         assert isinstance(opened.filesystem, WritableFileSystem)
         yield opened.filesystem
+
+
+def strict_registry() -> Iterator[Guarded]:
+    """A fixture: a registry that has `team/app:old`, and takes no manifest before what it names."""
+    with Guarded(Behaviour(sparse="")) as registry:
+        load(registry, "team/app", "old", OLD)
+        registry.forget_requests()
+        yield registry
+
+
+def written_to(registry: EmbeddedRegistry, tmp_path: Path) -> Iterator[WritableFileSystem]:
+    """A fixture: a registry opened for writing."""
+    with writable(registry, tmp_path) as opened:
+        yield opened
+
+
+def blob_path(data: bytes, repository: str = "team/app") -> str:
+    return f"/{repository}/blobs/{Digest.of(data)}"
+
+
+def manifest_path(content: Content, repository: str = "team/app") -> str:
+    return f"/{repository}/manifests/{content.digest}/manifest.json"
+
+
+def link_to(content: Content) -> str:
+    """Return what a tag of some content is a link to."""
+    return f"../manifests/{content.digest}"
 
 
 def write(fs: WritableFileSystem, path: str, data: bytes, piece: int = 1 << 16) -> None:
@@ -89,41 +124,33 @@ def listed(fs: WritableFileSystem, path: str) -> list[str]:
     return sorted(entry.name for entry in fs.listdir(path))
 
 
-def steps(repository: str, tag: str, content: Content) -> list[tuple[str, str, bytes | str]]:
-    """Return what makes up a tagged artifact: the kind, the path, and the bytes or the target."""
-    top = f"/{repository}"
-    found: dict[str, tuple[str, str, bytes | str]] = {}
-    for blob in content.every_blob():
-        path = f"{top}/blobs/{Digest.of(blob)}"
-        found[path] = ("file", path, blob)
-    for one in content.every_manifest():
-        path = f"{top}/manifests/{one.digest}/manifest.json"
-        found[path] = ("file", path, one.raw)
-    path = f"{top}/tags/{tag}"
-    found[path] = ("link", path, f"../manifests/{content.digest}")
-    return list(found.values())
+def parts(repository: str, content: Content) -> list[Step]:
+    """Return the files that an artifact is made of."""
+    blobs = {blob_path(blob, repository): blob for blob in content.every_blob()}
+    manifests = {manifest_path(one, repository): one.raw for one in content.every_manifest()}
+    return [*blobs.items(), *manifests.items()]
 
 
-def follow(fs: WritableFileSystem, todo: Iterable[tuple[str, str, bytes | str]]) -> None:
+def steps(repository: str, tag: str, content: Content) -> list[Step]:
+    """Return what makes up a tagged artifact: its files, and then the link."""
+    return [*parts(repository, content), (f"/{repository}/tags/{tag}", link_to(content))]
+
+
+def follow(fs: WritableFileSystem, todo: Iterable[Step]) -> None:
     """Do steps in their order."""
-    for kind, path, data in todo:
+    for path, what in todo:
         make(fs, path.rpartition("/")[0])
-        if kind == "link":
-            assert isinstance(data, str)
-            fs.symlink(data, path)
+        if isinstance(what, str):
+            fs.symlink(what, path)
         else:
-            assert isinstance(data, bytes)
-            write(fs, path, data)
+            write(fs, path, what)
 
 
-def tags(registry: EmbeddedRegistry, repository: str) -> dict[str, str]:
+def tags(registry: HasUrl, repository: str) -> dict[str, str]:
     """Return what the tags of a repository name, by another client."""
-    client = RegistryClient(registry.url)
-    try:
+    with contextlib.closing(RegistryClient(registry.url)) as client:
         try:
             names = client.list_tags(repository)
         except NotFound:
             return {}
         return {name: str(client.resolve(repository, Tag(name)).digest) for name in names}
-    finally:
-        client.close()

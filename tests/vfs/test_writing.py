@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.builders import Content, image, index, load, random_bytes
-from support.registries import EmbeddedRegistry
+from support.builders import load, random_bytes
+from support.registries import EmbeddedRegistry, Guarded
 from support.scripted import until
 from support.writing import (
+    BOTH,
+    NEW,
+    OLD,
+    blob_path,
     exists,
     follow,
+    link_to,
     listed,
     make,
+    manifest_path,
+    parts,
     read,
     rsync,
     steps,
+    strict_registry,
     tags,
     writable,
     write,
+    written_to,
 )
 
-from epochfs.demo.registry import Behaviour, Request, Response
+from epochfs.demo.registry import Behaviour, Request
 from epochfs.errors import (
     Busy,
     ContentMismatch,
@@ -36,43 +45,10 @@ from epochfs.oci.names import Digest
 from epochfs.vfs.tree import CACHED_XATTR
 from epochfs.vfs.writing.writable import WritableFileSystem
 
-OLD = image(b"old")
-NEW = image(random_bytes(300_000, 7), b"small")
-BOTH = index(image(b"one"), image(b"other"))
 NOTHING = Digest.of(b"nothing at all")
 
-
-class Interrupted(EmbeddedRegistry):
-    """A registry during whose PUTs something happens."""
-
-    during_puts: Callable[[], None] | None = None
-
-    def respond(self, request: Request) -> Response:
-        if request.method == "PUT" and self.during_puts is not None:
-            self.during_puts()
-        return super().respond(request)
-
-
-@pytest.fixture
-def registry() -> Iterator[Interrupted]:
-    with Interrupted(Behaviour(sparse="")) as registry:
-        load(registry, "team/app", "old", OLD)
-        registry.forget_requests()
-        yield registry
-
-
-@pytest.fixture
-def fs(registry: EmbeddedRegistry, tmp_path: Path) -> Iterator[WritableFileSystem]:
-    with writable(registry, tmp_path) as opened:
-        yield opened
-
-
-def blob_path(data: bytes, repository: str = "team/app") -> str:
-    return f"/{repository}/blobs/{Digest.of(data)}"
-
-
-def manifest_path(content: Content, repository: str = "team/app") -> str:
-    return f"/{repository}/manifests/{content.digest}/manifest.json"
+registry = pytest.fixture(strict_registry)
+fs = pytest.fixture(written_to)
 
 
 class TestBlobs:
@@ -215,11 +191,16 @@ class TestBlobs:
 
     @pytest.mark.expects_log("was not written")
     def test_what_is_written_while_the_file_is_sent_is_not_taken_for_sent(
-        self, registry: Interrupted, fs: WritableFileSystem
+        self, registry: Guarded, fs: WritableFileSystem
     ) -> None:
         handle = fs.create(blob_path(b"abc")).handle
         fs.write(handle, memoryview(b"abc"), 0)
-        registry.during_puts = lambda: fs.write(handle, memoryview(b"d"), 3)
+
+        def write_more(request: Request) -> None:
+            if request.method == "PUT":
+                fs.write(handle, memoryview(b"d"), 3)
+
+        registry.guard = write_more
         fs.flush(handle)
         with pytest.raises(ContentMismatch):
             fs.flush(handle)
@@ -248,7 +229,7 @@ class TestOrder:
         assert fs.writing().reasons == ()
         assert tags(registry, "team/new") == {"a": str(NEW.digest), "b": str(BOTH.digest)}
         assert listed(fs, "/team/new/tags") == ["a", "b"]
-        assert fs.readlink("/team/new/tags/b") == f"../manifests/{BOTH.digest}"
+        assert fs.readlink("/team/new/tags/b") == link_to(BOTH)
 
     def test_nothing_half_pushed_is_visible(
         self, registry: EmbeddedRegistry, fs: WritableFileSystem
@@ -266,7 +247,7 @@ class TestOrder:
     def test_what_waits_is_told_with_what_it_waits_for(self, fs: WritableFileSystem) -> None:
         make(fs, f"/team/app/manifests/{NEW.digest}")
         write(fs, manifest_path(NEW), NEW.raw)
-        fs.symlink(f"../manifests/{NEW.digest}", "/team/app/tags/new")
+        fs.symlink(link_to(NEW), "/team/app/tags/new")
         reasons = fs.writing().reasons
         assert len(reasons) == 2
         assert f"manifest {NEW.digest} of team/app waits for blob" in reasons[0]
@@ -321,7 +302,7 @@ class TestOrder:
 
 class TestTags:
     def test_a_link_is_a_tag(self, registry: EmbeddedRegistry, fs: WritableFileSystem) -> None:
-        fs.symlink(f"../manifests/{OLD.digest}", "/team/app/tags/v1")
+        fs.symlink(link_to(OLD), "/team/app/tags/v1")
         assert tags(registry, "team/app") == dict.fromkeys(("old", "v1"), str(OLD.digest))
         assert listed(fs, "/team/app/tags") == ["old", "v1"]
 
@@ -331,14 +312,14 @@ class TestTags:
     ) -> None:
         load(registry, "team/app", "new", NEW)
         registry.forget_requests()
-        fs.symlink(f"../manifests/{NEW.digest}", f"/team/app/tags/{temporary}")
+        fs.symlink(link_to(NEW), f"/team/app/tags/{temporary}")
         assert registry.count("PUT") == 0
         fs.set_time(f"/team/app/tags/{temporary}", 1)
         fs.rename(f"/team/app/tags/{temporary}", "/team/app/tags/old")
         assert registry.count("PUT") == 1
         assert registry.count("DELETE") == 0
         assert tags(registry, "team/app")["old"] == str(NEW.digest)
-        assert fs.readlink("/team/app/tags/old") == f"../manifests/{NEW.digest}"
+        assert fs.readlink("/team/app/tags/old") == link_to(NEW)
         assert not exists(fs, f"/team/app/tags/{temporary}")
 
     @pytest.mark.parametrize(
@@ -354,7 +335,7 @@ class TestTags:
         self, name: str, fs: WritableFileSystem
     ) -> None:
         with pytest.raises(UsageError):
-            fs.symlink(f"../manifests/{OLD.digest}", f"/team/app/tags/{name}")
+            fs.symlink(link_to(OLD), f"/team/app/tags/{name}")
 
     def test_a_tag_is_renamed(self, registry: EmbeddedRegistry, fs: WritableFileSystem) -> None:
         fs.rename("/team/app/tags/old", "/team/app/tags/older")
@@ -364,7 +345,7 @@ class TestTags:
     def test_a_removed_tag_leaves_its_sibling(
         self, registry: EmbeddedRegistry, fs: WritableFileSystem
     ) -> None:
-        fs.symlink(f"../manifests/{OLD.digest}", "/team/app/tags/v1")
+        fs.symlink(link_to(OLD), "/team/app/tags/v1")
         fs.unlink("/team/app/tags/old")
         assert tags(registry, "team/app") == {"v1": str(OLD.digest)}
         assert not exists(fs, "/team/app/tags/old")
@@ -382,20 +363,20 @@ class TestTags:
         self, registry: EmbeddedRegistry, fs: WritableFileSystem
     ) -> None:
         make(fs, f"/team/app/manifests/{NEW.digest}")
-        fs.symlink(f"../manifests/{NEW.digest}", "/team/app/tags/.old.Xy12Ab")
+        fs.symlink(link_to(NEW), "/team/app/tags/.old.Xy12Ab")
         fs.rename("/team/app/tags/.old.Xy12Ab", "/team/app/tags/old")
-        assert fs.readlink("/team/app/tags/old") == f"../manifests/{OLD.digest}"
-        follow(fs, [one for one in steps("team/app", "old", NEW) if one[0] == "file"])
-        assert fs.readlink("/team/app/tags/old") == f"../manifests/{NEW.digest}"
+        assert fs.readlink("/team/app/tags/old") == link_to(OLD)
+        follow(fs, parts("team/app", NEW))
+        assert fs.readlink("/team/app/tags/old") == link_to(NEW)
         assert tags(registry, "team/app") == {"old": str(NEW.digest)}
 
     def test_the_last_of_two_that_wait_is_the_tags(
         self, registry: EmbeddedRegistry, fs: WritableFileSystem
     ) -> None:
         make(fs, "/team/new/tags")
-        fs.symlink(f"../manifests/{BOTH.digest}", "/team/new/tags/x")
+        fs.symlink(link_to(BOTH), "/team/new/tags/x")
         fs.unlink("/team/new/tags/x")
-        fs.symlink(f"../manifests/{NEW.digest}", "/team/new/tags/x")
-        follow(fs, [one for one in steps("team/new", "x", BOTH) if one[0] == "file"])
-        follow(fs, [one for one in steps("team/new", "x", NEW) if one[0] == "file"])
+        fs.symlink(link_to(NEW), "/team/new/tags/x")
+        follow(fs, parts("team/new", BOTH))
+        follow(fs, parts("team/new", NEW))
         assert tags(registry, "team/new") == {"x": str(NEW.digest)}

@@ -5,18 +5,25 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from support.builders import Content, image, load
-from support.registries import EmbeddedRegistry
+from support.registries import EmbeddedRegistry, Guarded
 from support.scripted import at_most, until
-from support.writing import exists, listed, make, read, tags, writable, write
+from support.writing import (
+    OLD,
+    blob_path,
+    exists,
+    listed,
+    make,
+    read,
+    strict_registry,
+    tags,
+    write,
+    written_to,
+)
 
 from epochfs.cache.written_file import WrittenFile
-from epochfs.demo.registry import Behaviour, Request, Response
+from epochfs.demo.registry import Request
 from epochfs.errors import EpochfsError, NoRoom
 from epochfs.fuse.errnos import errno_of
 from epochfs.oci.manifests import OCI_MANIFEST
@@ -24,21 +31,10 @@ from epochfs.oci.names import Digest
 from epochfs.vfs.writing import outbox
 from epochfs.vfs.writing.writable import WritableFileSystem
 
-OLD = image(b"old")
 TOP = "/team/app"
 
-
-@pytest.fixture
-def registry() -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry(Behaviour(sparse="")) as registry:
-        load(registry, "team/app", "old", OLD)
-        yield registry
-
-
-@pytest.fixture
-def fs(registry: EmbeddedRegistry, tmp_path: Path) -> Iterator[WritableFileSystem]:
-    with writable(registry, tmp_path) as opened:
-        yield opened
+registry = pytest.fixture(strict_registry)
+fs = pytest.fixture(written_to)
 
 
 def described(data: bytes, **other: object) -> dict[str, object]:
@@ -57,7 +53,7 @@ def document(**other: object) -> bytes:
         "config": described(b"old"),
         "layers": [],
     }
-    return json.dumps({**base, "config": described(b"old"), **other}).encode()
+    return json.dumps({**base, **other}).encode()
 
 
 def write_manifest(fs: WritableFileSystem, raw: bytes) -> str:
@@ -214,37 +210,32 @@ def test_what_is_no_index_of_a_layout_is_refused(
     assert set(tags(registry, "team/app")) == {"old"}
 
 
-class Slow(EmbeddedRegistry):
-    """A registry that takes its time to say whether it has a blob."""
-
-    pause: Any = staticmethod(lambda: None)
-
-    def respond(self, request: Request) -> Response:
-        if request.method == "HEAD" and "/blobs/" in request.path:
-            self.pause()
-        return super().respond(request)
+def slowly(request: Request) -> None:
+    """Take some time to say whether there is a blob."""
+    if request.method == "HEAD" and "/blobs/" in request.path:
+        time.sleep(0.003)
 
 
 @pytest.mark.parametrize("last_is_missing", [False, True])
 def test_a_manifest_of_many_blobs_is_closed_in_time_and_sent_later(
-    last_is_missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last_is_missing: bool,
+    registry: Guarded,
+    fs: WritableFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(outbox, "_LOOK_SECONDS", 0.2)
     blobs = [b"%d" % number for number in range(300)]
     raw = document(layers=[described(blob) for blob in blobs])
-    with Slow(Behaviour(sparse="")) as registry:
-        load(registry, "team/app", "old", Content(OLD.raw, OLD.media_type, OLD.blobs))
-        for blob in blobs[: -1 if last_is_missing else None]:
-            registry.put_blob("team/app", blob)
-        with writable(registry, tmp_path) as fs:
-            registry.pause = lambda: time.sleep(0.003)
-            with at_most(1.0):
-                write_manifest(fs, raw)
-            assert fs.writing().waiting == 1
-            if last_is_missing:
-                write(fs, f"{TOP}/blobs/{Digest.of(blobs[-1])}", blobs[-1])
-            until(lambda: fs.writing().waiting == 0, 20)
-            assert exists(fs, f"{TOP}/manifests/{Digest.of(raw)}/manifest.json")
+    for blob in blobs[: -1 if last_is_missing else None]:
+        registry.put_blob("team/app", blob)
+    registry.guard = slowly
+    with at_most(1.0):
+        write_manifest(fs, raw)
+    assert fs.writing().waiting == 1
+    if last_is_missing:
+        write(fs, blob_path(blobs[-1]), blobs[-1])
+    until(lambda: fs.writing().waiting == 0, 20)
+    assert exists(fs, f"{TOP}/manifests/{Digest.of(raw)}/manifest.json")
 
 
 @pytest.mark.expects_log("was not written: no room")
@@ -252,7 +243,7 @@ def test_what_found_no_room_is_closed_with_that_error_and_can_be_written_again(
     fs: WritableFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = b"what finds no room"
-    path = f"{TOP}/blobs/{Digest.of(data)}"
+    path = blob_path(data)
     handle = fs.create(path).handle
 
     def full(*_: object) -> None:

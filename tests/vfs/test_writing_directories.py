@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -11,16 +10,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.builders import image, load
+from support.builders import image, layout, load
 from support.registries import EmbeddedRegistry
-from support.writing import exists, follow, listed, rsync, steps, tags, writable, write
+from support.writing import (
+    OLD,
+    blob_path,
+    exists,
+    follow,
+    link_to,
+    listed,
+    parts,
+    rsync,
+    steps,
+    tags,
+    writable,
+    write,
+    written_to,
+)
 
 from epochfs.errors import NotFound, NotPermitted
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing import makers
 from epochfs.vfs.writing.writable import WritableFileSystem
 
-OLD, NEW = image(b"old"), image(b"new")
+NEW = image(b"new")
 TOP = f"/team/app/manifests/{NEW.digest}"
 CONFIG, LAYER = (Digest.of(blob) for blob in NEW.blobs)
 
@@ -34,10 +47,7 @@ def registry() -> Iterator[EmbeddedRegistry]:
         yield registry
 
 
-@pytest.fixture
-def fs(registry: EmbeddedRegistry, tmp_path: Path) -> Iterator[WritableFileSystem]:
-    with writable(registry, tmp_path / "cache") as fs:
-        yield fs
+fs = pytest.fixture(written_to)
 
 
 @pytest.fixture
@@ -52,7 +62,7 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
 def write_manifest(fs: WritableFileSystem, thread: int) -> None:
     """Write a manifest with its blobs, by the program of a thread."""
     for blob in NEW.blobs:
-        write(fs, f"/team/app/blobs/{Digest.of(blob)}", blob)
+        write(fs, blob_path(blob), blob)
     fs.mkdir(TOP, thread)
     write(fs, f"{TOP}/manifest.json", NEW.raw)
 
@@ -95,8 +105,8 @@ def test_it_shows_all_when_its_maker_follows_a_link_to_it(
     fs: WritableFileSystem, other: subprocess.Popen[bytes]
 ) -> None:
     write_manifest(fs, ME)
-    tag = f"{TOP.rpartition('/manifests/')[0]}/tags/new"
-    fs.symlink(f"../manifests/{TOP.rpartition('/')[2]}", tag)
+    tag = "/team/app/tags/new"
+    fs.symlink(link_to(NEW), tag)
     fs.followed_by(tag, fs.readlink(tag), other.pid)
     assert not exists(fs, f"{TOP}/config")
     fs.followed_by(tag, fs.readlink(tag), ME)
@@ -143,20 +153,13 @@ def test_tags_of_a_layout_can_be_made_once_more_as_links(
         fs.mkdir(path, ME)
     for data in (*NEW.blobs, NEW.raw):
         write(fs, f"/new/layout/blobs/sha256/{Digest.of(data).encoded}", data)
-    write(fs, "/new/layout/index.json", index_of("1.0"))
+    write(fs, "/new/layout/index.json", layout(("1.0", NEW))["index.json"])
     fs.mkdir("/new/tags", ME)
     assert tags(registry, "new") == {"1.0": str(NEW.digest)}
     assert not exists(fs, "/new/tags/1.0")
-    fs.symlink(f"../manifests/{NEW.digest}", "/new/tags/1.0")
+    fs.symlink(link_to(NEW), "/new/tags/1.0")
     assert listed(fs, "/new/tags") == ["1.0"]
     assert tags(registry, "new") == {"1.0": str(NEW.digest)}
-
-
-def index_of(tag: str) -> bytes:
-    """Return the index of a layout with one tag."""
-    name = {"org.opencontainers.image.ref.name": tag}
-    one = {"mediaType": NEW.media_type, "digest": str(NEW.digest), "size": len(NEW.raw)}
-    return json.dumps({"schemaVersion": 2, "manifests": [{**one, "annotations": name}]}).encode()
 
 
 def test_a_tag_that_waits_as_a_link_and_in_a_layout_is_no_longer_kept_when_it_is_there(
@@ -164,8 +167,8 @@ def test_a_tag_that_waits_as_a_link_and_in_a_layout_is_no_longer_kept_when_it_is
 ) -> None:
     for path in ("/new", "/new/tags", "/new/layout"):
         fs.mkdir(path)
-    fs.symlink(f"../manifests/{NEW.digest}", "/new/tags/1.0")
-    write(fs, "/new/layout/index.json", index_of("1.0"))
+    fs.symlink(link_to(NEW), "/new/tags/1.0")
+    write(fs, "/new/layout/index.json", layout(("1.0", NEW))["index.json"])
     follow(fs, steps("new", "other", NEW))
     assert fs.writing().waiting == 0
     load(registry, "new", "1.0", OLD)  # by somebody else
@@ -178,9 +181,9 @@ def test_a_link_that_tar_holds_a_place_for_replaces_it(
     registry: EmbeddedRegistry, fs: WritableFileSystem
 ) -> None:
     """tar makes links that lead upwards last, and until then an empty file without permissions."""
-    follow(fs, [one for one in steps("team/app", "x", NEW) if one[0] == "file"])
+    follow(fs, parts("team/app", NEW))
     links = {
-        "/team/app/tags/new": f"../manifests/{NEW.digest}",
+        "/team/app/tags/new": link_to(NEW),
         f"/team/app/layout/blobs/sha256/{CONFIG.encoded}": f"../../../blobs/{CONFIG}",
         f"{TOP}/config": f"../../blobs/{CONFIG}",
     }
@@ -201,7 +204,7 @@ def test_a_link_that_tar_holds_a_place_for_replaces_it(
 
 def test_a_manifest_is_renamed_into_its_directory_without_a_word(fs: WritableFileSystem) -> None:
     for blob in NEW.blobs:
-        rsync(fs, f"/team/app/blobs/{Digest.of(blob)}", blob)
+        rsync(fs, blob_path(blob), blob)
     fs.mkdir(TOP)
     rsync(fs, f"{TOP}/manifest.json", NEW.raw)
     assert exists(fs, f"{TOP}/config")

@@ -26,7 +26,18 @@ from support.writefaults import (
     PUT_TAG,
     WriteProxy,
 )
-from support.writing import exists, make, read, tags, writable, write
+from support.writing import (
+    OLD,
+    blob_path,
+    exists,
+    link_to,
+    make,
+    manifest_path,
+    read,
+    tags,
+    writable,
+    write,
+)
 
 from epochfs.client import RegistryClient, upload_sessions, uploads
 from epochfs.demo.registry import Behaviour
@@ -36,10 +47,8 @@ from epochfs.oci.names import Digest
 from epochfs.vfs.writing.writable import WritableFileSystem
 
 NAME = "team/app"
-OLD = image(b"old")
 BLOB = random_bytes(100_000, 3)
 NEW = image(b"new")
-MANIFEST = f"/{NAME}/manifests/{NEW.digest}"
 TIMEOUT = 1.5
 SLACK = 1.5
 
@@ -91,21 +100,20 @@ def has_manifest(registry: EmbeddedRegistry) -> bool:
 
 
 def write_manifest(fs: WritableFileSystem) -> None:
-    make(fs, MANIFEST)
-    write(fs, f"{MANIFEST}/manifest.json", NEW.raw)
+    make(fs, f"/{NAME}/manifests/{NEW.digest}")
+    write(fs, manifest_path(NEW), NEW.raw)
 
 
-BLOB_PATH = f"/{NAME}/blobs/{Digest.of(BLOB)}"
 ACTS = {
     "blob": Act(
-        BLOB_PATH,
-        lambda fs: write(fs, BLOB_PATH, BLOB),
+        blob_path(BLOB),
+        lambda fs: write(fs, blob_path(BLOB), BLOB),
         lambda registry: has_blob(registry, BLOB),
     ),
-    "manifest": Act(f"{MANIFEST}/manifest.json", write_manifest, has_manifest),
+    "manifest": Act(manifest_path(NEW), write_manifest, has_manifest),
     "tag": Act(
         f"/{NAME}/tags/new",
-        lambda fs: fs.symlink(f"../manifests/{NEW.digest}", f"/{NAME}/tags/new"),
+        lambda fs: fs.symlink(link_to(NEW), f"/{NAME}/tags/new"),
         lambda registry: tags(registry, NAME).get("new") == str(NEW.digest),
     ),
     "removal": Act(
@@ -153,7 +161,7 @@ CASES = [
 
 @pytest.mark.expects_log("was not written")
 @pytest.mark.parametrize(("step", "title"), CASES)
-def test_a_step_is_answered_otherwise(
+def test_a_write_whose_step_is_answered_otherwise_is_done_or_fails_and_leaves_nothing(
     step: str,
     title: str,
     registry: EmbeddedRegistry,

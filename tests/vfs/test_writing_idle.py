@@ -8,11 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.builders import image, load, random_bytes
+from support.builders import image, random_bytes
 from support.registries import EmbeddedRegistry
-from support.writing import make, read, tags, writable, write
+from support.writing import (
+    blob_path,
+    link_to,
+    make,
+    manifest_path,
+    read,
+    strict_registry,
+    tags,
+    writable,
+    write,
+)
 
-from epochfs.demo.registry import Behaviour
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing import idle
 from epochfs.vfs.writing.writable import WritableFileSystem
@@ -22,11 +31,7 @@ SLACK = 12
 """Descriptors of connections, databases and the like."""
 
 
-@pytest.fixture
-def registry() -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry(Behaviour(sparse="")) as registry:
-        load(registry, "team/app", "old", image(b"old"))
-        yield registry
+registry = pytest.fixture(strict_registry)
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def fs(
 ) -> Iterator[WritableFileSystem]:
     monkeypatch.setattr(idle, "_MOST_OPEN", MOST_OPEN)
     with writable(registry, tmp_path) as fs:
-        write(fs, f"/team/app/blobs/{Digest.of(b'up')}", b"up")
+        write(fs, blob_path(b"up"), b"up")
         yield fs
 
 
@@ -51,14 +56,14 @@ def test_manifests_that_wait_take_no_descriptor_each(
     before = descriptors()
     for number, one in enumerate(images):
         make(fs, f"/team/app/manifests/{one.digest}")
-        write(fs, f"/team/app/manifests/{one.digest}/manifest.json", one.raw)
-        fs.symlink(f"../manifests/{one.digest}", f"/team/app/tags/n{number}")
+        write(fs, manifest_path(one), one.raw)
+        fs.symlink(link_to(one), f"/team/app/tags/n{number}")
     assert descriptors() < before + MOST_OPEN + SLACK
     assert fs.writing().waiting == 100
     for one in images:
-        assert read(fs, f"/team/app/manifests/{one.digest}/manifest.json") == one.raw
+        assert read(fs, manifest_path(one)) == one.raw
     for blob in dict.fromkeys(blob for one in images for blob in one.every_blob()):
-        write(fs, f"/team/app/blobs/{Digest.of(blob)}", blob)
+        write(fs, blob_path(blob), blob)
     assert fs.writing().waiting == 0
     assert len(tags(registry, "team/app")) == 51
 
@@ -89,7 +94,7 @@ def test_what_rests_in_memory_is_read_written_and_renamed(fs: WritableFileSystem
     fs.release(handle)
     data[0] += b"more"
     for number, one in enumerate(data):
-        path = f"/team/app/blobs/{Digest.of(one)}"
+        path = blob_path(one)
         fs.rename(f"/team/app/blobs/.t{number}", path)
         assert read(fs, path) == one
 

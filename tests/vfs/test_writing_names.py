@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.builders import Content, image, index, load, random_bytes
+from support.builders import Content, image, layout
 from support.registries import EmbeddedRegistry
 from support.writing import (
+    BOTH,
+    NEW,
+    OLD,
+    blob_path,
     exists,
     follow,
     listed,
     make,
+    manifest_path,
+    parts,
     read,
     rsync,
     steps,
+    strict_registry,
     tags,
     writable,
     write,
+    written_to,
 )
 
-from epochfs.demo.registry import Behaviour
 from epochfs.demo.samples import LAYER, descriptor, encode
 from epochfs.errors import (
     ContentMismatch,
@@ -40,32 +48,8 @@ from epochfs.errors import (
 from epochfs.oci.names import Digest
 from epochfs.vfs.writing.writable import WritableFileSystem
 
-OLD = image(b"old")
-NEW = image(random_bytes(300_000, 7), b"small")
-BOTH = index(image(b"one"), image(b"other"))
-NOTHING = Digest.of(b"nothing at all")
-
-
-@pytest.fixture
-def registry() -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry(Behaviour(sparse="")) as registry:
-        load(registry, "team/app", "old", OLD)
-        registry.forget_requests()
-        yield registry
-
-
-@pytest.fixture
-def fs(registry: EmbeddedRegistry, tmp_path: Path) -> Iterator[WritableFileSystem]:
-    with writable(registry, tmp_path) as opened:
-        yield opened
-
-
-def blob_path(data: bytes, repository: str = "team/app") -> str:
-    return f"/{repository}/blobs/{Digest.of(data)}"
-
-
-def manifest_path(content: Content, repository: str = "team/app") -> str:
-    return f"/{repository}/manifests/{content.digest}/manifest.json"
+registry = pytest.fixture(strict_registry)
+fs = pytest.fixture(written_to)
 
 
 class TestManifests:
@@ -137,7 +121,7 @@ def remove_tree(fs: WritableFileSystem, path: str) -> None:
     """Remove a directory with all that is in it, as `rm -r` does."""
     for entry in list(fs.listdir(path)):
         below = f"{path}/{entry.name}"
-        if entry.mode & 0o170000 == 0o040000:
+        if stat.S_ISDIR(entry.mode):
             remove_tree(fs, below)
         else:
             fs.unlink(below)
@@ -145,20 +129,6 @@ def remove_tree(fs: WritableFileSystem, path: str) -> None:
 
 
 class TestLayout:
-    def layout(self, *contents: tuple[str, Content]) -> dict[str, bytes]:
-        """Return the files of a layout, by their names in it."""
-        files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
-        manifests = []
-        for tag, content in contents:
-            annotations = {"org.opencontainers.image.ref.name": tag}
-            manifests.append(descriptor(content.raw, content.media_type, annotations=annotations))
-            for one in content.every_manifest():
-                files[f"blobs/sha256/{one.digest.encoded}"] = one.raw
-            for blob in content.every_blob():
-                files[f"blobs/sha256/{Digest.of(blob).encoded}"] = blob
-        files["index.json"] = encode({"schemaVersion": 2, "manifests": manifests})
-        return files
-
     @pytest.mark.parametrize("seed", range(6))
     @pytest.mark.parametrize("by", [write, rsync])
     def test_a_layout_is_written_in_any_order(
@@ -168,7 +138,7 @@ class TestLayout:
         registry: EmbeddedRegistry,
         fs: WritableFileSystem,
     ) -> None:
-        files = list(self.layout(("a", NEW), ("b", BOTH)).items())
+        files = list(layout(("a", NEW), ("b", BOTH)).items())
         random.Random(seed).shuffle(files)
         make(fs, "/team/new/layout/blobs/sha256")
         for name, data in files:
@@ -182,7 +152,7 @@ class TestLayout:
     def test_an_index_adds_and_moves_tags_and_deletes_none(
         self, registry: EmbeddedRegistry, fs: WritableFileSystem
     ) -> None:
-        for name, data in self.layout(("new", NEW)).items():
+        for name, data in layout(("new", NEW)).items():
             rsync(fs, f"/team/app/layout/{name}", data)
         assert tags(registry, "team/app") == {"new": str(NEW.digest), "old": str(OLD.digest)}
         shown = json.loads(read(fs, "/team/app/layout/index.json"))
@@ -197,7 +167,7 @@ class TestLayout:
         inner = image(b"inner")
         outer = image(inner.raw)
         make(fs, "/team/new/layout/blobs/sha256")
-        for name, data in self.layout(("a", outer)).items():
+        for name, data in layout(("a", outer)).items():
             write(fs, f"/team/new/layout/{name}", data)
         assert tags(registry, "team/new") == {"a": str(outer.digest)}
 
@@ -224,7 +194,7 @@ class TestLocalNames:
         assert fs.writing().reasons == ()
         assert registry.count("PUT") == 0
 
-    def test_directories(self, fs: WritableFileSystem) -> None:
+    def test_directories_are_made_and_removed_where_they_are(self, fs: WritableFileSystem) -> None:
         with pytest.raises(Exists):
             fs.mkdir("/team")
         with pytest.raises(NotFound):
@@ -243,7 +213,7 @@ class TestLocalNames:
         with pytest.raises((NotPermitted, NotEmpty)):
             fs.rmdir("/team/app/tags")
 
-    def test_a_rename_that_may_not_replace(self, fs: WritableFileSystem) -> None:
+    def test_a_rename_that_may_not_replace_is_refused(self, fs: WritableFileSystem) -> None:
         write(fs, "/team/.a", b"a")
         write(fs, "/team/.b", b"b")
         with pytest.raises(Exists):
@@ -274,7 +244,7 @@ def test_referrers_are_shown_once_they_are_written(
     signature = image(b"sig", subject=descriptor(OLD.raw, OLD.media_type))
     shown = f"/team/app/manifests/{OLD.digest}/referrers"
     assert listed(fs, shown) == []
-    follow(fs, [one for one in steps("team/app", "x", signature) if one[0] == "file"])
+    follow(fs, parts("team/app", signature))
     assert listed(fs, shown) == [str(signature.digest)]
 
 

@@ -10,13 +10,24 @@ from pathlib import Path
 
 import pytest
 from support.builders import Content, image, index, load, random_bytes
-from support.registries import EmbeddedRegistry
+from support.registries import Guarded
 from support.scripted import at_most, until
-from support.writing import follow, make, read, steps, tags, writable, write
+from support.writing import (
+    blob_path,
+    follow,
+    link_to,
+    make,
+    manifest_path,
+    read,
+    steps,
+    tags,
+    writable,
+    write,
+    written_to,
+)
 
 from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.errors import EpochfsError
-from epochfs.oci.names import Digest
 from epochfs.vfs.writing import outbox
 from epochfs.vfs.writing.writable import WritableFileSystem
 
@@ -34,33 +45,13 @@ def registry() -> Iterator[Guarded]:
         yield registry
 
 
-@pytest.fixture
-def fs(registry: Guarded, tmp_path: Path) -> Iterator[WritableFileSystem]:
-    with writable(registry, tmp_path) as opened:
-        yield opened
-
-
-def target(content: Content) -> str:
-    return f"../manifests/{content.digest}"
-
-
-def manifest_path(content: Content) -> str:
-    return f"/{NAME}/manifests/{content.digest}/manifest.json"
+fs = pytest.fixture(written_to)
 
 
 def retag(fs: WritableFileSystem, content: Content, temporary: str) -> None:
     """Move the tag as rsync does."""
-    fs.symlink(target(content), f"/{NAME}/tags/{temporary}")
+    fs.symlink(link_to(content), f"/{NAME}/tags/{temporary}")
     fs.rename(f"/{NAME}/tags/{temporary}", TAG)
-
-
-class Guarded(EmbeddedRegistry):
-    """A registry that answers first what a test says, where that says anything."""
-
-    guard: Callable[[Request], Response | None] = staticmethod(lambda _: None)
-
-    def respond(self, request: Request) -> Response:
-        return self.guard(request) or super().respond(request)
 
 
 class Held:
@@ -93,7 +84,7 @@ class TestRaces:
             first.result()
             second.result()
         assert tags(registry, NAME)["latest"] == str(TWO.digest)
-        assert fs.readlink(TAG) == target(TWO)
+        assert fs.readlink(TAG) == link_to(TWO)
 
     def test_a_retag_is_not_lost_to_a_later_one_that_fails(
         self, registry: Guarded, fs: WritableFileSystem
@@ -115,7 +106,7 @@ class TestRaces:
     def test_bytes_that_are_right_and_could_not_be_sent_are_told_to_be_in_no_registry(
         self, registry: Guarded, fs: WritableFileSystem
     ) -> None:
-        temporary, path = f"/{NAME}/blobs/.abc", f"/{NAME}/blobs/{Digest.of(b'abc')}"
+        temporary, path = f"/{NAME}/blobs/.abc", blob_path(b"abc")
         write(fs, temporary, b"abc")
         registry.guard = lambda one: Response(403) if one.method == "POST" else None
         with pytest.raises(EpochfsError):
@@ -154,10 +145,10 @@ class TestRaces:
         for one in reversed(chain):
             make(fs, manifest_path(one).rpartition("/")[0])
             write(fs, manifest_path(one), one.raw)
-        fs.symlink(target(chain[-1]), TAG)
+        fs.symlink(link_to(chain[-1]), TAG)
         assert fs.writing().waiting == len(chain) + 1
         for blob in leaf.every_blob():
-            write(fs, f"/{NAME}/blobs/{Digest.of(blob)}", blob)
+            write(fs, blob_path(blob), blob)
         assert fs.writing().reasons == ()
         assert tags(registry, NAME)["latest"] == str(chain[-1].digest)
 
@@ -176,7 +167,7 @@ class TestRaces:
             list(pool.map(lambda step: follow(fs, [step]), todo))
         assert fs.writing().reasons == ()
         assert tags(registry, "all") == {tag: str(one.digest) for tag, one in wanted.items()}
-        for _, path, data in todo:
+        for path, data in todo:
             if isinstance(data, bytes):
                 assert read(fs, path) == data
 
@@ -192,13 +183,13 @@ class TestFailures:
         make(fs, manifest_path(content).rpartition("/")[0])
         write(fs, manifest_path(content), content.raw)
         for number in range(count):
-            fs.symlink(target(content), f"/{NAME}/tags/n{number}")
+            fs.symlink(link_to(content), f"/{NAME}/tags/n{number}")
         for blob in list(content.every_blob())[1:]:
-            write(fs, f"/{NAME}/blobs/{Digest.of(blob)}", blob)
+            write(fs, blob_path(blob), blob)
 
     def last(self, fs: WritableFileSystem, content: Content) -> None:
         blob = next(iter(content.every_blob()))
-        write(fs, f"/{NAME}/blobs/{Digest.of(blob)}", blob)
+        write(fs, blob_path(blob), blob)
 
     @pytest.mark.expects_log("cannot be written")
     def test_what_waited_is_sent_by_itself_once_the_registry_is_back(
@@ -277,13 +268,13 @@ class TestTwoMounts:
         self, registry: Guarded, fs: WritableFileSystem, tmp_path: Path
     ) -> None:
         new = index(image(b"first", b"shared"), image(b"second", b"shared"))
-        *todo, (_, _, to) = steps("both", "v1", new)
+        *todo, (tag, to) = steps("both", "v1", new)
         # By a rename, as rsync does: a link that the other mount has made by then exists.
-        temporary, tag = "/both/tags/.v1", "/both/tags/v1"
+        temporary = "/both/tags/.v1"
 
         def restore(into: WritableFileSystem) -> None:
             make(into, "/both/tags")
-            follow(into, [*todo, ("link", temporary, to)])
+            follow(into, [*todo, (temporary, to)])
             into.rename(temporary, tag)
 
         with writable(registry, tmp_path / "other") as other, ThreadPoolExecutor(2) as pool:
