@@ -77,7 +77,7 @@ class VfsView:
         self._filesystem = filesystem
 
     def entries(self, path: str) -> dict[str, tuple[int, int]]:
-        with _AsOsError():
+        with AsOsError():
             found = list(self._filesystem.listdir(path))
         assert len({entry.name for entry in found}) == len(found)
         return {entry.name: (entry.mode, entry.inode) for entry in found}
@@ -85,7 +85,7 @@ class VfsView:
     def listed(self, path: str) -> Listed:
         names: dict[str, tuple[int, int]] = {}
         try:
-            with _AsOsError():
+            with AsOsError():
                 for entry in self._filesystem.listdir(path):
                     names[entry.name] = (entry.mode, entry.inode)
         except OSError as error:
@@ -93,18 +93,18 @@ class VfsView:
         return Listed(names, 0)
 
     def stat(self, path: str) -> Stat:
-        with _AsOsError():
+        with AsOsError():
             attr = self._filesystem.getattr(path)
         kind, permissions = stat.S_IFMT(attr.mode), stat.S_IMODE(attr.mode)
         return Stat(kind, permissions, attr.size, attr.time_ns, inode(attr.identity or path))
 
     def readlink(self, path: str) -> str:
-        with _AsOsError():
+        with AsOsError():
             return self._filesystem.readlink(path)
 
     @contextlib.contextmanager
     def opened(self, path: str) -> Iterator[OpenedFile]:
-        with _AsOsError():
+        with AsOsError():
             handle = self._filesystem.open(path).handle
         try:
             yield _VfsFile(self._filesystem, handle)
@@ -112,11 +112,11 @@ class VfsView:
             self._filesystem.release(handle)
 
     def xattrs(self, path: str) -> dict[str, str]:
-        with _AsOsError():
+        with AsOsError():
             return dict(self._filesystem.xattrs(path))
 
     def xattr(self, path: str, name: str) -> str:
-        with _AsOsError():
+        with AsOsError():
             return self._filesystem.xattr(path, name)
 
 
@@ -126,11 +126,11 @@ class _VfsFile:
     handle: int
 
     def pread(self, count: int, offset: int) -> bytes:
-        with _AsOsError():
+        with AsOsError():
             return self.filesystem.read(self.handle, offset, count)
 
 
-class _AsOsError:
+class AsOsError:
     """Raises as OSError what the file system raises.
 
     No generator: on Python 3.13 the frames of one that raises hold each other, and with them the
