@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 from conftest import DockerRegistry, free_port, serve_docker_registry
 from support import faults, killcycles, killwrites
 from support.builders import image, random_bytes
+from support.diskcache import small_disk
 from support.faultlab import (
     APP,
     BLOBS,
@@ -206,34 +206,24 @@ def test_a_registry_that_was_gone_and_is_back_is_read_from_without_a_remount(
         assert [tag.name for tag in (mount.path / NAME / "tags").iterdir()] == ["latest"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory with room for 8 MiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8M", "epochfs-test", str(directory)]
-    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("no right to mount a tmpfs")
-    yield directory
-    subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
 @pytest.mark.expects_log("cannot keep everything")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_cache_whose_disk_is_full_gives_right_bytes(
-    registry: DockerRegistry, mounts: Mounts, small_disk: Path
+    registry: DockerRegistry, mounts: Mounts, tmp_path: Path
 ) -> None:
     huge = image(HUGE)
     push(registry.url, "faults/huge", "latest", huge)
-    mount = mounts(registry.url, "--timeout", "5", cache=small_disk / "cache")
-    path = mount.path / "faults/huge/blobs" / str(Digest.of(HUGE))
-    for _ in range(2):
-        outcome = read(path, len(HUGE))
-        assert (outcome.code, outcome.data) == (OK, HUGE)
-        outcome = read(blob_at(mount, SMALL), len(SMALL))
-        assert (outcome.code, outcome.data) == (OK, SMALL)
-    mount.unmount()
-    blobs = {**BLOBS, Digest.of(HUGE).encoded: HUGE}
-    assert list(defects(small_disk / "cache", blobs)) == []
+    with small_disk(tmp_path / "disk", "size=8M") as disk:
+        mount = mounts(registry.url, "--timeout", "5", cache=disk / "cache")
+        path = mount.path / "faults/huge/blobs" / str(Digest.of(HUGE))
+        for _ in range(2):
+            outcome = read(path, len(HUGE))
+            assert (outcome.code, outcome.data) == (OK, HUGE)
+            outcome = read(blob_at(mount, SMALL), len(SMALL))
+            assert (outcome.code, outcome.data) == (OK, SMALL)
+        mount.unmount()
+        blobs = {**BLOBS, Digest.of(HUGE).encoded: HUGE}
+        assert list(defects(disk / "cache", blobs)) == []
 
 
 @pytest.mark.expects_log("cannot keep everything")

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from support.builders import image, load, random_bytes
-from support.diskcache import read_only
+from support.diskcache import read_only, small_disk
 from support.layers import File, container, gzipped, zstd
 from support.mounts import COMMAND, Mount, Mounts, status
 from support.registries import EmbeddedRegistry
@@ -51,18 +51,14 @@ def registry_of(behaviour: Behaviour) -> Iterator[EmbeddedRegistry]:
         yield registry
 
 
+MakeDisk = Callable[[str], Path]
+
+
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A place for a disk, which is unmounted."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    yield path
-    subprocess.run(["umount", "-l", path], check=False, capture_output=True)
-
-
-def make_disk(path: Path, options: str) -> None:
-    """Mount a file system in memory."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "disk", path], check=True)
+def make_disk(tmp_path: Path) -> Iterator[MakeDisk]:
+    """Mounts a disk with options of tmpfs(5) until the test ends."""
+    with contextlib.ExitStack() as ending:
+        yield lambda options: ending.enter_context(small_disk(tmp_path / "disk", options))
 
 
 def fill(disk: Path) -> None:
@@ -99,9 +95,9 @@ def warnings(mount: Mount) -> list[str]:
 
 @every_registry
 def test_a_disk_that_is_full_before_the_mount(
-    behaviour: Behaviour, mounts: Mounts, disk: Path
+    behaviour: Behaviour, mounts: Mounts, make_disk: MakeDisk
 ) -> None:
-    make_disk(disk, "size=4m")
+    disk = make_disk("size=4m")
     fill(disk)
     with registry_of(behaviour) as registry:
         mount = mounts(registry.url, cache=disk)
@@ -112,9 +108,9 @@ def test_a_disk_that_is_full_before_the_mount(
 
 @every_registry
 def test_a_disk_that_fills_up_under_the_mount(
-    behaviour: Behaviour, mounts: Mounts, disk: Path
+    behaviour: Behaviour, mounts: Mounts, make_disk: MakeDisk
 ) -> None:
-    make_disk(disk, "size=8m")
+    disk = make_disk("size=8m")
     with registry_of(behaviour) as registry:
         mount = mounts(registry.url, cache=disk)
         fill(disk)
@@ -124,8 +120,10 @@ def test_a_disk_that_fills_up_under_the_mount(
 
 
 @every_registry
-def test_a_disk_smaller_than_the_registry(behaviour: Behaviour, mounts: Mounts, disk: Path) -> None:
-    make_disk(disk, "size=6m")
+def test_a_disk_smaller_than_the_registry(
+    behaviour: Behaviour, mounts: Mounts, make_disk: MakeDisk
+) -> None:
+    disk = make_disk("size=6m")
     with registry_of(behaviour) as registry:
         mount = mounts(registry.url, cache=disk)
         read_everything(mount)
@@ -135,8 +133,8 @@ def test_a_disk_smaller_than_the_registry(behaviour: Behaviour, mounts: Mounts, 
 
 
 @every_registry
-def test_a_disk_without_inodes(behaviour: Behaviour, mounts: Mounts, disk: Path) -> None:
-    make_disk(disk, "size=64m,nr_inodes=14")
+def test_a_disk_without_inodes(behaviour: Behaviour, mounts: Mounts, make_disk: MakeDisk) -> None:
+    disk = make_disk("size=64m,nr_inodes=14")
     with registry_of(behaviour) as registry:
         mount = mounts(registry.url, cache=disk)
         read_everything(mount)
@@ -146,9 +144,9 @@ def test_a_disk_without_inodes(behaviour: Behaviour, mounts: Mounts, disk: Path)
 
 @every_registry
 def test_a_disk_that_became_read_only(
-    behaviour: Behaviour, mounts: Mounts, disk: Path, tmp_path: Path
+    behaviour: Behaviour, mounts: Mounts, make_disk: MakeDisk, tmp_path: Path
 ) -> None:
-    make_disk(disk, "size=64m")
+    disk = make_disk("size=64m")
     cache = disk / "cache"
     cache.mkdir(0o700)
     with registry_of(behaviour) as registry:
@@ -203,10 +201,10 @@ def test_many_readers_with_few_descriptors(mounts: Mounts) -> None:
 # --- what follows -----------------------------------------------------------------------------
 
 
-def test_layers_are_looked_into_while_the_disk_is_full(mounts: Mounts, disk: Path) -> None:
+def test_layers_are_looked_into_while_the_disk_is_full(mounts: Mounts, make_disk: MakeDisk) -> None:
     pytest.importorskip("indexed_gzip")
     data = random_bytes(2 * MIB)
-    make_disk(disk, "size=4m")
+    disk = make_disk("size=4m")
     fill(disk)
     with EmbeddedRegistry(replace(EPOCH, auth="")) as registry:
         for name, make in (("gzip", gzipped), ("zstd", zstd)):
@@ -222,9 +220,9 @@ def test_layers_are_looked_into_while_the_disk_is_full(mounts: Mounts, disk: Pat
 
 
 def test_what_was_used_long_ago_goes_before_a_blob_is_read_past_the_cache(
-    mounts: Mounts, disk: Path
+    mounts: Mounts, make_disk: MakeDisk
 ) -> None:
-    make_disk(disk, "size=8m")
+    disk = make_disk("size=8m")
     blobs = [random_bytes(3 * MIB, seed) for seed in range(6)]
     with EmbeddedRegistry() as registry:
         load(registry, "a", "v1", image(*blobs))
@@ -237,8 +235,8 @@ def test_what_was_used_long_ago_goes_before_a_blob_is_read_past_the_cache(
         mount.unmount()
 
 
-def test_a_disk_that_has_room_again_is_used_again(mounts: Mounts, disk: Path) -> None:
-    make_disk(disk, "size=40m")
+def test_a_disk_that_has_room_again_is_used_again(mounts: Mounts, make_disk: MakeDisk) -> None:
+    disk = make_disk("size=40m")
     with registry_of(SPECIFICATION) as registry:
         mount = mounts(registry.url, cache=disk)
         fill(disk)
@@ -257,8 +255,8 @@ def test_a_disk_that_has_room_again_is_used_again(mounts: Mounts, disk: Path) ->
         mount.unmount()
 
 
-def test_the_mount_of_a_full_disk_is_found_and_ended(mounts: Mounts, disk: Path) -> None:
-    make_disk(disk, "size=4m")
+def test_the_mount_of_a_full_disk_is_found_and_ended(mounts: Mounts, make_disk: MakeDisk) -> None:
+    disk = make_disk("size=4m")
     fill(disk)
     with registry_of(SPECIFICATION) as registry:
         mount = mounts(registry.url, cache=disk)

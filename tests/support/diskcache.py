@@ -110,3 +110,15 @@ def read_only(directory: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", directory], check=True)
+
+
+@contextmanager
+def small_disk(directory: Path, options: str) -> Iterator[Path]:
+    """Mount a file system in memory on a directory, with options of tmpfs(5); for root only."""
+    directory.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "small-disk", directory]
+    subprocess.run(command, check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)

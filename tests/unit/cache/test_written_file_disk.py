@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from support.diskcache import (
     opened,
     place,
     read_only,
+    small_disk,
     write,
 )
 
@@ -45,18 +46,6 @@ directory = pytest.fixture(not_yet_there)
 cache = pytest.fixture(opened)
 file = pytest.fixture(being_written)
 needs_mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-
-
-@contextmanager
-def small_disk(directory: Path, options: str) -> Iterator[None]:
-    """Mount a disk of its own on a directory."""
-    directory.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", directory]
-    subprocess.run(command, check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
 
 
 def names(directory: Path) -> set[Path]:
