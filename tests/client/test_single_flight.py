@@ -148,28 +148,20 @@ class TestAll:
             work.go.set()
             assert [one.result(PATIENCE) for one in asked] == ["v1", "v1"]
 
-    def test_of_what_is_forgotten_meanwhile_nothing_is_kept(self, owner: Owner) -> None:
+    @pytest.mark.parametrize("forgotten", ["a", "b"])
+    def test_of_what_is_forgotten_meanwhile_nothing_is_kept_and_of_the_rest_all(
+        self, owner: Owner, forgotten: str
+    ) -> None:
         work = Work()
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(owner.get, work)
             assert work.began.wait(PATIENCE)
             with owner.lock:
-                owner.flights.forget(lambda key: key == "a")
+                owner.flights.forget(lambda key: key == forgotten)
             work.go.set()
             assert first.result(PATIENCE) == "v1"
-        assert owner.kept == {}
-        assert owner.get(work) == "v2"
-
-    def test_what_does_not_match_is_not_forgotten(self, owner: Owner) -> None:
-        work = Work()
-        with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(owner.get, work)
-            assert work.began.wait(PATIENCE)
-            with owner.lock:
-                owner.flights.forget(lambda key: key == "b")
-            work.go.set()
-            assert first.result(PATIENCE) == "v1"
-        assert owner.kept == {"a": "v1"}
+        assert owner.kept == ({} if forgotten == "a" else {"a": "v1"})
+        assert owner.get(work) == ("v2" if forgotten == "a" else "v1")
 
     def test_a_look_may_refuse(self, owner: Owner) -> None:
         def look() -> str | None:

@@ -254,31 +254,39 @@ class TestNobodyReads:
         assert not visitor.is_alive()
 
 
+TWICE = BLOB + BLOB[::-1]
+
+
+@pytest.fixture
+def gate(embedded: EmbeddedRegistry) -> Iterator[Gate]:
+    """A way to a registry that has a blob of 64 MiB; it counts what passes."""
+    load(embedded, "team/app", "latest", image(TWICE))
+    with Gate(embedded.host) as gate:
+        yield gate
+
+
+@pytest.fixture
+def mounted(gate: Gate, mounts: Mounts) -> Path:
+    """That blob in a mount of the registry."""
+    path = mounts(gate.url).path / "team/app/blobs" / str(Digest.of(TWICE))
+    path.stat()
+    return path
+
+
 @pytest.mark.parametrize("start", [0, 30 * MIB + 12_345])
 def test_a_program_that_reads_four_megabytes_costs_the_registry_little_more(
-    start: int, embedded: EmbeddedRegistry, mounts: Mounts
+    start: int, gate: Gate, mounted: Path
 ) -> None:
-    large = BLOB + BLOB[::-1]
-    load(embedded, "team/app", "latest", image(large))
-    with Gate(embedded.host) as gate:
-        mount = mounts(gate.url)
-        path = mount.path / "team/app/blobs" / str(Digest.of(large))
-        path.stat()
-        with path.open("rb", buffering=0) as file:
-            assert os.pread(file.fileno(), 4 * MIB, start) == large[start : start + 4 * MIB]
-        assert settled(lambda: gate.passed, 1) < 16 * MIB
+    with mounted.open("rb", buffering=0) as file:
+        assert os.pread(file.fileno(), 4 * MIB, start) == TWICE[start : start + 4 * MIB]
+    assert settled(lambda: gate.passed, 1) < 16 * MIB
 
 
 @pytest.mark.parametrize("start", [8, 17 * MIB + 12_345, 40_000_000])
 def test_a_tensor_of_a_mapped_file_costs_little_more_than_the_kernel_reads(
-    start: int, embedded: EmbeddedRegistry, mounts: Mounts
+    start: int, gate: Gate, mounted: Path
 ) -> None:
-    large = BLOB + BLOB[::-1]
-    load(embedded, "team/app", "latest", image(large))
-    with Gate(embedded.host) as gate:
-        mount = mounts(gate.url)
-        path = mount.path / "team/app/blobs" / str(Digest.of(large))
-        command = [sys.executable, "-c", MAPPED, path, str(start), str(start + TENSOR)]
-        read = subprocess.run(command, capture_output=True, check=True).stdout
-        assert read == large[:8] + large[start : start + TENSOR]
-        assert settled(lambda: gate.passed, 1) <= 12 * MIB
+    command = [sys.executable, "-c", MAPPED, mounted, str(start), str(start + TENSOR)]
+    read = subprocess.run(command, capture_output=True, check=True).stdout
+    assert read == TWICE[:8] + TWICE[start : start + TENSOR]
+    assert settled(lambda: gate.passed, 1) <= 12 * MIB
