@@ -1,4 +1,4 @@
-"""What the tests share: registries that misbehave, mounts, models, builders of content."""
+"""Helpers of the tests: registries that misbehave, mounts, models, builders of content."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the tests of remembered answers have in common: stores, and who asks."""
+"""Stores of remembered answers, and those who ask them, for the tests of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the client have in common: a scripted server, and a client of it."""
+"""A client of a scripted server, for the tests of the client."""
 
 from __future__ import annotations
 

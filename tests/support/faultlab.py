@@ -1,4 +1,4 @@
-"""What the tests of faults read: one image of small blobs, pushed under one name."""
+"""The content that the tests of faults read: one image of small blobs, pushed under one name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the fsspec front end read: an artifact with plain files, and a tar."""
+"""The content that the tests of the fsspec front end read: plain files, and a tar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cache directory must be after whatever has happened to it, and how a blob is read."""
+"""Pushes content, reads a file of a mount, and finds the defects of a cache directory."""
 
 from __future__ import annotations
 

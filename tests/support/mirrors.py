@@ -1,4 +1,4 @@
-"""What the tests of mirrors have in common: mirrors, their registry, and clients of both."""
+"""Mirrors, their registry, and clients of both, for the tests of mirrors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mount of a registry must look like, worked out from design §1 and from nothing else.
+"""A model of the mount of a registry, worked out from design §1 and from nothing else.
 
 Kept apart from the code on purpose: no name of the package's tree is imported here.
 """

@@ -1,4 +1,4 @@
-"""What the tests of reading through have in common: a read-through, and blobs opened in it."""
+"""A read-through and blobs opened in it, for the tests of reading through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the client that remembers have in common: such clients, over one file."""
+"""Clients that remember, over one file, for the tests of them."""
 
 from __future__ import annotations
 

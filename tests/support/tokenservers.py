@@ -1,4 +1,4 @@
-"""What the tests of authentication have in common: a token server without a network."""
+"""A token server without a network, for the tests of authentication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the transport have in common: a scripted server, and a transport to it."""
+"""A transport to a scripted server, for the tests of the transport."""
 
 from __future__ import annotations
 
