@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import Skopeo
 from support.builders import Content, image, index, random_bytes
-from support.subjects import BEHAVIOURS, Subject, docker_subject, embedded_subject
+from support.subjects import BEHAVIOURS, DOCKER, Subject, subject_of_kind
 
-from epochfs.demo.registry import Behaviour
 from epochfs.errors import EpochfsError, NotFound, TooLarge, Unsupported
 from epochfs.oci.manifests import OCI_INDEX, OCI_MANIFEST, Index
 from epochfs.oci.names import Digest, Repository, Tag
@@ -26,16 +25,7 @@ from epochfs.oci.names import Digest, Repository, Tag
 UNKNOWN = Digest.of(b"what no registry holds")
 
 
-@pytest.fixture(params=[*BEHAVIOURS, "https", pytest.param("docker", marks=pytest.mark.registry)])
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    if request.param == "docker":
-        context = docker_subject(request.getfixturevalue("docker_registry"))
-    elif request.param == "https":
-        context = embedded_subject(Behaviour(), request.getfixturevalue("self_signed"))
-    else:
-        context = embedded_subject(BEHAVIOURS[request.param])
-    with context as subject:
-        yield subject
+subject = pytest.fixture(params=[*BEHAVIOURS, "https", DOCKER])(subject_of_kind)
 
 
 # --- the root ---------------------------------------------------------------------------------

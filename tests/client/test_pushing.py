@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Literal
@@ -13,7 +12,7 @@ from support.builders import image, random_bytes
 from support.clients import Connect, connecting
 from support.registries import EmbeddedRegistry
 from support.scripted import Reset, Seen, Step, reply
-from support.subjects import BEHAVIOURS, Subject, docker_subject, embedded_subject
+from support.subjects import BEHAVIOURS, DOCKER, Subject, embedded_subject, subject_of_kind
 
 from epochfs.client import RegistryClient
 from epochfs.config import Credentials, TransportOptions
@@ -35,14 +34,7 @@ DIGEST = Digest.of(BLOB)
 connect = pytest.fixture(connecting)
 
 
-@pytest.fixture(params=[*BEHAVIOURS, pytest.param("docker", marks=pytest.mark.registry)])
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    if request.param == "docker":
-        context = docker_subject(request.getfixturevalue("docker_registry"))
-    else:
-        context = embedded_subject(BEHAVIOURS[request.param])
-    with context as subject:
-        yield subject
+subject = pytest.fixture(params=[*BEHAVIOURS, DOCKER])(subject_of_kind)
 
 
 def test_the_client_of_a_registry_is_what_writing_needs(subject: Subject) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.builders import Content, image, index
 from support.registries import EmbeddedRegistry
-from support.subjects import Subject, docker_subject, embedded_subject
+from support.subjects import DOCKER, Subject, docker_subject, embedded_subject
 
 from epochfs.client import RegistryClient
 from epochfs.config import TransportOptions
@@ -26,7 +26,7 @@ IMAGE = image(b"signed")
 TAG = referrers_tag(IMAGE.digest)
 
 
-@pytest.fixture(params=["without", "epoch", pytest.param("docker", marks=pytest.mark.registry)])
+@pytest.fixture(params=["without", "epoch", DOCKER])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     if request.param == "docker":
         context = docker_subject(request.getfixturevalue("docker_registry"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import pytest
 from conftest import DockerRegistry
 
 from epochfs.client import RegistryClient
@@ -29,6 +30,7 @@ BEHAVIOURS = {
     "epoch": EPOCH,
     "epoch-without-token": replace(EPOCH, auth=""),
 }
+DOCKER = pytest.param("docker", marks=pytest.mark.registry)
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,15 @@ def docker_subject(registry: DockerRegistry) -> Iterator[Subject]:
     client = RegistryClient(registry.url)
     yield Subject(client, registry.host, f"library/t{uuid.uuid4().hex}/app", Behaviour())
     client.close()
+
+
+def subject_of_kind(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """A fixture, whose parameter is one of BEHAVIOURS, `https`, or DOCKER."""
+    if request.param == "docker":
+        context = docker_subject(request.getfixturevalue("docker_registry"))
+    elif request.param == "https":
+        context = embedded_subject(Behaviour(), request.getfixturevalue("self_signed"))
+    else:
+        context = embedded_subject(BEHAVIOURS[request.param])
+    with context as subject:
+        yield subject
