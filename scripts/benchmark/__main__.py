@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,17 +17,20 @@ import click
 from epochfs.errors import EpochfsError
 from scripts.benchmark import (
     blobrows,
+    layerrows,
     linkrows,
     namerows,
     report,
     sharedrows,
     touchedrows,
     volumerows,
+    walkrows,
+    writerows,
 )
 from scripts.benchmark.content import MIB
 from scripts.benchmark.lab import Lab
 from scripts.benchmark.programs import Failed, Missing, find
-from scripts.benchmark.rows import Result, Row, Sample, Samples, at_most, row
+from scripts.benchmark.rows import FEW_RUNS, RUNS, Result, Row, Sample, Samples, at_most, row
 
 
 @row("memory", "resident memory, the most of any row", at_most(120, "MiB"))
@@ -42,19 +46,33 @@ ROWS = (
     *touchedrows.ROWS,
     *sharedrows.ROWS,
     *namerows.ROWS,
+    *walkrows.ROWS,
     *volumerows.ROWS,
+    *layerrows.ROWS,
+    *writerows.ROWS,
     _memory,
 )
 """All rows, in the order of the table."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, metavar="N")
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"How often to measure each row.  [default: {RUNS}, or {FEW_RUNS} where one takes long]",
+)
 @click.option(
     "--only", "patterns", multiple=True, metavar="PATTERN", help="Rows by name, as in 'cold-*'."
 )
 @click.option("--list", "listing", is_flag=True, help="Show the rows and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every sample.")
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(path_type=Path),
+    help="Write the table for a page.",
+)
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the races.")
 @click.option(
     "--scratch",
@@ -62,16 +80,18 @@ ROWS = (
     help="Where to work: a directory on a disk.  [default: the system's, often /tmp]",
 )
 def main(
-    runs: int,
+    runs: int | None,
     patterns: tuple[str, ...],
     listing: bool,
     json_file: Path | None,
+    markdown_file: Path | None,
     plot_file: Path | None,
     scratch: Path | None,
 ) -> None:
-    """Measure epochfs beside its rivals: medians of N runs, ratios, and the bar of each row.
+    """Measure epochfs beside its rivals: medians of some runs, ratios, and the bar of each row.
 
-    The exit code is 1 if a row failed, 130 after a Ctrl-C, and 0 otherwise, be a row SHORT or not.
+    A row that fails does not keep those after it from being measured. The exit code is 1 if a row
+    failed, 130 after a Ctrl-C, and 0 otherwise, be a row SHORT or not.
     """
     chosen = [each for each in ROWS if _matches(each.name, patterns)]
     if not chosen:
@@ -90,15 +110,21 @@ def main(
     except KeyboardInterrupt:
         code = 130
     if results:
-        _show(results, runs, json_file, plot_file)
+        click.echo(f"{report.about(results)}\n\n{report.table(results)}")
+        _write(results, json_file, markdown_file, plot_file)
     sys.exit(code)
 
 
-def _show(results: list[Result], runs: int, json_file: Path | None, plot_file: Path | None) -> None:
-    about = ", ".join(f"{name} {value}" for name, value in report.machine().items())
-    click.echo(f"Medians of {runs}; {about}.\n\n{report.table(results)}")
+def _write(
+    results: list[Result],
+    json_file: Path | None,
+    markdown_file: Path | None,
+    plot_file: Path | None,
+) -> None:
     if json_file is not None:
         report.write_json(json_file, results)
+    if markdown_file is not None:
+        markdown_file.write_text(report.markdown(results))
     if plot_file is not None:
         from scripts.benchmark import chart
 
@@ -110,7 +136,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _measure_all(
-    rows: Sequence[Row], runs: int, scratch: Path | None, results: list[Result]
+    rows: Sequence[Row], runs: int | None, scratch: Path | None, results: list[Result]
 ) -> None:
     """Measure the rows one after another; what is finished is in `results` at any time."""
     with Lab(scratch) as lab:
@@ -119,17 +145,20 @@ def _measure_all(
             click.echo(report.table(results[-1:]).partition("\n")[2], err=True)
 
 
-def _measure(lab: Lab, each: Row, runs: int) -> Result:
+def _measure(lab: Lab, each: Row, runs: int | None) -> Result:
     measured_before = len(lab.peaks)
     try:
         for program in ("epochfs", *each.needs):
             find(program)
         with closing(each.measure(lab)) as measuring:
-            samples = tuple(itertools.islice(measuring, runs))
+            samples = tuple(itertools.islice(measuring, runs or each.runs))
     except Missing as error:
         return Result(each, note=f"skipped: {error}")
     except (Failed, EpochfsError, OSError) as error:
         return Result(each, note=f"FAILED: {error}")
+    except Exception as error:  # a mistake of ours; the rows after it are measured all the same
+        traceback.print_exc()
+        return Result(each, note=f"FAILED: {type(error).__name__}: {error}")
     return Result(each, samples, max(lab.peaks[measured_before:], default=0))
 
 

@@ -44,10 +44,10 @@ class Blob:
 def push_blob(url: str, repository: str, file: Path, size: int) -> Blob:
     """Write `size` random bytes to `file`, and push them as a layer of `repository:latest`."""
     random_file(file, size)
-    client = _client(url)
-    blob = _push_file(client, repository, file)
+    client = client_of(url)
+    blob = push_file(client, repository, file)
     layer = {"mediaType": LAYER, "digest": str(blob.digest), "size": size}
-    config = _config(str(blob.digest))
+    config = config_of(str(blob.digest))
     client.put_blob(repository, Digest.of(config), config, len(config))
     client.put_manifest(repository, "latest", _manifest(config, layer), OCI_MANIFEST)
     client.close()
@@ -56,9 +56,9 @@ def push_blob(url: str, repository: str, file: Path, size: int) -> Blob:
 
 def push_model(url: str, repository: str, files: Iterable[Path]) -> list[Blob]:
     """Push files as a ModelPack, `repository:latest`: each is a layer, titled by its name."""
-    client = _client(url)
+    client = client_of(url)
     with ThreadPoolExecutor(_THREADS) as pool:
-        blobs = list(pool.map(lambda file: _push_file(client, repository, file), files))
+        blobs = list(pool.map(lambda file: push_file(client, repository, file), files))
     layers: list[dict[str, object]] = [
         {
             "mediaType": WEIGHT,
@@ -82,7 +82,8 @@ def push_model(url: str, repository: str, files: Iterable[Path]) -> list[Blob]:
     return blobs
 
 
-def _push_file(client: RegistryClient, repository: str, file: Path) -> Blob:
+def push_file(client: RegistryClient, repository: str, file: Path) -> Blob:
+    """Push a file as a blob."""
     with file.open("rb") as stream:
         digest = Digest("sha256", hashlib.file_digest(stream, "sha256").hexdigest())
         size = stream.seek(0, 2)
@@ -101,9 +102,9 @@ def random_file(file: Path, size: int) -> None:
 
 def push_repositories(url: str, names: Iterable[str], tags: Iterable[str]) -> None:
     """Push a small image under each of `tags` to each of `names`; no two have the same digest."""
-    client, wanted = _client(url), list(tags)
+    client, wanted = client_of(url), list(tags)
     layer = b"a layer that all share"
-    config = _config(str(Digest.of(layer)))
+    config = config_of(str(Digest.of(layer)))
 
     def push_blobs(name: str) -> None:
         for blob in (config, layer):
@@ -121,22 +122,43 @@ def push_repositories(url: str, names: Iterable[str], tags: Iterable[str]) -> No
     client.close()
 
 
-def _client(url: str) -> RegistryClient:
+def push_images(url: str, count: int, blobs: int) -> None:
+    """Push so many images to four repositories, each with so many small blobs of its own."""
+    client, source = client_of(url), random.Random(count)
+    for number in range(count):
+        repository = f"team/app{number % 4}"
+        layers = [source.randbytes(2000) for _ in range(blobs - 1)]
+        config = config_of(*(str(Digest.of(layer)) for layer in layers))
+        for blob in (config, *layers):
+            client.put_blob(repository, Digest.of(blob), blob, len(blob))
+        manifest = _manifest(config, *(descriptor(layer, LAYER) for layer in layers))
+        client.put_manifest(repository, f"v{number}", manifest, OCI_MANIFEST)
+    client.close()
+
+
+def numbered(word: str, count: int) -> list[str]:
+    """Return so many names that begin with a word."""
+    return [f"{word}{number}" for number in range(count)]
+
+
+def client_of(url: str) -> RegistryClient:
+    """Return a client of a registry that has the time to hash what it is sent."""
     return RegistryClient(url, options=TransportOptions(timeout=_PUSH_SECONDS))
 
 
-def _config(diff_id: str) -> bytes:
-    filesystem = {"type": "layers", "diff_ids": [diff_id]}
+def config_of(*diff_ids: str) -> bytes:
+    """Return the config of an image whose layers' tar streams have these digests."""
+    filesystem = {"type": "layers", "diff_ids": diff_ids}
     return encode({"architecture": "amd64", "os": "linux", "rootfs": filesystem})
 
 
-def _manifest(config: bytes, layer: dict[str, object], image: str = "") -> bytes:
+def _manifest(config: bytes, *layers: dict[str, object], image: str = "") -> bytes:
     return encode(
         {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": descriptor(config, CONFIG),
-            "layers": [layer],
+            "layers": layers,
             "annotations": {"org.opencontainers.image.ref.name": image},
         }
     )

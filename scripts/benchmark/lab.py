@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar, cast
 
-from scripts.benchmark import content, mounts, origins, tensors
+from scripts.benchmark import content, mounts, origins
 from scripts.benchmark.content import MIB, Blob
 from scripts.benchmark.programs import Argument, in_parallel, timed
 
@@ -21,9 +21,7 @@ LINK_RATE = 20_000_000
 ROUND_TRIP = 0.040
 """Seconds to a distant registry and back."""
 
-MANY_REPOSITORIES, MANY_TAGS, MANY_FILES = 1000, 1000, 1000
-TREE_REPOSITORIES, TREE_TAGS = 200, 10
-HUGE_TAGS = 200_000
+T = TypeVar("T")
 
 
 class Lab:
@@ -38,6 +36,7 @@ class Lab:
         self.volume_peaks: list[int] = []
         self._parent = parent
         self._stack = ExitStack()
+        self._made: dict[Callable[[Lab], Any], Any] = {}
 
     def __enter__(self) -> Self:
         directory = tempfile.mkdtemp(prefix="epochfs-bench-", dir=self._parent)
@@ -58,7 +57,7 @@ class Lab:
     @cached_property
     def registry(self) -> origins.Registry:
         """The registry of the blobs."""
-        return self._start_registry("registry")
+        return self.start_registry("registry")
 
     @cached_property
     def big(self) -> Blob:
@@ -76,82 +75,52 @@ class Lab:
         return [self._push(f"dozens{number}", 64 * MIB) for number in range(32)]
 
     @cached_property
-    def model(self) -> Blob:
-        """A safetensors file of 512 MiB, the one file of a model."""
-        file = self._served / "model.safetensors"
-        tensors.write_tensors(file, 512 * MIB)
-        return content.push_model(self.registry.url, "bench/model", [file])[0]
-
-    @cached_property
-    def many_files(self) -> list[Blob]:
-        """A model of `MANY_FILES` small files."""
-        directory = self._make("parts")
-        files = [directory / name for name in _numbered("part", MANY_FILES)]
-        for file in files:
-            content.random_file(file, 1000)
-        return content.push_model(self.registry.url, "bench/parts", files)
-
-    @cached_property
     def front(self) -> origins.Front:
         """An nginx that serves the blobs as files, and the registry in other ways."""
-        directory = self._make("nginx")
-        running = origins.front(directory, self._served, self.registry.port, LINK_RATE)
-        return self._stack.enter_context(running)
+        directory = self.make_directory("nginx")
+        return self.keep(origins.front(directory, self.served, self.registry.port, LINK_RATE))
 
     @cached_property
     def slow_link(self) -> str:
         """The base URL of the registry behind a link of `LINK_RATE`."""
-        running = origins.link(self._make("slow"), self.registry.port, LINK_RATE, 0.0)
-        return self._stack.enter_context(running)
+        return self.link("slow", self.registry, LINK_RATE, 0.0)
 
     @cached_property
     def distant_link(self) -> str:
         """The same, and a `ROUND_TRIP` away."""
-        running = origins.link(self._make("distant"), self.registry.port, LINK_RATE, ROUND_TRIP)
-        return self._stack.enter_context(running)
+        return self.link("distant", self.registry, LINK_RATE, ROUND_TRIP)
 
-    @cached_property
-    def many_repositories(self) -> origins.Registry:
-        """A registry of `MANY_REPOSITORIES`, each with one tag."""
-        running = self._start_registry("repositories")
-        names = _numbered("app", MANY_REPOSITORIES)
-        content.push_repositories(running.url, names, ["latest"])
-        return running
+    def link(self, name: str, target: origins.Registry, rate: int, round_trip: float) -> str:
+        """Start a link to a registry; return the base URL at its near end. See `origins.link`."""
+        return self.keep(origins.link(self.make_directory(name), target.port, rate, round_trip))
 
-    @cached_property
-    def many_tags(self) -> origins.Registry:
-        """A registry whose one repository, `app`, has `MANY_TAGS`."""
-        running = self._start_registry("tags")
-        content.push_repositories(running.url, ["app"], _numbered("v", MANY_TAGS))
-        return running
-
-    @cached_property
-    def tree(self) -> origins.Registry:
-        """A registry of `TREE_REPOSITORIES` with `TREE_TAGS` each."""
-        running = self._start_registry("tree")
-        names = _numbered("app", TREE_REPOSITORIES)
-        content.push_repositories(running.url, names, _numbered("v", TREE_TAGS))
-        return running
-
-    @cached_property
-    def huge_tags(self) -> str:
-        """The base URL of a registry whose one repository, `app0`, has `HUGE_TAGS`: v0, v1, …"""
-        return self._stack.enter_context(origins.names(self._make("huge"), 1, HUGE_TAGS))
-
-    def _start_registry(self, name: str) -> origins.Registry:
-        return self._stack.enter_context(origins.registry(self._make(name)))
-
-    @cached_property
-    def _served(self) -> Path:
-        return self._make("files")
+    def start_registry(self, name: str) -> origins.Registry:
+        """Start a registry that has nothing yet."""
+        return self.keep(origins.registry(self.make_directory(name)))
 
     def _push(self, name: str, size: int) -> Blob:
-        return content.push_blob(self.registry.url, f"bench/{name}", self._served / name, size)
+        return content.push_blob(self.registry.url, f"bench/{name}", self.served / name, size)
 
-    def _make(self, name: str) -> Path:
-        directory = self._directory / name
-        directory.mkdir()
-        return directory
+    # ---- what rows make, and is kept -------------------------------------------------------------
+
+    def once(self, make: Callable[[Lab], T]) -> T:
+        """Return what a function makes of this lab, made when it is first asked for."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return cast(T, self._made[make])
+
+    def keep(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context, which ends with the lab."""
+        return self._stack.enter_context(context)
+
+    @cached_property
+    def served(self) -> Path:
+        """The directory of the blobs as files."""
+        return self.make_directory("files")
+
+    def make_directory(self, name: str) -> Path:
+        """Make a directory, with a name like this one."""
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._directory))
 
     # ---- directories and mounts for a while ------------------------------------------------------
 
@@ -163,6 +132,12 @@ class Lab:
             yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+    @contextmanager
+    def empty_registry(self) -> Iterator[origins.Registry]:
+        """A registry that has nothing yet."""
+        with self.fresh_directory() as directory, origins.registry(directory) as running:
+            yield running
 
     @contextmanager
     def epochfs(
@@ -179,10 +154,17 @@ class Lab:
     @contextmanager
     def rclone(self, cache: Path | None = None) -> Iterator[Path]:
         """An rclone mount of the blobs as files; without a `cache` its own is thrown away."""
+        remote = (":http:", "--http-url", self.front.files)
+        with self.rclone_of(*remote, cache=cache) as mount:
+            yield mount
+
+    @contextmanager
+    def rclone_of(self, *remote: Argument, cache: Path | None = None) -> Iterator[Path]:
+        """An rclone mount of a remote; without a `cache` its own is thrown away."""
         with self.fresh_directory() as directory:
             path = directory / "mount"
             path.mkdir()
-            with mounts.rclone(path, cache or directory / "cache", self.front.files) as mount:
+            with mounts.rclone(path, cache or directory / "cache", *remote) as mount:
                 yield mount
 
     # ---- what several rows do --------------------------------------------------------------------
@@ -210,7 +192,3 @@ class Lab:
         with self.fresh_directory() as directory:
             pairs = [f"{directory}/{blob.file.name} {blob.url(url)}" for blob in blobs]
             return in_parallel(count, command, pairs)
-
-
-def _numbered(word: str, count: int) -> list[str]:
-    return [f"{word}{number}" for number in range(count)]

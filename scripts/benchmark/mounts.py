@@ -33,6 +33,10 @@ class Mount:
         """Return the volume of the artifact that a blob is of."""
         return self.path / f"{blob.repository}:latest"
 
+    def rootfs(self, blob: Blob) -> Path:
+        """Return the root filesystem of the image that a layer is of."""
+        return self.path / blob.repository / "tags" / "latest" / "rootfs"
+
     def need_passthrough(self) -> None:
         """Raise Missing unless the kernel reads by itself what is cached."""
         status = json.loads((self.path / ".epochfs" / "status.json").read_text())
@@ -69,11 +73,15 @@ def epochfs(path: Path, cache: Path, url: str, *options: Argument) -> Iterator[M
 
 
 @contextmanager
-def rclone(path: Path, cache: Path, url: str) -> Iterator[Path]:
-    """Mount the index at `url` on `path`, which is an empty directory, with a full VFS cache."""
+def rclone(path: Path, cache: Path, *remote: Argument) -> Iterator[Path]:
+    """Mount a remote on `path`, which is an empty directory, with a full VFS cache.
+
+    The remote is what rclone calls so, such as a directory, and options that are for it.
+    """
     config = path.with_suffix(".conf")
     config.touch()
-    command: list[Argument] = ["rclone", "mount", ":http:", path, "--http-url", url]
+    source, *options = remote
+    command: list[Argument] = ["rclone", "mount", source, path, *options]
     command += ["--config", config, "--vfs-cache-mode", "full", "--cache-dir", cache]
     with Server(path.with_suffix(".log"), command) as server:
         server.wait_until(lambda: os.path.ismount(path))

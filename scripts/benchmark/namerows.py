@@ -8,15 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts.benchmark import mounts
-from scripts.benchmark.lab import (
-    HUGE_TAGS,
-    MANY_REPOSITORIES,
-    MANY_TAGS,
-    TREE_REPOSITORIES,
-    TREE_TAGS,
-    Lab,
-)
+from scripts.benchmark import mounts, origins
+from scripts.benchmark.content import numbered, push_repositories
+from scripts.benchmark.lab import Lab
 from scripts.benchmark.mounts import Mount
 from scripts.benchmark.origins import Registry, Request
 from scripts.benchmark.programs import Failed, timed
@@ -27,26 +21,51 @@ _LISTINGS = ("/v2/_catalog", "/v2/app/tags/list")
 _LONG_TTL = ("--metadata-ttl", "10m")
 """So that no slow machine reaches the end of the TTL between the first time and the second."""
 
+_MANY = 1000
+_TREE_REPOSITORIES, _TREE_TAGS = 200, 10
+_HUGE_TAGS = 200_000
 
-@row("ls-root", f"ls, {MANY_REPOSITORIES} repositories, cold", at_most(1, "s"), needs=(_REGISTRY,))
+
+def _repositories(lab: Lab) -> Registry:
+    """Start a registry of `_MANY` repositories, each with one tag."""
+    running = lab.start_registry("repositories")
+    push_repositories(running.url, numbered("app", _MANY), ["latest"])
+    return running
+
+
+def _app_of_many_tags(lab: Lab) -> Registry:
+    """Start a registry whose one repository, `app`, has `_MANY` tags."""
+    running = lab.start_registry("tags")
+    push_repositories(running.url, ["app"], numbered("v", _MANY))
+    return running
+
+
+def _tree(lab: Lab) -> Registry:
+    """Start a registry of `_TREE_REPOSITORIES` with `_TREE_TAGS` each."""
+    running = lab.start_registry("tree")
+    push_repositories(running.url, numbered("app", _TREE_REPOSITORIES), numbered("v", _TREE_TAGS))
+    return running
+
+
+@row("ls-root", f"ls, {_MANY} repositories, cold", at_most(1, "s"), needs=(_REGISTRY,))
 def _ls_root(lab: Lab) -> Samples:
-    registry = lab.many_repositories
+    registry = lab.once(_repositories)
 
     def ours() -> float:
         with lab.epochfs(registry.url) as mount:
-            return _timed_listing(mount.path, MANY_REPOSITORIES, "ls")
+            return _timed_listing(mount.path, _MANY, "ls")
 
     return repeat(ours)
 
 
 @row(
     "ls-tags",
-    f"ls | cat, {MANY_TAGS} tags, cold: beside listings",
+    f"ls | cat, {_MANY} tags, cold: beside listings",
     at_most(0, "requests"),
     needs=(_REGISTRY,),
 )
 def _ls_tags(lab: Lab) -> Samples:
-    registry = lab.many_tags
+    registry = lab.once(_app_of_many_tags)
 
     def ours() -> float:
         with lab.epochfs(registry.url) as mount:
@@ -56,25 +75,25 @@ def _ls_tags(lab: Lab) -> Samples:
     return repeat(ours)
 
 
-@row("ls-l-tags", f"ls -l, {MANY_TAGS} tags, cold", at_most(3, "s"), needs=(_REGISTRY,))
+@row("ls-l-tags", f"ls -l, {_MANY} tags, cold", at_most(3, "s"), needs=(_REGISTRY,))
 def _ls_l_tags(lab: Lab) -> Samples:
-    registry = lab.many_tags
+    registry = lab.once(_app_of_many_tags)
 
     def ours() -> float:
         with lab.epochfs(registry.url) as mount:
-            return _timed_listing(_tags(mount), MANY_TAGS, "ls", "-l")
+            return _timed_listing(_tags(mount), _MANY, "ls", "-l")
 
     return repeat(ours)
 
 
 @row(
     "ls-l-tags-again",
-    f"ls -l, {MANY_TAGS} tags, again",
+    f"ls -l, {_MANY} tags, again",
     at_most(0, "requests"),
     needs=(_REGISTRY,),
 )
 def _ls_l_tags_again(lab: Lab) -> Samples:
-    registry = lab.many_tags
+    registry = lab.once(_app_of_many_tags)
 
     def ours() -> float:
         with lab.epochfs(registry.url, *_LONG_TTL) as mount:
@@ -86,12 +105,12 @@ def _ls_l_tags_again(lab: Lab) -> Samples:
 
 @row(
     "find-again",
-    f"find, {TREE_REPOSITORIES} x {TREE_TAGS} tags, again",
+    f"find, {_TREE_REPOSITORIES} x {_TREE_TAGS} tags, again",
     at_most(0, "requests"),
     needs=(_REGISTRY,),
 )
 def _find_again(lab: Lab) -> Samples:
-    registry = lab.tree
+    registry = lab.once(_tree)
 
     def ours() -> float:
         with lab.epochfs(registry.url, *_LONG_TTL) as mount:
@@ -101,19 +120,20 @@ def _find_again(lab: Lab) -> Samples:
     return repeat(ours)
 
 
-@row("tags-memory", f"ls -l, {HUGE_TAGS} tags: beside their names", at_most(400, "B/tag"))
+@row("tags-memory", f"ls -l, {_HUGE_TAGS} tags: beside their names", at_most(400, "B/tag"))
 def _tags_memory(lab: Lab) -> Samples:
     """All that the process grows by at its peak, libfuse's own node of each link counted in.
 
     Measured once, whatever the number of runs: it takes minutes, and does not vary.
     """
-    names = sum(sys.getsizeof(f"v{number}") for number in range(HUGE_TAGS))
-    with lab.epochfs(lab.huge_tags, "--metadata-ttl", "60m") as mount:
+    names = sum(map(sys.getsizeof, numbered("v", _HUGE_TAGS)))
+    url = lab.keep(origins.names(lab.make_directory("huge"), 1, _HUGE_TAGS))
+    with lab.epochfs(url, "--metadata-ttl", "60m") as mount:
         timed("ls", mount.path)
         before = mount.peak_memory
         timed("ls", "-l", mount.path / "app0" / "tags")
         grown = mount.peak_memory - before
-    yield Sample((grown - names) // HUGE_TAGS)
+    yield Sample((grown - names) // _HUGE_TAGS)
 
 
 @row("mount", "epochfs mount until ls answers", at_most(1, "s"), needs=(_REGISTRY,))

@@ -18,6 +18,9 @@ from typing import Self
 
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 _START_SECONDS = 20.0
+_LONGEST_SECONDS = 600.0
+"""What any command may take: one that hangs costs its own row, and not those after it."""
+
 _STOP_SECONDS = 10.0
 
 Argument = str | Path
@@ -54,13 +57,17 @@ def timed(program: str, *arguments: Argument, fed: Iterable[Argument] = ()) -> f
     """
     path, text = find(program), "".join(f"{line}\n" for line in fed)
     began = time.perf_counter()
-    result = subprocess.run(
-        [path, *arguments],
-        input=text.encode(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            [path, *arguments],
+            input=text.encode(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=_LONGEST_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{program} did not end within {_LONGEST_SECONDS:.0f} s") from None
     seconds = time.perf_counter() - began
     if result.returncode != 0:
         raise Failed(_complaint(program, result.returncode, result.stderr))

@@ -18,6 +18,9 @@ _RIGHT = frozenset({2, 3, 5, 7})
 """The columns of numbers, which are set to the right."""
 
 
+_WORDS = {"time": "x its time", "speed": "x as fast"}
+
+
 def machine() -> dict[str, object]:
     """Return what the figures depend on."""
     return {
@@ -27,6 +30,13 @@ def machine() -> dict[str, object]:
         "processors": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def about(results: Sequence[Result]) -> str:
+    """Return what the figures are medians of, and of which machine."""
+    counts = sorted({len(result.samples) for result in results if result.samples})
+    runs = f"Medians of {' or '.join(map(str, counts))}; " if counts else ""
+    return runs + ", ".join(f"{name} {value}" for name, value in machine().items()) + "."
 
 
 def table(results: Sequence[Result]) -> str:
@@ -55,6 +65,26 @@ def _cells(result: Result) -> tuple[str, ...]:
     return (*begin, ours, rival, row.rival, ratio, _bar(row.bar), memory, result.verdict)
 
 
+def markdown(results: Sequence[Result]) -> str:
+    """Return the rows that were measured as the table of a page."""
+    lines = ["| row | epochfs | beside it | ratio | bar |", "|---|---|---|---|---|"]
+    measured = (result for result in results if result.samples)
+    lines.extend(f"| {' | '.join(_page_cells(result))} |" for result in measured)
+    return "\n".join(lines) + "\n"
+
+
+def _page_cells(result: Result) -> tuple[str, ...]:
+    row = result.row
+    title = f"{row.title}, beside `{row.rival}`" if row.rival else row.title
+    ours, rival, ratio, bar = _value(result.ours, row.bar.unit), "", "", ""
+    if result.rival is not None:
+        rival = _value(result.rival, row.bar.unit)
+        ratio = f"{result.score:.2f} {_WORDS[row.bar.kind]}"
+    if row.bar.kind != "none":
+        bar = f"{_bar(row.bar)}: {'missed' if result.verdict == 'SHORT' else 'met'}"
+    return tuple(cell.replace("|", r"\|") for cell in (title, ours, rival, ratio, bar))
+
+
 def _value(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
@@ -66,7 +96,7 @@ def _bar(bar: Bar) -> str:
         return ""
     if bar.kind == "limit":
         return f"≤ {_value(bar.value, bar.unit)}"
-    return f"≤ {bar.value:g} x its time" if bar.kind == "time" else f"≥ {bar.value:g} x as fast"
+    return f"{'≤' if bar.kind == 'time' else '≥'} {bar.value:g} {_WORDS[bar.kind]}"
 
 
 def write_json(file: Path, results: Sequence[Result]) -> None:

@@ -67,9 +67,17 @@ Samples = Generator[Sample, None, None]
 Measure = Callable[["Lab"], Samples]
 
 
+RUNS, FEW_RUNS = 5, 3
+"""How often a row is measured, and one that takes long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `rival` says whom it is against, `needs` names their programs."""
+    """One line of the table.
+
+    `rival` says whom it is against, `needs` names their programs, `runs` how often it is measured
+    unless somebody wants it otherwise.
+    """
 
     name: str
     title: str
@@ -77,15 +85,21 @@ class Row:
     measure: Measure
     rival: str = ""
     needs: tuple[str, ...] = ()
+    runs: int = RUNS
 
 
 def row(
-    name: str, title: str, bar: Bar, rival: str = "", needs: tuple[str, ...] = ()
+    name: str,
+    title: str,
+    bar: Bar,
+    rival: str = "",
+    needs: tuple[str, ...] = (),
+    runs: int = RUNS,
 ) -> Callable[[Measure], Row]:
     """Make a row of the function that measures it."""
 
     def decorate(measure: Measure) -> Row:
-        return Row(name, title, bar, measure, rival, needs)
+        return Row(name, title, bar, measure, rival, needs, runs)
 
     return decorate
 

@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 TENSOR_BYTES = 8_500_000
@@ -42,7 +43,8 @@ def write_tensors(file: Path, size: int) -> None:
 def _header(size: int) -> bytes:
     """Return the header of a file of `size` bytes, padded with spaces to a fixed length."""
     room = 64 << 10
-    entries, begin, total = {}, 0, size - room
+    entries: dict[str, object] = {}
+    begin, total = 0, size - room
     while begin < total:
         end = min(begin + TENSOR_BYTES, total)
         shape = [(end - begin) // 2]
@@ -68,5 +70,7 @@ def _read_one(file: str, name: str) -> None:
     time.sleep(_LATER_SECONDS)
 
 
+_PROGRAMS: dict[str, Callable[..., None]] = {"load": _load, "one": _read_one}
+
 if __name__ == "__main__":
-    {"load": _load, "one": _read_one}[sys.argv[1]](*sys.argv[2:])
+    _PROGRAMS[sys.argv[1]](*sys.argv[2:])

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.benchmark import tensors
-from scripts.benchmark.content import MIB
-from scripts.benchmark.lab import MANY_FILES, Lab
+from scripts.benchmark.content import MIB, Blob, numbered, push_model, random_file
+from scripts.benchmark.lab import Lab
 from scripts.benchmark.mounts import Mount
 from scripts.benchmark.origins import Request
 from scripts.benchmark.programs import Argument, Failed, Missing, need_modules, timed
@@ -21,8 +21,25 @@ from scripts.benchmark.rows import Sample, Samples, at_most, race, repeat, row, 
 
 _REGISTRY = "docker-registry"
 _PROCESSES = 4
+_MANY_FILES = 1000
 _ONE_TENSOR = tensors.tensor_name(30)
 """One in the middle of the file."""
+
+
+def _model(lab: Lab) -> Blob:
+    """Push a safetensors file of 512 MiB, the one file of a model."""
+    file = lab.served / "model.safetensors"
+    tensors.write_tensors(file, 512 * MIB)
+    return push_model(lab.registry.url, "bench/model", [file])[0]
+
+
+def _parts(lab: Lab) -> Blob:
+    """Push a model of `_MANY_FILES` small files; return one."""
+    directory = lab.make_directory("parts")
+    files = [directory / name for name in numbered("part", _MANY_FILES)]
+    for file in files:
+        random_file(file, 1000)
+    return push_model(lab.registry.url, "bench/parts", files)[0]
 
 
 @row(
@@ -34,7 +51,7 @@ _ONE_TENSOR = tensors.tensor_name(30)
 )
 def _load_file(lab: Lab) -> Samples:
     need_modules("safetensors", "numpy")
-    blob = lab.model
+    blob = lab.once(_model)
 
     def ours() -> float:
         with _mounted(lab) as mount:
@@ -53,7 +70,7 @@ def _load_file(lab: Lab) -> Samples:
 def _load_file_passthrough(lab: Lab) -> Samples:
     """Load what another has loaded before; needs libfuse 3.17, see scripts/debian13."""
     need_modules("safetensors", "numpy")
-    blob = lab.model
+    blob = lab.once(_model)
 
     def ours(cache: Path) -> float:
         with _mounted(lab, cache) as mount:
@@ -73,7 +90,7 @@ def _load_file_passthrough(lab: Lab) -> Samples:
 )
 def _load_file_at_once(lab: Lab) -> Samples:
     need_modules("safetensors", "numpy")
-    blob = lab.model
+    blob = lab.once(_model)
 
     def load(mount: Mount) -> None:
         lines = [str(mount.volume(blob) / blob.file.name)] * _PROCESSES
@@ -91,7 +108,7 @@ def _load_file_at_once(lab: Lab) -> Samples:
 )
 def _one_tensor(lab: Lab) -> Samples:
     need_modules("safetensors", "numpy")
-    blob = lab.model
+    blob = lab.once(_model)
 
     def read_one(mount: Mount) -> None:
         _tensors("one", mount.volume(blob) / blob.file.name, _ONE_TENSOR)
@@ -99,25 +116,25 @@ def _one_tensor(lab: Lab) -> Samples:
     return repeat(lambda: _size(_fetched(lab, blob.repository, read_one)) / MIB)
 
 
-@row("ls-volume", f"ls volume/, {MANY_FILES} files, cold", at_most(0.5, "s"), needs=(_REGISTRY,))
+@row("ls-volume", f"ls volume/, {_MANY_FILES} files, cold", at_most(0.5, "s"), needs=(_REGISTRY,))
 def _ls_volume(lab: Lab) -> Samples:
-    repository = lab.many_files[0]
+    blob = lab.once(_parts)
 
     def ours() -> float:
         with _mounted(lab) as mount:
-            return _listed("ls", mount.volume(repository))
+            return _listed("ls", mount.volume(blob))
 
     return repeat(ours)
 
 
 @row(
     "ls-l-volume",
-    f"ls, then ls -l volume/, {MANY_FILES} files, cold: blobs",
+    f"ls, then ls -l volume/, {_MANY_FILES} files, cold: blobs",
     at_most(0, "requests"),
     needs=(_REGISTRY,),
 )
 def _ls_l_volume(lab: Lab) -> Samples:
-    blob = lab.many_files[0]
+    blob = lab.once(_parts)
 
     def look(mount: Mount) -> None:
         _listed("ls", mount.volume(blob))
@@ -135,9 +152,10 @@ def _memory(lab: Lab) -> Samples:
 
 def _curl_and_load(lab: Lab) -> float:
     """Download the model with curl and load it; return the seconds that took."""
+    blob = lab.once(_model)
     with lab.fresh_directory() as directory:
-        file = directory / lab.model.file.name
-        seconds = timed("curl", "-sSf", "-o", file, lab.model.url(lab.registry.url))
+        file = directory / blob.file.name
+        seconds = timed("curl", "-sSf", "-o", file, blob.url(lab.registry.url))
         return seconds + _tensors("load", file)
 
 
@@ -149,8 +167,8 @@ def _tensors(*arguments: Argument) -> float:
 def _listed(program: str, volume: Path, *options: str) -> float:
     """List a volume, followed if it is a link; return the seconds that took."""
     seconds = timed(program, *options, f"{volume}/")
-    if len(list(volume.iterdir())) != MANY_FILES:
-        raise Failed(f"{volume.name} does not have {MANY_FILES} files")
+    if len(list(volume.iterdir())) != _MANY_FILES:
+        raise Failed(f"{volume.name} does not have {_MANY_FILES} files")
     return seconds
 
 

@@ -1,0 +1,47 @@
+"""Rows: one small file of a large layer. What the registry sent is read from its access log."""
+
+from __future__ import annotations
+
+import time
+
+from scripts.benchmark.content import MIB, Blob
+from scripts.benchmark.images import SMALL_BYTES, SMALL_FILE, push_indexed_image
+from scripts.benchmark.lab import Lab
+from scripts.benchmark.programs import Failed, need_modules
+from scripts.benchmark.rows import FEW_RUNS, Samples, at_most, repeat, row
+
+_LATER_SECONDS = 5.0
+
+
+def _indexed_layer(lab: Lab) -> Blob:
+    """Push an image of one gzip layer of 1 GiB, which names a SOCI index; return the layer."""
+    url, file = lab.registry.url, lab.served / "indexed"
+    return push_indexed_image(url, "bench/indexed", file, 1024 * MIB)
+
+
+@row(
+    "gzip-soci",
+    "one 10 KiB file of a 1 GiB gzip layer, cold, SOCI index: bytes",
+    at_most(5, "% of the layer"),
+    needs=("docker-registry",),
+    runs=FEW_RUNS,
+)
+def _indexed(lab: Lab) -> Samples:
+    """Read a file near the layer's start. What is fetched counts, the table too, and 5 s later."""
+    need_modules("indexed_gzip")
+    layer = lab.once(_indexed_layer)
+
+    def ours() -> float:
+        mark = lab.registry.mark()
+        with lab.epochfs(lab.registry.url) as mount:
+            found = (mount.rootfs(layer) / SMALL_FILE).read_bytes()
+            time.sleep(_LATER_SECONDS)
+        if len(found) != SMALL_BYTES:
+            raise Failed(f"{SMALL_FILE} has {len(found)} bytes in place of {SMALL_BYTES}")
+        fetched = sum(one.size for one in lab.registry.requests_since(mark) if one.method == "GET")
+        return 100 * fetched / layer.size
+
+    return repeat(ours)
+
+
+ROWS = (_indexed,)
