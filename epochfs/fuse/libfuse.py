@@ -15,9 +15,11 @@ from typing import Any
 
 from epochfs.config import MAX_READ
 from epochfs.errors import MountFailure
+from epochfs.fuse.memory import IN_FILE, Vector, allocate, free, view_of
 from epochfs.fuse.mountinfo import mounted_on
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.fuse.stat import fill
+from epochfs.fuse.thread_states import ThreadStates
 
 try:
     import mfusepy as binding
@@ -45,15 +47,13 @@ _LEAST_SPLICED = 128 * 1024
 """What is less is copied, in bytes. When its read-ahead fails, the kernel asks again page by page,
 and these reads find another way where the cache's disk fails."""
 
-_IN_FILE = 1 << 1 | 1 << 2 | 1 << 3
-"""FUSE_BUF_IS_FD, FUSE_BUF_FD_SEEK, FUSE_BUF_FD_RETRY: of a descriptor, from a position, all."""
-
 _MAX_BACKGROUND = 40
 """How many read-ahead requests the kernel sends at a time, each of which holds a MiB of memory.
 While so many wait for a slow registry, cached blobs are not read ahead either."""
 
 _MAX_THREADS = 128
 _MAX_IDLE_THREADS = 16
+"""Of a mount that can be written to, where each thread may hold a MiB that was written."""
 
 READDIR_PLUS = 1 << 0
 """FUSE_READDIR_PLUS of libfuse 3's fuse.h, a flag of `readdir`."""
@@ -92,7 +92,8 @@ def serve(operations: Any, mountpoint: Path, options: FuseOptions) -> None:  # n
     the connection of a mount that still exists.
     """
     try:
-        _Fuse(operations, str(mountpoint), raw_fi=True, **_libfuse_options(options))
+        states = ThreadStates() if _keeps_threads(options) else None
+        _Fuse(operations, str(mountpoint), states, **_libfuse_options(options))
     except RuntimeError as error:
         if str(error) == _LOOP_FAILED:
             if mounted_on(mountpoint.absolute()) is None:
@@ -124,10 +125,15 @@ def _libfuse_options(options: FuseOptions) -> dict[str, object]:
     if library_version() >= (3, 12):
         # The default of ten is used up by ten readers of a slow registry.
         values["max_threads"] = _MAX_THREADS
-        values["max_idle_threads"] = _MAX_IDLE_THREADS
+        values["max_idle_threads"] = _MAX_THREADS if _keeps_threads(options) else _MAX_IDLE_THREADS
     if options.writable:
         values = {**values, **_options_to_write(options)}
     return {**values, **dict.fromkeys(options.extra, True)}
+
+
+def _keeps_threads(options: FuseOptions) -> bool:
+    """Whether libfuse ends no thread while the mount lasts: those that idle are not too many."""
+    return library_version() >= (3, 12) and not options.writable
 
 
 def _options_to_write(options: FuseOptions) -> dict[str, object]:
@@ -163,8 +169,21 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
     of a truncate, and what the kernel may remember of a directory.
     """
 
+    def __init__(
+        self,
+        operations: Any,  # noqa: ANN401
+        mountpoint: str,
+        states: ThreadStates | None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """Serve until unmounted; `states` are kept where no thread ends before."""
+        self._states = states
+        super().__init__(operations, mountpoint, raw_fi=True, **options)
+
     def _wrapper(self, method: Any, *arguments: Any) -> int:  # noqa: ANN401
         """Called by libfuse for every callback, with its `method` here."""
+        if self._states is not None:
+            self._states.keep()
         try:
             return method(*arguments) or 0
         except FuseOSError as error:
@@ -212,7 +231,7 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse with a buffer of `size` bytes; returns how many were filled."""
-        view = _view(ctypes.addressof(buffer.contents) if size else 0, size)
+        view = view_of(ctypes.addressof(buffer.contents) if size else 0, size)
         return self.operations.read(_text(path), view, offset, fip.contents)  # type: ignore[no-any-return]
 
     def read_buf(self, path: bytes | None, answer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
@@ -220,27 +239,27 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         where = None
         if size >= _LEAST_SPLICED:
             where = self.operations.read_buf(_text(path), offset, size, fip.contents)
-        vector = _Vector.from_address(_allocate(ctypes.sizeof(_Vector)))
-        ctypes.memset(ctypes.addressof(vector), 0, ctypes.sizeof(_Vector))
+        vector = Vector.from_address(allocate(ctypes.sizeof(Vector)))
+        ctypes.memset(ctypes.addressof(vector), 0, ctypes.sizeof(Vector))
         vector.count = 1
         if where is not None:
-            vector.flags, vector.position = _IN_FILE, offset
+            vector.flags, vector.position = IN_FILE, offset
             vector.fd, vector.size = where
         else:
-            vector.memory = _allocate(size)
+            vector.memory = allocate(size)
             try:
-                view = _view(vector.memory, size)
+                view = view_of(vector.memory, size)
                 vector.size = self.operations.read(_text(path), view, offset, fip.contents)
             except BaseException:
-                _LIBC.free(vector.memory)
-                _LIBC.free(ctypes.addressof(vector))
+                free(vector.memory)
+                free(ctypes.addressof(vector))
                 raise
         ctypes.c_void_p.from_buffer(answer.contents).value = ctypes.addressof(vector)
         return 0
 
     def write(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse with `size` bytes; returns how many were written: all."""
-        view = _view(ctypes.addressof(buffer.contents) if size else 0, size)
+        view = view_of(ctypes.addressof(buffer.contents) if size else 0, size)
         return self.operations.write(_text(path), view, offset, fip.contents)  # type: ignore[no-any-return]
 
     def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
@@ -251,45 +270,6 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         """Called by libfuse 3, with a handle for ftruncate(2)."""
         handle = fip.contents if fip else None
         return self.operations.truncate(_text(path), length, handle)  # type: ignore[no-any-return]
-
-
-class _Vector(ctypes.Structure):
-    """libfuse's `struct fuse_bufvec` of one buffer, which the binding takes for a pointer.
-
-    The last field is there since libfuse 3.17, and 0.
-    """
-
-    _fields_ = (
-        ("count", ctypes.c_size_t),
-        ("index", ctypes.c_size_t),
-        ("offset", ctypes.c_size_t),
-        ("size", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-        ("memory", ctypes.c_void_p),
-        ("fd", ctypes.c_int),
-        ("position", ctypes.c_int64),
-        ("memory_size", ctypes.c_size_t),
-    )
-
-
-def _allocate(size: int) -> int:
-    """Return the address of `size` bytes of anything, which libfuse gives back with free(3)."""
-    address = _LIBC.malloc(max(size, 1))
-    if not address:
-        raise MemoryError(f"no memory for {size} bytes")
-    return int(address)
-
-
-def _view(address: int, size: int) -> memoryview:
-    """Return `size` bytes of memory, for as long as libfuse keeps them."""
-    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-
-
-_LIBC = ctypes.CDLL(None)
-_LIBC.malloc.argtypes = [ctypes.c_size_t]
-_LIBC.malloc.restype = ctypes.c_void_p
-_LIBC.free.argtypes = [ctypes.c_void_p]
-_LIBC.free.restype = None
 
 
 def _text(path: bytes | None) -> str | None:

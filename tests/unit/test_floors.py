@@ -45,6 +45,8 @@ HOMES = {
     "fuse": {"fuse.libfuse"},
     "ctypes": {
         "fuse.libfuse",
+        "fuse.memory",
+        "fuse.thread_states",
         "blobs.buffers",
         "cache.staged_blob",
         "cli.system",
