@@ -10,7 +10,8 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ DirectoryEntry = tuple[str, Stat, int]
 
 _PLUS_BYTES = 4096
 """The least that an answer with attributes may take. What does not fit into one, libfuse would
-count as remembered by the kernel for ever: so none is longer."""
+count as remembered by the kernel for ever: so none is longer, and the kernel asks for the rest."""
 
 _PLUS_ENTRY = 152
 """What an entry takes in it, besides its name (`struct fuse_direntplus`)."""
@@ -148,8 +149,11 @@ class EpochOperations(Operations):  # type: ignore[misc]
         listing = self._filesystem.readdir(path, fh, anew=offset == 0)
         if listing.error is not None and offset >= _DOTS + len(listing):
             raise listing.error  # after the last entry, as readdir(3) allows
-        if flags & READDIR_PLUS and offset == 0 and _takes_at_once(listing):
-            return self._with_attributes(path, listing)
+        if flags & READDIR_PLUS:
+            names = _fitting(listing, offset)
+            known = self._filesystem.known_attrs(path, names) if names else {}
+            if known:
+                return self._with_attributes(path, listing, offset, len(names), known)
         return _shown(path, listing, offset)
 
     @translated()
@@ -256,22 +260,27 @@ class EpochOperations(Operations):  # type: ignore[misc]
             attr.time_ns,
         )
 
-    def _with_attributes(self, path: str, listing: Listing) -> Iterator[DirectoryEntry]:
-        """Yield a directory's entries with the attributes that are known of them."""
-        known = self._filesystem.known_attrs(path, listing)
+    def _with_attributes(
+        self, path: str, listing: Listing, offset: int, count: int, known: Mapping[str, Attr]
+    ) -> Iterator[DirectoryEntry]:
+        """Yield `count` names from an offset on, with the attributes that are `known` of them."""
         below = path.rstrip("/")
-        for name, stat, offset in _shown(path, listing, 0):
+        entries = _shown(path, listing, offset)
+        for name, stat, following in islice(entries, max(0, _DOTS - offset) + count):
             attr = known.get(name)
-            yield name, stat if attr is None else self._stat(f"{below}/{name}", attr), offset
+            yield name, stat if attr is None else self._stat(f"{below}/{name}", attr), following
 
 
-def _takes_at_once(listing: Listing) -> bool:
-    """Whether a listing fits into one answer with attributes, the dots included."""
-    count = len(listing) + _DOTS
-    if count * _PLUS_ENTRY > _PLUS_BYTES:
-        return False
-    names = sum(-(-len(os.fsencode(name)) // 8) * 8 for name in listing.names)
-    return count * _PLUS_ENTRY + names + 8 * _DOTS <= _PLUS_BYTES
+def _fitting(listing: Listing, offset: int) -> list[str]:
+    """Return the names from an offset on that fit into one answer with attributes."""
+    first = max(0, offset - _DOTS)
+    room = _PLUS_BYTES - max(0, _DOTS - offset) * (_PLUS_ENTRY + 8)
+    names = listing.names[first : first + _PLUS_BYTES // _PLUS_ENTRY]
+    for number, name in enumerate(names):
+        room -= _PLUS_ENTRY + -(-len(os.fsencode(name)) // 8) * 8
+        if room < 0:
+            return names[:number]
+    return names
 
 
 def _shown(path: str, listing: Listing, offset: int) -> Iterator[DirectoryEntry]:

@@ -15,7 +15,9 @@ import sqlite3
 import stat
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -26,6 +28,9 @@ FORMAT = 5
 """The version of this schema and of its content."""
 
 _CACHE_KIB = 256
+
+_MANY_XATTRS = 1000
+"""With so many different sets of extended attributes, their names are not collected."""
 
 IMPLICIT = 0
 """The inode of a directory that a layer has no entry for, only entries below it."""
@@ -161,10 +166,24 @@ class LayerIndex:
 
     def inode(self, number: int) -> Inode:
         for row in self._rows("SELECT * FROM inode WHERE id=?", number):
-            number, mode, uid, gid, size, time_ns, rdev, link, text, first = row
-            xattrs = {name: value.encode("latin-1") for name, value in json.loads(text).items()}
-            return Inode(number, mode, uid, gid, size, time_ns, rdev, link, xattrs, first)
+            return _inode(*row)
         raise CacheFailure(f"the index of a layer has no inode {number}")
+
+    def described(self, directory: bytes, names: Sequence[bytes]) -> dict[bytes, Inode | None]:
+        """Return the inodes of those of a directory's names that are there; None if implicit."""
+        query = (
+            "SELECT name.name, inode.* FROM name LEFT JOIN inode ON id = inode "
+            f"WHERE parent=? AND name.name IN ({', '.join('?' * len(names))})"
+        )
+        rows = self._rows(query, directory, *names)
+        return {name: _inode(*row) if row[0] is not None else None for name, *row in rows}
+
+    @cached_property
+    def xattr_names(self) -> frozenset[str] | None:
+        """The names of the extended attributes that its files have; None if those are many."""
+        query = f"SELECT DISTINCT xattrs FROM inode WHERE xattrs != '{{}}' LIMIT {_MANY_XATTRS}"
+        found = [json.loads(text) for (text,) in self._rows(query)]
+        return frozenset().union(*found) if len(found) < _MANY_XATTRS else None
 
     def aliases(self, number: int) -> list[bytes]:
         """Return the paths of an inode that has several; otherwise none."""
@@ -211,7 +230,8 @@ class LayerIndex:
         return rows[0] if rows else (None, 0)
 
     def _hides(self, parent: bytes, name: bytes) -> bool:
-        return any(self._rows("SELECT 1 FROM hidden WHERE parent=? AND name=?", parent, name))
+        query = "SELECT 1 FROM hidden WHERE parent=? AND name=?"
+        return self._has_hidden and any(self._rows(query, parent, name))
 
     def _rows(self, query: str, *values: bytes | int) -> list[Any]:
         try:
@@ -219,6 +239,23 @@ class LayerIndex:
                 return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise CacheFailure(f"the index of a layer failed: {error}") from error
+
+
+def _inode(
+    number: int,
+    mode: int,
+    uid: int | None,
+    gid: int | None,
+    size: int,
+    time_ns: int,
+    rdev: int,
+    link: bytes,
+    xattrs: str,
+    first: bytes,
+) -> Inode:
+    """Return what a row says of an inode."""
+    values = {name: value.encode("latin-1") for name, value in json.loads(xattrs).items()}
+    return Inode(number, mode, uid, gid, size, time_ns, rdev, link, values, first)
 
 
 def open_index(path: str) -> LayerIndex:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -159,17 +159,12 @@ class FileSystem:
         """
         return next(self._handles), self._node(path).is_fixed(self._context)
 
-    def known_attrs(self, path: str, listing: Listing) -> dict[str, Attr]:
+    def known_attrs(self, path: str, names: Sequence[str]) -> dict[str, Attr]:
         """Return the attributes of the names in a directory of which they are known already."""
-        known_attr, found = self._node(path).known_attr, {}
-        for entry in listing.names:
-            try:
-                attr = known_attr(entry, self._context)
-            except EpochfsError:
-                continue  # who asks for it is told why
-            if attr is not None:
-                found[entry] = attr
-        return found
+        try:
+            return self._node(path).known_attrs(names, self._context)
+        except EpochfsError:
+            return {}  # who asks for one is told why
 
     def readdir(self, path: str, handle: int, *, anew: bool) -> Listing:
         """Return what an open directory lists: unchanged until read `anew` (rewinddir(3))."""
@@ -260,9 +255,9 @@ class FileSystem:
     def offers_xattr(self, path: str, name: str) -> bool:
         """Whether there can be such an extended attribute there: only layers have other namespaces.
 
-        That costs no I/O: the kernel and `ls` keep asking for security ones.
+        The kernel and `ls` keep asking for security ones. That costs no request, except in a layer.
         """
-        return name.startswith(XATTR_PREFIX) or self._node(path).foreign
+        return name.startswith(XATTR_PREFIX) or self._node(path).offers_xattr(name, self._context)
 
     def xattr(self, path: str, name: str) -> str | bytes:
         """Return one extended attribute; raises NotFound where it is not set."""

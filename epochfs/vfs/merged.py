@@ -32,7 +32,7 @@ from epochfs.errors import (
     printable,
 )
 from epochfs.layers.entry import join_path
-from epochfs.layers.index import IMPLICIT, Inode
+from epochfs.layers.index import IMPLICIT, Inode, LayerIndex
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Repository
 from epochfs.vfs.merge_layers import Contents, Layer, Operation
@@ -149,6 +149,34 @@ class Merged:
             raise self._unreadable or NotFound(f"no directory {printable(path)}")
         return children, self._unreadable
 
+    def plain(self, path: bytes, names: Sequence[bytes]) -> dict[bytes, Found]:
+        """Find some of the names in a directory: those that one look into its layer describes."""
+        found: dict[bytes, Found] = {}
+        wanted = set(names)
+        for number, layer in self._readable(len(self._layers)):
+            seen = layer.see(path)
+            if seen.inode is not None:
+                if not stat.S_ISDIR(seen.mode) or not isinstance(layer, LayerIndex):
+                    break
+                for name, inode in layer.described(path, [*wanted]).items():
+                    wanted.discard(name)
+                    if inode is not None and self._is_plain(number, inode):
+                        found[name] = Found(number, inode)
+            hidden = layer.hidden(path)
+            wanted -= hidden
+            if not wanted or seen.hides_below or b"" in hidden:
+                break
+        return found
+
+    def offers_xattr(self, path: bytes, name: str) -> bool:
+        """Whether any file of the layer that has a path has such an attribute."""
+        found = self.find(path)
+        if found.inode.id == IMPLICIT:
+            return False
+        layer = self._read(found.layer)
+        known = layer.xattr_names if isinstance(layer, LayerIndex) else None
+        return known is None or name in known
+
     def aliases(self, found: Found) -> list[bytes]:
         """Return the names of a file that has several: in its layer, and as links from above."""
         if stat.S_ISDIR(found.inode.mode) or not self._may_have_names(found.layer):
@@ -185,6 +213,10 @@ class Merged:
         except NotFound:
             return None
         return Child(stat.S_IFMT(found.inode.mode), _identity(found, self.aliases(found), path))
+
+    def _is_plain(self, layer: int, inode: Inode) -> bool:
+        """Whether what a layer has is a file or directory that has no other name."""
+        return stat.S_ISDIR(inode.mode) or bool(inode.mode and not self._may_have_names(layer))
 
     def _may_have_names(self, layer: int) -> bool:
         """Whether a file of a layer might have several names."""
@@ -250,20 +282,14 @@ class MergedNode(ManifestView):
     def attr(self, context: Context) -> Attr:
         merged = self.merged(context)
         found = merged.find(self.path)
-        inode, aliases = found.inode, merged.aliases(found)
+        aliases = merged.aliases(found)
         identity = _identity(found, aliases, self.path)
-        is_link = stat.S_ISLNK(inode.mode)
-        return Attr(
-            # A link's permissions are ignored, and Linux always shows these.
-            LINK if is_link else inode.mode,
-            len(inode.link) if is_link else inode.size,
-            inode.time_ns,
-            uid=inode.uid,
-            gid=inode.gid,
-            rdev=inode.rdev,
-            links=merged.links(found, aliases),
-            identity="" if identity == self.path else self._shown(identity),
-        )
+        shown = "" if identity == self.path else self._shown(identity)
+        return _attr(found.inode, merged.links(found, aliases), shown)
+
+    def known_attrs(self, names: Sequence[str], context: Context) -> dict[str, Attr]:
+        found = self.merged(context).plain(self.path, [os.fsencode(name) for name in names])
+        return {os.fsdecode(name): _attr(one.inode) for name, one in found.items()}
 
     def entries(self, context: Context) -> Entries:
         return self.listed(context)[0]
@@ -287,6 +313,9 @@ class MergedNode(ManifestView):
         merged = self.merged(context)
         return merged.content(merged.find(self.path))
 
+    def offers_xattr(self, name: str, context: Context) -> bool:
+        return self.merged(context).offers_xattr(self.path, name)
+
     def xattrs(self, context: Context) -> Xattrs:
         return self.merged(context).find(self.path).inode.xattrs
 
@@ -302,6 +331,21 @@ class MergedNode(ManifestView):
         """Return an identity among layers as one in the tree, where it is no path."""
         kind = type(self).__name__
         return f"{kind} of {self.repository}@{self.digest}: {os.fsdecode(identity)}"
+
+
+def _attr(inode: Inode, links: int = 1, identity: str = "") -> Attr:
+    is_link = stat.S_ISLNK(inode.mode)
+    return Attr(
+        # A link's permissions are ignored, and Linux always shows these.
+        LINK if is_link else inode.mode,
+        len(inode.link) if is_link else inode.size,
+        inode.time_ns,
+        uid=inode.uid,
+        gid=inode.gid,
+        rdev=inode.rdev,
+        links=links,
+        identity=identity,
+    )
 
 
 def _named(

@@ -9,13 +9,13 @@ does.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import ClassVar
 
 from epochfs.blobs.store import BlobHandle, BlobStore
-from epochfs.errors import NeverThere, NotFound
+from epochfs.errors import EpochfsError, NeverThere, NotFound
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
 from epochfs.oci.manifests import Descriptor, Document, Manifest
@@ -107,8 +107,7 @@ def inode(path: str) -> int:
 class Node:
     """One place in the tree. The base is a file or link: nothing below it, nothing listed.
 
-    `foreign` places show another file system: names below them may be of any bytes, and extended
-    attributes of any namespace.
+    `foreign` places show another file system: names below them may be of any bytes.
     """
 
     foreign: ClassVar[bool] = False
@@ -144,6 +143,20 @@ class Node:
         """
         return None
 
+    def known_attrs(self, names: Sequence[str], context: Context) -> dict[str, Attr]:
+        """Return the attributes of those names that this directory lists, and of which they take no
+        request.
+        """
+        found = {}
+        for name in names:
+            try:
+                attr = self.known_attr(name, context)
+            except EpochfsError:
+                continue  # who asks for it is told why
+            if attr is not None:
+                found[name] = attr
+        return found
+
     def target(self, context: Context) -> str:
         """Return where this link points, relative to the directory it is in."""
         raise NotImplementedError
@@ -155,6 +168,10 @@ class Node:
     def content(self, context: Context) -> Descriptor | None:
         """Describe the blob or manifest whose bytes this shows; None if it shows no single one."""
         return None
+
+    def offers_xattr(self, name: str, context: Context) -> bool:
+        """Whether this, or its like, can have an extended attribute outside of `user.`."""
+        return False
 
     def xattrs(self, context: Context) -> Xattrs:
         """Return the extended attributes that are listed."""

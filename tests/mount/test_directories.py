@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.builders import image, load
+from support.layers import File, container, gzipped
 from support.mounts import Mount, Mounts
 from support.registries import EmbeddedRegistry
 
@@ -179,6 +180,28 @@ def test_attributes_come_with_the_listing_of_a_manifest(
         now = (manifest / name).lstat()
         assert [*now] == [*then]
         assert now.st_mtime_ns == then.st_mtime_ns
+
+
+def test_attributes_come_with_each_part_of_a_long_listing_of_a_layer(
+    embedded: EmbeddedRegistry, mounts: Mounts
+) -> None:
+    """As long as whoever lists the directory asks for some of them, as `ls -l` does."""
+    files = {f"{number:03}{'n' * (number % 200)}": b"x" * number for number in range(300)}
+    packed = gzipped(*(File(f"d/{name}", data) for name, data in files.items()))
+    load(embedded, "app", "v1", container(packed))
+    mount = mounts(embedded.url, "--metadata-ttl", "30s")
+    path = (mount.path / "app/tags/v1/rootfs/d").resolve()
+    assert path.stat().st_mode
+    names = []
+    with os.scandir(path) as entries:
+        for number, entry in enumerate(entries):
+            names.append(entry.name)
+            if number % 10 == 0:
+                assert entry.stat().st_mode
+    assert sorted(names) == sorted(files)
+    with held_up(mount):
+        sizes = {name: (path / name).lstat().st_size for name in names}
+    assert sizes == {name: len(data) for name, data in files.items()}
 
 
 def test_a_listing_that_can_change_is_read_anew_each_time(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from support.mounts import require_fuse
 from support.scripted import until
 
 from epochfs.errors import MountFailure
+from epochfs.fuse.passthrough import Passthrough
+from epochfs.vfs.filesystem import Listing
+from epochfs.vfs.node import Attr
 
 
 @pytest.fixture
@@ -150,3 +154,42 @@ def test_a_process_whose_threads_kept_their_states_ends_well(tmp_path: Path, end
     threads, most = map(int, told.split())
     assert threads > 1
     assert most == 1, "a thread had more than one state"
+
+
+class _Known:
+    """A directory of files all of whose attributes are known."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._listing = Listing("/d", [(name, stat.S_IFREG) for name in names], {})
+
+    def readdir(self, path: str, handle: int, *, anew: bool) -> Listing:
+        return self._listing
+
+    def known_attrs(self, path: str, names: list[str]) -> dict[str, Attr]:
+        return {name: Attr(stat.S_IFREG | 0o444) for name in names}
+
+
+def test_an_answer_with_attributes_is_never_cut_off(libfuse: Any) -> None:
+    """What libfuse cuts off it counts as remembered by the kernel, which never forgets it."""
+    from epochfs.fuse.operations import EpochOperations
+
+    names = [f"{number:04}{'é' * (number % 120)}" for number in range(1000)]
+    options = libfuse.FuseOptions("x", 1.0, 0, 0)
+    operations = EpochOperations(
+        _Known(names),  # type: ignore[arg-type]
+        Path("/nowhere"),
+        options,
+        Passthrough(Path("/nowhere"), (3, 0)),
+        lambda: None,
+    )
+    seen: list[str] = []
+    offset = 0
+    while True:
+        answer = [*operations.readdir_with_offset("/d", offset, 1, libfuse.READDIR_PLUS)]
+        if not answer:
+            break
+        assert sum(152 + -(-len(name.encode()) // 8) * 8 for name, _, _ in answer) <= 4096
+        assert all(known.links for name, known, _ in answer if name not in {".", ".."})
+        seen += [name for name, _, _ in answer]
+        offset = answer[-1][2]
+    assert seen == [".", "..", *names]

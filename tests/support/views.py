@@ -79,7 +79,10 @@ class VfsView:
     def entries(self, path: str) -> dict[str, tuple[int, int]]:
         with AsOsError():
             found = list(self._filesystem.listdir(path))
-        assert len({entry.name for entry in found}) == len(found)
+        names = [entry.name for entry in found]
+        assert len({*names}) == len(found)
+        for name, attr in self._filesystem.known_attrs(path, names).items():
+            assert attr == self._filesystem.getattr(f"{path.rstrip('/')}/{name}"), (path, name)
         return {entry.name: (entry.mode, entry.inode) for entry in found}
 
     def listed(self, path: str) -> Listed:

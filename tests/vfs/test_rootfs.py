@@ -95,6 +95,45 @@ def test_the_names_of_a_file_are_one_file(make: Make, show: Show) -> None:
     assert root.read("d/b") == b"one"
 
 
+def test_a_listing_has_the_attributes_of_what_one_look_at_a_layer_tells(show: Show) -> None:
+    below = plain(
+        File("d/", type=DIRECTORY, mode=0o750),
+        File("d/old", b"old"),
+        File("d/gone", b"gone"),
+        File("d/sub/", type=DIRECTORY, mode=0o711),
+        File("d/link", type=LINK, link="old"),
+    )
+    above = plain(
+        File("d/new", b"newer", owner=(1, 2)), File("d/.wh.gone"), File("d/sub/x"), File("d/i/x")
+    )
+    root = show(below, above)
+    path, filesystem = root / "d", root.layers.filesystem
+    found = filesystem.known_attrs(path, root.names("d"))
+    assert found.keys() == {"old", "new", "link"}, "sub and i are only implied by what is in them"
+    assert found == {name: filesystem.getattr(f"{path}/{name}") for name in found}
+
+
+def test_what_may_have_several_names_is_looked_up_for_its_attributes(show: Show) -> None:
+    root = show(
+        plain(File("d/a", b"a"), File("d/s/", type=DIRECTORY, mode=0o700)),
+        plain(File("d/b", type=HARD_LINK, link="d/a")),
+    )
+    found = root.layers.filesystem.known_attrs(root / "d", root.names("d"))
+    assert found.keys() == {"s"}
+
+
+def test_attributes_that_no_file_of_a_layer_has_are_not_offered(show: Show) -> None:
+    root = show(
+        plain(File("a", xattrs={"security.capability": b"x"}), File("b"), File("i/x")),
+        plain(File("c"), File("d", xattrs={"trusted.c": b"y"})),
+    )
+    offers = root.layers.filesystem.offers_xattr
+    asked = ["security.capability", "trusted.c", "user.a"]
+    assert [offers(root / "b", name) for name in asked] == [True, False, True]
+    assert [offers(root / "c", name) for name in asked] == [False, True, True]
+    assert [offers(root / "i", name) for name in asked] == [False, False, True]
+
+
 def test_a_time_keeps_its_nanoseconds(show: Show) -> None:
     root = show(gzipped(File("new", mtime="1700000000.123456789"), File("old", mtime="-5.5")))
     assert root.view.stat(root / "new").time_ns == 1_700_000_000_123_456_789

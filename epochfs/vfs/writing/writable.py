@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from epochfs.cache.blobs import BlobCache
@@ -24,7 +25,7 @@ from epochfs.errors import (
     fresh,
     printable,
 )
-from epochfs.vfs.filesystem import XATTR_PREFIX, FileSystem, Listing, OpenFile, Paths
+from epochfs.vfs.filesystem import XATTR_PREFIX, FileSystem, OpenFile, Paths
 from epochfs.vfs.node import Attr, Context, Node
 from epochfs.vfs.writing.contents import Contents, waiter_of
 from epochfs.vfs.writing.handles import Writer
@@ -109,7 +110,7 @@ class WritableFileSystem(FileSystem):
         """Return the handle of an open directory: what is written may change any."""
         return next(self._handles), False
 
-    def known_attrs(self, path: str, listing: Listing) -> dict[str, Attr]:
+    def known_attrs(self, path: str, names: Sequence[str]) -> dict[str, Attr]:
         """Return nothing: what is asked for later is told as it is then."""
         return {}
 
