@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
@@ -141,8 +142,10 @@ def _measure_all(
     """Measure the rows one after another; what is finished is in `results` at any time."""
     with Lab(scratch) as lab:
         for each in rows:
+            began = time.monotonic()
             results.append(_measure(lab, each, runs))
-            click.echo(report.table(results[-1:]).partition("\n")[2], err=True)
+            line = report.table(results[-1:]).partition("\n")[2]
+            click.echo(f"{line}  ({time.monotonic() - began:.0f} s)", err=True)
 
 
 def _measure(lab: Lab, each: Row, runs: int | None) -> Result:

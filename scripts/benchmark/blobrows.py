@@ -13,7 +13,16 @@ from pathlib import Path
 from scripts.benchmark import mounts
 from scripts.benchmark.lab import Lab
 from scripts.benchmark.programs import Failed, timed
-from scripts.benchmark.rows import Sample, Samples, at_most, race, row, speed_at_least, time_at_most
+from scripts.benchmark.rows import (
+    FEW_RUNS,
+    Sample,
+    Samples,
+    at_most,
+    race,
+    row,
+    speed_at_least,
+    time_at_most,
+)
 
 _REGISTRY = "docker-registry"
 _RCLONE = "rclone mount, vfs full"
@@ -25,7 +34,14 @@ def _cold_curl(lab: Lab) -> Samples:
     return race(lambda: lab.cold_cat(url, blob), lambda: lab.curl(url, blob))
 
 
-@row("cold-skopeo", "1 GiB cold", speed_at_least(2.5), "skopeo copy dir:", (_REGISTRY, "skopeo"))
+@row(
+    "cold-skopeo",
+    "1 GiB cold",
+    speed_at_least(2.5),
+    "skopeo copy dir:",
+    (_REGISTRY, "skopeo"),
+    FEW_RUNS,
+)
 def _cold_skopeo(lab: Lab) -> Samples:
     blob, registry = lab.big, lab.registry
 

@@ -148,8 +148,10 @@ class Lab:
             path = directory / "mount"
             path.mkdir()
             with mounts.epochfs(path, cache or directory / "cache", url, *options) as mount:
-                yield mount
-                self.peaks.append(mount.peak_memory)
+                try:
+                    yield mount
+                finally:
+                    self.peaks.append(mount.peak_memory)
 
     @contextmanager
     def rclone(self, cache: Path | None = None) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from scripts.benchmark.content import Blob
 from scripts.benchmark.lab import Lab
 from scripts.benchmark.programs import timed
-from scripts.benchmark.rows import Samples, race, row, speed_at_least, time_at_most
+from scripts.benchmark.rows import FEW_RUNS, Samples, race, row, speed_at_least, time_at_most
 
 _REGISTRY = "docker-registry"
 
@@ -22,6 +22,7 @@ _REGISTRY = "docker-registry"
     speed_at_least(5.0),
     "curl -o",
     (_REGISTRY, "nginx", "curl"),
+    FEW_RUNS,
 )
 def _slow_nginx(lab: Lab) -> Samples:
     return _whole(lab, lab.front.limited)
@@ -33,6 +34,7 @@ def _slow_nginx(lab: Lab) -> Samples:
     speed_at_least(5.0),
     "curl -o",
     (_REGISTRY, "curl"),
+    FEW_RUNS,
 )
 def _slow_link(lab: Lab) -> Samples:
     return _whole(lab, lab.slow_link)
@@ -44,6 +46,7 @@ def _slow_link(lab: Lab) -> Samples:
     speed_at_least(4.0),
     "curl -o",
     (_REGISTRY, "curl"),
+    FEW_RUNS,
 )
 def _distant_link(lab: Lab) -> Samples:
     return _whole(lab, lab.distant_link)

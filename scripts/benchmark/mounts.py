@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,14 @@ class Mount:
 
     @property
     def peak_memory(self) -> int:
-        """The most its process has had resident so far, in bytes (proc(5), VmHWM)."""
-        found = _PEAK.search(Path(f"/proc/{self.pid}/status").read_text())
-        return int(found[1]) * 1024 if found else 0
+        """The most its process has had resident so far, in bytes; 0 if it is gone.
+
+        See proc(5), VmHWM.
+        """
+        with suppress(OSError):
+            if found := _PEAK.search(Path(f"/proc/{self.pid}/status").read_text()):
+                return int(found[1]) * 1024
+        return 0
 
 
 def cached(cache: Path, blob: Blob) -> Path:

@@ -81,7 +81,9 @@ def _page_cells(result: Result) -> tuple[str, ...]:
         rival = _value(result.rival, row.bar.unit)
         ratio = f"{result.score:.2f} {_WORDS[row.bar.kind]}"
     if row.bar.kind != "none":
-        bar = f"{_bar(row.bar)}: {'missed' if result.verdict == 'SHORT' else 'met'}"
+        most = _value(row.bar.value, "s") if (row.bar.kind, row.bar.unit) == ("limit", "s") else ""
+        bar = f"{'≥' if row.bar.kind == 'speed' else '≤'} {most or f'{row.bar.value:g}'}"
+        bar += ", missed" if result.verdict == "SHORT" else ""
     return tuple(cell.replace("|", r"\|") for cell in (title, ours, rival, ratio, bar))
 
 

@@ -144,6 +144,7 @@ def _cat_tags(lab: Lab) -> Samples:
     f"ls -l, {_FILES} files of a rootfs/ after ls",
     at_most(5, "s"),
     needs=(_REGISTRY,),
+    runs=FEW_RUNS,
 )
 def _ls_rootfs(lab: Lab) -> Samples:
     """List what has been listed by name, so that the layer is here, and its index made."""

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from support.registries import EmbeddedRegistry
 
+from epochfs.cli.help import rendered
 from epochfs.client import RegistryClient
 from epochfs.help import Table, parse
 from epochfs.layers.soci import SociTable
@@ -102,6 +103,7 @@ def test_the_table_for_a_page_has_what_was_measured(
         result(speed_at_least(3), (2.0, 4.0), rival="rclone"),
         result(at_most(5, "requests"), (4, None)),
         result(at_most(5, "requests")),
+        result(at_most(0.4, "s"), (0.5, None)),
         result(no_bar(), (0.5, None)),
     ]
     file = tmp_path / "table.md"
@@ -110,18 +112,21 @@ def test_the_table_for_a_page_has_what_was_measured(
     [table] = parse(f"# Title\n\nAbout.\n\n{file.read_text()}").blocks
     assert isinstance(table, Table)
     assert table.rows == (
-        (
-            "a | b, beside `curl -o`",
-            "1.10 s",
-            "2.50 s",
-            "0.44 x its time",
-            "≤ 1.5 x its time: met",
-        ),
-        ("a | b, beside `rclone`", "2.00 s", "4.00 s", "2.00 x as fast", "≥ 3 x as fast: missed"),
-        ("a | b", "4 requests", "", "", "≤ 5 requests: met"),
+        ("a | b, beside `curl -o`", "1.10 s", "2.50 s", "0.44 x its time", "≤ 1.5"),
+        ("a | b, beside `rclone`", "2.00 s", "4.00 s", "2.00 x as fast", "≥ 3, missed"),
+        ("a | b", "4 requests", "", "", "≤ 5"),
+        ("a | b", "500 ms", "", "", "≤ 400 ms, missed"),
         ("a | b", "500 ms", "", "", ""),
     )
     assert report.markdown([]).count("\n") == 2
+
+
+def test_the_table_of_all_rows_fits_a_page() -> None:
+    every = [
+        Result(row, (Sample(123.456, 123.456 if row.rival else None),)) for row in command.ROWS
+    ]
+    shown = rendered(parse(f"# Title\n\nAbout.\n\n{report.markdown(every)}"), 80)
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
 
 
 def test_the_image_with_a_soci_index_has_a_right_one(tmp_path: Path) -> None:
