@@ -6,7 +6,9 @@ A proxy breaks answers of a real docker-registry; the cache is a twentieth of wh
 blobs come and go. After a tenth of the time, and at the end, the readers pause, and what the
 serving process then has (memory, threads, descriptors) is compared. A reader may get an errno, and
 never a wrong byte. (Of a byte that was spoiled on its way, in a blob that was not yet all here, a
-reader is told by an error later on; so that one byte is looked at in whole reads only.)
+reader is told by an error later on; so that one byte is looked at in whole reads only. And only
+these read the end: where a random read has left it in the kernel's page cache, the kernel ends a
+whole read without asking the mount, as `epochfs help semantics` says.)
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ class Load:
     def _read_whole(self, path: Path, blob: bytes) -> None:
         outcome = read(path, len(blob))
         vouched = len(blob) if outcome.code == 0 else FLIPPED
-        self._count(outcome.data[:vouched], blob[: len(outcome.data)][:vouched])
+        self._count(path, outcome.data[:vouched], blob[: len(outcome.data)][:vouched], 0)
         if outcome.code:
             raise OSError(outcome.code, "not to the end")
         with path.open("rb") as file:
@@ -143,17 +145,22 @@ class Load:
         with path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             for _ in range(5):
-                offset = chance.randrange(len(blob))
+                offset = chance.randrange(len(blob) - 2 * _PAGE)
                 if not offset <= FLIPPED < offset + _PAGE:
                     found = os.pread(file.fileno(), _PAGE, offset)
-                    self._count(found, blob[offset : offset + _PAGE])
+                    self._count(path, found, blob[offset : offset + _PAGE], offset)
             _forget_pages(file)
 
-    def _count(self, found: bytes, right: bytes) -> None:
+    def _count(self, path: Path, found: bytes, right: bytes, offset: int) -> None:
         with self._lock:
             self.reads += 1
             self.bytes_read += len(found)
             self.wrong += found != right
+        if found != right:
+            pairs = zip(found, right, strict=False)
+            wrong = [offset + at for at, (one, other) in enumerate(pairs) if one != other]
+            said = f"{len(found)} bytes for {len(right)}, wrong at {wrong[:3]}"
+            print(f"wrong: {path.name}: {said}", flush=True)
 
     def __str__(self) -> str:
         named = ", ".join(f"{count} {os.strerror(code)}" for code, count in self.errors.items())
