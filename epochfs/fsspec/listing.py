@@ -14,7 +14,8 @@ from epochfs.fsspec.links import Place, followed, leads_to
 from epochfs.oci.names import Digest
 
 if TYPE_CHECKING:
-    from epochfs.vfs.filesystem import DirectoryEntry, FileSystem
+    from epochfs.vfs.directories import DirectoryEntry
+    from epochfs.vfs.filesystem import FileSystem
 
 Info = dict[str, Any]
 """fsspec's: `name`, `size` in bytes, `type`; and ours, see `RegistryFileSystem.info`."""

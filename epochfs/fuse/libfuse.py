@@ -154,7 +154,7 @@ def _options_to_write(options: FuseOptions) -> dict[str, object]:
     return values
 
 
-_KEEPS_LISTINGS = library_version() >= (3, 15)
+KEEPS_LISTINGS = library_version() >= (3, 15)
 """Whether libfuse passes on that the kernel may keep a listing (before, only its low-level API)."""
 
 
@@ -199,9 +199,8 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
 
     def opendir(self, path: bytes, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse; the kernel keeps the listing of a directory that cannot change."""
-        info = fip.contents
-        info.fh, keeps = self.operations.opendir(_text(path))
-        if keeps and _KEEPS_LISTINGS:
+        if self.operations.opendir(_text(path)):
+            info = fip.contents
             info.cache_readdir = info.keep_cache = 1
         return 0
 
@@ -219,9 +218,12 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         fip: Any,  # noqa: ANN401
         flags: int,
     ) -> int:
-        """Called by libfuse 3; the kernel may ask for attributes beside the names."""
+        """Called by libfuse 3; the kernel may ask for attributes beside the names.
+
+        `buffer` is what libfuse keeps of an open directory, and another for each reader.
+        """
         stat = binding.c_stat()
-        entries = self.operations.readdir_with_offset(_text(path), offset, fip.contents.fh, flags)
+        entries = self.operations.readdir_with_offset(_text(path), offset, buffer, flags)
         for name, known, following in entries:
             fill(stat, known)
             fills = _FILL_DIR_PLUS if known.links else 0

@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from epochfs.errors import EpochfsError, ReadOnly, printable
 from epochfs.fuse import errnos
 from epochfs.fuse.libfuse import (
+    KEEPS_LISTINGS,
     READDIR_PLUS,
     FuseOptions,
     FuseOSError,
@@ -29,7 +30,8 @@ from epochfs.fuse.libfuse import (
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.fuse.stat import Stat
 from epochfs.oci.names import NAME_MAX
-from epochfs.vfs.filesystem import FileSystem, Listing
+from epochfs.vfs.directories import Listing
+from epochfs.vfs.filesystem import FileSystem
 from epochfs.vfs.node import Attr, inode
 
 log = logging.getLogger(__name__)
@@ -104,6 +106,9 @@ class EpochOperations(Operations):  # type: ignore[misc]
         self._options = options
         self._passthrough = passthrough
         self._on_ready = on_ready
+        if KEEPS_LISTINGS and not options.writable:
+            # Where there is nothing to say, libfuse need not ask.
+            self.opendir = self._opendir
 
     def init_with_config(self, connection: Any, config: Any) -> None:  # noqa: ANN401
         """Configure the connection. Called by mfusepy while the mount is being made."""
@@ -131,24 +136,25 @@ class EpochOperations(Operations):  # type: ignore[misc]
         return self._stat(path, self._filesystem.getattr(path))
 
     @translated()
-    def opendir(self, path: str) -> tuple[int, bool]:
-        """Open a directory; its listing is fetched when it is read. Return the handle, and whether
-        the kernel may keep the listing.
-        """
-        return self._filesystem.opendir(path)
+    def _opendir(self, path: str) -> bool:
+        """Return whether the kernel may keep the listing."""
+        return self._filesystem.is_fixed(path)
 
     @translated()
     def readdir_with_offset(
-        self, path: str, offset: int, fh: int, flags: int = 0
-    ) -> Iterator[DirectoryEntry]:
+        self, path: str, offset: int, reader: int, flags: int = 0
+    ) -> Iterable[DirectoryEntry]:
         """Names, types and inode numbers of a directory, from an `offset` on.
 
         Called once for each buffer of the kernel's: without offsets libfuse would keep 200 bytes
         per name while the directory is open. With READDIR_PLUS, it takes attributes, too.
         """
-        listing = self._filesystem.readdir(path, fh, anew=offset == 0)
-        if listing.error is not None and offset >= _DOTS + len(listing):
-            raise listing.error  # after the last entry, as readdir(3) allows
+        listing = self._filesystem.readdir(path, reader, anew=offset == 0)
+        if offset >= _DOTS + len(listing):
+            if listing.error is not None:
+                raise listing.error  # after the last entry, as readdir(3) allows
+            self._filesystem.read_to_end(reader)
+            return ()
         if flags & READDIR_PLUS:
             names = _fitting(listing, offset)
             known = self._filesystem.known_attrs(path, names) if names else {}
@@ -159,17 +165,11 @@ class EpochOperations(Operations):  # type: ignore[misc]
     @translated()
     def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         """All of a directory at once. Called by fusepy, which passes no offset."""
-        listing = self._filesystem.readdir(path, fh, anew=True)
+        listing = self._filesystem.listdir(path)
         if listing.error is not None:
             raise listing.error
         shown = _shown(path, listing, 0)
         return ((name, {"st_mode": one.mode, "st_ino": one.inode}, 0) for name, one, _ in shown)
-
-    @translated()
-    def releasedir(self, path: str, fh: int) -> int:
-        """Close a directory."""
-        self._filesystem.releasedir(fh)
-        return 0
 
     @translated()
     def readlink(self, path: str) -> str:

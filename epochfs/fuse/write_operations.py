@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +144,12 @@ class WritableOperations(EpochOperations):
 
     @translated()
     def readdir_with_offset(
-        self, path: str, offset: int, fh: int, flags: int = 0
-    ) -> Iterator[DirectoryEntry]:
+        self, path: str, offset: int, reader: int, flags: int = 0
+    ) -> Iterable[DirectoryEntry]:
         """List a directory: who made it may look at it."""
         if offset == 0:
             self._writable.listed_by(path, caller())
-        return super().readdir_with_offset(path, offset, fh, flags)
+        return super().readdir_with_offset(path, offset, reader, flags)
 
     @translated()
     def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:

@@ -1,28 +1,27 @@
-"""The filesystem without FUSE: lookup, getattr, readlink, open, read, release; opendir, readdir.
+"""The filesystem without FUSE: lookup, getattr, readlink, open, read, release; readdir.
 
 `operations` puts this behind the kernel; tests call it directly. Every method takes absolute paths
 and raises only `EpochfsError`s. It only reads: there is no method that could write.
 
-Locks: `FileSystem._lock` guards the tables of open files and open directories, and `_resting`; no
-I/O happens under it.
+Locks: `FileSystem._lock` guards the table of open files, and `_resting`; no I/O happens under it.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from epochfs.blobs.buffers import give_back
 from epochfs.blobs.store import Timers
-from epochfs.errors import EpochfsError, InvalidName, NameTooLong, NotFound, Vanished, fresh
+from epochfs.errors import EpochfsError, InvalidName, NameTooLong, NotFound, Vanished
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import NAME_MAX
 from epochfs.vfs.composed import Readable
-from epochfs.vfs.node import Attr, Context, Entries, Node, Xattrs, inode
+from epochfs.vfs.directories import Listing, Readers
+from epochfs.vfs.node import Attr, Context, Node, Xattrs
 
 XATTR_PREFIX = "user."
 
@@ -45,49 +44,6 @@ class OpenFile:
     keep_cache: bool = False
     direct_io: bool = False
     backing: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryEntry:
-    """One name in a directory, with its file type and inode number."""
-
-    name: str
-    mode: int
-    inode: int
-
-
-class Listing:
-    """What a directory listed at one moment: 12 bytes a name, besides the name.
-
-    `error` is why the listing is incomplete, or None; iterating ends by raising it.
-    """
-
-    def __init__(self, path: str, entries: Entries, identities: Mapping[str, str]) -> None:
-        """`path` is the directory's; `identities` are of the names that have one (see `Attr`)."""
-        self._below = path.rstrip("/")
-        self._identities = identities
-        self.names: list[str] = []
-        self._modes = array("I")
-        self.error: EpochfsError | None = None
-        try:
-            for name, mode in entries:
-                self.names.append(name)
-                self._modes.append(mode)
-        except EpochfsError as error:
-            self.error = error
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __iter__(self) -> Iterator[DirectoryEntry]:
-        yield from (self[number] for number in range(len(self)))
-        if self.error is not None:
-            raise fresh(self.error)
-
-    def __getitem__(self, index: int) -> DirectoryEntry:
-        name = self.names[index]
-        identity = self._identities.get(name, f"{self._below}/{name}")
-        return DirectoryEntry(name, self._modes[index], inode(identity))
 
 
 class Paths:
@@ -133,7 +89,9 @@ class FileSystem:
         self._context = context
         self._lock = threading.Lock()
         self._files: dict[int, Readable] = {}
-        self._directories: dict[int, Listing] = {}
+        self._readers = Readers()
+        self.read_to_end = self._readers.end
+        """Notes that a reader was told that its directory has no more names."""
         self._timers = Timers()
         self._resting = False
         self._handles = itertools.count(1)
@@ -152,12 +110,9 @@ class FileSystem:
             raise listing.error
         return listing
 
-    def opendir(self, path: str) -> tuple[int, bool]:
-        """Return the handle of an open directory, to be released once; nothing is asked for yet.
-
-        And whether what it lists is known, and cannot change: then it may be remembered.
-        """
-        return next(self._handles), self._node(path).is_fixed(self._context)
+    def is_fixed(self, path: str) -> bool:
+        """Whether what a directory lists is known, and cannot change: it may be remembered."""
+        return self._node(path).is_fixed(self._context)
 
     def known_attrs(self, path: str, names: Sequence[str]) -> dict[str, Attr]:
         """Return the attributes of the names in a directory of which they are known already."""
@@ -166,19 +121,16 @@ class FileSystem:
         except EpochfsError:
             return {}  # who asks for one is told why
 
-    def readdir(self, path: str, handle: int, *, anew: bool) -> Listing:
-        """Return what an open directory lists: unchanged until read `anew` (rewinddir(3))."""
-        listing = None if anew else self._directories.get(handle)
-        if listing is None:
-            listing = self.listdir(path)
-            with self._lock:
-                self._directories[handle] = listing
-        return listing
+    def readdir(self, path: str, reader: int, *, anew: bool) -> Listing:
+        """Return what a reader of a directory reads: unchanged until read `anew` (rewinddir(3)).
 
-    def releasedir(self, handle: int) -> None:
-        """Close an open directory."""
-        with self._lock:
-            self._directories.pop(handle, None)
+        Raises as `listdir` does, and Vanished if what was read so far is not known any longer.
+        """
+        if not anew:
+            return self._readers.go_on(reader, path, partial(self.listdir, path))
+        listing = self.listdir(path)
+        self._readers.begin(reader, listing)
+        return listing
 
     def readlink(self, path: str) -> str:
         """Return the target of a link."""

@@ -18,7 +18,7 @@ from support.scripted import until
 
 from epochfs.errors import MountFailure
 from epochfs.fuse.passthrough import Passthrough
-from epochfs.vfs.filesystem import Listing
+from epochfs.vfs.directories import Listing
 from epochfs.vfs.node import Attr
 
 
@@ -164,6 +164,9 @@ class _Known:
 
     def readdir(self, path: str, handle: int, *, anew: bool) -> Listing:
         return self._listing
+
+    def read_to_end(self, reader: int) -> None:
+        pass
 
     def known_attrs(self, path: str, names: list[str]) -> dict[str, Attr]:
         return {name: Attr(stat.S_IFREG | 0o444) for name in names}

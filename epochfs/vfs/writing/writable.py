@@ -106,9 +106,9 @@ class WritableFileSystem(FileSystem):
     def getattr(self, path: str) -> Attr:
         return with_write_bit(super().getattr(path))
 
-    def opendir(self, path: str) -> tuple[int, bool]:
-        """Return the handle of an open directory: what is written may change any."""
-        return next(self._handles), False
+    def is_fixed(self, path: str) -> bool:
+        """Whether a directory cannot change: what is written may change any."""
+        return False
 
     def known_attrs(self, path: str, names: Sequence[str]) -> dict[str, Attr]:
         """Return nothing: what is asked for later is told as it is then."""
