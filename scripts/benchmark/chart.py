@@ -34,7 +34,8 @@ def draw(file: Path, results: Sequence[Result]) -> None:
     )
     axes.tick_params(axis="y", labelsize=8)
     for place, speed in enumerate(speeds):
-        axes.annotate(f" {speed:.1f}x", (speed, place), va="center", fontsize=8)
+        side = "left" if speed >= 1 else "right"
+        axes.annotate(f" {speed:.1f}x ", (speed, place), ha=side, va="center", fontsize=8)
     axes.margins(x=0.12)
     axes.set_xlabel("times as fast as the rival (right of the line: epochfs is faster)")
     axes.spines[["top", "right"]].set_visible(False)
