@@ -7,7 +7,7 @@ import time
 from scripts.benchmark.content import MIB, Blob
 from scripts.benchmark.images import SMALL_BYTES, SMALL_FILE, push_indexed_image
 from scripts.benchmark.lab import Lab
-from scripts.benchmark.programs import Failed, need_modules
+from scripts.benchmark.programs import Argument, Failed, need_modules
 from scripts.benchmark.rows import FEW_RUNS, Samples, at_most, repeat, row
 
 _LATER_SECONDS = 5.0
@@ -27,21 +27,24 @@ def _indexed_layer(lab: Lab) -> Blob:
     runs=FEW_RUNS,
 )
 def _indexed(lab: Lab) -> Samples:
-    """Read a file near the layer's start. What is fetched counts, the table too, and 5 s later."""
     need_modules("indexed_gzip")
     layer = lab.once(_indexed_layer)
+    return repeat(lambda: _share(lab, layer))
 
-    def ours() -> float:
-        mark = lab.registry.mark()
-        with lab.epochfs(lab.registry.url) as mount:
-            found = (mount.rootfs(layer) / SMALL_FILE).read_bytes()
-            time.sleep(_LATER_SECONDS)
-        if len(found) != SMALL_BYTES:
-            raise Failed(f"{SMALL_FILE} has {len(found)} bytes in place of {SMALL_BYTES}")
-        fetched = sum(one.size for one in lab.registry.requests_since(mark) if one.method == "GET")
-        return 100 * fetched / layer.size
 
-    return repeat(ours)
+def _share(lab: Lab, layer: Blob, *options: Argument) -> float:
+    """Read a file near a layer's start; return what was fetched, as a percentage of the layer.
+
+    All that the registry has sent 5 seconds later counts, the table of the layer too.
+    """
+    mark = lab.registry.mark()
+    with lab.epochfs(lab.registry.url, *options) as mount:
+        found = (mount.rootfs(layer) / SMALL_FILE).read_bytes()
+        time.sleep(_LATER_SECONDS)
+    if len(found) != SMALL_BYTES:
+        raise Failed(f"{SMALL_FILE} has {len(found)} bytes in place of {SMALL_BYTES}")
+    fetched = sum(one.size for one in lab.registry.requests_since(mark) if one.method == "GET")
+    return 100 * fetched / layer.size
 
 
 ROWS = (_indexed,)
