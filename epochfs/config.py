@@ -374,8 +374,12 @@ class CacheOptions:
 
 @dataclass(frozen=True, slots=True)
 class BlobOptions:
-    """How blobs are read; `verify_first` hashes all of a blob before its first byte is served."""
+    """How blobs are read; `verify_first` hashes all of a blob before its first byte is served.
+
+    With `unverified_layers`, files of a layer can be opened before all of it is hashed.
+    """
 
     timeout: float = 60.0
     verify_first: bool = False
     connections: int = 8
+    unverified_layers: bool = False

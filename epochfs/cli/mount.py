@@ -143,6 +143,11 @@ def kernel_words(options: Iterable[str]) -> tuple[str, ...]:
     help="Trust SOCI indexes that merely refer to an image, though its digest does not cover them.",
 )
 @click.option(
+    "--unverified-layers",
+    is_flag=True,
+    help="Open files of a layer while it still arrives, before its digest is verified.",
+)
+@click.option(
     "--platform",
     type=Value("OS/ARCH", Platform.parse),
     help="Platform of volume/ where there is a choice.  [default: this machine's]",
@@ -184,6 +189,7 @@ def command(
     verify: str,
     show_rootfs: bool,
     soci_referrers: bool,
+    unverified_layers: bool,
     platform: Platform | None,
     writable: bool,
     delete: bool,
@@ -228,7 +234,9 @@ def command(
             show_rootfs=show_rootfs,
             soci_referrers=soci_referrers,
         ),
-        blobs=replace(fetching.blobs, verify_first=verify == "full"),
+        blobs=replace(
+            fetching.blobs, verify_first=verify == "full", unverified_layers=unverified_layers
+        ),
         offline_ok=offline_ok,
         platform=platform or Platform.of_machine(),
         writes=writable,

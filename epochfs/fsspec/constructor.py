@@ -61,6 +61,7 @@ class Options:
     verify_first: bool = False
     show_rootfs: bool = False
     soci_referrers: bool = False
+    unverified_layers: bool = False
     platform: str = ""
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ class Options:
             connection=Connection(transport, self._credentials(), listings.repositories, mirrors),
             cache=CacheOptions(_NO_CACHE if off else directory, _size(self.cache_size), off=off),
             listings=listings,
-            blobs=BlobOptions(timeout, self.verify_first, self.connections),
+            blobs=BlobOptions(timeout, self.verify_first, self.connections, self.unverified_layers),
             offline_ok=self.offline_ok,
             platform=self._platform(),
         )

@@ -55,6 +55,7 @@ class RegistryFileSystem(ReadingMethods):
     registry is down. `offline_ok`: open what is cached if it is down from the start.
     `verify_first`: hash all of a blob before its first byte is read. `show_rootfs`: list rootfs/.
     `soci_referrers`: trust SOCI indexes that merely refer to an image.
+    `unverified_layers`: open files of a layer before its digest is verified.
     `platform`: OS/ARCH of volume/ where there is a choice.
 
     Raises ValueError for an option that is wrong by itself; nothing is sent until it is used.

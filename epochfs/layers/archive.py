@@ -4,7 +4,7 @@ Uncompressed, the blob itself is read. gzip is mostly read by `spans`; where its
 for that, it is decoded from the nearest point of the index before the offset. zstd has no points,
 so it is decompressed to a copy, which is kept in the blob cache under its own digest and evicted
 like any blob. If the cache has no room for that, decoders resume from where they are, or start
-over.
+over. A layer that still arrives has no index yet: gzip has the points noted so far, zstd none.
 
 Locks: `_DecodedArchive._lock` guards the list of idle decoders; decoding happens outside of it.
 """
@@ -16,6 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from epochfs.blobs.store import BlobHandle
@@ -25,16 +26,20 @@ from epochfs.layers.decoders import (
     PIECE_BYTES,
     BlobFile,
     GuardedDecoder,
+    compression_of,
     gzip_decoder,
     read_to_end,
     zstd_decoder,
 )
 from epochfs.layers.entry import Piece
+from epochfs.layers.gzip_reader import GzipPoints, GzipReader
 from epochfs.layers.index import LayerIndex
 from epochfs.oci.names import Digest
 
 _MAX_IDLE = 2
 _MAX_DECODERS = 4
+
+_Decoder = GuardedDecoder | GzipReader
 
 
 class Archive(Protocol):
@@ -75,6 +80,41 @@ def open_archive(index: LayerIndex, blob: BlobHandle, cache: BlobCache) -> Archi
     )
 
 
+def open_arriving(blob: BlobHandle, points: GzipPoints, check: Callable[[], None]) -> Archive:
+    """Open the tar stream of a blob that need not be verified yet, as `open_archive` does.
+
+    `check` raises once the blob has turned out wrong, and then so does every read.
+    """
+    archive: Archive
+    with contextlib.ExitStack() as closing:
+        closing.callback(blob.close)
+        compression = compression_of(blob)
+        closing.pop_all()
+    if compression == "gzip":
+        archive = _DecodedArchive(blob, lambda: GzipReader(BlobFile(blob), points), seeks_back=True)
+    elif compression == "zstd":
+        archive = _DecodedArchive(blob, lambda: zstd_decoder(BlobFile(blob)), seeks_back=False)
+    else:
+        archive = _PlainArchive(blob)
+    return _ArrivingArchive(archive, check)
+
+
+@dataclass(frozen=True, slots=True)
+class _ArrivingArchive:
+    """An archive whose bytes may turn out wrong after some of them were read."""
+
+    archive: Archive
+    check: Callable[[], None]
+
+    @property
+    def verified(self) -> bool:
+        return self.archive.verified
+
+    def read_piece(self, piece: Piece, offset: int, view: memoryview) -> None:
+        self.archive.read_piece(piece, offset, view)
+        self.check()
+
+
 class _PlainArchive:
     """The blob itself."""
 
@@ -95,7 +135,7 @@ class _DecodedArchive(_PlainArchive):
     """Keeps a few decoders, so that several readers can each resume from where they are."""
 
     def __init__(
-        self, blob: BlobHandle, start: Callable[[], GuardedDecoder], *, seeks_back: bool
+        self, blob: BlobHandle, start: Callable[[], _Decoder], *, seeks_back: bool
     ) -> None:
         """`start` makes a decoder at the start of the stream; `seeks_back`: it can go back."""
         super().__init__(blob)
@@ -103,7 +143,7 @@ class _DecodedArchive(_PlainArchive):
         self._seeks_back = seeks_back
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_DECODERS)
-        self._idle: list[tuple[int, GuardedDecoder]] = []
+        self._idle: list[tuple[int, _Decoder]] = []
 
     def read_piece(self, piece: Piece, offset: int, view: memoryview) -> None:
         with self._slots:
@@ -118,7 +158,7 @@ class _DecodedArchive(_PlainArchive):
                 view = view[count:]
             self._give_back(stop, decoder)
 
-    def _take(self, offset: int) -> GuardedDecoder:
+    def _take(self, offset: int) -> _Decoder:
         """Take the nearest idle decoder before an offset, or a new one."""
         with self._lock:
             before = [one for one in self._idle if one[0] <= offset]
@@ -129,7 +169,7 @@ class _DecodedArchive(_PlainArchive):
                     return chosen[1]
         return self._start()
 
-    def _give_back(self, position: int, decoder: GuardedDecoder) -> None:
+    def _give_back(self, position: int, decoder: _Decoder) -> None:
         with self._lock:
             if len(self._idle) < _MAX_IDLE:
                 self._idle.append((position, decoder))

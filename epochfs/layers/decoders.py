@@ -209,13 +209,19 @@ class GzipMember:
     """
 
     def __init__(self, file: File, packed: bytes = b"") -> None:
-        self._file = file
+        self.file = file
         self.unpacker = zlib.decompressobj(_GZIP)
         self._packed = packed
 
+    def copy(self, file: File) -> GzipMember:
+        """Return one that goes on from here, reading from a file at the same position."""
+        copy = GzipMember(file, self._packed)
+        copy.unpacker = self.unpacker.copy()
+        return copy
+
     def readinto(self, buffer: memoryview, /) -> int:
         while not self.unpacker.eof:
-            packed = self._packed or self._file.read(_MEMBER_BYTES)
+            packed = self._packed or self.file.read(_MEMBER_BYTES)
             try:
                 data = self.unpacker.decompress(packed or b"", len(buffer))
             except zlib.error as error:
@@ -227,21 +233,33 @@ class GzipMember:
         return 0
 
 
-def gzip_content(file: File) -> Iterator[memoryview]:
+def gzip_content(
+    file: File,
+    note: Callable[[int, GzipMember], None] | None = None,
+    position: int = 0,
+    member: GzipMember | None = None,
+) -> Iterator[memoryview]:
     """Yield all that a file's gzip members have, in pieces that are each valid until the next.
 
     What follows the last member is left out. Raises ProtocolViolation if the file ends within one.
+    Behind each piece, `note` is told the position in what came out, and the member that goes on
+    from there. It can be resumed so: with a copy of that member, and the file where it was.
     """
-    buffer, packed = memoryview(bytearray(PIECE_BYTES)), file.read(_MEMBER_BYTES) or b""
-    while packed.startswith(_GZIP_MAGIC):
-        member = GzipMember(file, packed)
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    packed = b"" if member else file.read(_MEMBER_BYTES) or b""
+    while member or packed.startswith(_GZIP_MAGIC):
+        member = member or GzipMember(file, packed)
         while count := member.readinto(buffer):
+            position += count
+            if note is not None:
+                note(position, member)
             yield buffer[:count]
         if not member.unpacker.eof:
             raise ProtocolViolation("a layer ends within a gzip member")
         packed = member.unpacker.unused_data
         if len(packed) < len(_GZIP_MAGIC):
             packed += file.read(_MEMBER_BYTES) or b""
+        member = None
 
 
 Source = BlobFile | GuardedDecoder | GzipMember

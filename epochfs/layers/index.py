@@ -1,8 +1,9 @@
 """The index of one layer: a SQLite file of names, inodes and pieces, like a file system's.
 
-It is written once, by one thread (`index_writer`), and is read-only from then on. It knows nothing
-of other layers: what it hides in those below (layer.md, "Whiteouts") is recorded here, and applied
-when layers are merged.
+It is written once, by one thread (`index_writer`), and is read-only from then on; of a layer that
+still arrives, what was written so far can be read (`arriving`). It knows nothing of other layers:
+what it hides in those below (layer.md, "Whiteouts") is recorded here, and applied when layers are
+merged.
 
 Locks: `LayerIndex._lock` serializes the use of its one connection. The local look-ups under it take
 microseconds; none waits for the network.
@@ -68,7 +69,8 @@ class Inode:
     """A file's attributes in a layer. `first` is its first path.
 
     A `mode` of 0 means a hard link to the path `link` in the layers below, and nothing else. Where
-    there is no `uid` or `gid`, the mount's owner is shown.
+    there is no `uid` or `gid`, the mount's owner is shown. `pieces` are those of a file whose layer
+    still arrives; otherwise the index has them.
     """
 
     id: int
@@ -81,6 +83,7 @@ class Inode:
     link: bytes
     xattrs: dict[str, bytes]
     first: bytes
+    pieces: tuple[Piece, ...] | None = None
 
 
 class Span(NamedTuple):
@@ -113,10 +116,12 @@ class Seen:
 class LayerIndex:
     """The index of one layer. Any thread may call anything. Raises CacheFailure."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, lock: threading.Lock | None = None) -> None:
+        """The connection is closed with the index, unless its user shares it under a `lock`."""
         self._connection = connection
-        self._lock = threading.Lock()
-        weakref.finalize(self, connection.close).atexit = False
+        self._lock = lock or threading.Lock()
+        if lock is None:
+            weakref.finalize(self, connection.close).atexit = False
         [(_, _, path)] = self._rows("PRAGMA database_list")
         [(pages,)], [(size,)] = self._rows("PRAGMA page_count"), self._rows("PRAGMA page_size")
         self.resident_bytes = 0 if path else int(pages * size)

@@ -3,6 +3,9 @@
 The result is what extracting the layer in order would leave: a later entry takes the name of an
 earlier one of the same path, a hard link is one more name of what its target was at that
 moment, and an entry below a link goes where the link leads.
+
+Locks: `_Rows.lock` serializes the use of the connection, by the writer and by those who look at
+what it has written so far; it is a leaf.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import contextlib
 import json
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterator
 
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.layers.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
-from epochfs.layers.index import IMPLICIT, SCHEMA, Span
+from epochfs.layers.index import IMPLICIT, SCHEMA, LayerIndex, Span
 
 MAX_ENTRIES = 1_000_000
 """Maximum number of entries of a layer."""
@@ -63,6 +67,7 @@ class _Rows:
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.lock = threading.Lock()
         self._connection = connection
         self.inodes: list[tuple[_Value, ...]] = []
         self.names: dict[tuple[bytes, bytes], int] = {}
@@ -78,21 +83,21 @@ class _Rows:
             (_PIECE, self.pieces),
             (_ALIAS, self.aliases),
         ):
-            with _write_errors():
+            with _write_errors(), self.lock:
                 self._connection.executemany(statement, rows)
             rows.clear()
 
     def run(self, statement: str, *values: _Value) -> sqlite3.Cursor:
         """Execute a statement after inserting all rows."""
         self.insert()
-        with _write_errors():
+        with _write_errors(), self.lock:
             return self._connection.execute(statement, values)
 
     def run_of(self, parent: bytes, name: bytes, statement: str, *more: _Value) -> sqlite3.Cursor:
         """Execute a statement about one name, whose first values are `parent` and `name`."""
         if (parent, name) in self.names:
             self.insert()
-        with _write_errors():
+        with _write_errors(), self.lock:
             return self._connection.execute(statement, (parent, name, *more))
 
 
@@ -165,6 +170,16 @@ class IndexWriter:
             self._give_name(parent, name, self._new_inode(entry), entry.mode)
         if len(self._rows.names) + len(self._rows.pieces) > _BATCH:
             self._rows.insert()
+
+    def flush(self) -> bool:
+        """Write what was added, so that it can be looked up; return whether there was anything."""
+        is_new = bool(self._rows.inodes or self._rows.names)
+        self._rows.insert()
+        return is_new
+
+    def so_far(self) -> LayerIndex:
+        """Return the index of what was added and flushed, to be used until `finish`."""
+        return LayerIndex(self._connection, self._rows.lock)
 
     def set_gzip_points(self, points: bytes | memoryview) -> None:
         self._rows.run("INSERT INTO gzip_points (part) VALUES (?)", points)

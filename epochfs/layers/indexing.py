@@ -8,6 +8,7 @@ Everything in an index has been verified. It is made from the layer's table of c
 annotation, and so the manifest's digest, vouches for one, in the layer (`toc`) or beside it
 (`soci`); each chunk or span is then verified by itself.
 Otherwise the whole blob is read, and its index is not complete until the blob matches its digest.
+Only with `--unverified-layers` is it looked into before (`arriving`).
 
 An index is written under a temporary name, locked (flock), synced, and only then renamed: what has
 an index's name is complete. If two mounts write the same index, both use the one finished first.
@@ -42,6 +43,7 @@ from epochfs.errors import (
     Vanished,
 )
 from epochfs.layers import soci, toc
+from epochfs.layers.arriving import Arrival
 from epochfs.layers.decoders import (
     BlobFile,
     compression_of,
@@ -76,9 +78,13 @@ def write_index(
     repository: Repository,
     layer: Descriptor,
     closed: threading.Event,
+    arrival: Arrival | None,
     writer: IndexWriter,
 ) -> None:
-    """Write the index of a layer. Raises Vanished once `closed` is set."""
+    """Write the index of a layer. Raises Vanished once `closed` is set.
+
+    A layer that is read whole is shown in the `arrival` meanwhile; then this may raise Rested.
+    """
     for compression in toc.formats(layer):
         with closing(blobs.open(repository, layer.digest, layer.size, precise=True)) as blob:
             try:
@@ -99,8 +105,9 @@ def write_index(
             writer.add_span(span, window)
         writer.set_meta("compression", SPANS)
         return
-    with closing(blobs.open(repository, layer.digest, layer.size)) as blob:
-        _write_whole(blob, closed, writer)
+    shown = contextlib.nullcontext() if arrival is None else arrival.passing(writer)
+    with closing(blobs.open(repository, layer.digest, layer.size)) as blob, shown:
+        _write_whole(blob, closed, arrival, writer)
 
 
 def _soci_table(
@@ -131,17 +138,19 @@ class _WatchedFile(BlobFile):
         return super().readinto(buffer)
 
 
-def _write_whole(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:
+def _write_whole(
+    blob: BlobHandle, closed: threading.Event, arrival: Arrival | None, writer: IndexWriter
+) -> None:
     """Read all of a blob, and index its tar stream."""
     compression, file = compression_of(blob), _WatchedFile(blob, closed)
     if compression == "zstd":
-        _write_zstd(blob, closed, writer)
+        _write_zstd(blob, closed, arrival, writer)
         return
+    content = pieces_of(file)
     if compression == "gzip":
         need_gzip()
-    size = _write_entries(
-        gzip_content(file) if compression == "gzip" else pieces_of(file), blob, writer
-    )
+        content = gzip_content(file, None if arrival is None else arrival.points.note)
+    size = _write_entries(content, blob, arrival, writer)
     read_to_end(blob, file.tell())
     if compression == "gzip" and size:
         file.seek(0)
@@ -149,15 +158,21 @@ def _write_whole(blob: BlobHandle, closed: threading.Event, writer: IndexWriter)
     writer.set_meta("compression", compression)
 
 
-def _write_entries(pieces: Iterator[memoryview], blob: BlobHandle, writer: IndexWriter) -> int:
+def _write_entries(
+    pieces: Iterator[memoryview], blob: BlobHandle, arrival: Arrival | None, writer: IndexWriter
+) -> int:
     """Index a tar stream; return its length."""
+    if arrival is not None:
+        pieces = arrival.follow(pieces, blob, writer)
     stream = TarStream(pieces, size_limit(blob.size))
     for entry in TarReader(stream):
         writer.add(entry)
     return stream.drain()
 
 
-def _write_zstd(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) -> None:
+def _write_zstd(
+    blob: BlobHandle, closed: threading.Event, arrival: Arrival | None, writer: IndexWriter
+) -> None:
     hasher = hashlib.sha256()
 
     def pieces() -> Iterator[memoryview]:
@@ -167,7 +182,7 @@ def _write_zstd(blob: BlobHandle, closed: threading.Event, writer: IndexWriter) 
             hasher.update(piece)
             yield piece
 
-    size = _write_entries(pieces(), blob, writer)
+    size = _write_entries(pieces(), blob, arrival, writer)
     writer.set_meta("compression", "zstd")
     writer.set_meta("tar_size", size)
     writer.set_meta("tar_digest", f"sha256:{hasher.hexdigest()}")
@@ -188,6 +203,16 @@ def _write_spans(file: BlobFile, blob: BlobHandle, points: memoryview, writer: I
     return SPANS
 
 
+def is_stored(cache: BlobCache, layer: Descriptor) -> bool:
+    """Whether there is an index of a layer, unless it cannot be opened."""
+    try:
+        with cache.directory.opened(LAYERS, layer.digest.algorithm, make=False) as directory:
+            os.stat(_name(layer), dir_fd=directory)
+    except (OSError, CacheFailure):
+        return False
+    return True
+
+
 def stored_index(cache: BlobCache, layer: Descriptor, write: Write) -> LayerIndex:
     """Return the index of a layer, written now if there is none. Raises what `write` does."""
     for _ in range(_ATTEMPTS):
@@ -205,7 +230,7 @@ def stored_index(cache: BlobCache, layer: Descriptor, write: Write) -> LayerInde
 
 
 def _found_or_made(cache: BlobCache, layer: Descriptor, write: Write) -> LayerIndex:
-    name = f"{layer.digest.encoded}.{toc.voucher(layer)}.{FORMAT}"
+    name = _name(layer)
     with cache.directory.opened(LAYERS, layer.digest.algorithm) as directory:
         found = _open(directory, name)
         if found is None:
@@ -214,6 +239,10 @@ def _found_or_made(cache: BlobCache, layer: Descriptor, write: Write) -> LayerIn
             shrink(limit, files, lambda file: remove_unused(directory, file.name))
             found = _make(directory, name, write)
     return found
+
+
+def _name(layer: Descriptor) -> str:
+    return f"{layer.digest.encoded}.{toc.voucher(layer)}.{FORMAT}"
 
 
 def _make(directory: int, name: str, write: Write) -> LayerIndex:

@@ -258,7 +258,8 @@ def _assemble(
     closing.callback(blobs.close)
     composer = Composer(blobs, cache, settings.blobs.timeout)
     closing.callback(composer.close)
-    layers = Layers(blobs, cache, SociSource.of(listings))
+    unverified = settings.blobs.unverified_layers
+    layers = Layers(blobs, cache, SociSource.of(listings), unverified=unverified)
     closing.callback(layers.close)
     if isinstance(source, _Registry):
         # Before all those: a download that waits for an answer could not store what it has.

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from epochfs.errors import EpochfsError, fresh
+from epochfs.layers.arriving import Arriving
 from epochfs.layers.entry import join_path, split_path
 from epochfs.layers.index import IMPLICIT, Inode, LayerIndex, Seen
 from epochfs.oci.artifact_files import FileMetadata, file_metadata
@@ -18,11 +19,15 @@ from epochfs.vfs.node import CONSTANT_TIME_NS, Context, Opened, open_blob, open_
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An operation on layers of a repository, which waits for them until `deadline` (monotonic)."""
+    """An operation on layers of a repository, which waits for them until `deadline` (monotonic).
+
+    One that is `whole` needs all that they have: nothing is known before a layer's end.
+    """
 
     context: Context
     repository: Repository
     deadline: float
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class TarLayer:
 
     def contents(self, operation: Operation) -> Contents:
         """Return what the layer has. Raises DeadlineExceeded."""
-        layers, repository = operation.context.layers, operation.repository
-        index = layers.index(repository, self.descriptor, operation.deadline)
+        layers = operation.context.layers
+        get = layers.index if operation.whole else layers.contents
+        index = get(operation.repository, self.descriptor, operation.deadline)
         return _Moved(index, self.directory) if self.directory else index
 
     def open(self, operation: Operation, inode: Inode, key: Hashable) -> Opened:
@@ -140,11 +146,17 @@ class PlainFiles:
 class _Moved:
     """The contents of a layer whose root is a directory of the file system."""
 
-    def __init__(self, index: LayerIndex, directory: bytes) -> None:
+    def __init__(self, index: LayerIndex | Arriving, directory: bytes) -> None:
         self._index = index
         self._directory = directory
-        self.has_aliases = index.has_aliases
-        self.has_foreign_links = index.has_foreign_links
+
+    @property
+    def has_aliases(self) -> bool:
+        return self._index.has_aliases
+
+    @property
+    def has_foreign_links(self) -> bool:
+        return self._index.has_foreign_links
 
     def see(self, path: bytes) -> Seen:
         inner = self._inner(path)
@@ -191,7 +203,7 @@ class _Moved:
         return below.partition(b"/")[0] if self._directory.startswith(begins) else b""
 
 
-Contents = LayerIndex | PlainFiles | _Moved
+Contents = LayerIndex | Arriving | PlainFiles | _Moved
 """What a layer has at its paths, as `LayerIndex` tells it of a tar."""
 
 Layer = TarLayer | PlainFiles

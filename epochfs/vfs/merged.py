@@ -5,7 +5,8 @@ it or hides it. A layer hides what is below a path by a whiteout, by an opaque d
 or by something that is no directory; both kinds of whiteouts act on lower layers only. A directory
 is all layers' entries in it, with the attributes of the topmost that describes it.
 
-So a file of the top layer is found without reading the others. For that, an entry below a path
+So a file of the top layer is found without reading the others, and where the layers may be shown
+before they are verified, without reading the rest of that one. For that, an entry below a path
 which a lower layer has as a link makes a directory of it; tools that unpack follow the link.
 
 A layer is a tar, or a run of layers that are one plain file each. What a tar that makes no sense
@@ -100,7 +101,11 @@ class Merged:
         """Find a path, in the layers below the one `above` only. Raises NotFound."""
         implied, is_linked = not path, False
         for number, layer in self._readable(len(self._layers) if above is None else above):
-            seen = layer.see(path)
+            try:
+                seen = layer.see(path)
+            except _SENSELESS as error:  # of a layer that still arrives
+                self._skip(number, error)
+                continue
             if seen.inode == IMPLICIT:
                 implied = True
             elif seen.inode is not None:
@@ -122,6 +127,7 @@ class Merged:
 
     def children(self, path: bytes) -> tuple[dict[bytes, Child], EpochfsError | None]:
         """Return what is in a directory, and why that is not all. Raises NotFound."""
+        self._operation = replace(self._operation, whole=True)
         for one in self._layers:
             with contextlib.suppress(*_SENSELESS):  # which is raised when the layer is read
                 one.begin(self._operation)
@@ -245,10 +251,13 @@ class Merged:
             try:
                 yield number, self._read(number)
             except _SENSELESS as error:
-                if not self._independent:
-                    raise
-                self._skipped.add(number)
-                self._unreadable = self._unreadable or error
+                self._skip(number, error)
+
+    def _skip(self, number: int, error: EpochfsError) -> None:
+        if not self._independent:
+            raise error
+        self._skipped.add(number)
+        self._unreadable = self._unreadable or error
 
     def _read(self, number: int) -> Contents:
         if number not in self._contents:

@@ -155,6 +155,7 @@ def test_the_defaults(
     assert plan.connection.credentials == given()
     assert (plan.uid, plan.gid) == (os.getuid(), os.getgid())
     assert not plan.blobs.verify_first
+    assert not plan.blobs.unverified_layers
     assert plan.blobs.connections == 8
     assert not plan.foreground
     assert not plan.offline_ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import stat
@@ -13,9 +14,9 @@ import fsspec
 import pytest
 from fsspec.callbacks import Callback
 from support.artifacts import artifact, raw
-from support.builders import load, write_layout
+from support.builders import load, random_bytes, write_layout
 from support.fsspec_data import DATA, LARGE, TABLE, VOLUME, Maker
-from support.layers import sha256
+from support.layers import File, Layer, container, sha256, tar
 from support.registries import EmbeddedRegistry
 
 from epochfs.fsspec import RegistryFileSystem
@@ -222,3 +223,16 @@ def test_fsspec_finds_it_by_its_protocol(registry: EmbeddedRegistry, tmp_path: P
         assert file.read() == TABLE
     mapper = fs.get_mapper(f"{VOLUME}/notes")
     assert mapper["first.txt"] == b"first"
+
+
+def test_a_layer_is_shown_while_it_arrives_if_that_is_asked_for(
+    open_fs: Maker, registry: EmbeddedRegistry
+) -> None:
+    pytest.importorskip("indexed_gzip")
+    files = [File("first", b"the first"), File("large", random_bytes(32 << 20))]
+    layer = Layer(gzip.compress(tar(*files), 1))
+    load(registry, "app", "latest", container(layer))
+    fs = open_fs(unverified_layers=True)
+    assert fs.cat_file("app/tags/latest/rootfs/first") == b"the first"
+    assert registry.count("GET", sha256(layer.blob)) == 1
+    assert fs.size("app/tags/latest/rootfs/large") == 32 << 20

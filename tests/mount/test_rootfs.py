@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import stat
@@ -23,7 +24,7 @@ from support.layers import (
     gzipped,
     tar,
 )
-from support.mounts import Mounts, status
+from support.mounts import Mounts, names_in, status
 from support.registries import EmbeddedRegistry
 
 pytest.importorskip("indexed_gzip")
@@ -132,3 +133,18 @@ def test_what_skopeo_compresses_as_zstd_chunked_moves_little(
     assert (root / "etc/os-release").read_bytes() == b"ID=debian\n"
     assert status(mount.path)["bytes_received"] < 2 << 20
     assert (root / "usr/3").read_bytes() == files[3].data
+
+
+def test_a_layer_is_shown_while_it_arrives_if_that_is_asked_for(
+    mounts: Mounts, docker_registry: DockerRegistry, skopeo: Skopeo
+) -> None:
+    large, first = random_bytes(32 << 20), random_bytes(10 << 10, 1)
+    files = [File("etc/", type=DIRECTORY, mode=0o755), File("etc/first", first)]
+    layer = Layer(gzip.compress(tar(*files, File("large", large)), 1))
+    skopeo.push(container(layer), docker_registry.host, "app")
+    mount = mounts(docker_registry.url, "--unverified-layers")
+    root = mount.path / "app/tags/latest/rootfs"
+    assert (root / "etc/first").read_bytes() == first
+    assert status(mount.path)["bytes_received"] < 0.05 * len(large)
+    assert names_in(root) == {"etc", "large"}
+    assert (root / "large").read_bytes() == large

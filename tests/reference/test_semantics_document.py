@@ -56,6 +56,15 @@ EXECUTED_BY = {
             what_one_image_says_of_a_layer_is_not_believed_of_another
             a_referrer_that_nothing_in_the_image_names_is_not_believed
             a_referrer_that_is_believed_is_used""",
+        "**`--unverified-layers` shows files": """
+            without_the_option_the_whole_layer_is_verified_first
+            a_file_near_the_start_costs_a_small_part_of_the_layer
+            once_the_digest_is_wrong_nothing_more_is_shown
+            what_has_passed_is_shown_while_others_wait_for_the_rest
+            a_listing_is_of_the_whole_layers
+            links_lead_where_they_should
+            the_root_of_an_image_is_there_before_any_layer
+            a_layer_that_is_to_be_verified_first_is_not_shown_before""",
     },
     "Exact": {
         "A read returns": "reads_anywhere_give_exactly_what_is_there",

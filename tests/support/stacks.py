@@ -56,6 +56,7 @@ def stack(
     retries: int = 1,
     cache_size: int = 1 << 30,
     verify_first: bool = False,
+    unverified_layers: bool = False,
     credentials: Credentials | None = None,
     platform: Platform | None = None,
     writes: bool = False,
@@ -91,7 +92,7 @@ def stack(
         closing.callback(blobs.close)
         composer = Composer(blobs, cache, timeout)
         closing.callback(composer.close)
-        layers = Layers(blobs, cache, SociSource.of(listings))
+        layers = Layers(blobs, cache, SociSource.of(listings), unverified=unverified_layers)
         closing.callback(layers.close)
         kernel = KernelMemory(None if writes else listings.kernel_ttl)
         tree = root(Repository.parse(prefix) if prefix else None)

@@ -1,0 +1,427 @@
+"""`--unverified-layers`: files of a layer are opened before the rest of it is here."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.artifacts import artifact, packed, raw
+from support.builders import Content, load, random_bytes
+from support.gates import Gate
+from support.layers import DIRECTORY, HARD_LINK, LINK, File, Layer, container, tar, zstd
+from support.registries import EmbeddedRegistry
+from support.roots import MIB, Make, Show, Shown, errno_of, plain, showing
+from support.scripted import until
+from support.stacks import stack
+from support.views import VfsView, names, read
+
+from epochfs.demo.registry import Request, Response
+from epochfs.layers import arriving
+from epochfs.layers.arriving import Arrival
+from epochfs.layers.index import FORMAT
+from epochfs.layers.layer_store import LoadingCache
+from epochfs.oci.artifact_files import TEKTON_KIND, TEKTON_NAME
+from epochfs.oci.names import Digest
+
+pytest.importorskip("indexed_gzip")
+
+showing_all = pytest.fixture(showing)
+
+SMALL = random_bytes(10 << 10, 7)
+LARGE = random_bytes(32 * MIB)
+FILES = (
+    File("etc/", type=DIRECTORY, mode=0o711),
+    File("etc/first", SMALL),
+    File("large", LARGE),
+    File("last", b"the last"),
+)
+TAR_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+def gzipped(*files: File) -> Layer:
+    """Return a layer whose making takes little time."""
+    return Layer(gzip.compress(tar(*files), 1))
+
+
+LAYER = gzipped(*FILES)
+
+every_stream = pytest.mark.parametrize("make", [plain, gzipped, zstd], ids=lambda m: m.__name__)
+
+
+@pytest.fixture
+def show(showing_all: Show) -> Show:
+    """Show images whose layers may be shown before they are verified."""
+    return partial(showing_all, unverified_layers=True)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Callable[..., tuple[Shown, Gate]]]:
+    """Show an image, of which little more than its first 4 MiB come until the gate is opened."""
+    with ExitStack() as closing:
+        registry = closing.enter_context(EmbeddedRegistry())
+
+        def build(*layers: Layer, **options: object) -> tuple[Shown, Gate]:
+            content = container(*layers)
+            load(registry, "app", "latest", content)
+            gate = closing.enter_context(Gate(registry.url.removeprefix("http://")))
+            layered = stack(gate.url, tmp_path / "cache", unverified_layers=True, **options)
+            opened = closing.enter_context(layered)
+            gate.open(4 * MIB)
+            closing.callback(gate.open)
+            path = f"/app/manifests/{content.digest}/rootfs"
+            return Shown(VfsView(opened.filesystem), path, opened, registry), gate
+
+        yield build
+
+
+def change(root: Shown, respond: Callable[[Request, Response], Response]) -> Callable[[], None]:
+    """Have `respond` change what the registry answers to GETs of blobs; return what ends that."""
+    server, honest = root.registry._server, root.registry.respond
+
+    def changed(request: Request) -> Response:
+        is_blob = request.method == "GET" and "/blobs/" in request.path
+        return respond(request, honest(request)) if is_blob else honest(request)
+
+    server.respond = changed
+
+    def end() -> None:
+        server.respond = honest
+
+    return end
+
+
+@every_stream
+def test_a_file_near_the_start_costs_a_small_part_of_the_layer(make: Make, show: Show) -> None:
+    layer = make(*FILES, File("larger", LARGE))
+    root = show(layer)
+    assert root.view.stat(root / "etc").permissions == 0o711
+    assert root.read("etc/first") == SMALL
+    assert root.moved() < 0.05 * len(layer.blob)
+
+
+def test_without_the_option_the_whole_layer_is_verified_first(showing_all: Show) -> None:
+    root = showing_all(LAYER)
+    assert root.read("etc/first") == SMALL
+    assert root.moved() > len(LAYER.blob)
+
+
+def test_a_layer_that_is_to_be_verified_first_is_not_shown_before(show: Show) -> None:
+    root = show(LAYER, verify_first=True)
+    assert root.read("etc/first") == SMALL
+    assert root.moved() > len(LAYER.blob)
+
+
+def test_the_root_of_an_image_is_there_before_any_layer(show: Show, tmp_path: Path) -> None:
+    layer = gzipped(File("./", type=DIRECTORY, mode=0o700), *FILES)
+    root = show(layer)
+    assert root.view.stat(root.path).permissions == 0o755
+    assert root.moved() < 10_000
+    assert root.read("last") == b"the last"
+    root.names()
+    assert root.view.stat(root.path).permissions == 0o700
+    again = show(layer)
+    assert again.view.stat(again.path).permissions == 0o700
+    shutil.rmtree(tmp_path / "cache/v1/layers")
+    assert root.view.stat(root.path).permissions == 0o700
+
+
+def test_a_cache_without_room_costs_no_reader_an_error(show: Show) -> None:
+    root = show(LAYER, cache_size=4 * MIB)
+    assert root.read("etc/first") == SMALL
+    assert root.read("last") == b"the last"
+    assert root.read("etc/first") == SMALL
+    assert root.names() == ["etc", "large", "last"]
+
+
+def test_what_nobody_waits_for_is_not_fetched_and_what_is_here_is_not_fetched_again(
+    show: Show,
+) -> None:
+    root = show(LAYER)
+    assert root.read("etc/first") == SMALL
+    moved = root.moved()
+    time.sleep(3)  # the pass is given up
+    assert root.moved() == moved
+    with root.view.opened(root / "etc/first") as file:
+        assert file.pread(100, 50) == SMALL[50:150]
+    assert root.moved() == moved
+
+
+def test_a_file_in_the_middle_costs_little_more_than_what_is_before_it(show: Show) -> None:
+    middle = File("middle", SMALL)
+    root = show(gzipped(File("a", LARGE[: 8 * MIB]), middle, File("z", LARGE)))
+    assert root.read("middle") == SMALL
+    assert root.moved() < 12 * MIB
+
+
+@every_stream
+def test_a_large_file_is_read_from_where_it_is_wanted(make: Make, show: Show) -> None:
+    root = show(make(*FILES))
+    with root.view.opened(root / "large") as file:
+        for offset in (20 * MIB - 9, 5, 31 * MIB + 1, 6 * MIB, 20 * MIB):
+            assert file.pread(1000, offset) == LARGE[offset : offset + 1000]
+    assert root.read("large") == LARGE
+    assert root.names() == ["etc", "large", "last"]
+    assert root.read("large") == LARGE
+
+
+def test_the_members_of_a_gzip_file_are_one_stream(show: Show) -> None:
+    stream = plain(*FILES).blob
+    parts = [stream[start : start + 5 * MIB] for start in range(0, len(stream), 5 * MIB)]
+    root = show(Layer(b"".join(gzip.compress(part, 1) for part in parts)))
+    with root.view.opened(root / "large") as file:
+        for offset in (30 * MIB - 9, 5, 17 * MIB, 29 * MIB):
+            assert file.pread(1000, offset) == LARGE[offset : offset + 1000]
+    assert root.read("last") == b"the last"
+
+
+def test_what_has_passed_is_shown_while_others_wait_for_the_rest(
+    slow: Callable[..., tuple[Shown, Gate]],
+) -> None:
+    root, gate = slow(LAYER)
+    with ThreadPoolExecutor(4) as pool:
+        last = pool.submit(root.read, "last")
+        absent = pool.submit(errno_of, root, "absent")
+        for _ in range(3):
+            readers = [pool.submit(root.read, "etc/first") for _ in range(2)]
+            assert [reader.result(10) for reader in readers] == [SMALL, SMALL]
+        assert not last.done()
+        assert not absent.done()
+        gate.open()
+        assert last.result(20) == b"the last"
+        assert absent.result(20) == errno.ENOENT
+    assert root.names() == ["etc", "large", "last"]
+
+
+def test_what_does_not_come_in_time_goes_on_coming(
+    slow: Callable[..., tuple[Shown, Gate]],
+) -> None:
+    root, gate = slow(LAYER, timeout=1.0)
+    assert errno_of(root, "last") == errno.ETIMEDOUT
+    assert root.read("etc/first") == SMALL
+    gate.open()
+    deadline = time.monotonic() + 20
+    while root.moved() < len(LAYER.blob):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_mount_that_ends_leaves_no_pass_behind(tmp_path: Path) -> None:
+    with EmbeddedRegistry() as registry:
+        load(registry, "app", "latest", container(LAYER))
+        with stack(registry.url, tmp_path / "cache", unverified_layers=True) as opened:
+            path = f"/app/manifests/{container(LAYER).digest}/rootfs/etc/first"
+            assert read(VfsView(opened.filesystem), path) == SMALL
+        until(lambda: not any(one.name.startswith("layer_") for one in threading.enumerate()), 1)
+
+
+def test_whoever_asks_while_a_pass_is_given_up_has_another(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, want_all = LoadingCache.begin, Arrival.want_all
+    delays, wanted = [0.5], [False, False]
+
+    def slow_begin(*arguments: Any) -> Any:
+        found = begin(*arguments)
+        time.sleep(delays.pop() if delays else 0)
+        return found
+
+    def late(arrival: Arrival) -> None:
+        if not wanted or wanted.pop():
+            want_all(arrival)
+
+    monkeypatch.setattr(arriving, "_REST_SECONDS", 0.1)
+    monkeypatch.setattr(LoadingCache, "begin", slow_begin)
+    monkeypatch.setattr(Arrival, "want_all", late)
+    root = show(LAYER)
+    assert root.read("etc/first") == SMALL
+    time.sleep(0.5)
+    assert root.names() == ["etc", "large", "last"]
+    assert not delays
+    assert not wanted
+
+
+def test_the_index_is_kept_as_of_any_layer(show: Show) -> None:
+    root = show(LAYER)
+    assert root.read("etc/first") == SMALL
+    assert root.names() == ["etc", "large", "last"]
+    again = show(LAYER)
+    assert again.names() == ["etc", "large", "last"]
+    assert again.read("last") == b"the last"
+    assert again.moved() < MIB
+
+
+def test_a_small_layer_is_indexed_to_its_end_by_one_look(show: Show, tmp_path: Path) -> None:
+    root = show(gzipped(File("a", SMALL), File("b", SMALL)))
+    assert root.read("a") == SMALL
+    indexes = tmp_path / "cache/v1/layers/sha256"
+    deadline = time.monotonic() + 20
+    while not any(one.suffix == f".{FORMAT}" for one in indexes.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.expects_log(r"files of sha256:\S+ were shown, and it is wrong")
+def test_once_the_digest_is_wrong_nothing_more_is_shown(
+    show: Show, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = show(LAYER)
+    digest = str(Digest.of(LAYER.blob))
+
+    def spoil(request: Request, answer: Response) -> Response:
+        if digest not in request.path or answer.status != 206:
+            return answer
+        first = int(answer.headers["Content-Range"].split()[1].partition("-")[0])
+        where = 25 * MIB - first
+        if not 0 <= where < len(answer.body):
+            return answer
+        body = bytearray(answer.body)
+        body[where] ^= 1
+        return replace(answer, body=bytes(body))
+
+    honest = change(root, spoil)
+    with root.view.opened(root / "etc/first") as file:
+        assert file.pread(100, 0) == SMALL[:100]
+        with pytest.raises(OSError) as raised:
+            root.names()
+        assert raised.value.errno == errno.EIO
+        with pytest.raises(OSError) as raised:
+            file.pread(100, 100)
+        assert raised.value.errno == errno.EIO
+    with pytest.raises(OSError) as raised:
+        root.read("etc/first")
+    assert raised.value.errno == errno.EIO
+    assert f"files of {digest} were shown" in caplog.text
+    honest()
+    assert root.read("etc/first") == SMALL
+    assert root.names() == ["etc", "large", "last"]
+
+
+@pytest.mark.expects_log("503|EIO")
+def test_when_the_registry_dies_what_is_here_is_shown_and_the_rest_comes_later(show: Show) -> None:
+    root = show(LAYER)
+    assert root.read("etc/first") == SMALL
+    back = change(root, lambda *_: Response(503))
+    assert errno_of(root, "last") == errno.EIO
+    assert root.read("etc/first") == SMALL
+    time.sleep(3)  # the pass is given up
+    assert root.read("etc/first") == SMALL
+    assert errno_of(root, "absent") == errno.EIO
+    back()
+    assert root.read("last") == b"the last"
+    assert errno_of(root, "absent") == errno.ENOENT
+
+
+@pytest.mark.expects_log("EIO|tar stream")
+def test_of_a_layer_that_is_cut_short_what_has_passed_is_shown(show: Show) -> None:
+    root = show(Layer(gzip.compress(plain(*FILES).blob[: 20 * MIB], 1)))
+    assert root.read("etc/first") == SMALL
+    assert errno_of(root, "last") == errno.EIO
+    with pytest.raises(OSError):
+        root.names()
+
+
+# ---- several layers ------------------------------------------------------------------------------
+
+
+def test_below_a_layer_that_is_whole_one_may_arrive(show: Show) -> None:
+    root = show(LAYER, gzipped(File("top", b"the top")))
+    assert root.read("etc/first") == SMALL
+    assert root.read("top") == b"the top"
+    assert root.moved() < 0.05 * len(LAYER.blob)
+
+
+def test_what_an_upper_layer_hides_at_its_end_was_never_shown(show: Show) -> None:
+    lower = gzipped(File("gone", b"gone"), File("kept", b"kept"), File("etc/first", b"lower"))
+    root = show(lower, gzipped(*FILES, File(".wh.gone")))
+    assert root.read("etc/first") == SMALL
+    assert root.moved() < 0.05 * len(LAYER.blob)
+    assert errno_of(root, "gone") == errno.ENOENT
+    assert root.read("kept") == b"kept"
+
+
+def test_an_entry_may_come_behind_a_whiteout_of_its_name(
+    slow: Callable[..., tuple[Shown, Gate]],
+) -> None:
+    files = (File("d/.wh..wh..opq"), File(".wh.a"), *FILES, File("a", b"new"), File("d/b", b"B"))
+    root, gate = slow(gzipped(File("a", b"old"), File("d/b", b"old")), gzipped(*files))
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(root.read, path) for path in ("a", "d/b")]
+        assert root.read("etc/first") == SMALL
+        assert not any(one.done() for one in found)
+        gate.open()
+        assert [one.result(20) for one in found] == [b"new", b"B"]
+
+
+def test_links_lead_where_they_should(show: Show) -> None:
+    root = show(
+        gzipped(File("low", b"low")),
+        gzipped(
+            File("symbolic", type=LINK, link="etc/first"),
+            *FILES[:2],
+            File("name", type=HARD_LINK, link="etc/first"),
+            File("link", type=HARD_LINK, link="low"),
+            *FILES[2:],
+        ),
+    )
+    assert root.view.readlink(root / "symbolic") == "etc/first"
+    assert root.read("name") == SMALL
+    assert root.layers.filesystem.getattr(root / "name").links == 1
+    assert root.moved() < 0.05 * len(LAYER.blob)
+    assert root.layers.filesystem.getattr(root / "low").links == 2
+    assert root.read("link") == b"low"
+    first, second = (root.view.stat(root / path) for path in ("etc/first", "name"))
+    assert first.inode == second.inode
+    assert root.layers.filesystem.getattr(root / "name").links == 2
+
+
+def test_a_listing_is_of_the_whole_layers(show: Show) -> None:
+    root = show(
+        gzipped(File("etc/lower", b"L"), File("etc/hidden", b"H"), File("new/old", b"old")),
+        gzipped(File(".wh.new"), File("new/", type=DIRECTORY), *FILES, File("etc/.wh.hidden")),
+    )
+    assert root.read("etc/first") == SMALL
+    assert root.names("new") == []
+    assert root.names("etc") == ["first", "lower"]
+
+
+# ---- volumes -------------------------------------------------------------------------------------
+
+
+def volume(root: Shown, content: Content) -> str:
+    load(root.registry, "app", "", content)
+    return f"/app/manifests/{content.digest}/volume"
+
+
+def test_a_tar_in_a_volume_may_arrive(show: Show) -> None:
+    root = show()
+    files = (*FILES, File("name", type=HARD_LINK, link="etc/first"))
+    tarred = packed(*files, media_type=TAR_GZIP, **{TEKTON_KIND: "task", TEKTON_NAME: "build"})
+    path = volume(root, artifact(tarred))
+    root.view.stat(path)
+    root.view.stat(f"{path}/task-build")
+    assert read(root.view, f"{path}/task-build/etc/first") == SMALL
+    assert root.moved() < 0.05 * len(LAYER.blob)
+    assert names(root.view, f"{path}/task-build") == ["etc", "large", "last", "name"]
+    assert root.layers.filesystem.getattr(f"{path}/task-build/etc/first").links == 2
+
+
+@pytest.mark.expects_log("EIO|epochfs")
+def test_a_tar_that_is_cut_short_hides_no_neighbour(show: Show) -> None:
+    root = show()
+    cut = gzip.compress(plain(*FILES[2:]).blob[: 9 * MIB], 1)
+    path = volume(root, artifact(raw("ok", b"neighbour"), (TAR_GZIP, cut, {})))
+    assert read(root.view, f"{path}/ok") == b"neighbour"
+    with pytest.raises(OSError) as raised:
+        root.view.stat(f"{path}/last")
+    assert raised.value.errno == errno.EIO
