@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from epochfs.errors import MountFailure
 from epochfs.fuse.memory import IN_FILE, Vector, allocate, free, view_of
 from epochfs.fuse.mountinfo import mounted_on
 from epochfs.fuse.passthrough import Passthrough
-from epochfs.fuse.stat import fill
+from epochfs.fuse.stat import Stat, fill
 from epochfs.fuse.thread_states import ThreadStates
 
 try:
@@ -158,6 +158,28 @@ KEEPS_LISTINGS = library_version() >= (3, 15)
 """Whether libfuse passes on that the kernel may keep a listing (before, only its low-level API)."""
 
 
+class Answer:
+    """A whole listing as libfuse takes it, with attributes, to be given any number of times."""
+
+    def __init__(self, entries: Sequence[tuple[str, Stat, int]]) -> None:
+        """`entries` have a name, its attributes as far as known, and where the next begins."""
+        self._names = [name.encode("utf-8", "surrogateescape") for name, _, _ in entries]
+        self._stats = (binding.c_stat * len(entries))()
+        self._fills = bytes(_FILL_DIR_PLUS if known.links else 0 for _, known, _ in entries)
+        for number, (_, known, _) in enumerate(entries):
+            fill(self._stats[number], known)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def give(self, buffer: int, filler: Any) -> int:  # noqa: ANN401
+        """Fill libfuse's buffer, which has room for all; return its errno, 0."""
+        entries = zip(self._names, self._stats, self._fills, strict=True)
+        for following, (name, stat, fills) in enumerate(entries, start=1):
+            filler(buffer, name, stat, following, fills)
+        return 0
+
+
 class _Fuse(binding.FUSE):  # type: ignore[misc]
     """The binding's dispatcher, with a `read` and a `write` that copy nothing.
 
@@ -224,6 +246,8 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         """
         stat = binding.c_stat()
         entries = self.operations.readdir_with_offset(_text(path), offset, buffer, flags)
+        if isinstance(entries, Answer):
+            return entries.give(buffer, filler)
         for name, known, following in entries:
             fill(stat, known)
             fills = _FILL_DIR_PLUS if known.links else 0

@@ -20,6 +20,7 @@ from epochfs.fuse import errnos
 from epochfs.fuse.libfuse import (
     KEEPS_LISTINGS,
     READDIR_PLUS,
+    Answer,
     FuseOptions,
     FuseOSError,
     Operations,
@@ -28,6 +29,7 @@ from epochfs.fuse.libfuse import (
     set_backing_id,
 )
 from epochfs.fuse.passthrough import Passthrough
+from epochfs.fuse.repeated import Answers, Kept
 from epochfs.fuse.stat import Stat
 from epochfs.oci.names import NAME_MAX
 from epochfs.vfs.directories import Listing
@@ -106,6 +108,7 @@ class EpochOperations(Operations):  # type: ignore[misc]
         self._options = options
         self._passthrough = passthrough
         self._on_ready = on_ready
+        self._answers = Answers()
         if KEEPS_LISTINGS and not options.writable:
             # Where there is nothing to say, libfuse need not ask.
             self.opendir = self._opendir
@@ -143,24 +146,21 @@ class EpochOperations(Operations):  # type: ignore[misc]
     @translated()
     def readdir_with_offset(
         self, path: str, offset: int, reader: int, flags: int = 0
-    ) -> Iterable[DirectoryEntry]:
+    ) -> Iterable[DirectoryEntry] | Answer:
         """Names, types and inode numbers of a directory, from an `offset` on.
 
         Called once for each buffer of the kernel's: without offsets libfuse would keep 200 bytes
         per name while the directory is open. With READDIR_PLUS, it takes attributes, too.
         """
+        if flags & READDIR_PLUS and offset == 0:
+            return self._begun(path, reader)
         listing = self._filesystem.readdir(path, reader, anew=offset == 0)
         if offset >= _DOTS + len(listing):
             if listing.error is not None:
                 raise listing.error  # after the last entry, as readdir(3) allows
             self._filesystem.read_to_end(reader)
             return ()
-        if flags & READDIR_PLUS:
-            names = _fitting(listing, offset)
-            known = self._filesystem.known_attrs(path, names) if names else {}
-            if known:
-                return self._with_attributes(path, listing, offset, len(names), known)
-        return _shown(path, listing, offset)
+        return self._shown(path, listing, offset, flags)
 
     @translated()
     def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
@@ -259,6 +259,32 @@ class EpochOperations(Operations):  # type: ignore[misc]
             attr.size,
             attr.time_ns,
         )
+
+    def _begun(self, path: str, reader: int) -> Iterable[DirectoryEntry] | Answer:
+        """List a directory from its beginning, with attributes: as before if nothing changed."""
+        kept = self._answers.get(path)
+        if kept is not None and self._filesystem.holds(kept.basis):
+            self._filesystem.goes_on(reader, kept.listing)
+            return kept.answer
+        basis = self._filesystem.basis(path)
+        listing = self._filesystem.readdir(path, reader, anew=True)
+        entries = self._shown(path, listing, 0, READDIR_PLUS)
+        if basis is None or listing.error is not None or len(_fitting(listing, 0)) < len(listing):
+            return entries
+        answer = Answer([*entries])
+        self._answers.put(path, Kept(basis, listing, answer))
+        return answer
+
+    def _shown(
+        self, path: str, listing: Listing, offset: int, flags: int
+    ) -> Iterable[DirectoryEntry]:
+        """Return a directory's entries from an offset on, with attributes if they are taken."""
+        if flags & READDIR_PLUS:
+            names = _fitting(listing, offset)
+            known = self._filesystem.known_attrs(path, names) if names else {}
+            if known:
+                return self._with_attributes(path, listing, offset, len(names), known)
+        return _shown(path, listing, offset)
 
     def _with_attributes(
         self, path: str, listing: Listing, offset: int, count: int, known: Mapping[str, Attr]

@@ -16,7 +16,7 @@ from typing import Any
 
 from epochfs.errors import NotPermitted, Unsupported, UsageError, Vanished
 from epochfs.fuse import errnos
-from epochfs.fuse.libfuse import FuseOptions, FuseOSError, caller, copy_writes_once
+from epochfs.fuse.libfuse import Answer, FuseOptions, FuseOSError, caller, copy_writes_once
 from epochfs.fuse.operations import DirectoryEntry, EpochOperations, translated
 from epochfs.fuse.passthrough import Passthrough
 from epochfs.fuse.stat import Stat
@@ -145,7 +145,7 @@ class WritableOperations(EpochOperations):
     @translated()
     def readdir_with_offset(
         self, path: str, offset: int, reader: int, flags: int = 0
-    ) -> Iterable[DirectoryEntry]:
+    ) -> Iterable[DirectoryEntry] | Answer:
         """List a directory: who made it may look at it."""
         if offset == 0:
             self._writable.listed_by(path, caller())

@@ -94,6 +94,11 @@ class Closures:
             return known.found
         return self._follow(repository, InParallel(self._pool, self._timeout))
 
+    def known_reachable(self, repository: Repository) -> Reachable | None:
+        """Return the same if it takes no request, it is complete, and somebody asked before."""
+        known = self._known(repository) if self._repositories.has_current_tags(repository) else None
+        return known.found if known is not None and known.asked else None
+
     def follow_ahead(self, repository: Repository) -> None:
         """Follow the tags of a repository that nobody waits for yet, in this thread.
 

@@ -219,6 +219,10 @@ class Referrers:
         """Return what refers to a manifest, sorted."""
         return self.answer(repository, digest).value
 
+    def known(self, repository: Repository, digest: Digest) -> tuple[Digest, ...] | None:
+        """Return the same if it takes no request."""
+        return self._cache.peek((repository, digest))
+
     def answer(self, repository: Repository, digest: Digest) -> Answer[tuple[Digest, ...]]:
         """Return the same with until when it is used."""
         return self._cache.answer((repository, digest))

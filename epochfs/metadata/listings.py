@@ -120,6 +120,7 @@ class Listings:
         # Handed on as they are.
         self.catalog = self._repositories.catalog
         self.known_catalog = self._repositories.known
+        self.current_catalog = self._repositories.current
         self.settle = self._repositories.settle
         self.check = self._repositories.check
         self.holds_tags = self._repositories.holds_tags
@@ -128,6 +129,8 @@ class Listings:
         self.knows_manifest = self._documents.knows_manifest
         self.snapshot_config = self._documents.snapshot_config
         self.referrers = self._referrers.of
+        self.known_referrers = self._referrers.known
+        self.known_reachable = self._closures.known_reachable
         self.closure = self._closures.closure
         self.expect_resolves = self._listed.expect
         self.wrote_blob = own.wrote_blob
@@ -136,6 +139,11 @@ class Listings:
         self.removed_blob = own.removed_blob
         self.removed_manifest = own.removed_manifest
         self.removed_tag = own.removed_tag
+
+    @property
+    def moment(self) -> int:
+        """Counts how often something that is known by digest was forgotten, or removed."""
+        return self._documents.moment
 
     def tags(self, repository: Repository) -> tuple[Tag, ...]:
         """Return the repository's tags, sorted; raises NotFound for what is no repository."""

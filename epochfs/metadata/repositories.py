@@ -129,6 +129,10 @@ class Repositories:
             self._read_again()
         return current or self._catalogs.last(())
 
+    def current(self) -> Catalog | None:
+        """Return the catalog if it takes no request."""
+        return self._catalogs.peek(())
+
     def following(self, repository: Repository, count: int) -> list[Repository]:
         """Return the repositories that a walk comes to after one."""
         catalog = self._catalogs.peek(())

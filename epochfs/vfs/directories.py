@@ -50,6 +50,8 @@ class Listing:
     `error` is why the listing is incomplete, or None; iterating ends by raising it.
     """
 
+    __slots__ = ("_below", "_identities", "_modes", "error", "names", "path")
+
     def __init__(self, path: str, entries: Entries, identities: Mapping[str, str]) -> None:
         """`path` is the directory's; `identities` are of the names that have one (see `Attr`)."""
         self.path = path

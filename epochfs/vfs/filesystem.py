@@ -9,10 +9,12 @@ Locks: `FileSystem._lock` guards the table of open files, and `_resting`; no I/O
 from __future__ import annotations
 
 import itertools
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from epochfs.blobs.buffers import give_back
 from epochfs.blobs.store import Timers
@@ -44,6 +46,17 @@ class OpenFile:
     keep_cache: bool = False
     direct_io: bool = False
     backing: int | None = None
+
+
+class Basis(NamedTuple):
+    """What the listing of a directory follows from, besides what never changes.
+
+    `moment` counts what was forgotten, since access to it was denied. `objects`: see `Node.basis`.
+    """
+
+    node: Node
+    moment: int
+    objects: tuple[object, ...]
 
 
 class Paths:
@@ -113,6 +126,23 @@ class FileSystem:
     def is_fixed(self, path: str) -> bool:
         """Whether what a directory lists is known, and cannot change: it may be remembered."""
         return self._node(path).is_fixed(self._context)
+
+    def basis(self, path: str) -> Basis | None:
+        """Return what the listing of a directory follows from; None if that is not known."""
+        node, moment = self._node(path), self._context.listings.moment
+        found = node.basis(self._context)
+        return None if found is None else Basis(node, moment, found)
+
+    def holds(self, basis: Basis) -> bool:
+        """Whether a directory lists the same, with the same attributes, as when it had a basis."""
+        if basis.moment != self._context.listings.moment:
+            return False
+        found = basis.node.basis(self._context)
+        return found is not None and all(map(operator.is_, found, basis.objects))
+
+    def goes_on(self, reader: int, listing: Listing) -> None:
+        """Note what a reader of a directory was given, as `readdir` does."""
+        self._readers.begin(reader, listing)
 
     def known_attrs(self, path: str, names: Sequence[str]) -> dict[str, Attr]:
         """Return the attributes of the names in a directory of which they are known already."""

@@ -137,6 +137,12 @@ class Node:
         """Whether what this directory lists can never change, and is known without a request."""
         return False
 
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        """Return what the listing of this directory follows from, and what is known of its names:
+        both are the same as long as these objects are. Takes no request; None if unknown.
+        """
+        return () if self.is_fixed(context) else None
+
     def known_attr(self, name: str, context: Context) -> Attr | None:
         """Return the attributes of a name that this directory lists, or None if that might take a
         request, or a look into a layer.
@@ -264,6 +270,12 @@ class ManifestView(ManifestNode):
         if not self.exists(context):
             raise NotFound(f"no such view of {self.digest}")
         return Attr(DIRECTORY)
+
+
+def reachable_basis(repository: Repository, context: Context) -> tuple[object, ...] | None:
+    """Return the `Node.basis` of a directory that lists what the tags lead to."""
+    found = context.listings.known_reachable(repository)
+    return None if found is None else (found,)
 
 
 def content_xattrs(digest: Digest, media_type: str, artifact_type: str) -> dict[str, str]:

@@ -43,6 +43,7 @@ from epochfs.vfs.node import (
     Xattrs,
     content_xattrs,
     open_blob,
+    reachable_basis,
 )
 from epochfs.vfs.views.layout import LayoutDirectory
 from epochfs.vfs.views.volume import VolumeNode
@@ -167,6 +168,11 @@ class Namespace(Node):
         if self.segments and not found and not children:
             raise NotFound(f"no repository {self.repository}")
 
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        catalog = context.listings.current_catalog()
+        lists = catalog is not None and self.segments and self.repository in catalog
+        return (catalog,) if lists else None
+
     def known_attr(self, name: str, context: Context) -> Attr | None:
         catalog, child = context.listings.known_catalog(), self.child(name)
         if catalog is None or not isinstance(child, Namespace | RepositoryDirectory):
@@ -200,6 +206,9 @@ class ManifestsDirectory(RepositoryDirectory):
         yield from ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
         reachable.complete()
 
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        return reachable_basis(self.repository, context)
+
     def known_attr(self, name: str, context: Context) -> Attr | None:
         child = ManifestDirectory(self.repository, Digest.parse(name))
         return child.attr(context) if child.is_known(context) else None
@@ -215,6 +224,9 @@ class BlobsDirectory(RepositoryDirectory):
         reachable = context.listings.reachable(self.repository)
         yield from ((str(digest), stat.S_IFREG) for digest in sorted(reachable.blobs))
         reachable.complete()
+
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        return reachable_basis(self.repository, context)
 
     def known_attr(self, name: str, context: Context) -> Attr | None:
         blob = BlobFile(self.repository, Digest.parse(name))

@@ -30,6 +30,7 @@ from epochfs.vfs.node import (
     Node,
     RepositoryDirectory,
     RepositoryNode,
+    reachable_basis,
 )
 
 LAYOUT_FILE = "oci-layout"
@@ -53,6 +54,10 @@ class LayoutDirectory(RepositoryDirectory):
         if not context.listings.holds_tags(self.repository):
             raise NotFound(f"no repository {self.repository}")
         return [("blobs", stat.S_IFDIR), (INDEX_FILE, stat.S_IFREG), (LAYOUT_FILE, stat.S_IFREG)]
+
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        catalog = context.listings.current_catalog()
+        return (catalog,) if catalog is not None and self.repository in catalog else None
 
 
 class LayoutFile(RepositoryNode, GeneratedFile):
@@ -100,6 +105,9 @@ class LayoutBlobsDirectory(RepositoryDirectory):
         yield from ((algorithm, stat.S_IFDIR) for algorithm in sorted(algorithms))
         reachable.complete()
 
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        return reachable_basis(self.repository, context)
+
 
 @dataclass(frozen=True)
 class LayoutAlgorithmDirectory(RepositoryDirectory):
@@ -116,6 +124,9 @@ class LayoutAlgorithmDirectory(RepositoryDirectory):
         mine = (digest for digest in digests if digest.algorithm == self.algorithm)
         yield from ((digest.encoded, stat.S_IFLNK) for digest in mine)
         reachable.complete()
+
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        return reachable_basis(self.repository, context)
 
     def known_attr(self, name: str, context: Context) -> Attr | None:
         link = ContentLink(self.repository, Digest.parse(f"{self.algorithm}:{name}"))

@@ -111,6 +111,10 @@ class ReferrersDirectory(ManifestView):
         found = context.listings.referrers(self.repository, self.digest)
         return ((str(digest), stat.S_IFLNK) for digest in found)
 
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        found = context.listings.known_referrers(self.repository, self.digest)
+        return None if found is None else (found,)
+
 
 @dataclass(frozen=True)
 class ReferrerLink(ManifestLink):

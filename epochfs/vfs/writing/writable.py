@@ -25,7 +25,7 @@ from epochfs.errors import (
     fresh,
     printable,
 )
-from epochfs.vfs.filesystem import XATTR_PREFIX, FileSystem, OpenFile, Paths
+from epochfs.vfs.filesystem import XATTR_PREFIX, Basis, FileSystem, OpenFile, Paths
 from epochfs.vfs.node import Attr, Context, Node
 from epochfs.vfs.writing.contents import Contents, waiter_of
 from epochfs.vfs.writing.handles import Writer
@@ -105,6 +105,10 @@ class WritableFileSystem(FileSystem):
 
     def getattr(self, path: str) -> Attr:
         return with_write_bit(super().getattr(path))
+
+    def basis(self, path: str) -> Basis | None:
+        """Return nothing: what is written may change any directory."""
+        return None
 
     def is_fixed(self, path: str) -> bool:
         """Whether a directory cannot change: what is written may change any."""
