@@ -191,8 +191,8 @@ class Listings:
         """Return what all tags lead to, through indexes and referrers (`Closures.reachable`)."""
         return self._closures.reachable(repository, self._reachable_ahead.seen)
 
-    def opened_manifest(self, repository: Repository, digest: Digest) -> None:
-        """Note that somebody reads a manifest: who reads the next tag's too goes on, probably."""
+    def asked_for_manifest(self, repository: Repository, digest: Digest) -> None:
+        """Note that somebody asks for a manifest: if next for the next tag's, then for all."""
         tag = self._tables.tag_of(repository, digest)
         if tag is not None:
             self._manifests_ahead.seen((repository, tag))

@@ -88,6 +88,11 @@ class ManifestDirectory(_Described):
         return _CHILDREN[name](self.repository, self.digest)
 
     def attr(self, context: Context) -> Attr:
+        context.listings.asked_for_manifest(self.repository, self.digest)
+        return self.known(context)
+
+    def known(self, context: Context) -> Attr:
+        """Return the attributes to who lists it among others, which is no sign of a walk."""
         return Attr(DIRECTORY, time_ns=_created(self.document(context)))
 
     def entries(self, context: Context) -> Entries:
@@ -122,7 +127,7 @@ class ManifestFile(_Described):
 
     def open(self, context: Context) -> Opened:
         document = self.document(context)
-        context.listings.opened_manifest(self.repository, self.digest)
+        context.listings.asked_for_manifest(self.repository, self.digest)
         return Opened(InMemory(document.raw), keep_cache=True)
 
 

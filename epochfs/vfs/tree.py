@@ -211,7 +211,7 @@ class ManifestsDirectory(RepositoryDirectory):
 
     def known_attr(self, name: str, context: Context) -> Attr | None:
         child = ManifestDirectory(self.repository, Digest.parse(name))
-        return child.attr(context) if child.is_known(context) else None
+        return child.known(context) if child.is_known(context) else None
 
 
 class BlobsDirectory(RepositoryDirectory):

@@ -327,6 +327,33 @@ class TestReadingManifests:
             assert Digest.of(self.read(filesystem, number)).encoded
         assert embedded.count("GET", "/manifests/") == 43
 
+    def test_who_looks_for_the_next_tags_manifest_finds_those_behind_it_fetched(
+        self, filesystem: FileSystem, embedded: EmbeddedRegistry
+    ) -> None:
+        """A shell looks for all that match a pattern before anything is read."""
+
+        def look(number: int) -> None:
+            link = filesystem.readlink(f"/team/app/tags/t{number:03}")
+            assert filesystem.getattr(f"/team/app/{link.removeprefix('../')}")
+
+        look(7)
+        look(8)
+        until(lambda: embedded.count("GET", "/manifests/") == 6)
+        for number in range(9, 50):
+            look(number)
+        assert embedded.count("GET", "/manifests/") == 43
+
+    def test_listing_what_is_known_fetches_nothing_ahead(
+        self, filesystem: FileSystem, embedded: EmbeddedRegistry
+    ) -> None:
+        self.read(filesystem, 7)
+        digest = filesystem.readlink("/team/app/tags/t008").removeprefix("../manifests/")
+        assert filesystem.content(f"/team/app/manifests/{digest}")
+        until(lambda: embedded.count("HEAD", "/manifests/t") == 50)
+        assert [*filesystem.known_attrs("/team/app/manifests", [digest])] == [digest]
+        time.sleep(0.1)
+        assert embedded.count("GET", "/manifests/") == 2
+
     def test_who_reads_one_manifest_fetches_no_other(
         self, filesystem: FileSystem, embedded: EmbeddedRegistry
     ) -> None:
