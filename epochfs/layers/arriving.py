@@ -2,10 +2,11 @@
 
 While the pass that indexes a layer (`indexing`) goes on, what it has come past can be looked up. A
 layer "MUST NOT include duplicate entries for file paths" (OCI Image specification, layer.md,
-"Distributable Format"), so an entry that has passed is the layer's last word on its path. All else
-waits for the layer's end: that there is no entry, for it may come, even behind a whiteout of the
-same name ("Whiteouts"); what a directory holds; a hard link to what is in a lower layer; whether a
-file has other names.
+"Distributable Format"), so an entry that has passed is the layer's last word on its path. What an
+entry is in is a directory, and has no entry of its own if none has passed, as writers put it first.
+All else waits for the layer's end: that there is no entry, for it may come, even behind a whiteout
+of the same name ("Whiteouts"); what a directory holds; a hard link to what is in a lower layer;
+whether a file has other names.
 
 The pass goes on while somebody waits for what it has not passed, and once all of the blob is here
 and right. Else it rests, and is given up soon; what has arrived stays in the cache, and the next
@@ -49,7 +50,7 @@ class _Waiter:
     """A thread that waits for an entry."""
 
     path: bytes
-    found: Inode | None = None
+    found: Inode | Seen | None = None
 
 
 class Arrival:
@@ -82,9 +83,9 @@ class Arrival:
             self._asked = -math.inf
             self._changed.notify_all()
 
-    def wait_for(self, path: bytes, over: threading.Event, deadline: float) -> Inode | None:
-        """Return the inode of an entry, with its pieces, once it has passed; else None once the
-        pass is `over`.
+    def wait_for(self, path: bytes, over: threading.Event, deadline: float) -> Inode | Seen | None:
+        """Return the inode of an entry, with its pieces, once it has passed, or what is seen of a
+        directory without an entry; else None once the pass is `over`.
 
         Raises DeadlineExceeded (`deadline` is monotonic); then the pass goes on.
         """
@@ -112,14 +113,16 @@ class Arrival:
         # A pass that has not begun, or has ended, tells nobody.
         self._changed.wait(min(left, _POLL_SECONDS) if self._index is None else left)
 
-    def _look(self, path: bytes) -> Inode | None:
-        """Return what the entries so far leave at a path, if that is an entry of the layer."""
+    def _look(self, path: bytes) -> Inode | Seen | None:
+        """Return what the entries so far leave at a path, if that is certain."""
         if self._index is None:
             return None
         seen = self._index.see(path)
-        if seen.inode is None or seen.inode == IMPLICIT or not seen.mode:
+        if seen.inode is None or not seen.mode:
             return None
         self.was_shown = True
+        if seen.inode == IMPLICIT:
+            return seen
         inode = self._index.inode(seen.inode)
         return replace(inode, pieces=tuple(self._index.pieces(inode.id, 0, inode.size)))
 
@@ -176,9 +179,9 @@ class Arriving:
     """
 
     def __init__(
-        self, arrived: Callable[[bytes], Inode | LayerIndex], whole: Callable[[], LayerIndex]
+        self, arrived: Callable[[bytes], Inode | Seen | LayerIndex], whole: Callable[[], LayerIndex]
     ) -> None:
-        """`arrived` returns a path's inode once it has passed, or the whole index; `whole` that."""
+        """`arrived` returns what has passed at a path, or the whole index; `whole` that."""
         self._arrived = arrived
         self._whole = whole
         self._index: LayerIndex | None = None
@@ -197,6 +200,8 @@ class Arriving:
             if not path:
                 return _ROOT
             found = self._arrived(path)
+            if isinstance(found, Seen):
+                return found
             if isinstance(found, Inode):
                 self._inodes[found.id] = found
                 return Seen(found.id, found.mode)

@@ -117,7 +117,7 @@ class LayerIndex:
     """The index of one layer. Any thread may call anything. Raises CacheFailure."""
 
     def __init__(self, connection: sqlite3.Connection, lock: threading.Lock | None = None) -> None:
-        """The connection is closed with the index, unless its user shares it under a `lock`."""
+        """The connection is closed with the index, unless a writer shares it under a `lock`."""
         self._connection = connection
         self._lock = lock or threading.Lock()
         if lock is None:
@@ -128,7 +128,7 @@ class LayerIndex:
         """How much memory the index takes; 0 if it is in a file."""
         self.meta: dict[str, str | int] = dict(self._rows("SELECT key, value FROM meta"))
         self.has_aliases = any(self._rows("SELECT 1 FROM alias LIMIT 1"))
-        self._has_hidden = any(self._rows("SELECT 1 FROM hidden LIMIT 1"))
+        self._has_hidden = lock is not None or any(self._rows("SELECT 1 FROM hidden LIMIT 1"))
         self.has_foreign_links = any(self._rows("SELECT 1 FROM foreign_link LIMIT 1"))
 
     def see(self, path: bytes) -> Seen:

@@ -36,7 +36,7 @@ from epochfs.layers.arriving import Arrival, Arriving, Rested
 from epochfs.layers.chunks import ChunkCache, ChunkedArchive
 from epochfs.layers.decoders import read_to_end
 from epochfs.layers.entry import Piece
-from epochfs.layers.index import Inode, LayerIndex
+from epochfs.layers.index import Inode, LayerIndex, Seen
 from epochfs.layers.indexing import is_stored, stored_index, write_index
 from epochfs.layers.spans import SPANS, SpanArchive
 from epochfs.oci.manifests import Descriptor
@@ -287,7 +287,7 @@ class Layers:
 
     def _arrived(
         self, repository: Repository, layer: Descriptor, deadline: float, path: bytes
-    ) -> Inode | LayerIndex:
+    ) -> Inode | Seen | LayerIndex:
         """Return what has passed of a layer at a path, or the index if all has."""
         while True:
             arrival = self._arrival(layer)

@@ -341,6 +341,19 @@ def test_below_a_layer_that_is_whole_one_may_arrive(show: Show) -> None:
     assert root.moved() < 0.05 * len(LAYER.blob)
 
 
+def test_a_directory_without_an_entry_is_there_with_what_is_in_it(show: Show) -> None:
+    root = show(gzipped(*FILES[1:]))
+    assert root.view.stat(root / "etc").permissions == 0o755
+    assert root.read("etc/first") == SMALL
+    assert root.moved() < 0.05 * len(LAYER.blob)
+    lower = gzipped(File("etc/", type=DIRECTORY, mode=0o711), File("etc/lower", b"L"))
+    root = show(lower, gzipped(*FILES[1:], File("top", b"top")))
+    assert root.view.stat(root / "etc").permissions == 0o711
+    assert root.read("etc/first") == SMALL
+    assert root.moved() < 0.05 * len(LAYER.blob)
+    assert root.names("etc") == ["first", "lower"]
+
+
 def test_what_an_upper_layer_hides_at_its_end_was_never_shown(show: Show) -> None:
     lower = gzipped(File("gone", b"gone"), File("kept", b"kept"), File("etc/first", b"lower"))
     root = show(lower, gzipped(*FILES, File(".wh.gone")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from epochfs.layers.arriving import Arrival, Arriving, Rested
 from epochfs.layers.decoders import BlobFile, gzip_content
 from epochfs.layers.entry import Entry, Piece
 from epochfs.layers.gzip_reader import GzipPoints, GzipReader
-from epochfs.layers.index import Inode, LayerIndex
+from epochfs.layers.index import IMPLICIT, Inode, LayerIndex, Seen
 from epochfs.layers.index_writer import IndexWriter
 
 FILE, DIRECTORY, LINK = 0o100644, 0o040755, 0o120777
@@ -59,8 +60,13 @@ class Pass:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def find(self, path: bytes, seconds: float = 10.0) -> Inode | None:
-        return self.arrival.wait_for(path, self.over, time.monotonic() + seconds)
+    def see(self, path: bytes) -> Inode | Seen | None:
+        return self.arrival.wait_for(path, self.over, time.monotonic() + 10)
+
+    def find(self, path: bytes) -> Inode | None:
+        found = self.see(path)
+        assert not isinstance(found, Seen)
+        return found
 
     def ended(self) -> Exception | None:
         """Return what ended the pass, once it has."""
@@ -160,13 +166,12 @@ def test_two_wait_for_two_entries() -> None:
 @pytest.mark.parametrize(
     ("entries", "path"),
     [
-        ([Entry(b"d/a", FILE)], b"d"),
         ([Entry(b"link", FILE, link=b"lower", is_hard_link=True)], b"link"),
         ([Entry(b".wh.a", FILE)], b"a"),
         ([Entry(b".wh.a", FILE)], b".wh.a"),
         ([Entry(b"d", DIRECTORY), Entry(b"d/.wh..wh..opq", FILE)], b"d/a"),
     ],
-    ids=["implied", "link below", "whiteout", "whiteout's name", "opaque"],
+    ids=["link below", "whiteout", "whiteout's name", "opaque"],
 )
 def test_what_may_yet_be_something_else_is_not_told_before_the_end(
     entries: list[Entry], path: bytes
@@ -206,6 +211,15 @@ def test_once_all_has_passed_the_whole_index_answers() -> None:
     assert layer.inode(number).first == b"a"
     assert layer.children(b"") == index.children(b"")
     assert layer.hidden(b"") == set()
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_a_directory_is_there_once_anything_in_it_has_passed(is_hidden: bool) -> None:
+    whiteouts = [Entry(b".wh.d", FILE)] * is_hidden
+    one = Pass(*whiteouts, Entry(b"d/e/a", FILE), Entry(b"z", FILE))
+    for path in (b"d", b"d/e"):
+        assert one.see(path) == Seen(IMPLICIT, stat.S_IFDIR, hides_below=is_hidden)
+    assert one.fetched == 1 + is_hidden
 
 
 # ---- gzip ----------------------------------------------------------------------------------------
