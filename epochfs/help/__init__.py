@@ -19,6 +19,7 @@ from importlib.resources import files
 TOPICS = (
     "tree",
     "semantics",
+    "trust",
     "options",
     "registries",
     "credentials",
