@@ -166,14 +166,14 @@ class Answer:
         self._names = [name.encode("utf-8", "surrogateescape") for name, _, _ in entries]
         self._stats = (binding.c_stat * len(entries))()
         self._fills = bytes(_FILL_DIR_PLUS if known.links else 0 for _, known, _ in entries)
-        for number, (_, known, _) in enumerate(entries):
-            fill(self._stats[number], known)
+        for stat, (_, known, _) in zip(self._stats, entries, strict=True):
+            fill(stat, known)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def give(self, buffer: int, filler: Any) -> int:  # noqa: ANN401
-        """Fill libfuse's buffer, which has room for all; return its errno, 0."""
+        """Fill libfuse's buffer, which has room for all."""
         entries = zip(self._names, self._stats, self._fills, strict=True)
         for following, (name, stat, fills) in enumerate(entries, start=1):
             filler(buffer, name, stat, following, fills)
@@ -194,13 +194,13 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
     def __init__(
         self,
         operations: Any,  # noqa: ANN401
-        mountpoint: str,
+        path: str,
         states: ThreadStates | None,
         **options: Any,  # noqa: ANN401
     ) -> None:
         """Serve until unmounted; `states` are kept where no thread ends before."""
         self._states = states
-        super().__init__(operations, mountpoint, raw_fi=True, **options)
+        super().__init__(operations, path, raw_fi=True, **options)
 
     def _wrapper(self, method: Any, *arguments: Any) -> int:  # noqa: ANN401
         """Called by libfuse for every callback, with its `method` here."""
@@ -228,8 +228,7 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
 
     def readdir_fuse_2(self, path: bytes, buffer: Any, filler: Any, offset: int, fip: Any) -> int:  # noqa: ANN401
         """Called by libfuse 2, whose filler takes no flags."""
-        plain = lambda buffer, name, stat, following, _: filler(buffer, name, stat, following)  # noqa: E731
-        return self.readdir_fuse_3(path, buffer, plain, offset, fip, 0)
+        return self.readdir_fuse_3(path, buffer, lambda *told: filler(*told[:4]), offset, fip, 0)
 
     def readdir_fuse_3(
         self,
@@ -240,10 +239,7 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
         fip: Any,  # noqa: ANN401
         flags: int,
     ) -> int:
-        """Called by libfuse 3; the kernel may ask for attributes beside the names.
-
-        `buffer` is what libfuse keeps of an open directory, and another for each reader.
-        """
+        """Called by libfuse 3, which keeps one `buffer` for each reader of a directory."""
         stat = binding.c_stat()
         entries = self.operations.readdir_with_offset(_text(path), offset, buffer, flags)
         if isinstance(entries, Answer):
@@ -253,6 +249,12 @@ class _Fuse(binding.FUSE):  # type: ignore[misc]
             fills = _FILL_DIR_PLUS if known.links else 0
             if filler(buffer, name.encode("utf-8", "surrogateescape"), stat, following, fills):
                 break
+        return 0
+
+    def readlink(self, path: bytes, buffer: Any, size: int) -> int:  # noqa: ANN401
+        """Called by libfuse with `size` bytes for the target and a zero."""
+        target = self.operations.readlink(_text(path)).encode("utf-8", "surrogateescape")
+        ctypes.memmove(buffer, target, min(len(target) + 1, size))  # bytes end with a zero
         return 0
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:  # noqa: ANN401
@@ -393,5 +395,4 @@ def raise_read_ahead(mountpoint: Path) -> None:
 
 def caller() -> int:
     """Return the number of the thread whose system call is served; 0 if it is not seen here."""
-    _, _, thread = binding.fuse_get_context()
-    return int(thread)
+    return int(binding.fuse_get_context()[2])

@@ -149,6 +149,10 @@ class TtlCache(Generic[K, V]):
 
         A remembered value may be `max_age` seconds old, `ttl` by default.
         """
+        with self._lock:
+            entry = self._usable(key, max_age)
+        if entry is not None and entry.value is not None:
+            return entry.value  # the way of nearly all questions of a walk
         return self.answer(key, max_age).value
 
     def answer(

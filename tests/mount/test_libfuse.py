@@ -168,6 +168,9 @@ class _Known:
     def read_to_end(self, reader: int) -> None:
         pass
 
+    def basis(self, path: str) -> None:
+        return None
+
     def known_attrs(self, path: str, names: list[str]) -> dict[str, Attr]:
         return {name: Attr(stat.S_IFREG | 0o444) for name in names}
 
