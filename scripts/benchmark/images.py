@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SMALL_FILE = "etc/small"
 SMALL_BYTES = 10 << 10
 DIRECTORY = "directory"
+PLAIN = "plain"
 
 _MEDIA_TYPE = f"{LAYER}+gzip"
 _SOCI_INDEX = "com.amazon.soci.index-digest"
@@ -52,7 +53,8 @@ class _Layer(io.RawIOBase):
 def push_indexed_image(url: str, repository: str, file: Path, size: int) -> Blob:
     """Push an image of one gzip layer of about `size` bytes, whose manifest names a SOCI index.
 
-    Near the start of the layer is `SMALL_FILE`. Return the layer; `file` holds it.
+    `PLAIN` is a tag of the same without an index. Near the start of the layer is `SMALL_FILE`.
+    Return the layer; `file` holds it.
     """
     source = random.Random(file.name)
     files: list[soci.File] = []
@@ -72,7 +74,8 @@ def push_indexed_image(url: str, repository: str, file: Path, size: int) -> Blob
         client.put_blob(repository, Digest.of(data), data, len(data))
     digest = Digest.of(manifest)
     client.put_manifest(repository, str(digest), manifest, OCI_MANIFEST)
-    _put_image(client, blob, layer.diff_id, {_SOCI_INDEX: str(digest)})
+    _put_image(client, blob, layer.diff_id, "latest", {_SOCI_INDEX: str(digest)})
+    _put_image(client, blob, layer.diff_id, PLAIN, {})
     client.close()
     return blob
 
@@ -84,7 +87,7 @@ def push_many_files(url: str, repository: str, file: Path, count: int) -> Blob:
             archive.addfile(tarfile.TarInfo(f"{DIRECTORY}/file{number:06}"))
     client = client_of(url)
     blob = push_file(client, repository, file)
-    _put_image(client, blob, layer.diff_id, {})
+    _put_image(client, blob, layer.diff_id, "latest", {})
     client.close()
     return blob
 
@@ -99,7 +102,7 @@ def _layer(file: Path) -> Iterator[tuple[_Layer, tarfile.TarFile]]:
 
 
 def _put_image(
-    client: RegistryClient, layer: Blob, diff_id: str, annotations: dict[str, str]
+    client: RegistryClient, layer: Blob, diff_id: str, tag: str, annotations: dict[str, str]
 ) -> None:
     config = config_of(diff_id)
     client.put_blob(layer.repository, Digest.of(config), config, len(config))
@@ -111,4 +114,4 @@ def _put_image(
         "layers": [described],
         "annotations": annotations,
     }
-    client.put_manifest(layer.repository, "latest", encode(manifest), OCI_MANIFEST)
+    client.put_manifest(layer.repository, tag, encode(manifest), OCI_MANIFEST)

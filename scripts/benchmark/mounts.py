@@ -33,9 +33,9 @@ class Mount:
         """Return the volume of the artifact that a blob is of."""
         return self.path / f"{blob.repository}:latest"
 
-    def rootfs(self, blob: Blob) -> Path:
+    def rootfs(self, blob: Blob, tag: str = "latest") -> Path:
         """Return the root filesystem of the image that a layer is of."""
-        return self.path / blob.repository / "tags" / "latest" / "rootfs"
+        return self.path / blob.repository / "tags" / tag / "rootfs"
 
     def need_passthrough(self) -> None:
         """Raise Missing unless the kernel reads by itself what is cached."""
