@@ -161,6 +161,8 @@ KEEPS_LISTINGS = library_version() >= (3, 15)
 class Answer:
     """A whole listing as libfuse takes it, with attributes, to be given any number of times."""
 
+    __slots__ = ("_fills", "_names", "_stats")
+
     def __init__(self, entries: Sequence[tuple[str, Stat, int]]) -> None:
         """`entries` have a name, its attributes as far as known, and where the next begins."""
         self._names = [name.encode("utf-8", "surrogateescape") for name, _, _ in entries]

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import ClassVar
 
 from epochfs.blobs.store import BlobHandle, BlobStore
@@ -75,6 +76,8 @@ class Attr:
 Entries = Iterable[tuple[str, int]]
 """Names listed in a directory, each with its file type (an S_IF constant)."""
 
+_NO_IDENTITIES: Mapping[str, str] = MappingProxyType({})
+
 Xattrs = Mapping[str, str | bytes]
 
 
@@ -131,7 +134,7 @@ class Node:
 
     def listed(self, context: Context) -> tuple[Entries, Mapping[str, str]]:
         """Return the entries, and the identity of each whose `Attr` has one (hard links)."""
-        return self.entries(context), {}
+        return self.entries(context), _NO_IDENTITIES
 
     def is_fixed(self, context: Context) -> bool:
         """Whether what this directory lists can never change, and is known without a request."""
