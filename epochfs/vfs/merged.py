@@ -160,9 +160,11 @@ class Merged:
         found: dict[bytes, Found] = {}
         wanted = set(names)
         for number, layer in self._readable(len(self._layers)):
+            if not isinstance(layer, LayerIndex):
+                break
             seen = layer.see(path)
             if seen.inode is not None:
-                if not stat.S_ISDIR(seen.mode) or not isinstance(layer, LayerIndex):
+                if not stat.S_ISDIR(seen.mode):
                     break
                 for name, inode in layer.described(path, [*wanted]).items():
                     wanted.discard(name)
