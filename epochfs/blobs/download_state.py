@@ -35,6 +35,9 @@ from epochfs.oci.names import Digest
 
 log = logging.getLogger(__name__)
 
+_GIVEN_BYTES = 1 << 20
+"""What was given to readers is noted in blocks of so many bytes: they may read here and there."""
+
 
 @dataclass(slots=True, eq=False)
 class Waiter:
@@ -51,6 +54,10 @@ class Readers:
 
     `readable` is how many bytes from the start may be read without waiting. Once a reader was
     `served`, a mismatch can only be an error. `settled` is how the download ends.
+
+    The kernel may keep what one reader was given, and give it to another. So what was given of the
+    bytes behind `readable` is noted, and the read after which all of the blob would have been given
+    waits for the digest, whoever reads it.
     """
 
     def __init__(self, plan: FetchPlan, *, verify_first: bool) -> None:
@@ -59,6 +66,7 @@ class Readers:
         self.served = False
         self.verified = False
         self.settled = False
+        self._given = RangeSet()
         self._plan = plan
         self._verify_first = verify_first
 
@@ -68,7 +76,14 @@ class Readers:
             return True
         if self._verify_first or not self._plan.present.covers(start, stop):
             return False
-        return stop < self._plan.size or not (self._plan.whole or self._plan.complete)
+        if stop == self._plan.size and (self._plan.whole or self._plan.complete):
+            return False
+        return not self._plan.complete or self._leaves_some(start, stop)
+
+    def _leaves_some(self, start: int, stop: int) -> bool:
+        """Whether some bytes have been given to nobody once `[start, stop)` is."""
+        kept_back = self._given.missing(self.readable, self._plan.size)
+        return any(begin < start or end > stop for begin, end in kept_back)
 
     def wake(self, error: EpochfsError | None = None) -> None:
         """Wake those whose range may be read now; with an error, everybody."""
@@ -76,19 +91,26 @@ class Readers:
             if error is not None or self.may_read(waiter.start, waiter.stop):
                 waiter.error = error
                 if error is None:
-                    self.serve()
+                    self.serve(waiter.start, waiter.stop)
                 self.waiters.remove(waiter)
                 waiter.done.set()
 
-    def serve(self) -> None:
-        """Note that a reader gets bytes."""
+    def serve(self, start: int, stop: int) -> None:
+        """Note that a reader gets `[start, stop)`."""
         self.served = True
+        if stop > self.readable:
+            stop = min(-(-stop // _GIVEN_BYTES) * _GIVEN_BYTES, self._plan.size)
+            self._given.add(start // _GIVEN_BYTES * _GIVEN_BYTES, stop)
         self.publish()
 
     def publish(self) -> None:
         """Let readers take the contiguous bytes without the lock, once any has been served."""
         if self.served and not self.settled and not self._verify_first:
-            self.readable = min(self._plan.prefix, self._plan.size - 1)
+            readable = self._plan.prefix
+            if self._plan.complete:
+                kept_back = self._given.missing(self.readable, readable)
+                readable = max((end - 1 for _, end in kept_back), default=self.readable)
+            self.readable = readable
 
     def settle(self, *, verified: bool) -> None:
         """Let everything be read from now on, or nothing more without asking."""
@@ -142,7 +164,7 @@ class DownloadState:
             if self.failure is not None:
                 raise fresh(self.failure)
             if readers.may_read(start, stop):
-                readers.serve()
+                readers.serve(start, stop)
                 if run:
                     self._start_workers()
                 return True

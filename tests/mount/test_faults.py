@@ -186,6 +186,23 @@ def test_a_reader_of_wrong_bytes_is_not_brought_to_a_clean_end_by_another_reader
     assert read(path, len(LARGE)).data == LARGE
 
 
+@all_errors
+@pytest.mark.parametrize("tail", [1, CHUNK // 2])
+def test_a_whole_read_of_wrong_bytes_is_not_ended_by_what_a_random_read_left_in_the_kernel(
+    proxy: FaultProxy, mounts: Mounts, tail: int
+) -> None:
+    path = blob_at(mounts(proxy.url), LARGE)
+    proxy.set(BLOB, faults.flipped)
+    with path.open("rb", buffering=0) as whole, path.open("rb", buffering=0) as random:
+        os.posix_fadvise(random.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        first = (len(LARGE) - tail) // 4096 * 4096
+        for offset in range(first, len(LARGE), 4096):
+            assert os.pread(random.fileno(), 4096, offset) == LARGE[offset : offset + 4096]
+        with pytest.raises(OSError, match="Input/output error"):
+            while piece := os.pread(whole.fileno(), 128 << 10, whole.tell()):
+                whole.seek(len(piece), os.SEEK_CUR)
+
+
 def test_no_fault_is_met_by_who_reads_what_is_cached(
     proxy: FaultProxy, caches: Path, mounts: Mounts, tmp_path: Path
 ) -> None:

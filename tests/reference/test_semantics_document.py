@@ -31,6 +31,8 @@ EXECUTED_BY = {
             every_blob_and_manifest_has_the_digest_it_is_named_by
             the_last_read_waits_for_the_digest
             a_reader_that_comes_while_wrong_bytes_are_dropped_gets_no_clean_end_on_them
+            no_order_of_reads_gets_all_of_wrong_bytes
+            a_whole_read_of_wrong_bytes_is_not_ended_by_what_a_random_read_left_in_the_kernel
             wrong_bytes_are_refused_and_not_kept""",
         "A mismatch is EIO": """
             wrong_bytes_are_refused_and_not_kept

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +27,7 @@ from epochfs.errors import (
     CacheFailure,
     ContentMismatch,
     DeadlineExceeded,
+    EpochfsError,
     Unavailable,
 )
 from epochfs.oci.names import Digest
@@ -116,6 +119,58 @@ def kept(cache: BlobCache) -> bytes | None:
     read_exactly(fd, memoryview(content), 0)
     os.close(fd)
     return bytes(content)
+
+
+class TestTheLastToBeGivenWaits:
+    """Each byte is asked for once: the kernel gives what it has to all readers."""
+
+    @pytest.mark.expects_log("fetching again")
+    @pytest.mark.parametrize("readers", [1, 4])
+    @pytest.mark.parametrize("run", [0, MIB, len(BLOB)])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_no_order_of_reads_gets_all_of_wrong_bytes(
+        self, cache: BlobCache, seed: int, run: int, readers: int
+    ) -> None:
+        one = download(cache, lambda start, end: Stream(flipped(5 * MIB), start, end))
+        assert ContentMismatch in self.outcomes(one, seed, run, readers)
+        assert kept(cache) is None
+
+    @pytest.mark.parametrize("run", [0, MIB, len(BLOB)])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_each_order_of_reads_gets_all_of_right_bytes(
+        self, cache: BlobCache, seed: int, run: int
+    ) -> None:
+        one = download(cache, lambda start, end: Stream(BLOB, start, end))
+        assert self.outcomes(one, seed, run, 4) == {None}
+        assert one.verified
+        until(lambda: kept(cache) == BLOB)
+
+    @pytest.mark.parametrize("tail", [4096, MIB, 3 * MIB, len(BLOB) - 4096])
+    def test_a_whole_read_whose_end_another_reader_was_given_is_not_clean(
+        self, cache: BlobCache, tail: int
+    ) -> None:
+        one = download(cache, lambda start, end: Stream(flipped(MIB), start, end))
+        with pytest.raises(ContentMismatch):
+            for place in range(len(BLOB) - tail, len(BLOB), 4096):
+                read(one, place, 4096, run=0)
+            for place in range(0, len(BLOB) - tail, 4096):
+                read(one, place, 4096)
+
+    def outcomes(
+        self, one: Download, seed: int, run: int, readers: int
+    ) -> set[type[EpochfsError] | None]:
+        places = [*range(0, len(BLOB), MIB)]
+        random.Random(seed).shuffle(places)
+
+        def outcome(place: int) -> type[EpochfsError] | None:
+            try:
+                read(one, place, MIB, run=run)
+            except EpochfsError as error:
+                return type(error)
+            return None
+
+        with ThreadPoolExecutor(readers) as pool:
+            return {*pool.map(outcome, places)}
 
 
 class TestTheFileIsWhatIsHashed:
