@@ -149,7 +149,7 @@ def _cat_tags(lab: Lab) -> Samples:
 def _ls_rootfs(lab: Lab) -> Samples:
     """List what has been listed by name, so that the layer is here, and its index made.
 
-    By the digest of the image, as the kernel reads a tag anew for each file that it looks up by one.
+    By the digest of the image: the kernel reads a tag anew for each file that is looked up by it.
     """
     need_modules("indexed_gzip")
     layer = lab.once(_wide_layer)
