@@ -1,4 +1,4 @@
-"""What a directory lists, and what each reader of a directory reads, while it may go on with it.
+"""Listings of directories, kept for each reader while it may go on reading.
 
 The kernel asks for a long listing in parts, and who reads it sees no name twice and misses none,
 whatever changes meanwhile. It need not say when it stops: for most directories one part is all, and
