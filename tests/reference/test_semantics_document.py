@@ -101,7 +101,7 @@ EXECUTED_BY = {
             a_listing_that_is_none_is_a_violation
             a_404_without_a_code_is_no_answer_about_what_was_answered_before""",
         "A tag that is listed": "a_tag_that_is_listed_and_cannot_be_fetched_is_an_io_error",
-        "Who reads a directory": """
+        "A reader of a directory": """
             a_reader_goes_on_with_what_it_began_with
             what_was_left_half_read_goes_when_more_is_read_than_is_kept
             who_cannot_go_on_with_the_same_names_is_told_so""",
