@@ -27,9 +27,7 @@ def _indexed_layer(lab: Lab) -> Blob:
     runs=FEW_RUNS,
 )
 def _indexed(lab: Lab) -> Samples:
-    need_modules("indexed_gzip")
-    layer = lab.once(_indexed_layer)
-    return repeat(lambda: _share(lab, layer, "latest"))
+    return _shares(lab, "latest")
 
 
 @row(
@@ -40,9 +38,13 @@ def _indexed(lab: Lab) -> Samples:
     runs=FEW_RUNS,
 )
 def _unverified(lab: Lab) -> Samples:
+    return _shares(lab, PLAIN, "--unverified-layers")
+
+
+def _shares(lab: Lab, tag: str, *options: Argument) -> Samples:
     need_modules("indexed_gzip")
     layer = lab.once(_indexed_layer)
-    return repeat(lambda: _share(lab, layer, PLAIN, "--unverified-layers"))
+    return repeat(lambda: _share(lab, layer, tag, *options))
 
 
 def _share(lab: Lab, layer: Blob, tag: str, *options: Argument) -> float:
