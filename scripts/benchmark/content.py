@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from epochfs.client import RegistryClient
 from epochfs.config import TransportOptions
 from epochfs.demo.samples import CONFIG, LAYER, descriptor, encode
 from epochfs.oci.artifact_files import FILE_PATHS
-from epochfs.oci.manifests import OCI_MANIFEST
+from epochfs.oci.manifests import OCI_MANIFEST, REF_NAME
 from epochfs.oci.names import Digest
 
 MIB = 1 << 20
@@ -46,12 +46,28 @@ def push_blob(url: str, repository: str, file: Path, size: int) -> Blob:
     random_file(file, size)
     client = client_of(url)
     blob = push_file(client, repository, file)
-    layer = {"mediaType": LAYER, "digest": str(blob.digest), "size": size}
-    config = config_of(str(blob.digest))
-    client.put_blob(repository, Digest.of(config), config, len(config))
-    client.put_manifest(repository, "latest", _manifest(config, layer), OCI_MANIFEST)
+    put_image(client, blob, "latest")
     client.close()
     return blob
+
+
+def put_image(
+    client: RegistryClient,
+    layer: Blob,
+    tag: str,
+    media_type: str = LAYER,
+    diff_id: str = "",
+    annotations: Mapping[str, str] | None = None,
+) -> None:
+    """Push the config and the manifest of an image whose one layer its registry has.
+
+    Without a `diff_id`, the layer is not compressed.
+    """
+    config = _config(diff_id or str(layer.digest))
+    client.put_blob(layer.repository, Digest.of(config), config, len(config))
+    described = {"mediaType": media_type, "digest": str(layer.digest), "size": layer.size}
+    manifest = _manifest(config, described, annotations=annotations)
+    client.put_manifest(layer.repository, tag, manifest, OCI_MANIFEST)
 
 
 def push_model(url: str, repository: str, files: Iterable[Path]) -> list[Blob]:
@@ -104,7 +120,7 @@ def push_repositories(url: str, names: Iterable[str], tags: Iterable[str]) -> No
     """Push a small image under each of `tags` to each of `names`; no two have the same digest."""
     client, wanted = client_of(url), list(tags)
     layer = b"a layer that all share"
-    config = config_of(str(Digest.of(layer)))
+    config = _config(str(Digest.of(layer)))
 
     def push_blobs(name: str) -> None:
         for blob in (config, layer):
@@ -112,7 +128,8 @@ def push_repositories(url: str, names: Iterable[str], tags: Iterable[str]) -> No
 
     def push_tag(place: tuple[str, str]) -> None:
         name, tag = place
-        manifest = _manifest(config, descriptor(layer, LAYER), image=f"{name}:{tag}")
+        named = {REF_NAME: f"{name}:{tag}"}
+        manifest = _manifest(config, descriptor(layer, LAYER), annotations=named)
         client.put_manifest(name, tag, manifest, OCI_MANIFEST)
 
     repositories = list(names)
@@ -128,7 +145,7 @@ def push_images(url: str, count: int, blobs: int) -> None:
     for number in range(count):
         repository = f"team/app{number % 4}"
         layers = [source.randbytes(2000) for _ in range(blobs - 1)]
-        config = config_of(*(str(Digest.of(layer)) for layer in layers))
+        config = _config(*(str(Digest.of(layer)) for layer in layers))
         for blob in (config, *layers):
             client.put_blob(repository, Digest.of(blob), blob, len(blob))
         manifest = _manifest(config, *(descriptor(layer, LAYER) for layer in layers))
@@ -146,19 +163,21 @@ def client_of(url: str) -> RegistryClient:
     return RegistryClient(url, options=TransportOptions(timeout=_PUSH_SECONDS))
 
 
-def config_of(*diff_ids: str) -> bytes:
+def _config(*diff_ids: str) -> bytes:
     """Return the config of an image whose layers' tar streams have these digests."""
     filesystem = {"type": "layers", "diff_ids": diff_ids}
     return encode({"architecture": "amd64", "os": "linux", "rootfs": filesystem})
 
 
-def _manifest(config: bytes, *layers: dict[str, object], image: str = "") -> bytes:
+def _manifest(
+    config: bytes, *layers: dict[str, object], annotations: Mapping[str, str] | None = None
+) -> bytes:
     return encode(
         {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": descriptor(config, CONFIG),
             "layers": layers,
-            "annotations": {"org.opencontainers.image.ref.name": image},
+            "annotations": annotations or {},
         }
     )

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from epochfs.client import RegistryClient
-from epochfs.demo.samples import CONFIG, LAYER, descriptor, encode
+from epochfs.demo.samples import LAYER
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
 from scripts.benchmark import soci
-from scripts.benchmark.content import MIB, Blob, client_of, config_of, push_file
+from scripts.benchmark.content import MIB, Blob, client_of, push_file, put_image
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -74,8 +73,9 @@ def push_indexed_image(url: str, repository: str, file: Path, size: int) -> Blob
         client.put_blob(repository, Digest.of(data), data, len(data))
     digest = Digest.of(manifest)
     client.put_manifest(repository, str(digest), manifest, OCI_MANIFEST)
-    _put_image(client, blob, layer.diff_id, "latest", {_SOCI_INDEX: str(digest)})
-    _put_image(client, blob, layer.diff_id, PLAIN, {})
+    named = {_SOCI_INDEX: str(digest)}
+    put_image(client, blob, "latest", _MEDIA_TYPE, layer.diff_id, named)
+    put_image(client, blob, PLAIN, _MEDIA_TYPE, layer.diff_id)
     client.close()
     return blob
 
@@ -87,7 +87,7 @@ def push_many_files(url: str, repository: str, file: Path, count: int) -> Blob:
             archive.addfile(tarfile.TarInfo(f"{DIRECTORY}/file{number:06}"))
     client = client_of(url)
     blob = push_file(client, repository, file)
-    _put_image(client, blob, layer.diff_id, "latest", {})
+    put_image(client, blob, "latest", _MEDIA_TYPE, layer.diff_id)
     client.close()
     return blob
 
@@ -99,19 +99,3 @@ def _layer(file: Path) -> Iterator[tuple[_Layer, tarfile.TarFile]]:
         layer = _Layer(compressed)
         with tarfile.open(fileobj=layer, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
             yield layer, archive
-
-
-def _put_image(
-    client: RegistryClient, layer: Blob, diff_id: str, tag: str, annotations: dict[str, str]
-) -> None:
-    config = config_of(diff_id)
-    client.put_blob(layer.repository, Digest.of(config), config, len(config))
-    described = {"mediaType": _MEDIA_TYPE, "digest": str(layer.digest), "size": layer.size}
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": descriptor(config, CONFIG),
-        "layers": [described],
-        "annotations": annotations,
-    }
-    client.put_manifest(layer.repository, tag, encode(manifest), OCI_MANIFEST)
