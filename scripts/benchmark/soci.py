@@ -1,7 +1,8 @@
 """The table (ztoc) of a gzip layer and the SOCI index that has it, as soci-snapshotter writes them.
 
 Source: soci-snapshotter, docs/soci-index-manifest-v2.md and ztoc/fbs/ztoc.fbs. Making one needs
-indexed_gzip, which reading the layer needs as well.
+indexed_gzip, which reading the layer needs as well. The tests make theirs, which may lie, of the
+same pieces.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from epochfs.demo.samples import descriptor, encode
 from epochfs.oci.manifests import OCI_MANIFEST
@@ -33,8 +34,13 @@ _POINT = struct.Struct("<QQBB")
 
 _CHECKPOINT = struct.Struct("<qqB32768s")
 
-Field = Any
+Value = Any
 """What a field of a table has: a number with its format, bytes, a table, or a list of these."""
+
+Fields = Mapping[int, Value]
+
+Checkpoint = tuple[int, int, int, bytes]
+"""Offset in the blob, offset in the stream, bits of the byte before, window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,8 @@ class File:
 
 def table(layer: Path, files: Sequence[File]) -> bytes:
     """Return the table of a gzip layer that has these files."""
-    points, size = _checkpoints(layer)
+    with layer.open("rb") as stream:
+        points, size = checkpoints(stream, SPAN)
     packed = struct.pack("<iq", len(points), SPAN)
     packed += b"".join(_CHECKPOINT.pack(*point) for point in points)
     info = {0: ("b", 1), 1: ("i", len(points) - 1), 2: list(_digests(layer, points)), 3: packed}
@@ -61,9 +68,7 @@ def table(layer: Path, files: Sequence[File]) -> bytes:
         4: {0: rows},
         5: info,
     }
-    data = bytearray(4)
-    struct.pack_into("<I", data, 0, _write(data, root))
-    return bytes(data)
+    return flatbuffer(root)
 
 
 def index(layer: Blob, media_type: str, ztoc: bytes) -> bytes:
@@ -79,20 +84,17 @@ def index(layer: Blob, media_type: str, ztoc: bytes) -> bytes:
     )
 
 
-def _row(file: File) -> dict[int, Field]:
+def _row(file: File) -> Fields:
     numbers = {2: ("q", file.offset), 3: ("q", file.size), 5: ("q", 0o644)}
     return {0: file.name.encode(), 1: b"reg", **numbers, 10: b"2024-02-29T12:00:00Z"}
 
 
-def _checkpoints(layer: Path) -> tuple[list[tuple[int, int, int, bytes]], int]:
-    """Return where the stream can be entered, and its length.
-
-    Each has its offset in the blob, that in the stream, the bits of the byte before, its window.
-    """
+def checkpoints(layer: BinaryIO, span: int) -> tuple[list[Checkpoint], int]:
+    """Return where a gzip layer can be entered, every `span` bytes, and how long its stream is."""
     import indexed_gzip
 
     exported = io.BytesIO()
-    with indexed_gzip.IndexedGzipFile(str(layer), spacing=SPAN, window_size=_WINDOW) as decoder:
+    with indexed_gzip.IndexedGzipFile(fileobj=layer, spacing=span, window_size=_WINDOW) as decoder:
         decoder.build_full_index()
         decoder.export_index(fileobj=exported)
     raw = exported.getvalue()
@@ -104,10 +106,11 @@ def _checkpoints(layer: Path) -> tuple[list[tuple[int, int, int, bytes]], int]:
         (offset, start, bits, windows.read(_WINDOW) if has_window else bytes(_WINDOW))
         for offset, start, bits, has_window in points
     ]
-    return [point for point in found if point[1] < size], size  # the last may be the end
+    inside = [point for point in found if point[1] < size]  # the last may be the end
+    return inside or found[:1], size
 
 
-def _digests(layer: Path, points: Sequence[tuple[int, int, int, bytes]]) -> Iterator[bytes]:
+def _digests(layer: Path, points: Sequence[Checkpoint]) -> Iterator[bytes]:
     """Yield the digest of each span, which begins with the byte that has bits of it."""
     starts = [offset - bool(bits) for offset, _, bits, _ in points]
     stops = [offset for offset, _, _, _ in points[1:]] + [layer.stat().st_size]
@@ -120,7 +123,14 @@ def _digests(layer: Path, points: Sequence[tuple[int, int, int, bytes]]) -> Iter
 # ---- FlatBuffers ("FlatBuffer Internals" of its documentation) -----------------------------------
 
 
-def _write(data: bytearray, value: Field) -> int:
+def flatbuffer(root: Fields) -> bytes:
+    """Return a FlatBuffer of one table."""
+    data = bytearray(4)
+    _refer(data, 0, root)
+    return bytes(data)
+
+
+def _write(data: bytearray, value: Value) -> int:
     """Append a value and what it refers to; return where it is."""
     if isinstance(value, bytes):
         data += struct.pack("<I", len(value)) + value
@@ -134,17 +144,16 @@ def _write(data: bytearray, value: Field) -> int:
     return _write_table(data, value)
 
 
-def _write_table(data: bytearray, fields: Mapping[int, Field]) -> int:
+def _write_table(data: bytearray, fields: Fields) -> int:
     """Append the slots of a table, which say where in it each field is, and the table."""
-    formats = [f"<{value[0]}" if isinstance(value, tuple) else "<I" for value in fields.values()]
-    ends = [4]
-    for one in formats:
-        ends.append(ends[-1] + struct.calcsize(one))
-    places = dict(zip(fields, ends, strict=False))
-    slots = [places.get(field, 0) for field in range(max(fields) + 1)]
-    data += struct.pack(f"<HH{len(slots)}H", 4 + 2 * len(slots), ends[-1], *slots)
+    places, size = {}, 4
+    for field, value in fields.items():
+        places[field] = size
+        size += struct.calcsize(f"<{value[0]}") if isinstance(value, tuple) else 4
+    slots = [places.get(field, 0) for field in range(max(fields, default=-1) + 1)]
+    data += struct.pack(f"<HH{len(slots)}H", 4 + 2 * len(slots), size, *slots)
     start = len(data)
-    data += struct.pack("<i", 4 + 2 * len(slots)) + bytes(ends[-1] - 4)
+    data += struct.pack("<i", 4 + 2 * len(slots)) + bytes(size - 4)
     for field, value in fields.items():
         if isinstance(value, tuple):
             struct.pack_into(f"<{value[0]}", data, start + places[field], value[1])
@@ -153,6 +162,6 @@ def _write_table(data: bytearray, fields: Mapping[int, Field]) -> int:
     return start
 
 
-def _refer(data: bytearray, place: int, value: Field) -> None:
+def _refer(data: bytearray, place: int, value: Value) -> None:
     """Append a value, and write at a place how far on it is."""
     struct.pack_into("<I", data, place, _write(data, value) - place)

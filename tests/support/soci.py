@@ -7,20 +7,16 @@ import io
 import random
 import struct
 import tarfile
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
+from scripts.benchmark.soci import Checkpoint, Fields, Value, flatbuffer
+from scripts.benchmark.soci import checkpoints as checkpoints_of
 from support.layers import File, Layer, gzipped, sha256
 
-WINDOW = 32 << 10
 SPAN = 64 << 10
-
-_HEADER = struct.Struct("<5sBBQQIII")
-_POINT = struct.Struct("<QQBB")
 
 _TYPES = {
     tarfile.REGTYPE: b"reg",
@@ -31,16 +27,6 @@ _TYPES = {
     tarfile.FIFOTYPE: b"fifo",
     tarfile.CHRTYPE: b"char",
 }
-
-Number = tuple[str, int]
-"""A number in a table, with the format that struct has for it."""
-
-Value = Any
-"""What a field has: a `Number`, bytes, a table (a dictionary by fields), or a list of these."""
-
-Fields = dict[int, Value]
-Checkpoint = tuple[int, int, int, bytes]
-"""Offset in the blob, offset in the stream, bits, window."""
 
 
 def mixed(size: int, seed: int = 1) -> bytes:
@@ -53,71 +39,10 @@ def mixed(size: int, seed: int = 1) -> bytes:
     return bytes(data[:size])
 
 
-def flatbuffer(root: Fields) -> bytes:
-    """Return a FlatBuffer of one table."""
-    data = bytearray(4)
-    struct.pack_into("<I", data, 0, _write(data, root))
-    return bytes(data)
-
-
-def _write(data: bytearray, value: Value) -> int:
-    """Append a value, and what it refers to; return where it is."""
-    if isinstance(value, bytes):
-        data += struct.pack("<I", len(value))
-        data += value
-        return len(data) - len(value) - 4
-    if isinstance(value, list):
-        return _write_vector(data, value)
-    return _write_table(data, value)
-
-
-def _write_vector(data: bytearray, values: Sequence[Value]) -> int:
-    start = len(data)
-    data += struct.pack("<I", len(values)) + bytes(4 * len(values))
-    for number, value in enumerate(values, start=1):
-        place = start + 4 * number
-        struct.pack_into("<I", data, place, _write(data, value) - place)
-    return start
-
-
-def _write_table(data: bytearray, fields: Mapping[int, Value]) -> int:
-    places, size = {}, 4
-    for field, value in fields.items():
-        places[field] = size
-        size += struct.calcsize(f"<{value[0]}") if isinstance(value, tuple) else 4
-    slots = [places.get(field, 0) for field in range(max(fields, default=-1) + 1)]
-    data += struct.pack(f"<HH{len(slots)}H", 4 + 2 * len(slots), size, *slots)
-    start = len(data)
-    data += struct.pack("<i", 4 + 2 * len(slots)) + bytes(size - 4)
-    for field, value in fields.items():
-        place = start + places[field]
-        if isinstance(value, tuple):
-            struct.pack_into(f"<{value[0]}", data, place, value[1])
-        else:
-            struct.pack_into("<I", data, place, _write(data, value) - place)
-    return start
-
-
 def checkpoints(blob: bytes, span: int = SPAN) -> tuple[list[Checkpoint], int]:
     """Return the checkpoints of a gzip blob, and the length of its stream."""
-    indexed_gzip = pytest.importorskip("indexed_gzip")
-    decoder = indexed_gzip.IndexedGzipFile(
-        fileobj=io.BytesIO(blob), spacing=span, window_size=WINDOW
-    )
-    decoder.build_full_index()
-    exported = io.BytesIO()
-    decoder.export_index(fileobj=exported)
-    raw = exported.getvalue()
-    _, _, _, _, size, _, _, count = _HEADER.unpack_from(raw)
-    points = [_POINT.unpack_from(raw, _HEADER.size + _POINT.size * n) for n in range(count)]
-    window = _HEADER.size + _POINT.size * count
-    found: list[Checkpoint] = []
-    for offset, start, bits, has_window in points:
-        content = raw[window : window + WINDOW] if has_window else bytes(WINDOW)
-        window += WINDOW if has_window else 0
-        if start < size or not found:  # the last point is the end
-            found.append((offset, start, bits, content))
-    return found, size
+    pytest.importorskip("indexed_gzip")
+    return checkpoints_of(io.BytesIO(blob), span)
 
 
 def entries(stream: bytes) -> list[Fields]:
