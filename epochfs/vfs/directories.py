@@ -16,6 +16,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 from cachetools import LRUCache
@@ -149,4 +150,6 @@ class Readers:
 
 
 def _gone(listing: Listing) -> _Gone:
-    return _Gone(listing.path, hash(tuple(listing.names)))
+    # One by one: a copy of the names would be made just when a long listing takes the most memory.
+    names = reduce(lambda before, name: hash((before, name)), listing.names, 0)
+    return _Gone(listing.path, names)
