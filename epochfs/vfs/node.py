@@ -19,6 +19,7 @@ from epochfs.blobs.store import BlobHandle, BlobStore
 from epochfs.errors import EpochfsError, NeverThere, NotFound
 from epochfs.layers.layer_store import Layers
 from epochfs.metadata.listings import Listings
+from epochfs.oci.closure import Reachable
 from epochfs.oci.manifests import Descriptor, Document, Manifest
 from epochfs.oci.names import Digest, Repository
 from epochfs.oci.platforms import Platform
@@ -225,6 +226,23 @@ class RepositoryDirectory(RepositoryNode):
         return Attr(DIRECTORY)
 
 
+class ReachableDirectory(RepositoryDirectory):
+    """A directory that lists what the repository's tags lead to."""
+
+    def reached(self, found: Reachable) -> Entries:
+        """Return how that is listed here."""
+        raise NotImplementedError
+
+    def entries(self, context: Context) -> Entries:
+        found = context.listings.reachable(self.repository)
+        yield from self.reached(found)
+        found.complete()
+
+    def basis(self, context: Context) -> tuple[object, ...] | None:
+        found = context.listings.known_reachable(self.repository)
+        return None if found is None else (found,)
+
+
 @dataclass(frozen=True)
 class ManifestNode(RepositoryNode):
     """A node that belongs to one manifest."""
@@ -275,10 +293,10 @@ class ManifestView(ManifestNode):
         return Attr(DIRECTORY)
 
 
-def reachable_basis(repository: Repository, context: Context) -> tuple[object, ...] | None:
-    """Return the `Node.basis` of a directory that lists what the tags lead to."""
-    found = context.listings.known_reachable(repository)
-    return None if found is None else (found,)
+def catalog_basis(repository: Repository, context: Context) -> tuple[object, ...] | None:
+    """Return the `Node.basis` of a directory whose listing the catalog tells."""
+    catalog = context.listings.current_catalog()
+    return (catalog,) if catalog is not None and repository in catalog else None
 
 
 def content_xattrs(digest: Digest, media_type: str, artifact_type: str) -> dict[str, str]:

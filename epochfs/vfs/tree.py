@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from epochfs.errors import EpochfsError, InvalidName, NotFound
+from epochfs.oci.closure import Reachable
 from epochfs.oci.manifests import Descriptor
 from epochfs.oci.names import Catalog, Digest, Reference, Repository, Tag
 from epochfs.vfs.kernel_memory import InMemory
@@ -38,12 +39,13 @@ from epochfs.vfs.node import (
     Entries,
     Node,
     Opened,
+    ReachableDirectory,
     RepositoryDirectory,
     RepositoryNode,
     Xattrs,
+    catalog_basis,
     content_xattrs,
     open_blob,
-    reachable_basis,
 )
 from epochfs.vfs.views.layout import LayoutDirectory
 from epochfs.vfs.views.volume import VolumeNode
@@ -169,9 +171,7 @@ class Namespace(Node):
             raise NotFound(f"no repository {self.repository}")
 
     def basis(self, context: Context) -> tuple[object, ...] | None:
-        catalog = context.listings.current_catalog()
-        lists = catalog is not None and self.segments and self.repository in catalog
-        return (catalog,) if lists else None
+        return catalog_basis(self.repository, context) if self.segments else None
 
     def known_attr(self, name: str, context: Context) -> Attr | None:
         catalog, child = context.listings.known_catalog(), self.child(name)
@@ -195,38 +195,28 @@ class TagsDirectory(RepositoryDirectory):
         return ((tag.name, stat.S_IFLNK) for tag in tags)
 
 
-class ManifestsDirectory(RepositoryDirectory):
+class ManifestsDirectory(ReachableDirectory):
     """`<repo>/manifests`: lists the manifests reachable from tags, opens any the registry has."""
 
     def child(self, name: str) -> Node:
         return ManifestDirectory(self.repository, Digest.parse(name))
 
-    def entries(self, context: Context) -> Entries:
-        reachable = context.listings.reachable(self.repository)
-        yield from ((str(digest), stat.S_IFDIR) for digest in sorted(reachable.manifests))
-        reachable.complete()
-
-    def basis(self, context: Context) -> tuple[object, ...] | None:
-        return reachable_basis(self.repository, context)
+    def reached(self, found: Reachable) -> Entries:
+        return ((str(digest), stat.S_IFDIR) for digest in sorted(found.manifests))
 
     def known_attr(self, name: str, context: Context) -> Attr | None:
         child = ManifestDirectory(self.repository, Digest.parse(name))
         return child.known(context) if child.is_known(context) else None
 
 
-class BlobsDirectory(RepositoryDirectory):
+class BlobsDirectory(ReachableDirectory):
     """`<repo>/blobs`: lists the blobs reachable from tags, opens any the registry has."""
 
     def child(self, name: str) -> Node:
         return BlobFile(self.repository, Digest.parse(name))
 
-    def entries(self, context: Context) -> Entries:
-        reachable = context.listings.reachable(self.repository)
-        yield from ((str(digest), stat.S_IFREG) for digest in sorted(reachable.blobs))
-        reachable.complete()
-
-    def basis(self, context: Context) -> tuple[object, ...] | None:
-        return reachable_basis(self.repository, context)
+    def reached(self, found: Reachable) -> Entries:
+        return ((str(digest), stat.S_IFREG) for digest in sorted(found.blobs))
 
     def known_attr(self, name: str, context: Context) -> Attr | None:
         blob = BlobFile(self.repository, Digest.parse(name))

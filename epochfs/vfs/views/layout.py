@@ -17,6 +17,7 @@ import stat
 from dataclasses import dataclass
 
 from epochfs.errors import NotFound
+from epochfs.oci.closure import Reachable
 from epochfs.oci.manifests import OCI_INDEX, REF_NAME
 from epochfs.oci.names import ALGORITHMS, Digest
 from epochfs.vfs.kernel_memory import Generated
@@ -28,9 +29,10 @@ from epochfs.vfs.node import (
     Entries,
     GeneratedFile,
     Node,
+    ReachableDirectory,
     RepositoryDirectory,
     RepositoryNode,
-    reachable_basis,
+    catalog_basis,
 )
 
 LAYOUT_FILE = "oci-layout"
@@ -56,8 +58,7 @@ class LayoutDirectory(RepositoryDirectory):
         return [("blobs", stat.S_IFDIR), (INDEX_FILE, stat.S_IFREG), (LAYOUT_FILE, stat.S_IFREG)]
 
     def basis(self, context: Context) -> tuple[object, ...] | None:
-        catalog = context.listings.current_catalog()
-        return (catalog,) if catalog is not None and self.repository in catalog else None
+        return catalog_basis(self.repository, context)
 
 
 class LayoutFile(RepositoryNode, GeneratedFile):
@@ -90,7 +91,7 @@ class IndexFile(RepositoryNode, GeneratedFile):
         return Generated(data, context.listings.layout_since(self.repository, data))
 
 
-class LayoutBlobsDirectory(RepositoryDirectory):
+class LayoutBlobsDirectory(ReachableDirectory):
     """`layout/blobs`: a directory for each digest algorithm; always one for sha256."""
 
     def child(self, name: str) -> Node:
@@ -98,19 +99,14 @@ class LayoutBlobsDirectory(RepositoryDirectory):
             raise NotFound(f"no algorithm {name}")
         return LayoutAlgorithmDirectory(self.repository, name)
 
-    def entries(self, context: Context) -> Entries:
-        reachable = context.listings.reachable(self.repository)
-        digests = (*reachable.manifests, *reachable.blobs)
+    def reached(self, found: Reachable) -> Entries:
+        digests = (*found.manifests, *found.blobs)
         algorithms = {"sha256", *(digest.algorithm for digest in digests)}
-        yield from ((algorithm, stat.S_IFDIR) for algorithm in sorted(algorithms))
-        reachable.complete()
-
-    def basis(self, context: Context) -> tuple[object, ...] | None:
-        return reachable_basis(self.repository, context)
+        return ((algorithm, stat.S_IFDIR) for algorithm in sorted(algorithms))
 
 
 @dataclass(frozen=True)
-class LayoutAlgorithmDirectory(RepositoryDirectory):
+class LayoutAlgorithmDirectory(ReachableDirectory):
     """`layout/blobs/<algorithm>`: all content reachable from tags, manifests included."""
 
     algorithm: str
@@ -118,15 +114,10 @@ class LayoutAlgorithmDirectory(RepositoryDirectory):
     def child(self, name: str) -> Node:
         return ContentLink(self.repository, Digest.parse(f"{self.algorithm}:{name}"))
 
-    def entries(self, context: Context) -> Entries:
-        reachable = context.listings.reachable(self.repository)
-        digests = sorted({*reachable.manifests, *reachable.blobs})
+    def reached(self, found: Reachable) -> Entries:
+        digests = sorted({*found.manifests, *found.blobs})
         mine = (digest for digest in digests if digest.algorithm == self.algorithm)
-        yield from ((digest.encoded, stat.S_IFLNK) for digest in mine)
-        reachable.complete()
-
-    def basis(self, context: Context) -> tuple[object, ...] | None:
-        return reachable_basis(self.repository, context)
+        return ((digest.encoded, stat.S_IFLNK) for digest in mine)
 
     def known_attr(self, name: str, context: Context) -> Attr | None:
         link = ContentLink(self.repository, Digest.parse(f"{self.algorithm}:{name}"))
