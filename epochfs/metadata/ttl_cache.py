@@ -149,11 +149,8 @@ class TtlCache(Generic[K, V]):
 
         A remembered value may be `max_age` seconds old, `ttl` by default.
         """
-        with self._lock:
-            entry = self._usable(key, max_age)
-        if entry is not None and entry.value is not None:
-            return entry.value  # the way of nearly all questions of a walk
-        return self.answer(key, max_age).value
+        value = self.peek(key, max_age)  # the way of nearly all questions of a walk
+        return self.answer(key, max_age).value if value is None else value
 
     def answer(
         self,
@@ -175,10 +172,10 @@ class TtlCache(Generic[K, V]):
             raise fresh(entry.error)
         return Answer(entry.value, entry.is_current, entry.until)  # type: ignore[arg-type]
 
-    def peek(self, key: K) -> V | None:
+    def peek(self, key: K, max_age: float | None = None) -> V | None:
         """Return the value for `key` if it is remembered and usable, without a fetch."""
         with self._lock:
-            entry = self._usable(key)
+            entry = self._usable(key, max_age)
             return entry.value if entry is not None else None
 
     def last(self, key: K) -> V | None:
