@@ -150,8 +150,8 @@ class Arrival:
         self._await_demand(blob)
         for piece in pieces:
             yield piece
-            if writer.flush():
-                self._answer()
+            writer.flush()
+            self._answer()
             self._await_demand(blob)
 
     def _answer(self) -> None:

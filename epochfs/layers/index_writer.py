@@ -16,6 +16,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from epochfs.errors import CacheFailure, InvalidName, ProtocolViolation, TooLarge
 from epochfs.layers.entry import MAX_PATH_BYTES, Entry, clean_path, join_path, split_path
@@ -75,30 +76,42 @@ class _Rows:
         self.aliases: list[tuple[_Value, ...]] = []
 
     def insert(self) -> None:
+        """Insert all rows at once: whoever looks sees no file without its pieces."""
         names = [(*key, inode) for key, inode in self.names.items()]
         self.names.clear()
-        for statement, rows in (
-            (_INODE, self.inodes),
-            (_NAME, names),
-            (_PIECE, self.pieces),
-            (_ALIAS, self.aliases),
-        ):
-            with _write_errors(), self.lock:
-                self._connection.executemany(statement, rows)
-            rows.clear()
-
-    def run(self, statement: str, *values: _Value) -> sqlite3.Cursor:
-        """Execute a statement after inserting all rows."""
-        self.insert()
         with _write_errors(), self.lock:
-            return self._connection.execute(statement, values)
+            for statement, rows in (
+                (_INODE, self.inodes),
+                (_NAME, names),
+                (_PIECE, self.pieces),
+                (_ALIAS, self.aliases),
+            ):
+                self._connection.executemany(statement, rows)
+                rows.clear()
 
-    def run_of(self, parent: bytes, name: bytes, statement: str, *more: _Value) -> sqlite3.Cursor:
-        """Execute a statement about one name, whose first values are `parent` and `name`."""
+    def run(self, statement: str, *values: _Value) -> int:
+        """Execute a statement after inserting all rows; return how many it changed."""
+        self.insert()
+        return self._execute(statement, *values)
+
+    def imply(self, parent: bytes, name: bytes) -> bool:
+        """Make a name a directory; return whether it was none."""
+        self._settle(parent, name)
+        return bool(self._execute(_IMPLY, parent, name, IMPLICIT))
+
+    def find(self, parent: bytes, name: bytes, query: str) -> Any:  # noqa: ANN401 - its columns
+        """Return the row of a query about one name; None if it has none."""
+        self._settle(parent, name)
+        with _write_errors(), self.lock:
+            return self._connection.execute(query, (parent, name)).fetchone()
+
+    def _settle(self, parent: bytes, name: bytes) -> None:
         if (parent, name) in self.names:
             self.insert()
+
+    def _execute(self, statement: str, *values: _Value) -> int:
         with _write_errors(), self.lock:
-            return self._connection.execute(statement, (parent, name, *more))
+            return self._connection.execute(statement, values).rowcount
 
 
 @contextlib.contextmanager
@@ -171,11 +184,9 @@ class IndexWriter:
         if len(self._rows.names) + len(self._rows.pieces) > _BATCH:
             self._rows.insert()
 
-    def flush(self) -> bool:
-        """Write what was added, so that it can be looked up; return whether there was anything."""
-        is_new = bool(self._rows.inodes or self._rows.names)
+    def flush(self) -> None:
+        """Write what was added, so that it can be looked up."""
         self._rows.insert()
-        return is_new
 
     def so_far(self) -> LayerIndex:
         """Return the index of what was added and flushed, to be used until `finish`."""
@@ -280,7 +291,7 @@ class IndexWriter:
             "SELECT link FROM name JOIN inode ON id = inode WHERE parent=? AND name=? "
             f"AND mode & {_TYPE_BITS} = {stat.S_IFLNK}"
         )
-        row = self._rows.run_of(parent, name, query).fetchone()
+        row = self._rows.find(parent, name, query)
         return None if row is None else bytes(row[0])
 
     def _imply(self, directory: bytes) -> None:
@@ -290,7 +301,7 @@ class IndexWriter:
         implied = directory
         while implied:
             parent, name = split_path(implied)
-            if not self._rows.run_of(parent, name, _IMPLY, IMPLICIT).rowcount:
+            if not self._rows.imply(parent, name):
                 break
             # A long key takes up about twice its length in SQLite's pages.
             self._count_bytes(_ROW_BYTES + 2 * len(implied))
@@ -337,7 +348,7 @@ class IndexWriter:
             "SELECT inode, mode, link, first FROM name JOIN inode ON id = inode "
             f"WHERE parent=? AND name=? AND mode & {_TYPE_BITS} != {stat.S_IFDIR}"
         )
-        found = self._rows.run_of(*_place(entry.link), query).fetchone()
+        found: tuple[int, int, bytes, bytes] | None = self._rows.find(*_place(entry.link), query)
         return found or (IMPLICIT, 0, entry.link, b"")
 
     def _add_link(self, entry: Entry, parent: bytes, name: bytes) -> None:
@@ -367,7 +378,7 @@ class IndexWriter:
 
     def _remove_below(self, path: bytes) -> None:
         """Remove what was below a directory; 0 follows / in ASCII."""
-        if self._rows.run("DELETE FROM name WHERE parent = ?", path).rowcount:
+        if self._rows.run("DELETE FROM name WHERE parent = ?", path):
             below = (path + b"/", path + b"0")
             self._rows.run("DELETE FROM name WHERE parent > ? AND parent < ?", *below)
             self._directories.clear()

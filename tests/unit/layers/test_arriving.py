@@ -23,6 +23,7 @@ from epochfs.layers.index_writer import IndexWriter
 
 FILE, DIRECTORY, LINK = 0o100644, 0o040755, 0o120777
 KIB = 1 << 10
+ASIDE = Entry(b".wh..wh.plnk/1", FILE)
 
 
 class Counted:
@@ -149,6 +150,37 @@ def test_whoever_runs_out_of_time_leaves_a_pass_that_goes_on() -> None:
     assert one.fetched == 2
 
 
+def test_nobody_sees_a_file_without_its_pieces() -> None:
+    looked = []
+
+    class Lock:
+        """The lock of an index; each time it is free, somebody looks."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self._is_looking = False
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+            if not self._is_looking:
+                self._is_looking = True
+                number = index.see(b"a").inode
+                looked.append(None if number is None else index.pieces(number, 0, 10))
+                self._is_looking = False
+
+    with IndexWriter(":memory:") as writer:
+        index = writer.so_far()
+        index._lock = writer._rows.lock = Lock()  # type: ignore[assignment]
+        writer.add(Entry(b"a", FILE, size=10, pieces=(Piece(0, 10, 512),)))
+        writer.flush()
+        assert looked[-1] == [Piece(0, 10, 512)]
+        assert all(pieces is None or pieces for pieces in looked)
+        writer.finish().close()
+
+
 def test_two_wait_for_two_entries() -> None:
     one = Pass(*(Entry(b"%d" % number, FILE) for number in range(100)))
     found: list[Inode | None] = []
@@ -187,8 +219,9 @@ def test_what_may_yet_be_something_else_is_not_told_before_the_end(
         ([Entry(b"a", LINK, link=b"b")], b"a"),
         ([Entry(b"a", FILE), Entry(b"b", FILE, link=b"a", is_hard_link=True)], b"b"),
         ([Entry(b"d", DIRECTORY), Entry(b"l", LINK, link=b"d"), Entry(b"l/a", FILE)], b"d/a"),
+        ([ASIDE, Entry(b"a", FILE, link=ASIDE.path, is_hard_link=True)], b"a"),
     ],
-    ids=["link", "hard link", "behind a link"],
+    ids=["link", "hard link", "behind a link", "hard link to what is set aside"],
 )
 def test_what_an_entry_says_is_told_at_once(entries: list[Entry], path: bytes) -> None:
     one = Pass(*entries, Entry(b"z", FILE))
