@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from support.builders import image, load
 from support.mounts import require_fuse
-from support.registries import EmbeddedRegistry
+from support.registries import Guarded
 from support.stacks import Stack, stack
 
-from epochfs.demo.registry import Request, Response
+from epochfs.demo.registry import Response
 from epochfs.errors import Denied
 from epochfs.oci.names import Repository
 
@@ -26,23 +26,14 @@ Asked = Callable[[str], tuple[Any, list[str]]]
 """Lists a directory; returns the answer, and the names in it."""
 
 
-class Deniable(EmbeddedRegistry):
-    """A registry that may deny everything."""
-
-    denies = False
-
-    def respond(self, request: Request) -> Response:
-        return Response(403) if self.denies else super().respond(request)
-
-
 @pytest.fixture
-def embedded() -> Iterator[Deniable]:
-    with Deniable() as registry:
+def embedded() -> Iterator[Guarded]:
+    with Guarded() as registry:
         yield registry
 
 
 @pytest.fixture
-def layers(embedded: EmbeddedRegistry, tmp_path: Path) -> Iterator[Stack]:
+def layers(embedded: Guarded, tmp_path: Path) -> Iterator[Stack]:
     load(embedded, "app", "v1", APP)
     with stack(embedded.url, tmp_path / "cache") as opened:
         yield opened
@@ -95,7 +86,7 @@ def test_what_did_not_change_is_told_as_before(ask: Asked, path: str) -> None:
     assert told == names
 
 
-def test_what_changed_is_listed_anew(ask: Asked, layers: Stack, embedded: EmbeddedRegistry) -> None:
+def test_what_changed_is_listed_anew(ask: Asked, layers: Stack, embedded: Guarded) -> None:
     ask("/")
     paths = ["/app/manifests", "/app/blobs", "/app/layout/blobs/sha256"]
     before = {path: set(ask(path)[1]) for path in paths}
@@ -106,7 +97,7 @@ def test_what_changed_is_listed_anew(ask: Asked, layers: Stack, embedded: Embedd
 
 
 def test_a_new_repository_below_another_is_listed(
-    ask: Asked, layers: Stack, embedded: EmbeddedRegistry
+    ask: Asked, layers: Stack, embedded: Guarded
 ) -> None:
     ask("/")
     ask("/app")
@@ -117,12 +108,12 @@ def test_a_new_repository_below_another_is_listed(
 
 @pytest.mark.expects_log("EACCES: .* anonymous access is refused")
 def test_what_was_denied_since_is_asked_for_again(
-    ask: Asked, layers: Stack, embedded: Deniable
+    ask: Asked, layers: Stack, embedded: Guarded
 ) -> None:
     ask(MANIFEST)
     first, _ = ask(MANIFEST)
     assert ask(MANIFEST)[0] is first
-    embedded.denies = True
+    embedded.guard = lambda _: Response(403)
     with pytest.raises(Denied):
         layers.listings.manifest(Repository("app"), OTHER.digest)
     with pytest.raises(OSError, match=os.strerror(errno.EACCES)):

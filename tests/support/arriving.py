@@ -11,7 +11,7 @@ from pathlib import Path
 from support.builders import load, random_bytes
 from support.gates import Gate
 from support.layers import DIRECTORY, File, Layer, container, tar
-from support.registries import EmbeddedRegistry
+from support.registries import Guarded
 from support.roots import MIB, Show, Shown
 from support.stacks import stack
 from support.views import VfsView
@@ -45,7 +45,7 @@ Slow = Callable[..., tuple[Shown, Gate]]
 def coming_slowly(tmp_path: Path) -> Iterator[Slow]:
     """A fixture: shows an image, of which little more than 4 MiB come until the gate is opened."""
     with ExitStack() as closing:
-        registry = closing.enter_context(EmbeddedRegistry())
+        registry = closing.enter_context(Guarded())
 
         def build(*layers: Layer, **options: object) -> tuple[Shown, Gate]:
             content = container(*layers)

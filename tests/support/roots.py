@@ -12,7 +12,7 @@ import pytest
 
 from support.builders import load
 from support.layers import File, Layer, container, estargz, gzipped, tar, zstd, zstd_chunked
-from support.registries import EmbeddedRegistry
+from support.registries import Guarded
 from support.soci import soci
 from support.stacks import Stack, stack
 from support.views import VfsView, names, read
@@ -41,7 +41,7 @@ class Shown:
     view: VfsView
     path: str
     layers: Stack
-    registry: EmbeddedRegistry
+    registry: Guarded
 
     def __truediv__(self, path: str) -> str:
         return f"{self.path}/{path}"
@@ -63,7 +63,7 @@ Show = Callable[..., Shown]
 def showing(tmp_path: Path) -> Iterator[Show]:
     """A fixture: shows the root of an image of some layers, each time with the same cache."""
     with ExitStack() as closing:
-        registry = closing.enter_context(EmbeddedRegistry())
+        registry = closing.enter_context(Guarded())
 
         def build(*layers: Layer, **options: object) -> Shown:
             content = container(*layers)

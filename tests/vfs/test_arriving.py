@@ -17,7 +17,7 @@ import pytest
 from support.arriving import FILES, LARGE, LAYER, SMALL, Slow, coming_slowly, gzipped, unverified
 from support.builders import load
 from support.layers import DIRECTORY, File, Layer, container, zstd
-from support.registries import EmbeddedRegistry
+from support.registries import EmbeddedRegistry, Guarded
 from support.roots import MIB, Make, Show, Shown, errno_of, plain, showing
 from support.scripted import until
 from support.stacks import stack
@@ -41,17 +41,16 @@ every_stream = pytest.mark.parametrize("make", [plain, gzipped, zstd], ids=lambd
 
 def change(root: Shown, respond: Callable[[Request, Response], Response]) -> Callable[[], None]:
     """Have `respond` change what the registry answers to GETs of blobs; return what ends that."""
-    server, honest = root.registry._server, root.registry.respond
+    registry = root.registry
 
-    def changed(request: Request) -> Response:
+    def changed(request: Request) -> Response | None:
         is_blob = request.method == "GET" and "/blobs/" in request.path
-        return respond(request, honest(request)) if is_blob else honest(request)
-
-    server.respond = changed
+        return respond(request, registry.honest(request)) if is_blob else None
 
     def end() -> None:
-        server.respond = honest
+        registry.guard = Guarded.guard
 
+    registry.guard = changed
     return end
 
 

@@ -65,15 +65,14 @@ def change(
     root: Shown, blob: bytes, monkeypatch: pytest.MonkeyPatch, answer: Response | None = None
 ) -> None:
     """Have the registry send a blob with its bytes changed, or `answer` to who asks for it."""
-    honest = root.registry.respond
 
-    def respond(request: Request) -> Response:
-        found = honest(request)
+    def guard(request: Request) -> Response | None:
         if request.method != "GET" or str(Digest.of(blob)) not in request.path:
-            return found
+            return None
+        found = root.registry.honest(request)
         return answer or replace(found, body=bytes(one ^ 1 for one in found.body))
 
-    monkeypatch.setattr(root.registry._server, "respond", respond)
+    monkeypatch.setattr(root.registry, "guard", guard)
 
 
 def test_wrong_bytes_of_a_layer_are_never_shown(
@@ -170,16 +169,9 @@ def test_without_a_referrer_of_that_kind_the_layer_is_read_whole(
 
 
 @pytest.mark.expects_log("is read whole; bad SOCI index|500")
-def test_where_the_referrers_cannot_be_listed_the_layer_is_read_whole(
-    show: Show, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_referrers_cannot_be_listed_the_layer_is_read_whole(show: Show) -> None:
     root = show(gzipped(File("a", b"A")), soci_referrers=True)
-    honest = root.registry.respond
-
-    def respond(request: Request) -> Response:
-        return Response(500) if "/referrers/" in request.path else honest(request)
-
-    monkeypatch.setattr(root.registry._server, "respond", respond)
+    root.registry.guard = lambda asked: Response(500) if "/referrers/" in asked.path else None
     assert root.read("a") == b"A"
 
 

@@ -21,7 +21,7 @@ from support.layers import (
     zstd,
     zstd_chunked,
 )
-from support.registries import EmbeddedRegistry
+from support.registries import Guarded
 from support.roots import MIB, Make, Show, plain, showing
 
 from epochfs.cache.blobs import BlobCache
@@ -57,17 +57,15 @@ def test_a_chunk_of_other_bytes_than_the_table_says_is_an_error(make: Make, show
     assert raised.value.errno == errno.EIO
 
 
-def lie(registry: EmbeddedRegistry, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def lie(registry: Guarded, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a registry send a blob with some of its bytes changed, until that is undone."""
     wrong = blob[: len(blob) // 2] + bytes(100) + blob[len(blob) // 2 + 100 :]
-    honest = registry.respond
 
-    def respond(request: Request) -> Response:
-        if request.method == "GET" and str(Digest.of(blob)) in request.path:
-            return Response(200, body=wrong)
-        return honest(request)
+    def guard(request: Request) -> Response | None:
+        is_it = request.method == "GET" and str(Digest.of(blob)) in request.path
+        return Response(200, body=wrong) if is_it else None
 
-    monkeypatch.setattr(registry._server, "respond", respond)
+    monkeypatch.setattr(registry, "guard", guard)
 
 
 @pytest.mark.expects_log("another digest, fetching again")
