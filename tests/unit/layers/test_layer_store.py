@@ -6,7 +6,9 @@ import errno
 import gzip
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -168,20 +170,32 @@ def no_manifest(repository: Repository, digest: Digest) -> Document:
     raise NotFound(f"no {digest}")
 
 
-def of_store(store: Store, layer: Layer, directory: Path) -> OneLayer:
-    layers = Layers(store, BlobCache(CacheOptions(directory, 1 << 30)), SociSource(no_manifest))
-    digest = Digest.of(layer.blob)
-    descriptor = Descriptor(
-        layer.media_type, digest, len(layer.blob), annotations=layer.annotations
-    )
-    return OneLayer(layers, descriptor)
+OfStore = Callable[[Store, Layer], OneLayer]
+
+
+@pytest.fixture
+def of_store(tmp_path: Path) -> Iterator[OfStore]:
+    """Gives a layer to a new `Layers`, which is closed when the test ends."""
+    with ExitStack() as closing:
+
+        def build(store: Store, layer: Layer) -> OneLayer:
+            cache = BlobCache(CacheOptions(tmp_path, 1 << 30))
+            layers = Layers(store, cache, SociSource(no_manifest))
+            closing.callback(layers.close)
+            digest = Digest.of(layer.blob)
+            descriptor = Descriptor(
+                layer.media_type, digest, len(layer.blob), annotations=layer.annotations
+            )
+            return OneLayer(layers, descriptor)
+
+        yield build
 
 
 @pytest.mark.parametrize("failure", [ContentMismatch("wrong"), Vanished("gone")])
-def test_a_layer_whose_blob_failed_is_opened_anew(failure: EpochfsError, tmp_path: Path) -> None:
+def test_a_layer_whose_blob_failed_is_opened_anew(failure: EpochfsError, of_store: OfStore) -> None:
     layer = plain(File("a", b"well"))
     store = Store(layer.blob)
-    one = of_store(store, layer, tmp_path)
+    one = of_store(store, layer)
     one.inode()
 
     def content() -> bytes:
@@ -197,20 +211,20 @@ def test_a_layer_whose_blob_failed_is_opened_anew(failure: EpochfsError, tmp_pat
 
 
 @pytest.mark.expects_log("is read whole")
-def test_a_layer_that_is_read_whole_is_opened_for_that(tmp_path: Path) -> None:
+def test_a_layer_that_is_read_whole_is_opened_for_that(of_store: OfStore) -> None:
     layer = estargz(File("a", b"in the stream"))
     wrong = dict.fromkeys(layer.annotations, f"sha256:{'0' * 64}")
     store = Store(layer.blob)
-    one = of_store(store, replace(layer, annotations=wrong), tmp_path)
+    one = of_store(store, replace(layer, annotations=wrong))
     assert one.inode().size == 13
     assert store.opened == [True, False]  # precise for the table, and then not
 
 
-def test_a_gzip_layer_is_read_once_however_small_the_reads_of_its_files(tmp_path: Path) -> None:
+def test_a_gzip_layer_is_read_once_however_small_the_reads_of_its_files(of_store: OfStore) -> None:
     data = random_bytes(12 * MIB)
     layer = gzipped(File("a", data))
     store = Store(layer.blob)
-    file = of_store(store, layer, tmp_path).open()
+    file = of_store(store, layer).open()
     assert store.bytes_read < 3.1 * len(layer.blob)  # the tar, the points, the spans' digests
     store.bytes_read = 0
     view = memoryview(bytearray(32 << 10))
@@ -220,10 +234,10 @@ def test_a_gzip_layer_is_read_once_however_small_the_reads_of_its_files(tmp_path
     assert store.bytes_read < 1.1 * len(layer.blob)
 
 
-def test_a_copy_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
+def test_a_copy_that_was_not_finished_leaves_nothing(of_store: OfStore, tmp_path: Path) -> None:
     layer = zstd(File("a", random_bytes(8 * MIB)))
     store = Store(layer.blob)
-    one = of_store(store, layer, tmp_path)
+    one = of_store(store, layer)
     one.inode()
     store.failure = DeadlineExceeded("a silent registry")
     with pytest.raises(DeadlineExceeded):
