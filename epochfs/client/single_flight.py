@@ -137,6 +137,7 @@ class PooledFlight(SingleFlight[K, V]):
     ) -> None:
         super().__init__(lock, keep, late)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._workers = workers
         self._ended = ended
 
     def begin(self, key: K, look: Callable[[], V | None], work: Callable[[], V]) -> V | Flight[V]:
@@ -161,6 +162,11 @@ class PooledFlight(SingleFlight[K, V]):
             return found
         self._wait(key, found, deadline)
         return found.outcome()
+
+    def lacks_threads(self) -> bool:
+        """Whether some work waits for a thread."""
+        with self._lock:
+            return len(self._flights) > self._workers
 
     def close(self) -> None:
         """Begin no more work; those who wait get `ended`, and nothing under way is kept."""

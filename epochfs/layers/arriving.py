@@ -9,10 +9,11 @@ of the same name ("Whiteouts"); what a directory holds; a hard link to what is i
 whether a file has other names.
 
 The pass goes on while somebody waits for what it has not passed, and once all of the blob is here
-and right. Else it rests, and is given up soon; what has arrived stays in the cache, and the next
-pass begins with that.
+and right. Else it rests, and is given up once nothing was asked for a while, or others need its
+thread; what has arrived stays in the cache, and the next pass begins with that.
 
-Locks: `Arrival._changed` guards its fields. The look-ups in the index under it take microseconds,
+Locks: `Arrival._changed` guards its fields; the lock of the index, or of the cache of indexes, may
+be taken with it held. The look-ups in the index under it take microseconds,
 or milliseconds while the pass inserts rows, which it does under the lock of the index; nothing
 waits for the network under either.
 """
@@ -34,7 +35,7 @@ from epochfs.layers.index import IMPLICIT, Inode, LayerIndex, Seen
 from epochfs.layers.index_writer import IndexWriter
 
 _REST_SECONDS = 2.0
-"""How long a pass rests before it is given up: it takes one of few threads."""
+"""How long a pass rests unasked before it is given up, or at all if others need its thread."""
 
 _POLL_SECONDS = 0.05
 
@@ -59,7 +60,9 @@ class Arrival:
     `points` are those that the pass notes in a gzip layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lacks_threads: Callable[[], bool]) -> None:
+        """`lacks_threads` returns whether passes of other layers wait for a thread."""
+        self._lacks_threads = lacks_threads
         self.points = GzipPoints()
         self.was_shown = False
         """Whether anything was looked up before the layer was verified."""
@@ -163,9 +166,11 @@ class Arrival:
             self._changed.notify_all()
 
     def _await_demand(self, blob: BlobHandle) -> None:
+        began = time.monotonic()
         with self._changed:
             while not (self._waiters or self._is_wanted_whole or blob.verified):
-                left = self._asked + _REST_SECONDS - time.monotonic()
+                since = min(self._asked, began) if self._lacks_threads() else self._asked
+                left = since + _REST_SECONDS - time.monotonic()
                 if left <= 0:
                     raise Rested("nobody waits for the rest of a layer")
                 self._changed.wait(left)

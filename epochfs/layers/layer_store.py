@@ -79,6 +79,7 @@ class LoadingCache(Generic[K, V]):
             workers=_WORKERS,
             ended=Vanished("the mount is ending"),
         )
+        self.lacks_threads = self._flights.lacks_threads
 
     def begin(self, key: K, make: Callable[[], V]) -> V | Flight[V]:
         """Return a value, or how it is being made, which begins now if need be. Raises a remembered
@@ -283,7 +284,7 @@ class Layers:
 
     def _arrival(self, layer: Descriptor) -> Arrival:
         with self._lock:
-            return self._arrivals.setdefault(_key(layer), Arrival())
+            return self._arrivals.setdefault(_key(layer), Arrival(self._indexes.lacks_threads))
 
     def _arrived(
         self, repository: Repository, layer: Descriptor, deadline: float, path: bytes

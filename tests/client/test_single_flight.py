@@ -267,6 +267,19 @@ class TestPooled:
         assert owner.get(work) == "v1"
         assert self.begin(owner, work) == "v1"
 
+    def test_threads_are_lacking_while_work_waits_for_one(self, owner: Owner) -> None:
+        assert isinstance(owner.flights, PooledFlight)
+        one, other = Work(), Work()
+        self.begin(owner, one)
+        assert one.began.wait(PATIENCE)
+        assert not owner.flights.lacks_threads()
+        self.begin(owner, other, "b")
+        assert owner.flights.lacks_threads()
+        one.go.set()
+        assert other.began.wait(PATIENCE)
+        until(lambda: not owner.flights.lacks_threads())
+        other.go.set()
+
     def test_it_goes_on_when_nobody_waits_any_longer(self, owner: Owner) -> None:
         work = Work()
         with pytest.raises(DeadlineExceeded):
