@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from support.mounts import require_fuse
+from support.operations import operations_on
 from support.scripted import until
 
 from epochfs.errors import MountFailure
-from epochfs.fuse.passthrough import Passthrough
 from epochfs.vfs.directories import Listing
 from epochfs.vfs.node import Attr
 
@@ -177,17 +177,8 @@ class _Known:
 
 def test_an_answer_with_attributes_is_never_cut_off(libfuse: Any) -> None:
     """What libfuse cuts off it counts as remembered by the kernel, which never forgets it."""
-    from epochfs.fuse.operations import EpochOperations
-
     names = [f"{number:04}{'é' * (number % 120)}" for number in range(1000)]
-    options = libfuse.FuseOptions("x", 1.0, 0, 0)
-    operations = EpochOperations(
-        _Known(names),  # type: ignore[arg-type]
-        Path("/nowhere"),
-        options,
-        Passthrough(Path("/nowhere"), (3, 0)),
-        lambda: None,
-    )
+    operations = operations_on(_Known(names))
     seen: list[str] = []
     offset = 0
     while True:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.builders import image, load
-from support.mounts import require_fuse
+from support.operations import operations_on
 from support.registries import Guarded
 from support.stacks import Stack, stack
 
@@ -41,15 +41,9 @@ def layers(embedded: Guarded, tmp_path: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def ask(layers: Stack) -> Asked:
-    require_fuse()
+    operations = operations_on(layers.filesystem)
     from epochfs.fuse import libfuse
-    from epochfs.fuse.operations import EpochOperations
-    from epochfs.fuse.passthrough import Passthrough
 
-    nowhere = Path("/nowhere")
-    options = libfuse.FuseOptions("x", 1.0, 0, 0)
-    without = Passthrough(nowhere, (3, 0))
-    operations = EpochOperations(layers.filesystem, nowhere, options, without, lambda: None)
     readers = itertools.count(1)
 
     def asked(path: str) -> tuple[Any, list[str]]:

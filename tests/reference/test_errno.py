@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 from support.builders import Content, image, load, random_bytes
-from support.mounts import Mounts, require_fuse
+from support.mounts import Mounts
+from support.operations import operations_on
 from support.registries import EmbeddedRegistry
 from support.views import refusal
 
 from epochfs import errors
 from epochfs.demo.registry import Behaviour, Request, Response
 from epochfs.fuse.errnos import ERRNO
-from epochfs.fuse.passthrough import Passthrough
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
 
@@ -70,16 +70,11 @@ def test_every_error_has_a_row() -> None:
 def test_what_is_not_foreseen_is_an_io_error_with_a_traceback(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    require_fuse()
-    from epochfs.fuse import libfuse, operations
 
     def fail(path: str) -> None:
         raise error
 
-    options = libfuse.FuseOptions("x", 1.0, 0, 0)
-    filesystem = SimpleNamespace(getattr=fail)
-    passthrough = Passthrough(Path("/x"), (2, 9))
-    adapter = operations.EpochOperations(filesystem, Path("/x"), options, passthrough, lambda: None)
+    adapter = operations_on(SimpleNamespace(getattr=fail))
     with caplog.at_level(logging.ERROR):
         assert refusal(lambda: adapter.getattr("/x")) == errno.EIO
     assert caplog.records[0].exc_info is not None

@@ -11,16 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from epochfs.demo.samples import encode
-from epochfs.fuse.passthrough import Passthrough
 from epochfs.oci.manifests import OCI_MANIFEST
 from epochfs.oci.names import Digest
 from epochfs.vfs.filesystem import FileSystem
 from support.builders import Content, image, random_bytes
+from support.operations import operations_on
 from support.scripted import Seen, Step, reply
 
 APP: Content = image(random_bytes(3000, 5))
@@ -128,14 +127,7 @@ class Seeing:
     """What the kernel would be told, of a file system that is not mounted."""
 
     def __init__(self, filesystem: FileSystem) -> None:
-        from epochfs.fuse.libfuse import FuseOptions
-        from epochfs.fuse.operations import EpochOperations
-
-        passthrough = Passthrough(Path("/x"), (2, 9))
-        options = FuseOptions("x", 1.0, 0, 0)
-        self._operations = EpochOperations(
-            filesystem, Path("/x"), options, passthrough, lambda: None
-        )
+        self._operations = operations_on(filesystem)
 
     def see(self, what: str) -> object:
         """Do what a `Lie.see` says; return what is seen last, or the first errno."""
