@@ -60,12 +60,13 @@ class Arrival:
     `points` are those that the pass notes in a gzip layer.
     """
 
-    def __init__(self, lacks_threads: Callable[[], bool]) -> None:
-        """`lacks_threads` returns whether passes of other layers wait for a thread."""
+    def __init__(self, lacks_threads: Callable[[], bool], on_shown: Callable[[], object]) -> None:
+        """`lacks_threads` returns whether passes of other layers wait for a thread; `on_shown` is
+        told before anything is shown.
+        """
         self._lacks_threads = lacks_threads
+        self._on_shown = on_shown
         self.points = GzipPoints()
-        self.was_shown = False
-        """Whether anything was looked up before the layer was verified."""
         self._changed = threading.Condition()
         self._waiters: list[_Waiter] = []
         self._is_wanted_whole = False
@@ -123,7 +124,7 @@ class Arrival:
         seen = self._index.see(path)
         if seen.inode is None or not seen.mode:
             return None
-        self.was_shown = True
+        self._on_shown()
         if seen.inode == IMPLICIT:
             return seen
         inode = self._index.inode(seen.inode)

@@ -1,8 +1,8 @@
 """The layers of images: their indexes, kept open in memory, and their files.
 
 Locks: `LoadingCache._lock` guards what is kept and, in `PooledFlight`, what is being made; nothing
-is made under it. `Layers._lock` guards the table of arrivals, a leaf. `Layers._distrusted` changes
-by one key at a time, and takes no lock.
+is made under it. `Layers._lock` guards the table of arrivals, a leaf. `Layers._distrusted` and
+`_shown` change by one key at a time, and take no lock.
 """
 
 from __future__ import annotations
@@ -188,6 +188,7 @@ class Layers:
         self._archives = LoadingCache[tuple[Repository, _Key], Archive]("archive", _MAX_ARCHIVES)
         self._chunks = ChunkCache()
         self._distrusted: set[tuple[Repository, _Key]] = set()
+        self._shown: set[_Key] = set()  # before they were verified, which none of them is yet
         self._lock = threading.Lock()
         self._arrivals = WeakValueDictionary[_Key, Arrival]()
 
@@ -272,9 +273,11 @@ class Layers:
             write_index, self._blobs, self._source, repository, layer, self._closed, arrival
         )
         try:
-            return stored_index(self._cache, layer, write)
+            index = stored_index(self._cache, layer, write)
+            self._shown.discard(_key(layer))
+            return index
         except ContentMismatch:
-            if arrival is not None and arrival.was_shown:
+            if _key(layer) in self._shown:
                 log.warning("files of %s were shown, and it is wrong", layer.digest)
             raise
         finally:
@@ -283,8 +286,10 @@ class Layers:
     # ---- layers that still arrive ------------------------------------------------------------
 
     def _arrival(self, layer: Descriptor) -> Arrival:
+        key = _key(layer)
         with self._lock:
-            return self._arrivals.setdefault(_key(layer), Arrival(self._indexes.lacks_threads))
+            arrival = Arrival(self._indexes.lacks_threads, partial(self._shown.add, key))
+            return self._arrivals.setdefault(key, arrival)
 
     def _arrived(
         self, repository: Repository, layer: Descriptor, deadline: float, path: bytes

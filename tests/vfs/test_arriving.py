@@ -231,9 +231,10 @@ def test_a_small_layer_is_indexed_to_its_end_by_one_look(show: Show, tmp_path: P
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "by a later pass"])
 @pytest.mark.expects_log(r"files of sha256:\S+ were shown, and it is wrong")
 def test_once_the_digest_is_wrong_nothing_more_is_shown(
-    show: Show, caplog: pytest.LogCaptureFixture
+    later: bool, show: Show, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = show(LAYER)
     digest = str(Digest.of(LAYER.blob))
@@ -250,8 +251,12 @@ def test_once_the_digest_is_wrong_nothing_more_is_shown(
         return replace(answer, body=bytes(body))
 
     honest = change(root, spoil)
+    if later:
+        monkeypatch.setattr(arriving, "_REST_SECONDS", 0.3)
     with root.view.opened(root / "etc/first") as file:
         assert file.pread(100, 0) == SMALL[:100]
+        if later:
+            time.sleep(1)  # its pass is given up
         with pytest.raises(OSError) as raised:
             root.names()
         assert raised.value.errno == errno.EIO

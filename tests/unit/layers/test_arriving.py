@@ -52,7 +52,7 @@ class Pass:
     """A pass of its own thread over entries, each of which is a piece of the stream."""
 
     def __init__(self, *entries: Entry, arrival: Arrival | None = None) -> None:
-        self.arrival = arrival or Arrival(lambda: False)
+        self.arrival = arrival or Arrival(lambda: False, lambda: None)
         self.over = threading.Event()
         self.fetched = 0
         self.error: Exception | None = None
@@ -121,7 +121,7 @@ def test_a_pass_is_given_up_though_it_is_asked_if_others_need_its_thread(
     lacks_threads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arriving, "_REST_SECONDS", 0.5)
-    arrival = Arrival(lambda: lacks_threads)
+    arrival = Arrival(lambda: lacks_threads, lambda: None)
     one = Pass(Entry(b"a", FILE), Entry(b"b", FILE), arrival=arrival)
     end = time.monotonic() + 2
     while time.monotonic() < end and not one.over.is_set():
@@ -159,7 +159,7 @@ def test_a_mount_that_ends_does_not_wait_for_a_pass_that_rests() -> None:
 
 
 def test_whoever_runs_out_of_time_leaves_a_pass_that_goes_on() -> None:
-    arrival = Arrival(lambda: False)
+    arrival = Arrival(lambda: False, lambda: None)
     with pytest.raises(DeadlineExceeded):
         arrival.wait_for(b"a", threading.Event(), time.monotonic() + 0.1)
     one = Pass(Entry(b"a", FILE), Entry(b"b", FILE), arrival=arrival)
