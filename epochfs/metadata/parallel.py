@@ -139,10 +139,10 @@ class Ahead(Generic[S, K]):
             self._begin(self._following(sign))
 
     def _begin(self, items: Sequence[K]) -> None:
-        remaining = iter(list(items))  # shared, as each step of a list's iterator is atomic
+        remaining = deque(items)  # shared, as taking one is atomic
 
         def work() -> None:
-            for item in remaining:
+            for item in _taken(remaining):
                 try:
                     self._ask(item)
                 except EpochfsError as error:
@@ -175,3 +175,12 @@ class AheadOfWalk(Ahead[K, K]):
                 self.expected[behind[0]] = len(behind) - 1
         if begun is not None:
             self._begin(behind[begun:])
+
+
+def _taken(items: deque[K]) -> Iterator[K]:
+    """Take and yield items that others may take, too. Those of a long listing are not kept until
+    its end, which is when `ls -l` takes the most memory.
+    """
+    with contextlib.suppress(IndexError):
+        while True:
+            yield items.popleft()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -21,6 +23,21 @@ class Here(Executor):
     def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         fn(*arguments, **named)
         return Future()
+
+
+class Later(Executor):
+    """Runs what it is given when told to."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        self.work.append(partial(fn, *arguments, **named))
+        return Future()
+
+
+class Name:
+    """Something that can be seen to be kept."""
 
 
 def following(item: int) -> Sequence[int]:
@@ -131,3 +148,21 @@ def test_what_is_gone_stops_nothing() -> None:
     ahead.expect("here")
     ahead.seen("here")
     assert asked == ["here/a", "here/b", "here/c"]
+
+
+def test_what_was_asked_for_is_not_kept_until_all_is() -> None:
+    kept: WeakSet[Name] = WeakSet()
+    counts: list[int] = []
+
+    def named(_: str) -> list[Name]:
+        names = [Name(), Name(), Name()]
+        kept.update(names)
+        return names
+
+    pool = Later()
+    ahead = Ahead(pool, named, lambda _: counts.append(len(kept)), 1)
+    ahead.expect("here")
+    ahead.seen("here")
+    for work in pool.work:
+        work()
+    assert counts == [3, 2, 1]
